@@ -1,0 +1,116 @@
+"""What trainer and evaluator know of a model. B pairs, D width, L tokens, P re-ranked pairs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from itr.batch import Batch
+from itr.clock import Clock
+from itr.draws import Draws
+from itr.view import Facts, View
+
+
+@dataclass
+class Terms:
+    """What one forward pass gives: named scalar losses to weigh and sum, and things to log only."""
+
+    losses: dict[str, Tensor]
+    report: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Encoded:
+    """Encoded images or captions. ``pooled`` [N, D] is what the method scores by dot product."""
+
+    pooled: Tensor
+    tokens: Tensor | None = None  # [N, L, D], for re-ranking
+    mask: Tensor | None = None  # [N, L] bool
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a learning rate; ``names`` are those of ``named_parameters``."""
+
+    name: str
+    names: tuple[str, ...]
+    lr: float
+    weight_decay: float
+
+
+class RetrievalModel(nn.Module, ABC):
+    """Turns a batch into named loss terms (training) or embeddings (evaluation).
+
+    ``slots`` are the losses it calls, by name; ``weights`` says how much each term counts: the
+    trainer multiplies and sums, a model only asks `wants` so as not to compute what counts nothing.
+    """
+
+    Config: ClassVar[type]  # the dataclass of `conf/model/<name>.yaml`, less `_target_` and `name`
+    slot_names: ClassVar[tuple[str, ...]]
+    term_names: ClassVar[tuple[str, ...]]
+    cosine: ClassVar[bool] = True  # `Encoded.pooled` has unit length
+    slot_cosine: ClassVar[Mapping[str, bool]] = {}  # slots whose scores are no cosines: False
+
+    def __init__(
+        self, config: Any, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
+    ):
+        super().__init__()
+        self.config = config
+        self.slots = slots
+        self.weights = dict(weights)
+        self.facts = facts
+        self.view = self.view_for(config)
+
+    @classmethod
+    @abstractmethod
+    def view_for(cls, config: Any) -> View:
+        """How a model of this configuration wants its data (known before it is built)."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
+        """The loss terms of one micro-batch; keys are among ``term_names``."""
+
+    @abstractmethod
+    def encode_images(self, batch: Batch) -> Encoded:
+        """Embeddings of the images of ``batch``, as evaluation scores them."""
+
+    @abstractmethod
+    def encode_texts(self, batch: Batch) -> Encoded:
+        """Embeddings of the captions of ``batch``, as evaluation scores them."""
+
+    @abstractmethod
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
+        """Every parameter, in exactly one group; by module, never by substring."""
+
+    def wants(self, term: str) -> bool:
+        """Whether ``term`` counts at all (its weight is not 0)."""
+        return self.weights.get(term, 0.0) != 0.0
+
+    def sleeping(self, clock: Clock) -> frozenset[str]:
+        """Names of the modules that take no part at ``clock``: no gradient, no update, no decay."""
+        return frozenset()
+
+    def before_step(self, clock: Clock) -> None:
+        """Called before each micro-batch (momentum, clamps)."""
+
+    def after_step(self, clock: Clock) -> None:
+        """Called after each micro-batch, also when the update is skipped (enqueue, clamps)."""
+
+    def rerank(self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str) -> Tensor:
+        """Final scores [P] of ``pairs`` [P, 2] (image row, text row), sorted by image."""
+        raise NotImplementedError(f"{type(self).__name__} scores by its embeddings alone")
+
+    @property
+    def reranks(self) -> bool:
+        """Whether the model has a second, slower score for pairs."""
+        return type(self).rerank is not RetrievalModel.rerank
+
+
+def names_below(model: nn.Module, modules: Iterable[nn.Module]) -> tuple[str, ...]:
+    """Names (in ``model``) of the parameters of ``modules``, in ``named_parameters`` order."""
+    wanted = {id(parameter) for module in modules for parameter in module.parameters()}
+    return tuple(name for name, parameter in model.named_parameters() if id(parameter) in wanted)
