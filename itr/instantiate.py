@@ -1,0 +1,109 @@
+"""From a checked configuration node to an object: ``_target_`` is the registry."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from itr.errors import ConfigError
+
+RESERVED = ("_target_", "name")  # keys of a node that are not arguments
+
+
+def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """A hint such as ``; nearest: epochs, max_steps`` (empty if nothing is near)."""
+    options = sorted(set(known))
+    found = difflib.get_close_matches(name, options, n=limit, cutoff=0.5)
+    if not found:
+        leaf = name.rsplit(".", 1)[-1]
+        leaves: dict[str, list[str]] = {}
+        for option in options:
+            leaves.setdefault(option.rsplit(".", 1)[-1], []).append(option)
+        for close in difflib.get_close_matches(leaf, leaves, n=limit, cutoff=0.6):
+            found.extend(leaves[close])
+    return f"; nearest: {', '.join(found[:limit])}" if found else ""
+
+
+def locate(target: str, where: str) -> Any:
+    """The class or function that ``target`` names; only ours, never an arbitrary import.
+
+    Raises ConfigError if the path lies outside the package or does not exist.
+    """
+    module_name, _, attribute = str(target).rpartition(".")
+    if not module_name.startswith("itr."):
+        raise ConfigError(
+            f"{where}._target_: '{target}' is no part of this package; expected itr.<module>.<name>"
+        )
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{where}._target_: '{target}' cannot be imported ({error})") from error
+
+
+def schema_of(function: Callable[..., Any]) -> type:
+    """A dataclass with a field for each argument of ``function`` (its typed options)."""
+    signature = inspect.signature(function)
+    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    fields: list[Any] = []
+    for parameter in signature.parameters.values():
+        kind = hints.get(parameter.name, Any)
+        if parameter.default is inspect.Parameter.empty:
+            fields.append((parameter.name, kind, dataclasses.field(default="???")))
+        else:
+            fields.append((parameter.name, kind, dataclasses.field(default=parameter.default)))
+    return dataclasses.make_dataclass("Options", fields)
+
+
+def _unknown_keys(values: Mapping[str, Any], schema: type, where: str) -> list[str]:
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    hints = get_type_hints(schema)
+    faults = []
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in fields:
+            faults.append(
+                f"{path}: unknown key{nearest(str(key), fields)} (known: {', '.join(fields)})"
+            )
+        elif dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            faults.extend(_unknown_keys(value, hints[key], path))  # type: ignore[arg-type]
+    return faults
+
+
+def check(node: Mapping[str, Any] | DictConfig, schema: type, where: str) -> Any:
+    """``node`` as an instance of the dataclass ``schema``, every key known and every value typed.
+
+    Raises ConfigError that names the key, what was found and the nearest valid names.
+    """
+    if isinstance(node, DictConfig):
+        node = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+    values = {key: value for key, value in node.items() if key != "_target_"}
+    if "name" not in {field.name for field in dataclasses.fields(schema)}:
+        values.pop("name", None)
+    if faults := _unknown_keys(values, schema, where):
+        raise ConfigError("\n".join(faults))
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(f"{where}.{missing[0]}: has no value; type {where}.{missing[0]}=...")
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or ""
+        path = f"{where}.{key}".strip(".")
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def build(node: Mapping[str, Any], where: str) -> Any:
+    """The object of a node ``{_target_: ..., option: value, ...}``, its options checked first."""
+    if "_target_" not in node:
+        raise ConfigError(f"{where}: has no _target_; expected {{_target_: itr.<module>.<name>}}")
+    target = locate(node["_target_"], where)
+    options = check(node, schema_of(target), where)
+    return target(**{f.name: getattr(options, f.name) for f in dataclasses.fields(options)})

@@ -1,0 +1,38 @@
+"""What training and evaluating a run have in common: device, precision, data made on first use."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from itr.data.layouts import DataConfig
+from itr.errors import ConfigError
+from itr.instantiate import build
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto``: a GPU where there is one. Raises ConfigError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device={name}: no CUDA device is visible; type device=cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name}: unknown; expected auto, cpu or cuda") from error
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """``auto``: bf16 on a GPU that has it, else fp32."""
+    if name != "auto":
+        return name
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def prepare_data(data: DataConfig) -> DataConfig:
+    """Where a set is made on first use, make it; ``root`` is then where it lies."""
+    if data.prepare is None:
+        return data
+    root = build({**data.prepare, "parent": data.root}, "data.prepare")
+    return dataclasses.replace(data, root=str(root), prepare=None)

@@ -1,0 +1,127 @@
+"""The whole configuration, typed; checked once, before any data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from itr.data.layouts import DataConfig
+from itr.errors import ConfigError
+from itr.instantiate import check
+from itr.models.build import build_slots, check_weights, model_class, model_config
+from itr.results.tracker import TrackerConfig
+from itr.training.optim import OptimConfig, check_optim
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+TIES = ("pessimistic", "optimistic", "mean")
+
+
+@dataclass
+class LossConfig:
+    """What is in a model's slots (``default`` fills the rest) and how much each term counts."""
+
+    name: str
+    slots: dict[str, Any] = field(default_factory=dict)
+    default: dict[str, Any] | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class TrainerConfig:
+    """Lengths are in optimiser updates unless they say epochs."""
+
+    epochs: int = 30
+    max_steps: int | None = None  # updates; the schedule is computed for it
+    validate_every: int | None = None  # updates; None: at the end of every epoch
+    checkpoint_every: int | None = None  # updates; None: after every validation
+    log_every: int = 20
+
+
+@dataclass
+class RuntimeConfig:
+    """What a machine has; nothing here changes the numbers."""
+
+    workers: int = 0  # processes that load data
+    threads: int | None = None  # CPU threads of torch; None: torch's own choice
+    eval_batch_size: int = 128
+    deterministic: bool = False
+
+
+@dataclass
+class TaskConfig:
+    """What is trained: ``retrieval`` (fine-tuning on image-caption pairs)."""
+
+    name: str = "retrieval"
+
+
+@dataclass
+class RecipeConfig:
+    """Which published recipe was picked (None: the model's own defaults) and where it is from."""
+
+    name: str | None = None
+    source: str = ""
+
+
+@dataclass
+class TrainConfig:
+    """The keys of ``conf/train.yaml``."""
+
+    data: DataConfig
+    loss: LossConfig
+    model: dict[str, Any]
+    task: TaskConfig = field(default_factory=TaskConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    out: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    resume: str | None = None
+    overwrite: bool = False
+    batch_size: int = 128
+    accumulate: int = 1
+    precision: str = "auto"
+    select_on: str = "val"
+    ties: str = "pessimistic"
+
+
+def check_config(values: Mapping[str, Any]) -> TrainConfig:
+    """The configuration as an object. Raises ConfigError naming every key that is wrong."""
+    config: TrainConfig = check(values, TrainConfig, "")
+    for key, found, known in (
+        ("precision", config.precision, PRECISIONS),
+        ("ties", config.ties, TIES),
+        ("select_on", config.select_on, ("val", "test")),
+        ("resume", config.resume, (None, "auto")),
+    ):
+        if found not in known:
+            names = ", ".join(str(name) for name in known)
+            raise ConfigError(f"{key}: '{found}' is unknown; expected one of {names}")
+    for key, number in (
+        ("batch_size", config.batch_size),
+        ("accumulate", config.accumulate),
+        ("trainer.epochs", config.trainer.epochs),
+        ("trainer.log_every", config.trainer.log_every),
+        ("trainer.max_steps", config.trainer.max_steps),
+        ("trainer.validate_every", config.trainer.validate_every),
+        ("trainer.checkpoint_every", config.trainer.checkpoint_every),
+        ("runtime.eval_batch_size", config.runtime.eval_batch_size),
+    ):
+        if number is not None and number < 1:
+            raise ConfigError(f"{key}: {number} must be at least 1")
+    if config.devices != 1 or config.nodes != 1:
+        raise ConfigError(
+            f"devices={config.devices} nodes={config.nodes}: this version trains on one device; "
+            "type devices=1 nodes=1"
+        )
+    check_optim(config.optim)
+    model_config(config.model)
+    cls = model_class(config.model)
+    build_slots(config.loss.__dict__, cls)
+    check_weights(config.loss.weights, cls)
+    return config

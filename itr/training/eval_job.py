@@ -1,0 +1,171 @@
+"""What `eval.py` does: a checkpoint (ours, or an authors' file), a split, its numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from itr import checkpoint
+from itr.data.layouts import DataConfig, open_split
+from itr.data.text import Tokenizer, build_table
+from itr.errors import CheckpointError, ConfigError
+from itr.evaluation.evaluator import Evaluator
+from itr.instantiate import check
+from itr.models.base import RetrievalModel
+from itr.models.build import restore
+from itr.official import load_official
+from itr.results.tables import results_table, write_results
+from itr.training import state
+from itr.training.common import pick_device, pick_precision, prepare_data
+from itr.training.config import PRECISIONS, TIES, RuntimeConfig
+from itr.training.progress import Display, close_log, open_log
+
+
+@dataclass
+class EvalConfig:
+    """The keys of ``conf/eval.yaml``."""
+
+    checkpoint: str
+    data: dict[str, Any]
+    model: dict[str, Any]
+    loss: dict[str, Any]
+    runtime: RuntimeConfig
+    split: str = "test"
+    protocol: Any = None
+    out: str | None = None
+    device: str = "auto"
+    precision: str = "fp32"
+    ties: str = "pessimistic"
+
+
+def evaluate(values: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate a checkpoint on one split; print and return its flat results."""
+    config: EvalConfig = check(values, EvalConfig, "")
+    for key, found, known in (
+        ("precision", config.precision, PRECISIONS),
+        ("ties", config.ties, TIES),
+    ):
+        if found not in known:
+            raise ConfigError(f"{key}: '{found}' is unknown; expected one of {', '.join(known)}")
+    path = state.resolve(Path(config.checkpoint))
+    device = pick_device(config.device)
+    console = Console()
+    open_log(None, console)
+    try:
+        model, tokenizer, data, origin = _load(path, config)
+        model.to(device)
+        evaluator = _evaluator(config, model, tokenizer, data, device)
+        total = evaluator.data.n_images + evaluator.data.n_captions
+        with Display(console, total) as display:
+            found = evaluator.run(model, progress=display.evaluation)
+    finally:
+        close_log()
+    results = {**origin, **{f"{config.split}/{key}": value for key, value in found.items()}}
+    console.print(results_table(results, str(path)))
+    if config.out:
+        write_results(Path(config.out), results)
+        console.print(f"results are in {config.out}")
+    return results
+
+
+def _load(
+    path: Path, config: EvalConfig
+) -> tuple[RetrievalModel, Tokenizer, DataConfig, dict[str, Any]]:
+    if path.suffix != ".safetensors":
+        return _load_official(path, config)
+    meta = checkpoint.read_meta(path)
+    name, asked = meta["model_name"], config.model.get("name")
+    if asked not in (None, name):
+        raise CheckpointError(f"{path}: a checkpoint of model={name}, not of model={asked}")
+    model = restore(path, meta)
+    data = _data_config(config, meta.get("config", {}).get("data"))
+    if meta["tokenizer"] is None:
+        tokenizer = _named_tokenizer(config)
+    else:
+        tokenizer = Tokenizer.from_json(meta["tokenizer"])
+    run = meta.get("config", {})
+    origin = {
+        "checkpoint": str(path),
+        "model": name,
+        "data": data.name,
+        "loss": run.get("loss", {}).get("name"),
+        "seed": run.get("seed"),
+        "select_on": run.get("select_on"),
+        "best_updates": meta.get("best", {}).get("updates"),
+    }
+    return model, tokenizer, data, origin
+
+
+def _load_official(
+    path: Path, config: EvalConfig
+) -> tuple[RetrievalModel, Tokenizer, DataConfig, dict[str, Any]]:
+    name = config.model.get("name")
+    if name is None:
+        raise ConfigError(
+            f"checkpoint={path}: not one of ours; for an authors' file say whose it is: model=hrem"
+        )
+    model, imported = load_official(path, name)
+    data = _data_config(config, None)
+    origin = {"checkpoint": str(path), "model": name, "data": data.name, "official": True}
+    origin |= {f"official/{key}": value for key, value in imported.info.items() if key != "opt"}
+    return model, _named_tokenizer(config), data, origin
+
+
+def _named_tokenizer(config: EvalConfig) -> Tokenizer:
+    text = config.model.get("text") or {}
+    name = text.get("tokenizer") or text.get("name")
+    if name is None:
+        raise ConfigError(
+            "the checkpoint holds no tokenizer; type model=<its model> model.text.tokenizer=DIR "
+            "(a BERT's directory or Hugging Face name)"
+        )
+    return Tokenizer.from_bert(name)
+
+
+def _data_config(config: EvalConfig, stored: dict[str, Any] | None) -> DataConfig:
+    """``data=...`` where it is chosen; else the checkpoint's, with what is not null replaced."""
+    given = {key: value for key, value in config.data.items() if value is not None}
+    chosen = "name" in given and "splits" in given
+    if not chosen and stored is None:
+        raise ConfigError(f"checkpoint={config.checkpoint}: holds no data set; type data=f30k")
+    data: DataConfig = check(given if chosen else {**(stored or {}), **given}, DataConfig, "data")
+    if config.protocol is not None:
+        asked = [config.protocol] if isinstance(config.protocol, str) else list(config.protocol)
+        data = dataclasses.replace(data, protocols=asked)
+    return prepare_data(data)
+
+
+def _evaluator(
+    config: EvalConfig,
+    model: RetrievalModel,
+    tokenizer: Tokenizer,
+    data: DataConfig,
+    device: torch.device,
+) -> Evaluator:
+    split = open_split(data, config.split, model.view.kind)
+    width = None if split.regions is None else int(split.regions.shape[2])
+    if width != model.facts.region_width:
+        raise CheckpointError(
+            f"{split.source}: regions are {width} wide, the checkpoint's model reads "
+            f"{model.facts.region_width}; it was trained on other features"
+        )
+    if tokenizer.vocabulary_size != model.facts.vocabulary:
+        raise CheckpointError(
+            f"the tokenizer has {tokenizer.vocabulary_size} ids, the checkpoint's text encoder "
+            f"{model.facts.vocabulary}; name its own with model.text.tokenizer=DIR"
+        )
+    return Evaluator(
+        split,
+        model.view,
+        build_table(tokenizer, split.captions(), model.view.text_eval, Path(data.cache)),
+        protocols=data.protocols,
+        batch_size=config.runtime.eval_batch_size,
+        ties=config.ties,
+        device=device,
+        precision=pick_precision(config.precision, device),
+    )

@@ -1,0 +1,117 @@
+"""The entry points' frame: Hydra composes, errors become sentences, jobs return their metric."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from itr.errors import UserError
+from itr.instantiate import nearest
+from itr.results.tables import runs_table
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def entry(config_name: str, job: Callable[[dict[str, Any]], dict[str, Any]], metric: str) -> None:
+    """Run ``job`` on the composed configuration, once or (with ``-m``) once a combination.
+
+    ``job`` gets plain dictionaries and returns flat results; Hydra's sweepers get ``metric`` of
+    them. Exit codes: 0 done, 2 an error the user can fix (printed without a traceback).
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed by Hydra
+    finished: list[tuple[str, dict[str, Any]]] = []
+    console = Console(stderr=True)
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
+    def main(config: DictConfig) -> float | None:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        assert isinstance(values, dict)
+        results = job({str(key): value for key, value in values.items()})
+        finished.append((str(results.get("run", len(finished))), results))
+        value = results.get(metric)
+        return None if value is None else float(value)
+
+    try:
+        main()
+    except UserError as error:
+        _fail(console, str(error))
+    except HydraException as error:
+        _fail(console, explain(error, config_name, sys.argv[1:]))
+    except OmegaConfBaseException as error:
+        _fail(console, f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}")
+    except KeyboardInterrupt:
+        console.print("interrupted; go on with resume=auto", style="yellow")
+        sys.exit(INTERRUPTED)
+    finally:
+        if len(finished) > 1:
+            Console().print(runs_table(finished))
+
+
+def _fail(console: Console, message: str) -> None:
+    console.print("error:", style="bold red", end=" ")
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    sys.exit(USER_ERROR)
+
+
+def explain(error: HydraException, config_name: str, arguments: list[str]) -> str:
+    """Hydra's ``error`` as a sentence that says what to type."""
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match.group(1)
+        known = _known_keys(config_name, arguments)
+        return f"'{key}' is no key of this configuration{nearest(key, known)}. See --cfg job"
+    if match := re.search(r"Could not find '([^']+)'", text):
+        group, _, option = match.group(1).rpartition("/")
+        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
+        found = ", ".join(options) or "none"
+        return f"{group}={option}: no such option{nearest(option, options)} (options: {found})"
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return (
+            f"{match.group(1)}: a comma means several values. One value that holds a comma: "
+            f"{_quoted(match.group(1))}   several runs: add -m   a list: key=[a,b]"
+        )
+    if type(error).__name__ == "OverrideParseException":
+        guilty = next((a for a in arguments if re.search(r"=.*[=,{}\[\]()\s:]", a)), None)
+        if guilty is not None:
+            return f"{guilty}: special characters in a value need quotes: {_quoted(guilty)}"
+        bare = next((a for a in arguments if "=" not in a and not a.startswith("-")), "")
+        return f"'{bare}': expected key=value, e.g. python {config_name}.py seed=1"
+    return text
+
+
+def _quoted(argument: str) -> str:
+    key, _, value = argument.partition("=")
+    return f"'{key}=\"{value}\"'"
+
+
+def _known_keys(config_name: str, arguments: list[str]) -> list[str]:
+    """Every key of the configuration that the group choices among ``arguments`` compose."""
+    groups = [a for a in arguments if re.fullmatch(r"(model|data|loss|task|tracker)=\w+", a)]
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            config = hydra.compose(config_name, overrides=groups)
+    except HydraException:
+        return []
+    keys: list[str] = []
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            keys.append(f"{prefix}{key}")
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+
+    walk(OmegaConf.to_container(config, resolve=False), "")
+    return keys

@@ -1,0 +1,155 @@
+"""One run, one directory: its name comes from the configuration, its files say what happened."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from itr.errors import ConfigError
+from itr.results.tables import read_results
+
+ROOT = Path("runs")
+CONFIG, METRICS, RESULTS, LOG, VERSIONS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "results.json",
+    "train.log",
+    "versions.json",
+)
+# What a machine or a user's folder decides; two runs that differ only here are the same run.
+NOT_IDENTITY = (
+    "out",
+    "device",
+    "devices",
+    "nodes",
+    "resume",
+    "overwrite",
+    "runtime",
+    "tracker",
+    "data.root",
+    "data.cache",
+)
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "tokenizers",
+    "timm",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+    "safetensors",
+    "wandb",
+    "pillow",
+)
+
+
+def identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` as flat ``key -> value`` without what `NOT_IDENTITY` names."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            path = f"{prefix}{key}"
+            if path in NOT_IDENTITY:
+                continue
+            if isinstance(value, Mapping) and value:
+                walk(value, f"{path}.")
+            else:
+                flat[path] = value
+
+    walk(values, "")
+    return flat
+
+
+def config_hash(values: Mapping[str, Any]) -> str:
+    """Eight hex digits that name what `identity` holds."""
+    text = json.dumps(identity(values), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def locate_run(values: Mapping[str, Any]) -> Path:
+    """``out`` where it is given, else runs/<model>-<data>-<loss>-<hash>."""
+    if values.get("out"):
+        return Path(values["out"])
+    names = (values[group]["name"] for group in ("model", "data", "loss"))
+    return ROOT / f"{'-'.join(names)}-{config_hash(values)}"
+
+
+def open_run(values: Mapping[str, Any]) -> tuple[Path, dict[str, Any] | None]:
+    """The run directory, and the results if it is finished already (then there is nothing to do).
+
+    Raises ConfigError where the directory holds an unfinished run (without ``resume=auto`` or
+    ``overwrite=true``), a run of another configuration, or something that is no run.
+    """
+    path = locate_run(values)
+    config = path / CONFIG
+    if not path.exists() or not any(path.iterdir()):
+        return path, None
+    if not config.is_file():
+        raise ConfigError(f"out={path}: the folder holds other files and no run; name another")
+    if values.get("overwrite"):
+        shutil.rmtree(path)
+        return path, None
+    _refuse_other_run(path, config, values)
+    if (path / RESULTS).is_file():
+        return path, read_results(path)
+    if values.get("resume") == "auto":
+        return path, None
+    raise ConfigError(
+        f"{path}: holds an unfinished run of this configuration; type resume=auto to go on with "
+        "it, or overwrite=true to start again"
+    )
+
+
+def _refuse_other_run(path: Path, config: Path, values: Mapping[str, Any]) -> None:
+    stored = OmegaConf.to_container(OmegaConf.load(config))
+    assert isinstance(stored, dict)
+    before, now = identity({str(k): v for k, v in stored.items()}), identity(values)
+    differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if differing:
+        shown = "; ".join(f"{k}: {before.get(k)} there, {now.get(k)} now" for k in differing[:5])
+        raise ConfigError(
+            f"{path}: holds a run of another configuration ({shown}); name another folder with "
+            "out=DIR, or type overwrite=true"
+        )
+
+
+def describe_run(path: Path, values: Mapping[str, Any]) -> None:
+    """Write the resolved configuration and the versions of the environment."""
+    path.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(dict(values)), path / CONFIG)
+    (path / VERSIONS).write_text(json.dumps(environment(), indent=2) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Versions of what the numbers depend on."""
+    found: dict[str, Any] = {"python": platform.python_version(), "command": sys.argv}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    found["platform"] = f"{platform.system()} {platform.machine()}"
+    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    found["threads"] = torch.get_num_threads()
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found["commit"] = git.stdout.strip() or None
+    return found

@@ -1,0 +1,228 @@
+"""What `train.py` does with a composed configuration: one run, from files to results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from itr import checkpoint
+from itr.data.layouts import open_split
+from itr.data.loader import TrainLoader
+from itr.data.precomp import check_same_width
+from itr.data.records import Split
+from itr.data.text import Tokenizer, build_table
+from itr.evaluation.evaluator import Evaluator
+from itr.models.base import RetrievalModel
+from itr.models.build import build_model, model_class, model_config, model_meta
+from itr.results.tables import results_table, write_results
+from itr.results.tracker import open_trackers
+from itr.training import rundir, state
+from itr.training.common import pick_device, pick_precision, prepare_data
+from itr.training.config import TrainConfig, check_config
+from itr.training.progress import Display, close_log, log, open_log
+from itr.training.trainer import Trainer
+from itr.view import Facts, View
+
+
+def train(values: dict[str, Any]) -> dict[str, Any]:
+    """Train one run to its end and return its results (at once if it is finished already)."""
+    config = check_config(values)
+    folder, finished = rundir.open_run(values)
+    console = Console()
+    if finished is not None:
+        console.print(f"{folder} is finished already; overwrite=true trains it again")
+        console.print(results_table(finished, str(folder)))
+        return finished
+    device = pick_device(config.device)
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
+    torch.use_deterministic_algorithms(config.runtime.deterministic)
+    torch.manual_seed(config.seed)
+    np.random.seed(config.seed)
+    try:
+        return _train(config, values, folder, device, console)
+    finally:
+        close_log()
+
+
+def _train(
+    config: TrainConfig,
+    values: dict[str, Any],
+    folder: Path,
+    device: torch.device,
+    console: Console,
+) -> dict[str, Any]:
+    cls = model_class(config.model)
+    view = cls.view_for(model_config(config.model))
+    data = prepare_data(config.data)
+    names = ("train", "test") if config.select_on == "test" else ("train", "val", "test")
+    splits = {name: open_split(data, name, view.kind) for name in names}
+    check_same_width(list(splits.values()))
+    tokenizer = _tokenizer(view, splits["train"])
+    facts = Facts(tokenizer.vocabulary_size, _region_width(splits["train"]))
+    model = build_model(config.model, values["loss"], facts).to(device)
+    tables = {
+        name: build_table(
+            tokenizer,
+            split.captions(),
+            view.text if name == "train" else view.text_eval,
+            Path(data.cache),
+        )
+        for name, split in splits.items()
+    }
+    loader = TrainLoader(
+        splits["train"],
+        view,
+        tables["train"],
+        tokenizer,
+        config.batch_size,
+        config.seed,
+        workers=config.runtime.workers,
+        pin_memory=device.type == "cuda",
+    )
+    precision = pick_precision(config.precision, device)
+    evaluators = {
+        name: Evaluator(
+            splits[name],
+            view,
+            tables[name],
+            protocols=data.protocols,
+            batch_size=config.runtime.eval_batch_size,
+            ties=config.ties,
+            device=device,
+            precision=precision,
+        )
+        for name in names[1:]
+    }
+    rundir.describe_run(folder, values)
+    open_log(folder / rundir.LOG, console)
+    sizes = state.check_space(folder, model)
+    _announce(config, folder, model, splits, precision, device, sizes)
+    meta = {
+        **model_meta(model),
+        "model_name": config.model["name"],
+        "config": values,
+        "loss": values["loss"],
+        "tokenizer": tokenizer.to_json(),
+        "versions": rundir.environment(),
+    }
+    last = folder / "checkpoints" / state.LAST
+    resume = config.resume == "auto" and last.is_file()
+    with open_trackers(config.tracker, folder, values, resume=resume) as tracker:
+        trainer = Trainer(
+            config,
+            model,
+            loader,
+            splits["train"],
+            evaluators[config.select_on],
+            tracker,
+            folder,
+            meta,
+            device,
+            precision,
+        )
+        if resume:
+            trainer.resume(last)
+            log.info("going on from update %d", trainer.clock.updates)
+        started = time.perf_counter()
+        with Display(console, trainer.clock.total_updates, trainer.clock.updates) as display:
+            best = trainer.fit(display)
+            seconds = time.perf_counter() - started
+            best_path = folder / "checkpoints" / state.BEST
+            checkpoint.load_weights(
+                model, checkpoint.read_tensors(best_path, "model/"), str(best_path)
+            )
+            test = evaluators["test"].run(model, progress=display.evaluation)
+        results = {
+            **_identity(config, values, folder, precision),
+            "best_epoch": best["epoch"],
+            "best_updates": best["updates"],
+            "updates": trainer.clock.updates,
+            "train_seconds": round(seconds, 1),
+            **{f"{config.select_on}/{key}": value for key, value in best["results"].items()},
+            **{f"test/{key}": value for key, value in test.items()},
+        }
+        tracker.log(
+            {f"test/{k}": v for k, v in test.items() if isinstance(v, int | float)},
+            step=trainer.clock.updates,
+        )
+        tracker.summary(results)
+        write_results(folder, results)
+    console.print(results_table(results, str(folder)))
+    log.info("results and checkpoints are in %s", folder)
+    return results
+
+
+def _tokenizer(view: View, split: Split) -> Tokenizer:
+    if view.tokenizer == "wordpiece":
+        return Tokenizer.from_captions(split.captions(), view.vocabulary_size)
+    return Tokenizer.from_bert(view.tokenizer)
+
+
+def _region_width(split: Split) -> int | None:
+    return None if split.regions is None else int(split.regions.shape[2])
+
+
+def _identity(
+    config: TrainConfig, values: Mapping[str, Any], folder: Path, precision: str
+) -> dict[str, Any]:
+    return {
+        "run": folder.name,
+        "model": config.model["name"],
+        "data": config.data.name,
+        "loss": config.loss.name,
+        "task": config.task.name,
+        "recipe": config.recipe.name,
+        "seed": config.seed,
+        "precision": precision,
+        "select_on": config.select_on,
+        "config_hash": rundir.config_hash(values),
+    }
+
+
+def _announce(
+    config: TrainConfig,
+    folder: Path,
+    model: RetrievalModel,
+    splits: Mapping[str, Split],
+    precision: str,
+    device: torch.device,
+    sizes: tuple[int, int],
+) -> None:
+    log.info("run directory: %s", folder)
+    if config.recipe.name:
+        log.info("recipe: %s (%s)", config.recipe.name, config.recipe.source)
+    else:
+        log.info("recipe: none published for this combination; the model's own defaults")
+    for name, split in splits.items():
+        log.info(
+            "%s: %d images, %d captions, %s layout, %s",
+            name,
+            split.n_images,
+            split.n_captions,
+            split.layout,
+            split.source,
+        )
+        for note in split.notes:
+            log.info("%s: %s", name, note)
+    log.info(
+        "%s with loss %s: %.1f M parameters, %s on %s, checkpoints: best %.0f MB, last %.0f MB",
+        config.model["name"],
+        config.loss.name,
+        sum(p.numel() for p in model.parameters()) / 1e6,
+        precision,
+        device,
+        sizes[0] / 1e6,
+        sizes[1] / 1e6,
+    )
+    if config.select_on == "test":
+        log.warning(
+            "select_on=test: the checkpoint is chosen on the TEST split, as the authors did; "
+            "these results are optimistic and marked so"
+        )
