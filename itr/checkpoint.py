@@ -33,6 +33,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
     header = {"format": FORMAT, "version": str(FORMAT_VERSION), "meta": json.dumps(meta)}
     try:
         save_file(_storable(tensors), temporary, metadata=header)
+        os.chmod(temporary, 0o666 & ~_umask())  # safetensors makes it readable by its owner only
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
@@ -43,6 +44,12 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
             f"{path}: the checkpoint could not be saved ({error}); {state}. Free some space or "
             "choose another disk with out=DIR, then go on with resume=auto"
         ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

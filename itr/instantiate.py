@@ -72,7 +72,7 @@ def _unknown_keys(values: Mapping[str, Any], schema: type, where: str) -> list[s
                 f"{path}: unknown key{nearest(str(key), fields)} (known: {', '.join(fields)})"
             )
         elif dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
-            faults.extend(_unknown_keys(value, hints[key], path))  # type: ignore[arg-type]
+            faults.extend(_unknown_keys(value, hints[key], path))
     return faults
 
 
@@ -83,7 +83,7 @@ def check(node: Mapping[str, Any] | DictConfig, schema: type, where: str) -> Any
     """
     if isinstance(node, DictConfig):
         node = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
-    values = {key: value for key, value in node.items() if key != "_target_"}
+    values = {str(key): value for key, value in node.items() if key != "_target_"}
     if "name" not in {field.name for field in dataclasses.fields(schema)}:
         values.pop("name", None)
     if faults := _unknown_keys(values, schema, where):

@@ -27,7 +27,6 @@ class DataConfig:
     )
     protocols: list[str] = field(default_factory=list)  # how the test split is evaluated
     dev_captions: int | None = None  # authors' habit: a split `dev` is cut to 5000; None: all
-    workers: int = 0  # processes that assemble batches; 0: in the training process
     cache: str = ".cache/itr"  # where token ids are kept
     prepare: Any = None  # node of what makes the data set on first use
 

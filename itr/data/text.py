@@ -35,7 +35,7 @@ KEEP, MASK, RANDOM, DELETE = range(4)  # what augmentation does to an id
 class TokenTable:
     """Token ids of C captions, one after the other; [CLS] and [SEP] included."""
 
-    ids: np.ndarray  # [T] int32
+    flat: np.ndarray  # [T] int32
     words: np.ndarray  # [T] int32: which basic token of its caption an id is a piece of; -1: none
     offsets: np.ndarray  # [C + 1] int64: where each caption begins
 
@@ -47,12 +47,12 @@ class TokenTable:
         """[C] int64: number of ids of each caption."""
         return np.diff(self.offsets)
 
-    def caption(self, index: int) -> np.ndarray:
+    def ids(self, index: int) -> np.ndarray:
         """The ids of one caption, int32."""
-        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+        return self.flat[self.offsets[index] : self.offsets[index + 1]]
 
     def positions(self, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the ids of ``captions`` [B] stand in ``ids``, one after the other, and lengths."""
+        """Where the ids of ``captions`` [B] stand in ``flat``, one after the other, and lengths."""
         lengths = self.lengths[captions]
         before = np.cumsum(lengths) - lengths
         shift = np.repeat(self.offsets[:-1][captions] - before, lengths)
@@ -75,7 +75,7 @@ class Tokenizer:
         source: str = "vocabulary",
     ):
         self.tokens = list(tokens)
-        self.options = {
+        self.options: dict[str, Any] = {
             "lowercase": lowercase,
             "strip_accents": strip_accents,
             "space_chinese": space_chinese,
@@ -105,28 +105,32 @@ class Tokenizer:
         Raises ConfigError when it cannot be found or is not a WordPiece tokenizer.
         """
         files = _bert_files(name_or_dir)
-        config = json.loads(files.get("tokenizer_config.json", b"{}"))
-        fast = json.loads(files.get("tokenizer.json", b"{}"))
-        normal = fast.get("normalizer") or {}
-        options = {
-            "lowercase": config.get("do_lower_case", normal.get("lowercase", True)),
-            "strip_accents": config.get("strip_accents", normal.get("strip_accents")),
-            "space_chinese": config.get(
-                "tokenize_chinese_chars", normal.get("handle_chinese_chars", True)
-            ),
-        }
-        if "vocab.txt" in files:
-            tokens = (
-                files["vocab.txt"].decode("utf-8").replace("\r\n", "\n").rstrip("\n").split("\n")
-            )
-        elif fast.get("model", {}).get("type") == "WordPiece":
-            tokens = sorted(fast["model"]["vocab"], key=fast["model"]["vocab"].__getitem__)
-        else:
+        try:
+            config = json.loads(files.get("tokenizer_config.json", b"{}"))
+            fast = json.loads(files.get("tokenizer.json", b"{}"))
+            lines = files.get("vocab.txt", b"").decode("utf-8").rstrip("\n")
+        except ValueError as error:
+            raise ConfigError(
+                f"{name_or_dir}: a tokenizer file cannot be read ({error})"
+            ) from error
+        normal, model = fast.get("normalizer") or {}, fast.get("model") or {}
+        tokens = [line.rstrip("\r") for line in lines.split("\n") if lines]
+        if not tokens and model.get("type") == "WordPiece":
+            tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+        if not tokens:
             raise ConfigError(
                 f"{name_or_dir}: holds neither vocab.txt nor a tokenizer.json of type WordPiece; "
                 "expected a BERT"
             )
-        return cls(tokens, source=name_or_dir, **options)
+        return cls(
+            tokens,
+            lowercase=config.get("do_lower_case", normal.get("lowercase", True)),
+            strip_accents=config.get("strip_accents", normal.get("strip_accents")),
+            space_chinese=config.get(
+                "tokenize_chinese_chars", normal.get("handle_chinese_chars", True)
+            ),
+            source=name_or_dir,
+        )
 
     @classmethod
     def from_captions(cls, captions: Iterable[str], size: int) -> Tokenizer:
@@ -194,7 +198,7 @@ class Tokenizer:
         room = None if view.max_length is None else view.max_length - 2
         # Said here, the library does not warn when a data loader forks its workers.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        encoded = self._fast.encode_batch_fast(
+        encoded = self._fast.encode_batch(
             [view.prompt + caption for caption in captions], add_special_tokens=False
         )
         ids, words = [], []
@@ -233,20 +237,24 @@ def _bert_files(name_or_dir: str) -> dict[str, bytes]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    found = {}
+    found, offline, fault = {}, False, ""
     for name in names:
         try:
-            found[name] = Path(hf_hub_download(name_or_dir, name)).read_bytes()
-        except (OSError, ValueError, EntryNotFoundError) as error:
-            if isinstance(error, EntryNotFoundError) and not isinstance(
-                error, LocalEntryNotFoundError
-            ):
-                continue  # the repository is there, this file is not
-            raise ConfigError(
-                f"BERT '{name_or_dir}': no such directory, and the hub gave nothing "
-                f"({type(error).__name__}). Type model.bert.name=DIR with vocab.txt in DIR, or "
-                "model.pretrained=false with a wordpiece tokenizer built from the captions"
-            ) from error
+            path = hf_hub_download(name_or_dir, name, local_files_only=offline)
+            found[name] = Path(path).read_bytes()
+        except LocalEntryNotFoundError as error:  # no network, and not in the cache
+            offline, fault = True, str(error).splitlines()[0]
+        except EntryNotFoundError:
+            pass  # the repository has no such file
+        except (OSError, ValueError) as error:  # no such repository, not a name
+            fault = str(error).splitlines()[0]
+            break
+    if not found:
+        raise ConfigError(
+            f"BERT '{name_or_dir}': not a directory, and the hub gave nothing ({fault}). Give a "
+            "directory that holds vocab.txt, or type model.pretrained=false for a tokenizer built "
+            "from the captions"
+        )
     return found
 
 
@@ -279,8 +287,8 @@ def _read_table(path: Path, n_captions: int) -> TokenTable | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            table = TokenTable(file["ids"], file["words"], file["offsets"])
-        if len(table) == n_captions and len(table.ids) == len(table.words) == table.offsets[-1]:
+            table = TokenTable(file["flat"], file["words"], file["offsets"])
+        if len(table) == n_captions and len(table.flat) == len(table.words) == table.offsets[-1]:
             return table
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
@@ -294,7 +302,7 @@ def _write_table(path: Path, table: TokenTable) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             try:
-                np.savez(file, ids=table.ids, words=table.words, offsets=table.offsets)
+                np.savez(file, flat=table.flat, words=table.words, offsets=table.offsets)
                 file.close()
                 os.replace(file.name, path)
             except BaseException:

@@ -105,7 +105,8 @@ def restore(path: Path, meta: Mapping[str, Any]) -> RetrievalModel:
     node = {**meta["model_config"], "_target_": meta["model_target"]}
     try:
         cls = model_class(node)
-        slots = build_slots(meta["loss"], cls)
+        # A converted authors' file names no losses: it evaluates.
+        slots = build_slots(meta["loss"], cls) if meta["loss"] else nn.ModuleDict()
         model = cls(model_config(node), slots, meta["weights"], Facts(**meta["facts"]))
     except ConfigError as error:
         raise CheckpointError(f"{path}: its configuration cannot be used: {error}") from error

@@ -42,7 +42,7 @@ class TrainerConfig:
 class RuntimeConfig:
     """What a machine has; nothing here changes the numbers."""
 
-    workers: int = 0  # processes that load data
+    workers: int = 0  # threads that put batches together ahead of time
     threads: int | None = None  # CPU threads of torch; None: torch's own choice
     eval_batch_size: int = 128
     deterministic: bool = False

@@ -12,13 +12,14 @@ from rich.console import Console
 
 from itr import checkpoint
 from itr.data.layouts import DataConfig, open_split
+from itr.data.precomp import check_split
 from itr.data.text import Tokenizer, build_table
 from itr.errors import CheckpointError, ConfigError
 from itr.evaluation.evaluator import Evaluator
 from itr.instantiate import check
 from itr.models.base import RetrievalModel
 from itr.models.build import restore
-from itr.official import load_official
+from itr.official.loading import load_official, recognise
 from itr.results.tables import results_table, write_results
 from itr.training import state
 from itr.training.common import pick_device, pick_precision, prepare_data
@@ -46,12 +47,7 @@ class EvalConfig:
 def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     """Evaluate a checkpoint on one split; print and return its flat results."""
     config: EvalConfig = check(values, EvalConfig, "")
-    for key, found, known in (
-        ("precision", config.precision, PRECISIONS),
-        ("ties", config.ties, TIES),
-    ):
-        if found not in known:
-            raise ConfigError(f"{key}: '{found}' is unknown; expected one of {', '.join(known)}")
+    _check_options(config)
     path = state.resolve(Path(config.checkpoint))
     device = pick_device(config.device)
     console = Console()
@@ -73,6 +69,15 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
+def _check_options(config: EvalConfig) -> None:
+    for key, value, known in (
+        ("precision", config.precision, PRECISIONS),
+        ("ties", config.ties, TIES),
+    ):
+        if value not in known:
+            raise ConfigError(f"{key}: '{value}' is unknown; expected one of {', '.join(known)}")
+
+
 def _load(
     path: Path, config: EvalConfig
 ) -> tuple[RetrievalModel, Tokenizer, DataConfig, dict[str, Any]]:
@@ -84,10 +89,11 @@ def _load(
         raise CheckpointError(f"{path}: a checkpoint of model={name}, not of model={asked}")
     model = restore(path, meta)
     data = _data_config(config, meta.get("config", {}).get("data"))
-    if meta["tokenizer"] is None:
-        tokenizer = _named_tokenizer(config)
-    else:
+    if meta["tokenizer"] is not None:
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
+    else:  # a converted authors' file
+        asked = (config.model.get("text") or {}).get("tokenizer")
+        tokenizer = Tokenizer.from_bert(asked or model.view.tokenizer)
     run = meta.get("config", {})
     origin = {
         "checkpoint": str(path),
@@ -104,27 +110,20 @@ def _load(
 def _load_official(
     path: Path, config: EvalConfig
 ) -> tuple[RetrievalModel, Tokenizer, DataConfig, dict[str, Any]]:
-    name = config.model.get("name")
-    if name is None:
-        raise ConfigError(
-            f"checkpoint={path}: not one of ours; for an authors' file say whose it is: model=hrem"
-        )
-    model, imported = load_official(path, name)
+    name = config.model.get("name") or recognise(path)
+    model, imported = load_official(path, name, _told(config.model.get("text") or {}))
     data = _data_config(config, None)
     origin = {"checkpoint": str(path), "model": name, "data": data.name, "official": True}
     origin |= {f"official/{key}": value for key, value in imported.info.items() if key != "opt"}
-    return model, _named_tokenizer(config), data, origin
+    return model, Tokenizer.from_bert(model.view.tokenizer), data, origin
 
 
-def _named_tokenizer(config: EvalConfig) -> Tokenizer:
-    text = config.model.get("text") or {}
-    name = text.get("tokenizer") or text.get("name")
-    if name is None:
-        raise ConfigError(
-            "the checkpoint holds no tokenizer; type model=<its model> model.text.tokenizer=DIR "
-            "(a BERT's directory or Hugging Face name)"
-        )
-    return Tokenizer.from_bert(name)
+def _told(text: dict[str, Any]) -> dict[str, Any]:
+    """What the user says of a text encoder that an authors' file does not; 12 heads is no news."""
+    told = {key: text[key] for key in ("name", "tokenizer") if text.get(key)}
+    if text.get("num_attention_heads", 12) != 12:
+        told["num_attention_heads"] = text["num_attention_heads"]
+    return told
 
 
 def _data_config(config: EvalConfig, stored: dict[str, Any] | None) -> DataConfig:
@@ -148,6 +147,7 @@ def _evaluator(
     device: torch.device,
 ) -> Evaluator:
     split = open_split(data, config.split, model.view.kind)
+    check_split(split, data.cache)
     width = None if split.regions is None else int(split.regions.shape[2])
     if width != model.facts.region_width:
         raise CheckpointError(

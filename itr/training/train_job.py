@@ -14,7 +14,7 @@ from rich.console import Console
 from itr import checkpoint
 from itr.data.layouts import open_split
 from itr.data.loader import TrainLoader
-from itr.data.precomp import check_same_width
+from itr.data.precomp import check_same_width, check_split
 from itr.data.records import Split
 from itr.data.text import Tokenizer, build_table
 from itr.evaluation.evaluator import Evaluator
@@ -63,6 +63,8 @@ def _train(
     data = prepare_data(config.data)
     names = ("train", "test") if config.select_on == "test" else ("train", "val", "test")
     splits = {name: open_split(data, name, view.kind) for name in names}
+    for split in splits.values():
+        check_split(split, data.cache)
     check_same_width(list(splits.values()))
     tokenizer = _tokenizer(view, splits["train"])
     facts = Facts(tokenizer.vocabulary_size, _region_width(splits["train"]))

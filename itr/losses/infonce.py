@@ -1,0 +1,67 @@
+"""InfoNCE: cross-entropy over candidates. N queries, M candidates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from itr.clock import Clock
+from itr.draws import Draws
+from itr.errors import ConfigError
+from itr.losses.score import ScoreLoss, Scores
+
+
+class InfoNCE(ScoreLoss):
+    """Mean over queries of -sum_j target_ij log softmax_j(scale * s_ij); mean of both directions.
+
+    The targets are the scores' soft ones where there are any, else each row's share is spread
+    evenly over all its matches (CLIP with repeats of an image; Radford et al. 2021). Row weights
+    multiply a row's term; the mean still divides by the number of rows. The scale is the model's
+    own where it has one and ``use_model_scale``, else 1/``temperature``: fixed, or ``learnable``
+    and then not above ``max_scale``. ``report`` holds the scale.
+    """
+
+    uses_soft = True
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        learnable: bool = False,
+        use_model_scale: bool = True,
+        max_scale: float = 100.0,
+    ):
+        super().__init__()
+        if temperature <= 0:
+            raise ConfigError(f"temperature={temperature}: expected more than 0")
+        log_scale = torch.tensor(-math.log(temperature))
+        if learnable:
+            self.log_scale: Tensor = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale, persistent=False)
+        self.use_model_scale, self.max_scale, self.learnable = use_model_scale, max_scale, learnable
+
+    def forward(self, scores: Scores, clock: Clock, draws: Draws) -> Tensor:
+        """The mean of both directions, a scalar."""
+        with torch.autocast(scores.values.device.type, enabled=False):
+            scale = self._scale(scores)
+            self.report = {"scale": scale.detach()}
+            return (_cross_entropy(scores, scale) + _cross_entropy(scores.reverse(), scale)) / 2
+
+    def _scale(self, scores: Scores) -> Tensor:
+        if self.use_model_scale and scores.scale is not None:
+            return scores.scale.float()
+        scale = self.log_scale.exp()
+        return scale.clamp(max=self.max_scale) if self.learnable else scale
+
+
+def _cross_entropy(scores: Scores, scale: Tensor) -> Tensor:
+    log_share = (scores.values.float() * scale).log_softmax(dim=1)
+    if scores.soft is not None:
+        target = scores.soft.float()
+    else:
+        target = scores.match.float()
+        target = target / target.sum(dim=1, keepdim=True)
+    cost = -(target * log_share).sum(dim=1)
+    return (cost if scores.weight is None else cost * scores.weight).mean()

@@ -1,0 +1,516 @@
+"""HREM: Learning Semantic Relationship among Instances for Image-Text Matching (CVPR 2023).
+
+Fu, Mao, Song, Zhang; the fusion variant with BERT. Two encoders give one unit vector each; in
+training the vectors of a batch are the nodes of a graph whose Transformer gives enhanced vectors.
+
+B pairs (I images = C captions = B), M fragments of a sample (R regions or L words), D joint width,
+K top-k. v, u: image and caption embeddings; a tilde: enhanced by the graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from itr.batch import Batch
+from itr.clock import Clock
+from itr.draws import Draws
+from itr.errors import ConfigError
+from itr.losses.score import ScoreLoss, pair_scores
+from itr.models.base import Encoded, ParameterGroup, RetrievalModel, Terms, names_below
+from itr.nn.attention import TransformerLayer
+from itr.nn.bert import SIZES, bert_states, load_bert, random_bert, sizes_of
+from itr.nn.pool import masked_mean, masked_top2_mean, unit_length
+from itr.view import CaptionAugment, Facts, RegionView, TextView, View
+
+
+@dataclass
+class TextConfig:
+    """BERT. The sizes count only for random weights; pre-trained ones bring their own."""
+
+    name: str = "bert-base-uncased"  # Hugging Face name or local directory
+    tokenizer: str | None = None  # None: as `name`; "wordpiece": built from the training captions
+    vocabulary_size: int = 4000  # of a built tokenizer
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    dropout: float = 0.1
+
+
+@dataclass
+class GraphConfig:
+    """The graph over the instances of a batch (section 3.3 of the paper); training only."""
+
+    warmup: int | None = 8000  # steps before it is switched on; None: never
+    layers: int = 1
+    topk: int = 10
+    threshold: float = 0.5  # share of the batch that a node is connected with
+    mask_weight: float = 1.0  # lambda: relevance against attention
+    norm_input: bool = True
+    sigma: float = 1.0
+    temperature: float = 1.0  # of the regulariser
+    scan: bool = True  # LeakyReLU and both normalisations of the fragment similarities
+    residual: bool = True  # add the mean fragment similarity to the learned relevance
+    use_region_lengths: bool = False  # leave padded regions out of maxima, means and top-k
+    intra_connection: str = "intra"  # "cross": as the public code did until October 2023
+
+
+@dataclass
+class HREMConfig:
+    """Options of `HREM`; the defaults are the paper's Flickr30K settings."""
+
+    pretrained: bool = True
+    init: str | None = None  # a checkpoint to start from; read by whoever builds the model
+    embed_size: int = 1024
+    heads: int = 16
+    dropout: float = 0.1
+    residual_weight: float = 0.8  # beta: pooled fragments against pooled related fragments
+    normalise: bool = True
+    region_drop: float = 0.2
+    caption_augment: bool = True
+    cutoff: float = 1.7  # read by conf/loss/hrem.yaml
+    bert_lr_factor: float = 0.1
+    graph_lr_factor: float = 1.0
+    shrinking_k: bool = False  # the authors' pooling falls to top-1 after a sample of length 1
+    text: TextConfig = field(default_factory=TextConfig)
+    graph: GraphConfig = field(default_factory=GraphConfig)
+
+
+class Side(NamedTuple):
+    """One modality of a batch, encoded."""
+
+    unit: Tensor  # [B, D] float32: the embedding that is scored
+    raw: Tensor  # [B, D] float32: the same before normalisation
+    fragments: Tensor  # [B, M, D]: regions or words before the fragment-level layer
+    mask: Tensor  # [B, M] bool
+
+
+# 3.1 Encoders and fragment-level relations
+
+
+class FragmentRelation(nn.Module):
+    """A Transformer layer over the fragments, then one vector: beta * top-2 + (1 - beta) * mean."""
+
+    def __init__(self, config: HREMConfig):
+        super().__init__()
+        size = config.embed_size
+        self.layer = TransformerLayer(size, config.heads, size, config.dropout)
+        self.beta, self.normalise = config.residual_weight, config.normalise
+        self.shrinking = config.shrinking_k
+
+    def forward(self, fragments: Tensor, mask: Tensor) -> Side:
+        """[B, M, D], [B, M] bool -> the encoded side."""
+        top = masked_top2_mean(fragments, mask, self.shrinking)
+        mean = masked_mean(self.layer(fragments, mask[:, None, None, :]), mask)
+        raw = self.beta * top.float() + (1.0 - self.beta) * mean.float()
+        return Side(unit_length(raw) if self.normalise else raw, raw, fragments, mask)
+
+
+class RegionMLP(nn.Module):
+    """The branch beside the linear projection. Its batch statistics include padded regions."""
+
+    def __init__(self, width: int, size: int):
+        super().__init__()
+        self.inner = nn.Linear(width, size // 2)
+        self.norm = nn.BatchNorm1d(size // 2)
+        self.outer = nn.Linear(size // 2, size)
+        self.unused_norm = nn.BatchNorm1d(size)  # part of the authors' checkpoints, never applied
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """[B, R, width] -> [B, R, D]."""
+        hidden = self.inner(regions)
+        hidden = self.norm(hidden.flatten(0, 1)).view_as(hidden)
+        return self.outer(F.relu(hidden))
+
+
+class ImageEncoder(nn.Module):
+    """Pre-extracted regions to one embedding."""
+
+    def __init__(self, config: HREMConfig, region_width: int):
+        super().__init__()
+        self.project = nn.Linear(region_width, config.embed_size)
+        self.mlp = RegionMLP(region_width, config.embed_size)
+        for linear in (self.project, self.mlp.inner, self.mlp.outer):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        self.relation = FragmentRelation(config)
+
+    def forward(self, regions: Tensor, mask: Tensor) -> Side:
+        """[B, R, width], [B, R] bool -> the image side."""
+        return self.relation(self.project(regions) + self.mlp(regions), mask)
+
+
+class TextEncoder(nn.Module):
+    """Token ids to one embedding."""
+
+    def __init__(self, config: HREMConfig, vocabulary: int):
+        super().__init__()
+        text = config.text
+        if config.pretrained:
+            self.bert = load_bert(text.name, text.dropout)
+        else:
+            sizes = {key: getattr(text, key) for key in SIZES}
+            self.bert = random_bert(vocabulary, text.dropout, **sizes)
+        width = self.bert.config.hidden_size
+        self.project = nn.Linear(width, config.embed_size)
+        nn.init.uniform_(self.project.weight, -(width**-0.5), width**-0.5)
+        self.relation = FragmentRelation(config)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Side:
+        """[B, L], [B, L] bool -> the caption side."""
+        return self.relation(self.project(bert_states(self.bert, tokens)), mask)
+
+
+# 3.2 Connections and relevance between instances
+
+
+class Overlap(NamedTuple):
+    """How well the fragments of each image and caption cover one another; carries no gradient."""
+
+    p_t2i: Tensor  # [C, I] mean over the caption's words
+    p_i2t: Tensor  # [I, C] mean over the image's regions
+    q_t2i: Tensor  # [C, I, K] its best words
+    q_i2t: Tensor  # [I, C, K] its best regions
+
+
+class Relations(NamedTuple):
+    """Blocks of the graph; ``connect`` and ``relevance`` [query, key] by ``i2i``, ``i2t``, ..."""
+
+    overlap: Overlap
+    connect: dict[str, Tensor]
+    relevance: dict[str, Tensor]
+
+
+CHUNK = 2**27  # fragment pairs compared at once: 512 MB in float32
+
+
+@torch.no_grad()
+def fragment_overlap(images: Side, texts: Side, config: GraphConfig) -> Overlap:
+    """Every caption's words against every image's regions, in chunks of captions."""
+    words = F.normalize(texts.fragments.float(), dim=-1)
+    regions = F.normalize(images.fragments.float(), dim=-1)
+    pairs_of_caption = words.shape[1] * regions.shape[0] * regions.shape[1]
+    step = max(1, CHUNK // pairs_of_caption)
+    chunks = [
+        _overlap_of(chunk, chunk_mask, regions, images.mask, config)
+        for chunk, chunk_mask in zip(words.split(step), texts.mask.split(step), strict=True)
+    ]
+    p_t2i, p_i2t, q_t2i, q_i2t = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return Overlap(p_t2i, p_i2t.t(), q_t2i, q_i2t.transpose(0, 1))
+
+
+def _overlap_of(
+    words: Tensor, mask: Tensor, regions: Tensor, region_mask: Tensor, config: GraphConfig
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four parts of `Overlap`, caption first. ``words`` [c, L, D], ``regions`` [I, R, D].
+
+    Words behind a short caption's end take part up to K of them; so do padded regions, always.
+    """
+    lengths = mask.sum(dim=1)  # [c]
+    order = torch.arange(mask.shape[1], device=mask.device)
+    counted = (order < lengths.clamp(min=config.topk)[:, None])[:, :, None]  # [c, L, 1]
+    s = (words.flatten(0, 1) @ regions.flatten(0, 1).t()).view(*words.shape[:2], *regions.shape[:2])
+    if config.scan:
+        s = F.leaky_relu_(s, 0.1)
+        by_word = (s * counted[..., None]).norm(dim=1, keepdim=True).clamp_(min=1e-12)
+        by_region = s.norm(dim=3, keepdim=True).clamp_(min=1e-12)
+        over_words, over_regions = s / by_word, s.div_(by_region)
+    else:
+        over_words, over_regions = s, s.clone()
+    if config.use_region_lengths:
+        over_words = over_words.masked_fill(~region_mask, -torch.inf)
+    rows = over_words.amax(dim=3)  # [c, L, I]: each word's best region
+    columns = over_regions.masked_fill_(~mask[:, :, None, None], -torch.inf).amax(
+        dim=1
+    )  # [c, I, R]
+    q_t2i = rows.masked_fill(~counted, -torch.inf).topk(config.topk, dim=1).values
+    p_t2i = (rows * mask[:, :, None]).sum(dim=1) / lengths[:, None]
+    if config.use_region_lengths:
+        best = columns.masked_fill(~region_mask, -torch.inf).topk(config.topk, dim=2).values
+        q_i2t = best.masked_fill(best == -torch.inf, 0.0)
+        p_i2t = (columns * region_mask).sum(dim=2) / region_mask.sum(dim=1)
+    else:
+        q_i2t, p_i2t = columns.topk(config.topk, dim=2).values, columns.mean(dim=2)
+    return p_t2i, p_i2t, q_t2i.transpose(1, 2), q_i2t
+
+
+class Relevance(nn.Module):
+    """Who is connected with whom, and how relevant they are to one another."""
+
+    def __init__(self, config: GraphConfig):
+        super().__init__()
+        self.config, k = config, config.topk
+        self.t2i = nn.Sequential(nn.Linear(k, k), nn.ReLU(), nn.Linear(k, 1))
+        self.i2t = nn.Sequential(nn.Linear(k, k), nn.ReLU(), nn.Linear(k, 1))
+        self.i2t.load_state_dict(self.t2i.state_dict())
+
+    def forward(self, images: Side, texts: Side) -> Relations:
+        """The four blocks. Fragments are detached; embeddings get gradient through distances."""
+        config = self.config
+        overlap = fragment_overlap(images, texts, config)
+        learned_t2i = self.t2i(overlap.q_t2i).squeeze(-1)
+        learned_i2t = self.i2t(overlap.q_i2t).squeeze(-1)
+        relevance = {
+            "i2i": nearness(images.unit, images.unit, config.sigma),
+            "i2t": learned_i2t + overlap.p_i2t if config.residual else learned_i2t,
+            "t2i": learned_t2i + overlap.p_t2i if config.residual else learned_t2i,
+            "t2t": nearness(texts.unit, texts.unit, config.sigma),
+        }
+        v, u = images.unit.detach(), texts.unit.detach()
+        crossed = config.intra_connection == "cross"
+        similarity = {
+            "i2i": v @ (u if crossed else v).t(),
+            "i2t": overlap.p_i2t,
+            "t2i": overlap.p_t2i,
+            "t2t": u @ (v if crossed else u).t(),
+        }
+        k = max(1, int(len(v) * config.threshold))
+        connect = {
+            name: value >= value.topk(k, dim=1).values[:, -1:] for name, value in similarity.items()
+        }
+        return Relations(overlap, connect, relevance)
+
+
+def nearness(a: Tensor, b: Tensor, sigma: float) -> Tensor:
+    """exp(-distance / sigma) [B, B]; the distance is exact, so it is 0 on a diagonal."""
+    distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    return (-distance / sigma).exp()
+
+
+def relevance_divergence(relations: Relations, images: Side, texts: Side, config: GraphConfig):
+    """KL of the learned cross-modal relevance from the embeddings' nearness, both ways (scalar)."""
+    t = config.temperature
+    guide = nearness(images.unit.detach(), texts.unit.detach(), config.sigma) / t
+
+    def one_way(learned: Tensor, guide: Tensor) -> Tensor:
+        q, p = (learned / t).log_softmax(dim=1), guide.log_softmax(dim=1)
+        return F.kl_div(p, q, reduction="batchmean", log_target=True) * t**2
+
+    relevance = relations.relevance
+    return one_way(relevance["i2t"], guide) + one_way(relevance["t2i"], guide.t())
+
+
+# 3.3 Relation interaction by fusion
+
+
+class FusionGraph(nn.Module):
+    """A Transformer over the 2B instances of a batch; relevance biases its attention."""
+
+    def __init__(self, config: HREMConfig):
+        super().__init__()
+        size = config.embed_size
+        self.layers = nn.ModuleList(
+            TransformerLayer(size, config.heads, size, config.dropout)
+            for _ in range(config.graph.layers)
+        )
+        self.mask_weight, self.norm_input = config.graph.mask_weight, config.graph.norm_input
+
+    def bias(self, relations: Relations) -> Tensor:
+        """[2B, 2B], images first: lambda * relevance where connected, else -inf."""
+
+        def square(blocks: dict[str, Tensor]) -> Tensor:
+            image_rows = torch.cat([blocks["i2i"], blocks["i2t"]], dim=1)
+            return torch.cat([image_rows, torch.cat([blocks["t2i"], blocks["t2t"]], dim=1)])
+
+        scaled = self.mask_weight * square(relations.relevance)
+        return scaled.masked_fill(~square(relations.connect), -torch.inf)
+
+    def nodes(self, images: Side, texts: Side) -> Tensor:
+        """[2B, D]: what enters the Transformer."""
+        if self.norm_input:
+            return torch.cat([images.unit, texts.unit])
+        return torch.cat([images.raw, texts.raw])
+
+    def forward(self, images: Side, texts: Side, relations: Relations) -> tuple[Tensor, Tensor]:
+        """Enhanced embeddings of images and captions, [B, D] each, unit length."""
+        x, bias = self.nodes(images, texts)[None], self.bias(relations)
+        for layer in self.layers:
+            x = layer(x, bias)
+        enhanced_images, enhanced_texts = F.normalize(x[0], dim=-1).chunk(2)
+        return enhanced_images, enhanced_texts
+
+
+# The whole
+
+
+class HREM(RetrievalModel):
+    """Slots: ``base`` on plain embeddings, ``graph`` on pairs of which one is enhanced at least."""
+
+    Config = HREMConfig
+    slot_names = ("base", "graph")
+    term_names = ("base", "cross", "graph", "reg")
+    config: HREMConfig
+
+    def __init__(
+        self, config: HREMConfig, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
+    ):
+        super().__init__(config, slots, weights, facts)
+        self._check()
+        assert facts.region_width is not None
+        self.images = ImageEncoder(config, facts.region_width)
+        self.texts = TextEncoder(config, facts.vocabulary)
+        self.relevance = Relevance(config.graph)
+        self.graph = FusionGraph(config)
+        if config.pretrained:
+            self._settle()
+
+    def _check(self) -> None:
+        config, graph = self.config, self.config.graph
+        if self.facts.region_width is None:
+            raise ConfigError("HREM reads pre-extracted regions, and this data has none")
+        if graph.intra_connection not in ("intra", "cross"):
+            raise ConfigError(
+                f"model.graph.intra_connection: '{graph.intra_connection}' is unknown; "
+                "expected intra or cross"
+            )
+        if config.pretrained and config.text.tokenizer == "wordpiece":
+            raise ConfigError(
+                "model.text.tokenizer=wordpiece: a built vocabulary does not fit pre-trained "
+                "weights; type model.pretrained=false, or leave model.text.tokenizer=null"
+            )
+        needy = [name for name, slot in self.slots.items() if slot.needs_cosine]
+        if not config.normalise and needy:
+            raise ConfigError(
+                f"loss.slots.{needy[0]} needs cosines; type model.normalise=true or loss=infonce"
+            )
+        if not self.wants("base") and (graph.warmup != 0 or self._graph_sleeps(Clock())):
+            raise ConfigError(
+                "loss.weights.base=0: nothing would be trained before the graph is on; type "
+                "model.graph.warmup=0 and give cross, graph or reg a weight"
+            )
+
+    def _settle(self) -> None:
+        """Replace config and facts by ones that rebuild the architecture without the weights."""
+        bert = self.texts.bert
+        if self.facts.vocabulary > bert.config.vocab_size:
+            raise ConfigError(
+                f"model.text.tokenizer: knows {self.facts.vocabulary} ids, but the weights of "
+                f"'{self.config.text.name}' only {bert.config.vocab_size}; give the weights' own"
+            )
+        text = dataclasses.replace(self.config.text, **sizes_of(bert))
+        self.config = dataclasses.replace(self.config, pretrained=False, text=text)
+        self.facts = dataclasses.replace(self.facts, vocabulary=bert.config.vocab_size)
+        self.view = self.view_for(self.config)
+
+    @classmethod
+    def view_for(cls, config: HREMConfig) -> View:
+        """Regions; captions as epochs' unit; padded at least to the K that the graph compares."""
+        text, topk = config.text, config.graph.topk
+        plain = TextView(max_length=text.max_position_embeddings, min_pad=topk)
+        augment = CaptionAugment() if config.caption_augment else None
+        return View(
+            kind="regions",
+            tokenizer=text.tokenizer or text.name,
+            text=dataclasses.replace(plain, augment=augment),
+            text_eval=plain,
+            regions=RegionView(drop=config.region_drop, min_pad=topk),
+            regions_eval=RegionView(min_pad=topk),
+            padding_is_arithmetic=True,
+            vocabulary_size=text.vocabulary_size,
+        )
+
+    def encode_images(self, batch: Batch) -> Encoded:
+        """Unit vectors [B, D] of the regions."""
+        assert batch.regions is not None and batch.region_mask is not None
+        return Encoded(self.images(batch.regions, batch.region_mask).unit)
+
+    def encode_texts(self, batch: Batch) -> Encoded:
+        """Unit vectors [B, D] of the captions."""
+        assert batch.tokens is not None and batch.token_mask is not None
+        return Encoded(self.texts(batch.tokens, batch.token_mask).unit)
+
+    def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
+        """Terms ``base`` and, after the warm-up, ``cross``, ``graph``, ``reg``."""
+        assert batch.regions is not None and batch.region_mask is not None
+        assert batch.tokens is not None and batch.token_mask is not None
+        assert batch.image_id is not None
+        images = self.images(batch.regions, batch.region_mask)
+        texts = self.texts(batch.tokens, batch.token_mask)
+        return self.criterion(images, texts, batch.image_id, batch.positive_pairs, clock, draws)
+
+    def criterion(
+        self,
+        images: Side,
+        texts: Side,
+        ids: Tensor,
+        positive_pairs: int,
+        clock: Clock,
+        draws: Draws,
+    ) -> Terms:
+        """All terms over one whole batch; ``ids`` [B] say which pairs share an image.
+
+        Everything in it is float32: log-weights of the sampler reach hundreds.
+        """
+        terms = Terms({})
+
+        def loss(slot: str, v: Tensor, u: Tensor) -> Tensor:
+            module = self.slots[slot]
+            assert isinstance(module, ScoreLoss)
+            value = module(pair_scores(v, u, ids, positive_pairs or None), clock, draws)
+            for key, number in module.report.items():  # the largest of the slot's calls
+                key, number = f"{slot}_{key}", number.detach()
+                seen = terms.report.get(key, number)
+                terms.report[key] = torch.maximum(seen, number)
+            return value
+
+        with torch.autocast(ids.device.type, enabled=False):
+            v, u = images.unit, texts.unit
+            if self.wants("base"):
+                terms.losses["base"] = loss("base", v, u)
+            if self._graph_sleeps(clock):
+                return terms
+            relations = self.relevance(images, texts)
+            if self.wants("cross") or self.wants("graph"):
+                enhanced_v, enhanced_u = self.graph(images, texts, relations)
+            if self.wants("cross"):
+                terms.losses["cross"] = loss("graph", v, enhanced_u) + loss("graph", enhanced_v, u)
+            if self.wants("graph"):
+                terms.losses["graph"] = loss("graph", enhanced_v, enhanced_u)
+            if self.wants("reg"):
+                terms.losses["reg"] = relevance_divergence(
+                    relations, images, texts, self.config.graph
+                )
+        return terms
+
+    def _graph_sleeps(self, clock: Clock) -> bool:
+        warmup = self.config.graph.warmup
+        wanted = any(map(self.wants, ("cross", "graph", "reg")))
+        return warmup is None or clock.forwards < warmup or not wanted
+
+    def sleeping(self, clock: Clock) -> frozenset[str]:
+        """BERT's pooler and the unused norm always; the graph during its warm-up."""
+        names = {"texts.bert.pooler", "images.mlp.unused_norm"}
+        if not self.wants("base"):
+            names.add("slots.base")
+        if self._graph_sleeps(clock):
+            names |= {"relevance", "graph", "slots.graph"}
+        elif not self.wants("cross") and not self.wants("graph"):
+            names |= {"graph", "slots.graph"}
+        return frozenset(names)
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
+        """Text without BERT, BERT, images, graph; the losses' own parameters undecayed."""
+        config, texts = self.config, self.texts
+        groups = (
+            ("text", [texts.project, texts.relation], lr, weight_decay),
+            ("bert", [texts.bert], lr * config.bert_lr_factor, weight_decay),
+            ("image", [self.images], lr, weight_decay),
+            ("graph", [self.relevance, self.graph], lr * config.graph_lr_factor, weight_decay),
+            ("loss", [self.slots], lr, 0.0),
+        )
+        found = (
+            ParameterGroup(name, names_below(self, modules), rate, decay)
+            for name, modules, rate, decay in groups
+        )
+        return [group for group in found if group.names]

@@ -1,0 +1,77 @@
+"""Authors' checkpoints: python -m itr.official convert IN OUT | inspect IN | export IN OUT."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from itr import checkpoint
+from itr.errors import CheckpointError, UserError
+from itr.models.build import restore
+from itr.official.loading import IMPORTERS, convert, load_official, recognise
+from itr.official.table import Imported
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0, or 2 with a sentence on the standard error."""
+    parser = argparse.ArgumentParser(prog="python -m itr.official", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    made = commands.add_parser("convert", help="authors' file -> ours (safetensors + JSON)")
+    made.add_argument("source", type=Path)
+    made.add_argument("out", type=Path, help="*.safetensors, or a folder")
+    made.add_argument("--tokenizer", help="BERT name or directory to keep inside")
+    made.add_argument("--heads", type=int, help="attention heads of a BERT that is not base-sized")
+    seen = commands.add_parser("inspect", help="say what an authors' file holds")
+    seen.add_argument("source", type=Path)
+    seen.add_argument("--heads", type=int, help="attention heads of a BERT that is not base-sized")
+    back = commands.add_parser("export", help="ours -> what the authors' code loads")
+    back.add_argument("source", type=Path)
+    back.add_argument("out", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "convert":
+            _report(convert(options.source, options.out, options.tokenizer, options.heads))
+            print(f"written: {options.out}")
+        elif options.command == "inspect":
+            text = {"num_attention_heads": options.heads} if options.heads else {}
+            _report(load_official(options.source, recognise(options.source), text)[1])
+        else:
+            export(options.source, options.out)
+            print(f"written: {options.out}")
+    except UserError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    return 0
+
+
+def export(source: Path, out: Path) -> None:
+    """Write our checkpoint ``source`` as the authors' code would have saved it."""
+    meta = checkpoint.read_meta(source)
+    name = meta["model_name"]
+    if name not in IMPORTERS:
+        raise CheckpointError(f"{source}: model={name} has no authors' format that is known here")
+    torch.save(IMPORTERS[name][0].export(restore(source, meta)), out)
+
+
+def _report(imported: Imported) -> None:
+    report = imported.report
+    print(f"method: {imported.model_name}")
+    for key, value in imported.info.items():
+        if key != "opt":
+            print(f"{key}: {value}")
+    print(f"weights matched by their own name: {len(report.matched)}")
+    print(f"weights renamed: {len(report.renamed)}")
+    for theirs, ours in report.renamed:
+        print(f"  {theirs} -> {ours}")
+    for title, names in (("ignored", report.ignored), ("left as initialised", report.missing)):
+        print(f"{title}: {len(names)}")
+        for name in names:
+            print(f"  {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

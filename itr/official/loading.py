@@ -1,0 +1,78 @@
+"""Any authors' checkpoint: recognised, loaded, written as one of ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from itr import checkpoint
+from itr.data.text import Tokenizer
+from itr.errors import CheckpointError
+from itr.instantiate import nearest
+from itr.models.base import RetrievalModel
+from itr.models.build import model_meta
+from itr.models.hrem import HREM
+from itr.official import hrem
+from itr.official.table import Imported, load_pickle
+
+IMPORTERS: dict[str, tuple[ModuleType, type[RetrievalModel]]] = {"hrem": (hrem, HREM)}
+
+
+def recognise(path: Path) -> str:
+    """The method whose authors wrote ``path``. Raises CheckpointError if none of those known."""
+    payload = load_pickle(path)
+    for name, (importer, _) in IMPORTERS.items():
+        if importer.recognises(payload):
+            return name
+    keys = ", ".join(map(str, payload)) if isinstance(payload, Mapping) else type(payload).__name__
+    raise CheckpointError(
+        f"{path}: no known authors' checkpoint; found {keys}; known: {', '.join(IMPORTERS)}"
+    )
+
+
+def load_official(
+    path: Path, name: str, text: Mapping[str, Any] | None = None
+) -> tuple[RetrievalModel, Imported]:
+    """The model of an authors' file, which must be one of method ``name``; ``text`` overrides
+    what the file does not say of its text encoder. Raises CheckpointError."""
+    if name not in IMPORTERS:
+        raise CheckpointError(
+            f"model={name}: no importer{nearest(name, IMPORTERS)} (known: {', '.join(IMPORTERS)})"
+        )
+    importer, cls = IMPORTERS[name]
+    imported = importer.read(path, text)
+    model = cls(imported.config, nn.ModuleDict(), imported.weights, imported.facts)
+    imported.load_into(model)
+    return model, imported
+
+
+def convert(
+    path: Path, out: Path, tokenizer: str | None = None, heads: int | None = None
+) -> Imported:
+    """Write the authors' file ``path`` as a checkpoint of ours, with its JSON beside it.
+
+    ``out`` is a ``*.safetensors`` file, or a folder that gets ``best.safetensors``.
+    ``tokenizer`` (a BERT's name or directory) makes it self-contained; ``heads`` are those of a
+    text encoder that is not the authors' own.
+    """
+    text: dict[str, Any] = {"num_attention_heads": heads} if heads else {}
+    if tokenizer:
+        text["tokenizer"] = tokenizer
+    model, imported = load_official(path, recognise(path), text)
+    target = out if out.suffix == ".safetensors" else out / "best.safetensors"
+    meta = {
+        **model_meta(model),
+        "model_name": imported.model_name,
+        "loss": None,
+        "tokenizer": Tokenizer.from_bert(tokenizer).to_json() if tokenizer else None,
+        "official": {"file": path.name, **imported.info},
+    }
+    checkpoint.write(target, {f"model/{k}": v for k, v in model.state_dict().items()}, meta)
+    readable = {key: value for key, value in meta.items() if key != "tokenizer"}
+    target.with_suffix(".json").write_text(json.dumps(readable, indent=2) + "\n")
+    return imported

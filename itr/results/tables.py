@@ -1,0 +1,133 @@
+"""Results as a file (flat JSON) and as tables for a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from itr.errors import DataError, TrainingError
+
+RESULTS = "results.json"
+DIRECTIONS = ("i2t", "t2i")
+# Key below a protocol, heading, decimals.
+COLUMNS = (("r1", "R@1", 1), ("r5", "R@5", 1), ("r10", "R@10", 1), ("medr", "MedR", 0))
+
+
+def write_results(run_dir: Path, results: Mapping[str, Any]) -> Path:
+    """Write ``results`` to ``run_dir``/results.json, all or nothing; returns the path.
+
+    Raises TrainingError if it cannot be written.
+    """
+    path = Path(run_dir) / RESULTS
+    temporary = path.with_name(f".{RESULTS}.{os.getpid()}.tmp")
+    text = json.dumps(results, indent=2) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TrainingError(
+            f"{path}: the results could not be saved ({error}); free some space or choose another "
+            "folder with out=DIR"
+        ) from error
+    return path
+
+
+def read_results(run_dir: Path) -> dict[str, Any]:
+    """What `write_results` wrote. Raises DataError if there is nothing or something else."""
+    path = Path(run_dir) / RESULTS
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; the run has not finished") from error
+    except ValueError as error:
+        raise DataError(
+            f"{path}: not JSON ({error}); delete it and evaluate again: "
+            f"python eval.py checkpoint={run_dir} out={run_dir}"
+        ) from error
+    if not isinstance(results, dict):
+        raise DataError(f"{path}: holds a {type(results).__name__}, expected key: value")
+    return results
+
+
+def results_table(results: Mapping[str, Any], title: str) -> Table:
+    """One line for each split and protocol in flat ``results``: recalls in per cent, median rank,
+    rSum."""
+    table = _metric_table(title, ("split", "protocol", "images", "captions"))
+    for prefix in _prefixes(results):
+        split, _, protocol = prefix.partition("/")
+        fields = f"{split}/" if split else ""
+        table.add_row(
+            split or str(results.get("split", "")),
+            protocol.rstrip("/") or str(results.get(f"{fields}protocol", "")),
+            *(str(results.get(f"{fields}{key}", "")) for key in ("n_images", "n_captions")),
+            *_numbers(results, prefix),
+        )
+    table.caption = "; ".join(_remarks(results)) or None
+    return table
+
+
+def runs_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    """One line for each of ``runs`` (name, flat results): its test split where there is one, under
+    that split's first protocol."""
+    table = _metric_table(f"{len(runs)} runs", ("run", "split", "protocol"))
+    remarks: dict[str, None] = {}
+    for name, results in runs:
+        prefixes = _prefixes(results)
+        if not prefixes:
+            table.add_row(name, "no results")
+            continue
+        prefix = "test/" if "test/" in prefixes else prefixes[0]
+        table.add_row(
+            name,
+            prefix.rstrip("/") or str(results.get("split", "")),
+            str(results.get(f"{prefix}protocol", "")),
+            *_numbers(results, prefix),
+        )
+        remarks.update(dict.fromkeys(_remarks(results)))
+    table.caption = "; ".join(remarks) or None
+    return table
+
+
+def _metric_table(title: str, first: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for heading in first:
+        table.add_column(heading, overflow="fold")
+    for direction in DIRECTIONS:
+        for _, heading, _ in COLUMNS:
+            table.add_column(f"{direction}\n{heading}", justify="right", no_wrap=True)
+    table.add_column("rSum", justify="right", no_wrap=True)
+    return table
+
+
+def _prefixes(results: Mapping[str, Any]) -> list[str]:
+    """What stands before ``rsum``: "val/", "test/", "test/coco_1k_5fold/", ... or nothing."""
+    return [key.removesuffix("rsum") for key in results if key.split("/")[-1] == "rsum"]
+
+
+def _numbers(results: Mapping[str, Any], prefix: str) -> list[str]:
+    cells = []
+    for direction in DIRECTIONS:
+        for key, _, decimals in COLUMNS:
+            value = results.get(f"{prefix}{direction}_{key}")
+            # A mean over folds may have a median rank of 1.4.
+            whole = decimals == 0 and value is not None and float(value).is_integer()
+            cells.append("" if value is None else f"{value:.{0 if whole else 1}f}")
+    return [*cells, f"{results[f'{prefix}rsum']:.1f}"]
+
+
+def _remarks(results: Mapping[str, Any]) -> list[str]:
+    rules = {str(v) for key, v in results.items() if key.split("/")[-1] == "tie_rule"}
+    remarks = [f"ties: {rule}" for rule in sorted(rules)]
+    if results.get("select_on") == "test":
+        remarks.append("the checkpoint was chosen on the TEST split: optimistic")
+    return remarks

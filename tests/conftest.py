@@ -1,0 +1,82 @@
+"""A tiny world that every test can train in: real files, real entry points, seconds on a CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+
+# A world of 60 training images and a model of some ten thousand weights.
+TINY = (
+    "data.prepare.train=60",
+    "data.prepare.val=20",
+    "data.prepare.test=20",
+    "batch_size=30",
+    "trainer.epochs=2",
+    "trainer.log_every=3",
+    "model.embed_size=32",
+    "model.heads=4",
+    "model.graph.warmup=8",
+    "model.text.hidden_size=32",
+    "model.text.intermediate_size=32",
+    "model.text.num_hidden_layers=1",
+    "model.text.num_attention_heads=2",
+    "tracker=none",
+    "device=cpu",
+)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where the tiny scenes set lies (made once) and where runs may go."""
+    from itr.data.scenes import prepare
+
+    folder = tmp_path_factory.mktemp("world")
+    prepare(folder / "data", train=60, val=20, test=20, seed=0)
+    return folder
+
+
+@pytest.fixture
+def tiny(world: Path, tmp_path: Path) -> list[str]:
+    """Overrides of a tiny run into ``tmp_path / run``."""
+    return [
+        *TINY,
+        f"data.root={world / 'data'}",
+        f"data.cache={world / 'cache'}",
+        f"out={tmp_path / 'run'}",
+    ]
+
+
+def compose(config_name: str, overrides: list[str]) -> dict[str, Any]:
+    """The resolved configuration as the entry points hand it on."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = hydra.compose(config_name, overrides=overrides)
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def call(
+    script: str, *arguments: str, cwd: Path | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run an entry point as a user does; output is captured as text."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=cwd or ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )

@@ -1,0 +1,89 @@
+"""Counting against the field's loop of sorts: ``python tests/evaluation/rank_benchmark.py``.
+
+Prints one JSON object: seconds of both (of ``--slice`` of the queries, scaled up) for the part
+that follows the score matrix, their ratio, and the peak memory beyond the embeddings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from itr.evaluation.ranks import TILE_CPU, Matches, count_ranks, rank_embeddings
+
+
+def sorting_loop(scores: np.ndarray, matches: Callable[[int], list[int]]) -> np.ndarray:
+    """Ranks from 1: one argsort a query, read backwards, its matches looked up one by one."""
+    ranks = []
+    for query, row in enumerate(scores):
+        order = np.argsort(row)[::-1]
+        ranks.append(1 + min(int(np.where(order == match)[0][0]) for match in matches(query)))
+    return np.array(ranks)
+
+
+def seconds(action: Callable[[], np.ndarray], repeats: int) -> tuple[float, np.ndarray]:
+    """The shortest time of ``repeats`` calls, and what the last one returned."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        result = action()
+        times.append(time.perf_counter() - started)
+    return min(times), result
+
+
+def peak_mib() -> float:
+    """Largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--slice", type=float, default=1.0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # as numpy sorts
+    n = options.images
+    owner = np.repeat(np.arange(n), 5)
+    images, texts = torch.empty(n, options.width), torch.empty(5 * n, options.width)
+    images.normal_(), texts.normal_()
+    images[:8] @ texts[:8].t()  # what the libraries take by themselves is not counted
+
+    before, started = peak_mib(), time.perf_counter()
+    rank_embeddings(images, texts, owner)
+    report = {
+        "seconds_with_products": time.perf_counter() - started,
+        "extra_mib": peak_mib() - before,
+    }
+
+    part = max(1, round(n * options.slice))
+    naive = counted = 0.0
+    for queries, others, rows, columns, match in (
+        (images, texts, owner, np.arange(5 * n), lambda i: list(range(5 * i, 5 * i + 5))),
+        (texts, images, np.arange(5 * n), owner, lambda c: [c // 5]),
+    ):
+        count = part * len(queries) // n
+        scores = queries[:count] @ others.t()
+        among = Matches.of(rows[rows < count], columns[rows < count], count, "cpu")
+        ours, ranks = seconds(
+            lambda s=scores, m=among: count_ranks(
+                lambda a, b: s[a:b], s.shape[1], m, "pessimistic", TILE_CPU
+            ),
+            repeats=3,
+        )
+        theirs, sorted_ranks = seconds(lambda s=scores, m=match: sorting_loop(s.numpy(), m), 1)
+        assert (ranks == sorted_ranks).all()
+        counted, naive = counted + ours * n / part, naive + theirs * n / part
+    report |= {"counting_seconds": counted, "sorting_seconds": naive, "ratio": naive / counted}
+    print(json.dumps({key: round(value, 3) for key, value in report.items()}))
+
+
+if __name__ == "__main__":
+    main()

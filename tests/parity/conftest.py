@@ -1,0 +1,35 @@
+"""``pytest tests/parity --golden DIR``: prove the numbers of the cases in DIR/<method>/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+DEFAULT = Path(__file__).resolve().parents[1] / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden",
+        action="append",
+        metavar="DIR",
+        help=f"folder of golden cases, DIR/<method>/<case>.json (repeatable; default {DEFAULT})",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    from harness import cases_in
+
+    # Where this file is found too late for its option to be parsed, there is only the default.
+    given = metafunc.config.getoption("golden", None)
+    folders = [Path(name) for name in given] if given else [DEFAULT]
+    if "golden_folder" in metafunc.fixturenames:
+        metafunc.parametrize("golden_folder", folders, ids=str)
+    if "golden_case" in metafunc.fixturenames:
+        found = [(folder, path) for folder in folders for path in cases_in(folder)]
+        metafunc.parametrize(
+            "golden_case",
+            [path for _, path in found],
+            ids=[f"{folder.name}/{path.parent.name}/{path.stem}" for folder, path in found],
+        )

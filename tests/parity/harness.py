@@ -1,0 +1,106 @@
+"""What a golden case is, how it is found, and how numbers are compared with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+Runner = Callable[["Case"], None]
+PROOFS = ("out.", "grad.", "post.")  # tensors of a case that a runner has to account for
+
+
+class Case:
+    """One golden case: its JSON, its tensors, and a tally of what was compared."""
+
+    def __init__(self, path: Path):
+        self.path, self.data = path, json.loads(path.read_text(encoding="utf-8"))
+        tensors = path.with_suffix(".safetensors")
+        self.tensors: dict[str, Tensor] = load_file(tensors) if tensors.is_file() else {}
+        self.name: str = self.data["case"]
+        self.open = {key for key in self.tensors if key.startswith(PROOFS)}
+        self.faults: list[str] = []
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.tensors[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.tensors
+
+    def below(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names start with ``prefix``, by the rest of their names."""
+        return {k[len(prefix) :]: v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+    @property
+    def tolerance(self) -> tuple[float, float]:
+        """(atol, rtol) as the JSON names them; none named: floats to rtol 1e-5."""
+        named = self.data.get("tolerance", self.data.get("recommended_tolerance", {}))
+        if named.get("exact"):
+            return 0.0, 0.0
+        if "atol" not in named and "rtol" not in named:
+            return 0.0, 1e-5
+        return float(named.get("atol", 0.0)), float(named.get("rtol", 0.0))
+
+    def check(self, key: str, found: Any, atol: float | None = None) -> None:
+        """``found`` against the tensor ``key``; ``atol`` where the case's own note gives one."""
+        self.open.discard(key)
+        self.equal(key, found, self.tensors[key], atol)
+
+    def equal(self, what: str, found: Any, expected: Any, atol: float | None = None) -> None:
+        """``found`` against ``expected`` (array-like): integers equal, floats within tolerance."""
+        found, expected = _array(found), _array(expected)
+        own_atol, rtol = self.tolerance
+        atol = own_atol if atol is None else max(atol, own_atol)
+        if found.shape != expected.shape:
+            self.faults.append(f"{what}: shape {found.shape}, expected {expected.shape}")
+            return
+        if expected.dtype.kind != "f":
+            if not np.array_equal(found, expected):
+                self.faults.append(f"{what}: {int((found != expected).sum())} entries differ")
+            return
+        a, b = found.astype(np.float64), expected.astype(np.float64)
+        same = np.isclose(a, b, atol=atol, rtol=rtol, equal_nan=True)
+        if not same.all():
+            worst = float(np.nanmax(np.abs(np.where(same, 0.0, a - b))))
+            self.faults.append(f"{what}: {int((~same).sum())} of {same.size} differ, by {worst:g}")
+
+    def holds(self, what: str, truth: bool) -> None:
+        """A property that is no comparison."""
+        if not truth:
+            self.faults.append(what)
+
+    def account_for(self, *keys: str) -> None:
+        """Tensors that were compared in another way."""
+        self.open.difference_update(keys)
+
+    def finish(self) -> None:
+        """Fail with every fault, and with every expected tensor that nobody looked at."""
+        if self.open:
+            self.faults.append(f"never compared: {', '.join(sorted(self.open))}")
+        assert not self.faults, f"{self.path}:\n  " + "\n  ".join(self.faults)
+
+
+def _array(value: Any) -> np.ndarray:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return np.asarray(value)
+
+
+def cases_in(folder: Path) -> Iterator[Path]:
+    """Every JSON with a ``case`` key in ``folder``/<method>/; other files belong to cases."""
+    for path in sorted(folder.glob("*/*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and "case" in content:
+            yield path
+
+
+def longest_prefix(name: str, known: Mapping[str, Runner | None]) -> str | None:
+    """The longest key of ``known`` that ``name`` starts with."""
+    return max((p for p in known if name.startswith(p)), key=len, default=None)

@@ -1,0 +1,34 @@
+"""Every golden case of every method that exists passes at the tolerance its JSON names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hrem_cases
+import pytest
+from harness import Case, Runner, cases_in, longest_prefix
+from pending import NOT_BUILT
+
+BUILT: dict[str, dict[str, Runner]] = {"hrem": hrem_cases.RUNNERS}
+
+
+def known_prefixes(method: str) -> dict[str, Runner | None]:
+    pending: dict[str, Runner | None] = dict.fromkeys(NOT_BUILT.get(method, ()))
+    return {**pending, **BUILT.get(method, {})}
+
+
+def test_golden_folder_holds_cases(golden_folder: Path):
+    assert golden_folder.is_dir(), f"{golden_folder}: no such folder"
+    assert list(cases_in(golden_folder)), f"{golden_folder}: no <method>/<case>.json in it"
+
+
+def test_golden_case(golden_case: Path):
+    case, method = Case(golden_case), golden_case.parent.name
+    known = known_prefixes(method)
+    prefix = longest_prefix(case.name, known)
+    assert prefix is not None, f"{golden_case}: unknown case '{case.name}' of '{method}'"
+    runner = known[prefix]
+    if runner is None:
+        pytest.skip("not built")
+    runner(case)
+    case.finish()

@@ -1,0 +1,88 @@
+"""The configuration: every recipe composes, every mistake stops with the name and the mend."""
+
+from __future__ import annotations
+
+import pytest
+
+from itr.errors import ConfigError
+from itr.training.config import check_config
+from itr.training.rundir import config_hash, identity
+from tests.conftest import CONF, compose
+
+RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
+LOSSES = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_picked_by_its_triple_and_passes_the_checks(recipe: str) -> None:
+    model, data, task = recipe.split("_")
+    values = compose("train", [f"model={model}", f"data={data}", f"task={task}"])
+    config = check_config(values)
+    assert config.recipe.name == recipe
+    assert config.loss.name == model
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_replaces_the_whole_node_and_keeps_the_weights(loss: str) -> None:
+    values = compose("train", [f"loss={loss}"])
+    config = check_config(values)
+    assert config.loss.name == loss
+    assert config.loss.weights == {"base": 1.0, "cross": 1.0, "graph": 1.0, "reg": 10.0}
+
+
+def test_overrides_win_over_the_recipe() -> None:
+    values = compose("train", ["data=coco", "batch_size=7", "model.graph.mask_weight=0.5"])
+    config = check_config(values)
+    assert (config.batch_size, config.model["graph"]["mask_weight"]) == (7, 0.5)
+    assert config.model["cutoff"] == 1.9  # the rest of the recipe stays
+    assert values["loss"]["slots"]["base"]["cutoff"] == 1.9  # and the loss reads it
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("+trainer.epoch=3", "trainer.epoch: unknown key; nearest: epochs"),
+        ("+model.graph.topkk=3", "model.graph.topkk: unknown key; nearest: topk"),
+        ("+loss.slots.base.marginn=1", "loss.slots.base.marginn: unknown key; nearest: margin"),
+        ("+loss.weights.grph=1", "loss.weights.grph: HREM has no such term; nearest: graph"),
+        ("+loss.slots.itc=null", "loss.slots.itc: HREM has no such slot"),
+        ("trainer.epochs=many", "trainer.epochs"),
+        ("batch_size=0", "batch_size: 0 must be at least 1"),
+        ("precision=fp8", "precision: 'fp8' is unknown; expected one of auto, fp32"),
+        ("optim.schedule.kind=linear", "optim.schedule.kind: 'linear' is unknown"),
+        ("optim.schedule.milestones=[9,3]", "must be in rising order"),
+        ("devices=8", "devices=8"),
+        ("model._target_=os.system", "is no part of this package"),
+        ("loss.slots.base._target_=itr.clock.Clock", "is not a ScoreLoss"),
+        ("resume=yes", "resume"),
+    ],
+)
+def test_a_mistake_is_named(override: str, named: str) -> None:
+    with pytest.raises(ConfigError, match="(?s)" + named.replace("(", r"\(")):
+        check_config(compose("train", [override]))
+
+
+def test_all_unknown_keys_are_listed_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config(compose("train", ["+trainer.epoch=3", "+optim.learning_rate=1"]))
+    assert "trainer.epoch" in str(caught.value) and "optim.learning_rate" in str(caught.value)
+
+
+def test_a_loss_on_dot_products_that_needs_cosines_is_refused() -> None:
+    from itr.models.build import build_slots
+    from itr.models.hrem import HREM
+
+    class DotProducts(HREM):
+        cosine = False
+
+    with pytest.raises(ConfigError, match="needs cosine similarities"):
+        build_slots(compose("train", [])["loss"], DotProducts)
+
+
+def test_the_hash_names_what_decides_the_numbers_and_nothing_else() -> None:
+    base = config_hash(compose("train", []))
+    for same in ("out=x", "device=cpu", "tracker=none", "runtime.workers=3", "data.root=y"):
+        assert config_hash(compose("train", [same])) == base, same
+    for other in ("seed=1", "model.graph.topk=3", "loss=infonce", "batch_size=8"):
+        assert config_hash(compose("train", [other])) != base, other
+    assert "runtime.workers" not in identity(compose("train", []))

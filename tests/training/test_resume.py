@@ -1,0 +1,63 @@
+"""Killed with SIGKILL in the middle of an epoch and resumed: the values of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, TINY, call
+
+TIMES = ("time", "pairs_per_second", "seconds")
+# Ten batches an epoch; a checkpoint every four updates lies inside an epoch, the graph wakes at 13.
+LONG = ("trainer.epochs=5", "trainer.checkpoint_every=4", "model.graph.warmup=13")
+
+
+def _values(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith(TIMES)} for line in lines]
+
+
+def test_a_killed_run_goes_on_exactly(world: Path, tmp_path: Path) -> None:
+    common = [*TINY, *LONG, f"data.root={world / 'data'}", f"data.cache={world / 'cache'}"]
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    done = call("train.py", *common, f"out={undisturbed}")
+    assert done.returncode == 0, done.stderr + done.stdout
+
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *common, f"out={killed}"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = killed / "metrics.jsonl"
+    while process.poll() is None:
+        if metrics.is_file() and '"step": 18' in metrics.read_text():
+            break  # past the checkpoint of update 16, inside the second epoch
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not (killed / "results.json").exists()
+
+    refused = call("train.py", *common, f"out={killed}")
+    assert refused.returncode == 2
+    assert "resume=auto" in refused.stderr and "overwrite=true" in refused.stderr
+
+    resumed = call("train.py", *common, f"out={killed}", "resume=auto")
+    assert resumed.returncode == 0, resumed.stderr + resumed.stdout
+    assert "going on from update" in resumed.stdout
+    assert _values(killed) == _values(undisturbed)
+    first = load_file(undisturbed / "checkpoints" / "last.safetensors")
+    second = load_file(killed / "checkpoints" / "last.safetensors")
+    assert set(first) == set(second)
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
