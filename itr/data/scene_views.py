@@ -31,7 +31,7 @@ WIDTH = 128  # of a row
 PER_THING = (3, 6)  # rows of a thing: at least, below
 BLENDS = 0.25  # share of the distractors that lie over two things
 NOISE = 0.5  # standard deviation, that of an attribute's vector being 0.5
-CLUTTER = 0.5  # weight of the attributes of a distractor that belong to nothing in the scene
+FAINT = 0.5  # weight of the attributes of a distractor that belong to nothing in the scene
 
 
 def draw_picture(scene: Scene, rng: np.random.Generator) -> bytes:
@@ -120,4 +120,4 @@ class RegionViewer:
             first, second = rng.choice(len(things), 2, replace=False)
             return (things[first] + things[second]) / 2
         picked = [table[rng.integers(len(table))] for table in self.tables]
-        return CLUTTER * np.sum(picked, axis=0)
+        return FAINT * np.sum(picked, axis=0)

@@ -19,8 +19,8 @@ from torch import Tensor
 from itr.errors import ConfigError, DataError
 
 TIES = ("pessimistic", "optimistic", "mean")
-# Scores in a tile: small enough for a cache on a CPU, large enough to keep a GPU busy (128 MiB).
-TILE_CPU, TILE_GPU = 2**22, 2**25
+# Scores in a tile: 8 MiB keep a CPU's product and cache content, 128 MiB keep a GPU busy.
+TILE_CPU, TILE_GPU = 2**21, 2**25
 
 
 @dataclass(frozen=True)
@@ -142,22 +142,25 @@ def count_ranks(
     if ties not in TIES:
         raise ConfigError(f"ties: '{ties}' is unknown; expected one of {', '.join(TIES)}")
     queries, height = len(matches.first) - 1, max(1, tile // candidates)
-    ranks, peaks = [], []
+    # Results are set aside first: small pieces among the tiles would keep their memory from reuse.
+    kind, device = torch.float64 if ties == "mean" else torch.int64, matches.rows.device
+    ranks = torch.empty(queries, dtype=kind, device=device)
+    bad = torch.zeros(queries, dtype=torch.bool, device=device)
     for start in range(0, queries, height):
         stop = min(start + height, queries)
         scores = scores_of(start, stop)
         chosen = slice(int(matches.first[start]), int(matches.first[stop]))
         rows = matches.rows[chosen] - start
-        ranks.append(_rank_rows(scores, rows, matches.columns[chosen], ties))
-        peaks.append(scores.amax(dim=1))  # a NaN anywhere in a row is its maximum
-    bad = torch.cat(peaks).isnan()
+        ranks[start:stop] = _rank_rows(scores, rows, matches.columns[chosen], ties)
+        bad[start:stop] = scores.amax(dim=1).isnan()  # a NaN anywhere in a row is its maximum
+        del scores  # before the next tile is made
     if bad.any():
         raise DataError(
             f"{int(bad.sum())} of {queries} queries have scores that are NaN (the first is number "
             f"{int(bad.int().argmax())}); no rank is defined for them: the model has diverged or "
             "its input is broken"
         )
-    return torch.cat(ranks).cpu().numpy()
+    return ranks.cpu().numpy()
 
 
 def _rank_rows(scores: Tensor, rows: Tensor, columns: Tensor, ties: str) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -57,42 +60,66 @@ class DistanceWeightedTriplet(ScoreLoss):
 
     def forward(self, scores: Scores, clock: Clock, draws: Draws) -> Tensor:
         """The sum of both directions, a scalar."""
-        with torch.autocast(scores.values.device.type, enabled=False):
-            forth, forth_empty = self.direction(scores, draws)
-            back, back_empty = self.direction(scores.reverse(), draws)
-        self.report = {"exhausted_anchors": forth_empty + back_empty}
-        return forth + back
+        return self.directions([scores, scores.reverse()], draws).sum()
 
-    def sampling_weights(self, values: Tensor, match: Tensor) -> Tensor:
-        """Probability of each candidate as the negative of each anchor: [N, M], no gradient.
+    def directions(self, sides: Sequence[Scores], draws: Draws) -> Tensor:
+        """The loss of each of ``sides`` with its queries as anchors; draws once a side, in order.
 
-        Rows sum to 1, or to 0 where no negative can be drawn.
+        Sides are stacked row upon row, so that two take no more operations than one.
         """
-        values = values.detach()
-        n = float(self.dimension)
-        distance = (2.0 - 2.0 * values).sqrt().clamp(min=self.floor)  # nan for values > 1
-        log_weight = (2.0 - n) * distance.log()
-        log_weight = log_weight - (n - 3.0) / 2.0 * (1.0 - 0.25 * distance.square()).log()
-        log_weight = log_weight.masked_fill(match | ~log_weight.isfinite(), 0.0)
-        weight = (log_weight - log_weight.amax(dim=1, keepdim=True)).exp()
-        weight = weight.masked_fill(match | ~(distance < self.cutoff), 0.0)
-        return weight / (weight.sum(dim=1, keepdim=True) + 1e-20)
+        with torch.autocast(sides[0].values.device.type, enabled=False):
+            width = max(side.values.shape[1] for side in sides)
+            values = torch.cat([_widen(side.values.float(), width, -2.0) for side in sides])
+            match = torch.cat([_widen(side.match, width, False) for side in sides])
+            weight, exhausted = self.sampling_weights(values, match)
+            counts = [side.count_matches() for side in sides]
+            anchor, positive = matching_pairs(match, sum(counts))
+            drawn = [draws.categorical(part) for part in weight[anchor].split(counts)]
+            s_an, s_ap = values[anchor, torch.stack([torch.cat(drawn), positive])]
+            cost = F.relu(s_an - s_ap + self.margin)
+            if any(side.weight is not None for side in sides):
+                cost = cost * torch.cat([_row_weight(side) for side in sides])[anchor]
+            if self.exhausted == "drop":
+                cost = cost.masked_fill(exhausted[anchor], 0.0)
+            rows = [len(side.values) for side in sides]
+            self.report = {"exhausted_anchors": exhausted.sum()}
+            totals = torch.stack([part.sum() for part in cost.split(counts)])
+            if self.exhausted == "zero":
+                spoilt = torch.stack([part.any() for part in exhausted.split(rows)])
+                totals = totals.masked_fill(spoilt, 0.0)
+            return totals
 
-    def direction(self, scores: Scores, draws: Draws) -> tuple[Tensor, Tensor]:
-        """The loss with the queries as anchors, and how many of them are exhausted."""
-        values, match = scores.values.float(), scores.match
-        weight = self.sampling_weights(values, match)
-        anchor, positive = matching_pairs(match, scores.count_matches())
-        negative = draws.categorical(weight[anchor])
-        cost = F.relu(self.margin + values[anchor, negative] - values[anchor, positive])
-        if scores.weight is not None:
-            cost = cost * scores.weight[anchor]
-        empty = (weight.sum(dim=1) == 0) & match.any(dim=1)
-        if self.exhausted == "drop":
-            cost = cost.masked_fill(empty[anchor], 0.0)
-        else:
-            cost = cost.masked_fill(empty.any(), 0.0)
-        return cost.sum(), empty.sum()
+    def sampling_weights(self, values: Tensor, match: Tensor) -> tuple[Tensor, Tensor]:
+        """Probability of each candidate as the negative of each anchor [N, M], and which anchors
+        have none (their rows are 0) [N]. Carries no gradient.
+
+        In cosines, 1 - d^2/4 = (1 + s)/2. An invalid one (above 1 by rounding) is never drawn, and
+        counts, as a match does, with log-weight 0 for the maximum of its row.
+        """
+        s, n = values.detach(), self.dimension
+        constant = math.log(2.0) * ((2.0 - n) / 2.0 + (n - 3.0) / 2.0)
+        near = s.clamp(
+            max=1.0 - self.floor**2 / 2.0
+        )  # distances below the floor count as the floor
+        log_weight = (-near).log1p_().mul_((2.0 - n) / 2.0).add_(constant)
+        log_weight = log_weight.add_(near.log1p(), alpha=-(n - 3.0) / 2.0)
+        invalid = match | (s > 1.0)
+        log_weight.masked_fill_(invalid, 0.0).nan_to_num_(0.0, 0.0, 0.0)
+        weight = (log_weight - log_weight.amax(dim=1, keepdim=True)).exp_()
+        too_far = s <= 1.0 - self.cutoff**2 / 2.0
+        weight.masked_fill_(invalid | too_far, 0.0)
+        total = weight.sum(dim=1, keepdim=True)
+        return weight.div_(total + 1e-20), total.squeeze(1) == 0.0
+
+
+def _widen(matrix: Tensor, width: int, value: float) -> Tensor:
+    """More columns, so that matrices of two directions (two queues) can be stacked."""
+    missing = width - matrix.shape[1]
+    return F.pad(matrix, (0, missing), value=value) if missing else matrix
+
+
+def _row_weight(scores: Scores) -> Tensor:
+    return scores.values.new_ones(len(scores.values)) if scores.weight is None else scores.weight
 
 
 class Triplet(ScoreLoss):

@@ -52,16 +52,22 @@ def build_slots(loss: Mapping[str, Any], cls: type[RetrievalModel]) -> nn.Module
                 f"loss '{loss.get('name')}' gives no slot '{slot}'; {cls.__name__} needs "
                 f"{', '.join(cls.slot_names)}"
             )
-        module = build(node, f"loss.slots.{slot}")
-        if not isinstance(module, ScoreLoss):
-            raise ConfigError(f"loss.slots.{slot}: {node['_target_']} is not a ScoreLoss")
+        slots[slot] = module = _build_loss(node, f"loss.slots.{slot}")
         if module.needs_cosine and not cls.slot_cosine.get(slot, cls.cosine):
             raise ConfigError(
                 f"loss.slots.{slot}: {type(module).__name__} needs cosine similarities, but the "
                 f"'{slot}' scores of {cls.__name__} are plain dot products; choose loss=infonce"
             )
-        slots[slot] = module
     return slots
+
+
+def _build_loss(node: Any, where: str) -> ScoreLoss:
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ConfigError(f"{where}: expected {{_target_: itr.losses.<module>.<name>, ...}}")
+    found = locate(node["_target_"], where)
+    if not (isinstance(found, type) and issubclass(found, ScoreLoss)):
+        raise ConfigError(f"{where}: {node['_target_']} is not a ScoreLoss")
+    return build(node, where)
 
 
 def check_weights(weights: Mapping[str, float], cls: type[RetrievalModel]) -> dict[str, float]:

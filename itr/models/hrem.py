@@ -162,9 +162,7 @@ class TextEncoder(nn.Module):
         else:
             sizes = {key: getattr(text, key) for key in SIZES}
             self.bert = random_bert(vocabulary, text.dropout, **sizes)
-        width = self.bert.config.hidden_size
-        self.project = nn.Linear(width, config.embed_size)
-        nn.init.uniform_(self.project.weight, -(width**-0.5), width**-0.5)
+        self.project = nn.Linear(self.bert.config.hidden_size, config.embed_size)
         self.relation = FragmentRelation(config)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Side:
@@ -185,13 +183,14 @@ class Overlap(NamedTuple):
 
 
 class Relations(NamedTuple):
-    """Blocks of the graph; ``connect`` and ``relevance`` [query, key] by ``i2i``, ``i2t``, ..."""
+    """The four blocks of the graph, stacked in the order of `BLOCKS`, rows = queries."""
 
     overlap: Overlap
-    connect: dict[str, Tensor]
-    relevance: dict[str, Tensor]
+    connect: Tensor  # [4, B, B] bool: who may attend to whom
+    relevance: Tensor  # [4, B, B]: added to the attention
 
 
+BLOCKS = ("i2i", "i2t", "t2i", "t2t")
 CHUNK = 2**27  # fragment pairs compared at once: 512 MB in float32
 
 
@@ -206,7 +205,10 @@ def fragment_overlap(images: Side, texts: Side, config: GraphConfig) -> Overlap:
         _overlap_of(chunk, chunk_mask, regions, images.mask, config)
         for chunk, chunk_mask in zip(words.split(step), texts.mask.split(step), strict=True)
     ]
-    p_t2i, p_i2t, q_t2i, q_i2t = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    if len(chunks) == 1:
+        p_t2i, p_i2t, q_t2i, q_i2t = chunks[0]
+    else:
+        p_t2i, p_i2t, q_t2i, q_i2t = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     return Overlap(p_t2i, p_i2t.t(), q_t2i, q_i2t.transpose(0, 1))
 
 
@@ -231,9 +233,8 @@ def _overlap_of(
     if config.use_region_lengths:
         over_words = over_words.masked_fill(~region_mask, -torch.inf)
     rows = over_words.amax(dim=3)  # [c, L, I]: each word's best region
-    columns = over_regions.masked_fill_(~mask[:, :, None, None], -torch.inf).amax(
-        dim=1
-    )  # [c, I, R]
+    over_regions.masked_fill_(~mask[:, :, None, None], -torch.inf)
+    columns = over_regions.amax(dim=1)  # [c, I, R]: each region's best word
     q_t2i = rows.masked_fill(~counted, -torch.inf).topk(config.topk, dim=1).values
     p_t2i = (rows * mask[:, :, None]).sum(dim=1) / lengths[:, None]
     if config.use_region_lengths:
@@ -259,46 +260,35 @@ class Relevance(nn.Module):
         """The four blocks. Fragments are detached; embeddings get gradient through distances."""
         config = self.config
         overlap = fragment_overlap(images, texts, config)
-        learned_t2i = self.t2i(overlap.q_t2i).squeeze(-1)
-        learned_i2t = self.i2t(overlap.q_i2t).squeeze(-1)
-        relevance = {
-            "i2i": nearness(images.unit, images.unit, config.sigma),
-            "i2t": learned_i2t + overlap.p_i2t if config.residual else learned_i2t,
-            "t2i": learned_t2i + overlap.p_t2i if config.residual else learned_t2i,
-            "t2t": nearness(texts.unit, texts.unit, config.sigma),
-        }
-        v, u = images.unit.detach(), texts.unit.detach()
-        crossed = config.intra_connection == "cross"
-        similarity = {
-            "i2i": v @ (u if crossed else v).t(),
-            "i2t": overlap.p_i2t,
-            "t2i": overlap.p_t2i,
-            "t2t": u @ (v if crossed else u).t(),
-        }
-        k = max(1, int(len(v) * config.threshold))
-        connect = {
-            name: value >= value.topk(k, dim=1).values[:, -1:] for name, value in similarity.items()
-        }
-        return Relations(overlap, connect, relevance)
+        i2t, t2i = self.i2t(overlap.q_i2t).squeeze(-1), self.t2i(overlap.q_t2i).squeeze(-1)
+        if config.residual:
+            i2t, t2i = i2t + overlap.p_i2t, t2i + overlap.p_t2i
+        both = torch.stack([images.unit, texts.unit])
+        i2i, t2t = nearness(both, both, config.sigma)
+        with torch.no_grad():
+            crossed = config.intra_connection == "cross"
+            ii, tt = both @ (both.flip(0) if crossed else both).transpose(1, 2)
+            similarity = torch.stack([ii, overlap.p_i2t, overlap.p_t2i, tt])
+            k = max(1, int(similarity.shape[1] * config.threshold))
+            connect = similarity >= similarity.topk(k, dim=2).values[..., -1:]
+        return Relations(overlap, connect, torch.stack([i2i, i2t, t2i, t2t]))
 
 
 def nearness(a: Tensor, b: Tensor, sigma: float) -> Tensor:
-    """exp(-distance / sigma) [B, B]; the distance is exact, so it is 0 on a diagonal."""
+    """exp(-distance / sigma), [..., B, D] twice -> [..., B, B]; exact, so 1 on a diagonal."""
     distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-    return (-distance / sigma).exp()
+    return (distance * (-1.0 / sigma)).exp()
 
 
-def relevance_divergence(relations: Relations, images: Side, texts: Side, config: GraphConfig):
+def relevance_divergence(
+    relations: Relations, images: Side, texts: Side, config: GraphConfig
+) -> Tensor:
     """KL of the learned cross-modal relevance from the embeddings' nearness, both ways (scalar)."""
     t = config.temperature
-    guide = nearness(images.unit.detach(), texts.unit.detach(), config.sigma) / t
-
-    def one_way(learned: Tensor, guide: Tensor) -> Tensor:
-        q, p = (learned / t).log_softmax(dim=1), guide.log_softmax(dim=1)
-        return F.kl_div(p, q, reduction="batchmean", log_target=True) * t**2
-
-    relevance = relations.relevance
-    return one_way(relevance["i2t"], guide) + one_way(relevance["t2i"], guide.t())
+    guide = nearness(images.unit.detach(), texts.unit.detach(), config.sigma)
+    log_p = (torch.stack([guide, guide.t()]) / t).log_softmax(dim=2)
+    log_q = (relations.relevance[1:3] / t).log_softmax(dim=2)
+    return F.kl_div(log_p, log_q, reduction="sum", log_target=True) * (t**2 / len(guide))
 
 
 # 3.3 Relation interaction by fusion
@@ -318,13 +308,10 @@ class FusionGraph(nn.Module):
 
     def bias(self, relations: Relations) -> Tensor:
         """[2B, 2B], images first: lambda * relevance where connected, else -inf."""
-
-        def square(blocks: dict[str, Tensor]) -> Tensor:
-            image_rows = torch.cat([blocks["i2i"], blocks["i2t"]], dim=1)
-            return torch.cat([image_rows, torch.cat([blocks["t2i"], blocks["t2t"]], dim=1)])
-
-        scaled = self.mask_weight * square(relations.relevance)
-        return scaled.masked_fill(~square(relations.connect), -torch.inf)
+        scaled = relations.relevance * self.mask_weight
+        blocks = scaled.masked_fill(~relations.connect, -torch.inf)
+        size = 2 * blocks.shape[1]
+        return blocks.unflatten(0, (2, 2)).transpose(1, 2).reshape(size, size)
 
     def nodes(self, images: Side, texts: Side) -> Tensor:
         """[2B, D]: what enters the Transformer."""
@@ -373,6 +360,10 @@ class HREM(RetrievalModel):
             raise ConfigError(
                 f"model.graph.intra_connection: '{graph.intra_connection}' is unknown; "
                 "expected intra or cross"
+            )
+        if not 0.0 < graph.threshold <= 1.0:
+            raise ConfigError(
+                f"model.graph.threshold={graph.threshold}: a share of the batch, in (0, 1]"
             )
         if config.pretrained and config.text.tokenizer == "wordpiece":
             raise ConfigError(

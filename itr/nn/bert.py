@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, BertConfig, BertModel
 
@@ -33,22 +35,40 @@ def _options(dropout: float) -> dict[str, Any]:
 def load_bert(name: str, dropout: float = 0.1) -> BertModel:
     """Pre-trained weights by Hugging Face name or local directory, in float32.
 
-    Raises ConfigError if ``name`` cannot be found or is no BERT.
+    What lies on this machine comes first; the hub is asked only for what does not. Raises
+    ConfigError if ``name`` cannot be found or is no BERT.
     """
-    remedy = (
-        "give a local directory (config.json, model.safetensors) or a Hugging Face name that can "
-        "be reached, or type model.pretrained=false for random weights of the sizes in model.text"
-    )
     try:
-        kind = AutoConfig.from_pretrained(name).model_type
+        return _load(name, dropout, local_files_only=True)
+    except OSError as error:
+        if Path(name).expanduser().is_dir():
+            raise _unusable(name, error) from error
+    try:
+        return _load(name, dropout, local_files_only=False)
+    except OSError as error:
+        raise _unusable(name, error) from error
+
+
+def _load(name: str, dropout: float, local_files_only: bool) -> BertModel:
+    where = str(Path(name).expanduser()) if name.startswith("~") else name
+    try:
+        kind = AutoConfig.from_pretrained(where, local_files_only=local_files_only).model_type
         if kind != "bert":
-            raise ConfigError(f"model.text.name: {name} is a '{kind}', expected a 'bert'; {remedy}")
-        return BertModel.from_pretrained(name, dtype=torch.float32, **_options(dropout))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"model.text.name: no BERT could be loaded from '{name}' ({reason}); {remedy}"
-        ) from error
+            raise ConfigError(f"model.text.name: '{name}' is a '{kind}', expected a 'bert'")
+        return BertModel.from_pretrained(
+            where, dtype=torch.float32, local_files_only=local_files_only, **_options(dropout)
+        )
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise _unusable(name, error) from error
+
+
+def _unusable(name: str, error: Exception) -> ConfigError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ConfigError(
+        f"model.text.name: no BERT could be loaded from '{name}' ({reason}); give a local "
+        "directory (config.json, model.safetensors) or a Hugging Face name that can be reached, or "
+        "type model.pretrained=false for random weights of the sizes in model.text"
+    )
 
 
 def random_bert(vocabulary: int, dropout: float = 0.1, **sizes: Any) -> BertModel:

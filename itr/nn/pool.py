@@ -11,8 +11,8 @@ def masked_mean(features: Tensor, mask: Tensor) -> Tensor:
 
     A sample without any fragment gives zeros.
     """
-    total = torch.where(mask[:, :, None], features, 0.0).sum(dim=1)
-    return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    share = mask / mask.sum(dim=1, keepdim=True).clamp_(min=1)
+    return torch.bmm(share.to(features.dtype)[:, None], features).squeeze(1)
 
 
 def masked_top2_mean(features: Tensor, mask: Tensor, shrinking: bool = False) -> Tensor:
@@ -21,14 +21,13 @@ def masked_top2_mean(features: Tensor, mask: Tensor, shrinking: bool = False) ->
     A sample with one fragment gives that fragment. ``shrinking`` repeats a habit of the authors of
     HREM: such a sample takes the second value away from every later sample of the batch, too.
     """
-    open_ = features.masked_fill(~mask[:, :, None], -torch.inf)
-    first, place = open_.max(dim=1)
-    second = open_.scatter(1, place[:, None], -torch.inf).max(dim=1).values
-    lengths = mask.sum(dim=1)
+    valid = features.masked_fill(~mask[:, :, None], -torch.inf)
+    first, place = valid.max(dim=1)
+    second = valid.scatter(1, place[:, None], -torch.inf).max(dim=1).values
+    alone = second == -torch.inf
     if shrinking:
-        lengths = lengths.cummin(dim=0).values
-    second = torch.where(lengths[:, None] >= 2, second, first)
-    return (first + second) / 2
+        alone = mask.sum(dim=1).cummin(dim=0).values[:, None] < 2
+    return (first + torch.where(alone, first, second)) * 0.5
 
 
 def unit_length(features: Tensor, eps: float = 1e-8) -> Tensor:

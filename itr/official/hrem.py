@@ -129,8 +129,8 @@ def _architecture(
         ) from error
     if sizes["hidden_size"] != 768 and "num_attention_heads" not in text:
         raise CheckpointError(
-            f"{path}: its BERT is {sizes['hidden_size']} wide, not the authors' 768, and weights do "
-            "not tell the number of attention heads; give model.text.num_attention_heads"
+            f"{path}: its BERT is {sizes['hidden_size']} wide, not the authors' 768, and weights "
+            "do not tell the number of attention heads; give model.text.num_attention_heads"
         )
     no_norm = {bool(options.get(key, False)) for key in ("no_imgnorm", "no_txtnorm")}
     if len(no_norm) == 2:
@@ -180,7 +180,7 @@ def from_options(options: Mapping[str, Any], text: TextConfig, **fields: Any) ->
     )
 
 
-def _bert_sizes(theirs: Mapping[str, Tensor]) -> dict[str, int]:
+def _bert_sizes(theirs: Mapping[str, Tensor]) -> dict[str, Any]:
     embeddings, layer = "txt_enc.bert.embeddings.", "txt_enc.bert.encoder.layer."
     positions, hidden = theirs[f"{embeddings}position_embeddings.weight"].shape
     return {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from itr.errors import DataError, TrainingError
@@ -34,7 +36,8 @@ def write_results(run_dir: Path, results: Mapping[str, Any]) -> Path:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise TrainingError(
             f"{path}: the results could not be saved ({error}); free some space or choose another "
             "folder with out=DIR"
@@ -61,57 +64,59 @@ def read_results(run_dir: Path) -> dict[str, Any]:
 
 def results_table(results: Mapping[str, Any], title: str) -> Table:
     """One line for each split and protocol in flat ``results``: recalls in per cent, median rank,
-    rSum."""
-    table = _metric_table(title, ("split", "protocol", "images", "captions"))
+    rSum. Fits into 80 columns."""
+    table = _metric_table(title, ("split", "protocol"))
     for prefix in _prefixes(results):
-        split, _, protocol = prefix.partition("/")
-        fields = f"{split}/" if split else ""
-        table.add_row(
-            split or str(results.get("split", "")),
-            protocol.rstrip("/") or str(results.get(f"{fields}protocol", "")),
-            *(str(results.get(f"{fields}{key}", "")) for key in ("n_images", "n_captions")),
-            *_numbers(results, prefix),
-        )
-    table.caption = "; ".join(_remarks(results)) or None
+        table.add_row(*_names(results, prefix), *_numbers(results, prefix))
+    table.caption = "\n".join(_remarks(results))
     return table
 
 
 def runs_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     """One line for each of ``runs`` (name, flat results): its test split where there is one, under
-    that split's first protocol."""
-    table = _metric_table(f"{len(runs)} runs", ("run", "split", "protocol"))
-    remarks: dict[str, None] = {}
-    for name, results in runs:
-        prefixes = _prefixes(results)
-        if not prefixes:
-            table.add_row(name, "no results")
-            continue
-        prefix = "test/" if "test/" in prefixes else prefixes[0]
-        table.add_row(
-            name,
-            prefix.rstrip("/") or str(results.get("split", "")),
-            str(results.get(f"{prefix}protocol", "")),
-            *_numbers(results, prefix),
-        )
-        remarks.update(dict.fromkeys(_remarks(results)))
-    table.caption = "; ".join(remarks) or None
+    that split's first protocol. What all runs share stands below the table."""
+    prefixes = ["test/" if "test/rsum" in results else _prefixes(results)[0] for _, results in runs]
+    chosen = [(*run, prefix) for run, prefix in zip(runs, prefixes, strict=True)]
+    evaluated = {" ".join(_names(results, prefix)) for _, results, prefix in chosen}
+    shared = len(evaluated) == 1
+    table = _metric_table(f"{len(runs)} runs", ("run",) if shared else ("run", "split", "protocol"))
+    remarks: dict[str, None] = dict.fromkeys(evaluated if shared else ())
+    for name, results, prefix in chosen:
+        names = () if shared else _names(results, prefix)
+        table.add_row(name, *names, *_numbers(results, prefix))
+        remarks |= dict.fromkeys(_remarks(results, prefix))
+    table.caption = "\n".join(remarks)
     return table
 
 
 def _metric_table(title: str, first: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for heading in first:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", vertical="bottom")
     for direction in DIRECTIONS:
         for _, heading, _ in COLUMNS:
             table.add_column(f"{direction}\n{heading}", justify="right", no_wrap=True)
-    table.add_column("rSum", justify="right", no_wrap=True)
+    table.add_column("\nrSum", justify="right", no_wrap=True)
     return table
 
 
 def _prefixes(results: Mapping[str, Any]) -> list[str]:
     """What stands before ``rsum``: "val/", "test/", "test/coco_1k_5fold/", ... or nothing."""
     return [key.removesuffix("rsum") for key in results if key.split("/")[-1] == "rsum"]
+
+
+def _names(results: Mapping[str, Any], prefix: str) -> tuple[str, str]:
+    """Split and protocol of the metrics below ``prefix``."""
+    split, _, protocol = prefix.partition("/")
+    first = results.get(f"{split}/protocol" if split else "protocol", "")
+    return split or str(results.get("split", "")), protocol.rstrip("/") or str(first)
 
 
 def _numbers(results: Mapping[str, Any], prefix: str) -> list[str]:
@@ -125,9 +130,15 @@ def _numbers(results: Mapping[str, Any], prefix: str) -> list[str]:
     return [*cells, f"{results[f'{prefix}rsum']:.1f}"]
 
 
-def _remarks(results: Mapping[str, Any]) -> list[str]:
-    rules = {str(v) for key, v in results.items() if key.split("/")[-1] == "tie_rule"}
-    remarks = [f"ties: {rule}" for rule in sorted(rules)]
+def _remarks(results: Mapping[str, Any], below: str = "") -> list[str]:
+    """Sizes and tie rule of each split whose fields begin with ``below``, and warnings."""
+    remarks = []
+    for key, rule in results.items():
+        if key.startswith(below) and key.endswith("tie_rule"):
+            prefix = key.removesuffix("tie_rule")
+            split = prefix.rstrip("/") or results.get("split", "")
+            images, captions = (results.get(f"{prefix}n_{what}") for what in ("images", "captions"))
+            remarks.append(f"{split}: {images} images, {captions} captions, {rule} ties")
     if results.get("select_on") == "test":
         remarks.append("the checkpoint was chosen on the TEST split: optimistic")
     return remarks

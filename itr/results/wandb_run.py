@@ -42,7 +42,7 @@ class TrackerConfig:
 
 
 class WandbSink:
-    """A Weights & Biases run whose files lie in ``run_dir``/wandb. Fails as `start_wandb` says."""
+    """A Weights & Biases run whose files lie in ``run_dir``/wandb; raises whatever wandb raises."""
 
     def __init__(self, wandb: Any, run_dir: Path, mode: str, options: Mapping[str, Any]):
         kept_id = run_dir / "wandb" / "run-id"
@@ -136,7 +136,7 @@ def _start(
         log.info("Weights & Biases: %s", sink.run.url)
     else:
         folder = Path(sink.run.dir).parent
-        log.info("Weights & Biases is offline; upload this run with: wandb sync %s", folder)
+        log.info("Weights & Biases is offline; upload this run with\nwandb sync %s", folder)
     return sink
 
 
@@ -159,7 +159,7 @@ def pick_mode(mode: str, wandb: Any) -> str:
 def has_key(wandb: Any) -> bool:
     """Whether a key is in the environment, wandb's settings files or the netrc file."""
     settings = wandb.setup(wandb.Settings(silent=True)).settings
-    if settings.api_key or settings.identity_token_file:
+    if os.environ.get("WANDB_API_KEY") or settings.api_key or settings.identity_token_file:
         return True
     named = os.environ.get("NETRC")
     paths = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]

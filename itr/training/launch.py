@@ -32,37 +32,46 @@ def entry(config_name: str, job: Callable[[dict[str, Any]], dict[str, Any]], met
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed by Hydra
     finished: list[tuple[str, dict[str, Any]]] = []
+    failed: list[str] = []
     console = Console(stderr=True)
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def main(config: DictConfig) -> float | None:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         assert isinstance(values, dict)
-        results = job({str(key): value for key, value in values.items()})
+        try:
+            results = job({str(key): value for key, value in values.items()})
+        except UserError as error:  # the other jobs of a multirun go on
+            failed.append(str(error))
+            _tell(console, str(error))
+            return None
         finished.append((str(results.get("run", len(finished))), results))
         value = results.get(metric)
         return None if value is None else float(value)
 
     try:
         main()
-    except UserError as error:
-        _fail(console, str(error))
     except HydraException as error:
-        _fail(console, explain(error, config_name, sys.argv[1:]))
+        failed.append(explain(error, config_name, sys.argv[1:]))
+        _tell(console, failed[-1])
     except OmegaConfBaseException as error:
-        _fail(console, f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}")
+        failed.append(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}")
+        _tell(console, failed[-1])
     except KeyboardInterrupt:
         console.print("interrupted; go on with resume=auto", style="yellow")
         sys.exit(INTERRUPTED)
     finally:
         if len(finished) > 1:
             Console().print(runs_table(finished))
+    if failed:
+        if finished:
+            _tell(console, f"{len(failed)} of {len(failed) + len(finished)} jobs failed")
+        sys.exit(USER_ERROR)
 
 
-def _fail(console: Console, message: str) -> None:
+def _tell(console: Console, message: str) -> None:
     console.print("error:", style="bold red", end=" ")
     console.print(message, markup=False, highlight=False, soft_wrap=True)
-    sys.exit(USER_ERROR)
 
 
 def explain(error: HydraException, config_name: str, arguments: list[str]) -> str:

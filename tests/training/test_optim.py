@@ -88,7 +88,8 @@ def test_state_round_trip_continues_identically() -> None:
     second = model()
     second.load_state_dict(first.state_dict())
     again = build_optimizer(second, OptimConfig())  # type: ignore[arg-type]
-    load_state_tensors(second, again, state_tensors(first, optimizer))
+    saved = {name: value.clone() for name, value in state_tensors(first, optimizer).items()}
+    load_state_tensors(second, again, saved)
     steps(first, optimizer, 2)
     steps(second, again, 2)
     assert torch.equal(first.layer.weight, second.layer.weight)

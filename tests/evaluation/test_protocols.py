@@ -1,0 +1,61 @@
+"""Metrics and protocols by hand; the reference numbers are among the parity cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from itr.errors import ConfigError
+from itr.evaluation.metrics import retrieval_metrics
+from itr.evaluation.protocols import (
+    PROTOCOLS,
+    Protocol,
+    applicable,
+    evaluate_embeddings,
+    find_protocols,
+)
+from itr.evaluation.ranks import Ranks, rank_scores
+
+
+def five(metrics: dict[str, float], direction: str) -> list[float]:
+    return [metrics[f"{direction}_{key}"] for key in ("r1", "r5", "r10", "medr", "meanr")]
+
+
+def test_metrics_by_hand():
+    metrics = retrieval_metrics(Ranks(i2t=np.array([1, 6]), t2i=np.array([1, 2, 10, 11])))
+    assert five(metrics, "i2t") == [50, 50, 100, 3, 3.5]  # floor(median of 0 and 5) + 1
+    assert five(metrics, "t2i") == [25, 50, 75, 6, 6]
+    assert metrics["rsum"] == 350
+
+
+def test_folds_of_ragged_captions_in_any_order():
+    draw = np.random.default_rng(3)
+    owner = draw.permutation(np.repeat(np.arange(12), draw.integers(1, 5, 12)))
+    images = torch.from_numpy(draw.normal(size=(12, 6)).astype(np.float32))
+    texts = torch.from_numpy(draw.normal(size=(len(owner), 6)).astype(np.float32))
+    found = evaluate_embeddings(images, texts, owner, [Protocol("folds", fold=4)])
+    means: dict[str, list[float]] = {}
+    for start in (0, 4, 8):
+        columns = [c for c in range(len(owner)) if start <= owner[c] < start + 4]
+        scores = (images[start : start + 4] @ texts[columns].t()).numpy()
+        metrics = retrieval_metrics(rank_scores(scores, [owner[c] - start for c in columns]))
+        for key, value in metrics.items():
+            means.setdefault(key, []).append(value)
+    assert found == pytest.approx({key: np.mean(values) for key, values in means.items()})
+
+
+def test_coco_protocols_fit_5000_images_alone():
+    asked = find_protocols(["coco_5k", "coco_1k_5fold"])
+    assert applicable(asked, 5000) == (asked, [])
+    assert applicable(asked, 1000) == ([PROTOCOLS["full"]], asked)
+    f30k = find_protocols(["f30k_1k"])
+    assert applicable(f30k, 1000) == (f30k, [])
+    assert applicable(f30k, 1014) == ([PROTOCOLS["full"]], f30k)
+
+
+def test_unknown_protocol_names_the_nearest():
+    with pytest.raises(ConfigError, match="'coco_5' is unknown; nearest: coco_5k"):
+        find_protocols(["coco_5"])
+    with pytest.raises(ConfigError, match="data.protocols: empty"):
+        find_protocols([])

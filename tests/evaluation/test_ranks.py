@@ -1,0 +1,148 @@
+"""Ranks by counting against a naive double loop; the traps; speed and memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from itr.errors import ConfigError, DataError
+from itr.evaluation.ranks import TIES, rank_embeddings, rank_scores
+
+
+def naive_ranks(scores: np.ndarray, owner: np.ndarray, ties: str) -> tuple[list, list]:
+    """Both directions, one comparison at a time. ``scores`` [N, C], ``owner`` [C]."""
+
+    def rank(row: np.ndarray, own: set[int]) -> float:
+        best = max(row[column] for column in own)
+        beaten = equal = 0
+        for column, score in enumerate(row):
+            if column not in own:
+                beaten += score > best
+                equal += score == best
+        return 1 + beaten + {"optimistic": 0, "pessimistic": equal, "mean": equal / 2}[ties]
+
+    i2t = [rank(row, set(np.flatnonzero(owner == i).tolist())) for i, row in enumerate(scores)]
+    t2i = [rank(scores[:, c], {int(owner[c])}) for c in range(len(owner))]
+    return i2t, t2i
+
+
+@st.composite
+def owners(draw: st.DrawFn) -> np.ndarray:
+    """The image of each caption: 1 to 4 captions an image, in any order."""
+    counts = draw(st.lists(st.integers(1, 4), min_size=1, max_size=7))
+    return np.array(draw(st.permutations(np.repeat(np.arange(len(counts)), counts).tolist())))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), owners(), st.sampled_from(TIES), st.sampled_from([np.float32, np.float64]))
+def test_scores_rank_as_a_double_loop_counts(data, owner, ties, kind):
+    size = (int(owner.max()) + 1) * len(owner)
+    # Few values, so that most rows hold ties, with matches and among non-matches.
+    values = data.draw(st.lists(st.integers(-3, 3), min_size=size, max_size=size))
+    scores = np.array(values, dtype=kind).reshape(-1, len(owner)) / 7
+    i2t, t2i = naive_ranks(scores, owner, ties)
+    for given_as in (scores, torch.from_numpy(scores), np.asfortranarray(scores)):
+        ranks = rank_scores(given_as, owner, ties)
+        assert ranks.i2t.tolist() == i2t
+        assert ranks.t2i.tolist() == t2i
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), owners(), st.sampled_from(TIES), st.integers(1, 60))
+def test_embeddings_rank_as_a_double_loop_counts(data, owner, ties, tile):
+    def embeddings(count: int) -> torch.Tensor:
+        values = data.draw(st.lists(st.integers(-2, 2), min_size=3 * count, max_size=3 * count))
+        return torch.tensor(values, dtype=torch.float32).reshape(count, 3)
+
+    images, texts = embeddings(int(owner.max()) + 1), embeddings(len(owner))
+    scores = (images[:, None, :] * texts[None, :, :]).sum(dim=2).numpy()
+    ranks = rank_embeddings(images, texts, torch.from_numpy(owner), ties, tile)
+    i2t, t2i = naive_ranks(scores, owner, ties)  # small integers: exact in any order of summation
+    assert ranks.i2t.tolist() == i2t
+    assert ranks.t2i.tolist() == t2i
+
+
+@pytest.mark.parametrize("ties", TIES)
+@pytest.mark.parametrize("tile", [200, 1_700, 10**6])
+def test_rounding_never_lets_a_match_outrank_itself(ties, tile):
+    # Real numbers: the same product computed in another shape may differ in the last bit.
+    images = torch.nn.functional.normalize(
+        torch.randn(37, 515, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    owner = torch.arange(37).repeat_interleave(5)
+    ranks = rank_embeddings(images, images[owner], owner, ties, tile)
+    assert (ranks.i2t == 1).all()
+    assert (ranks.t2i == 1).all()
+
+
+def test_all_equal_scores_show_the_three_rules():
+    scores, owner = np.zeros((3, 6), np.float32), np.repeat(np.arange(3), 2)
+    found = {ties: rank_scores(scores, owner, ties) for ties in TIES}
+    assert found["optimistic"].i2t.tolist() == [1, 1, 1]
+    assert found["pessimistic"].i2t.tolist() == [5, 5, 5]  # four non-matches stand beside it
+    assert found["mean"].i2t.tolist() == [3, 3, 3]
+    assert found["mean"].t2i.tolist() == [2] * 6
+    assert found["pessimistic"].t2i.dtype == np.int64
+
+
+def test_matches_at_minus_infinity_rank_behind_everything():
+    scores = np.array([[-np.inf, 0.0, 1.0], [0.5, 2.0, -np.inf]], np.float32)
+    ranks = rank_scores(scores, [0, 1, 1])
+    assert ranks.i2t.tolist() == [3, 1]
+    assert ranks.t2i.tolist() == [2, 1, 2]
+
+
+def test_memory_mapped_scores_are_read_in_place(tmp_path):
+    scores = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
+    np.save(tmp_path / "scores.npy", scores)
+    owner = [3, 0, 0, 1, 2, 2, 2, 1, 3]
+    mapped = rank_scores(np.load(tmp_path / "scores.npy", mmap_mode="r"), owner)
+    i2t, t2i = naive_ranks(scores, np.array(owner), "pessimistic")
+    assert (mapped.i2t.tolist(), mapped.t2i.tolist()) == (i2t, t2i)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (2, 4)])
+def test_nan_is_refused(place):
+    scores = np.ones((3, 6))
+    scores[place] = np.nan
+    with pytest.raises(DataError, match="1 of 3 queries have scores that are NaN"):
+        rank_scores(scores, np.repeat(np.arange(3), 2))
+    images = torch.ones(3, 2)
+    images[place[0], 0] = torch.nan
+    with pytest.raises(DataError, match=rf"the first is number {place[0]}"):
+        rank_embeddings(images, torch.ones(6, 2), np.repeat(np.arange(3), 2))
+
+
+def test_what_does_not_fit_is_refused():
+    scores = np.zeros((3, 4))
+    with pytest.raises(DataError, match=r"1 of 3 images have no caption \(first numbers: \[1\]"):
+        rank_scores(scores, [0, 0, 2, 2])
+    with pytest.raises(DataError, match=r"holds 0 to 3; expected 0 to 2"):
+        rank_scores(scores, [0, 1, 2, 3])
+    with pytest.raises(DataError, match=r"shape \(3,\).*the 4 captions"):
+        rank_scores(scores, [0, 1, 2])
+    with pytest.raises(ConfigError, match="ties: 'worst' is unknown; expected one of pessimistic"):
+        rank_scores(scores, [0, 1, 2, 2], ties="worst")
+
+
+def test_counting_is_quick_and_lean():
+    """5,000 x 25,000; the loop of sorts is timed on a fiftieth of the queries. Width 64 keeps the
+    products short; neither the counting nor the memory depends on it."""
+    script = Path(__file__).with_name("rank_benchmark.py")
+    done = subprocess.run(
+        [sys.executable, str(script), "--width", "64", "--slice", "0.02"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    report = json.loads(done.stdout)
+    assert report["ratio"] >= 15
+    assert report["extra_mib"] < 200 * 1e6 / 2**20

@@ -1,0 +1,313 @@
+"""The log file, and real Weights & Biases runs (offline) read back from their files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from itr.errors import ConfigError, TrainingError
+from itr.instantiate import check
+from itr.results.tracker import JsonlFile, TrackerConfig, open_trackers
+from itr.results.wandb_run import best_of, pick_mode
+
+CONFIG = {
+    "model": {"name": "hrem", "embed_size": 8},
+    "data": {"name": "scenes"},
+    "loss": {"name": "triplet"},
+    "task": {"name": "retrieval"},
+    "seed": 3,
+    "select_on": "test",
+}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No key, no mode and no settings of the person who runs the tests."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def records(folder: Path) -> list[Any]:
+    """Records of the one finished W&B run below ``folder``. Its writer is a process of its own,
+    which may be a moment behind: wait for the last record."""
+    for _ in range(100):
+        found = list(parse(next(folder.glob("wandb/offline-run-*/*.wandb")).read_bytes()))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"no exit record below {folder}")
+
+
+def parse(data: bytes) -> Iterator[Any]:
+    """Records of a .wandb file: a LevelDB log of protocol buffers."""
+    from wandb.proto import wandb_internal_pb2
+
+    at, parts = 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # no header fits into the rest of a block
+            at += 32768 - at % 32768
+            continue
+        _, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        parts += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+def items(part: Any) -> dict[str, Any]:
+    """Keys and values of a config, history or summary record."""
+    found = {}
+    for item in part:
+        key = item.key or "/".join(item.nested_key)
+        found[key] = json.loads(item.value_json)
+    return found
+
+
+# The file
+
+
+def test_lines_hold_step_time_and_values(tmp_path):
+    with open_trackers(TrackerConfig(name="none"), tmp_path, CONFIG) as tracker:
+        tracker.log({"epoch": 0, "train/loss": 0.5}, step=3)
+        assert lines(tmp_path / "metrics.jsonl")[0]["train/loss"] == 0.5  # flushed at once
+        tracker.log({"train/loss": float("nan"), "train/lr": 1e-5}, step=6)
+        tracker.summary({"test/rsum": 100.0})
+    first, second = lines(tmp_path / "metrics.jsonl")
+    assert (first["step"], first["epoch"], second["step"]) == (3, 0, 6)
+    assert (second["train/loss"], second["train/lr"]) == (None, 1e-5)
+    assert second["time"] >= first["time"] > 1.6e9
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
+def test_a_resumed_file_goes_on_where_the_checkpoint_stood(tmp_path):
+    config = TrackerConfig(name="none")
+    with open_trackers(config, tmp_path, CONFIG) as tracker:
+        tracker.log({"a": 1}, step=1)
+        offset = tracker.offset()
+        tracker.log({"a": 2}, step=2)
+    with open(tmp_path / "metrics.jsonl", "a") as handle:
+        handle.write('{"step": 3, "a"')  # killed in the middle of a line
+    with open_trackers(config, tmp_path, CONFIG, resume=True) as tracker:
+        tracker.rewind(offset)
+        assert tracker.offset() == offset
+        tracker.log({"a": 2.5}, step=2)
+    assert [(line["step"], line["a"]) for line in lines(tmp_path / "metrics.jsonl")] == [
+        (1, 1),
+        (2, 2.5),
+    ]
+    with open_trackers(config, tmp_path, CONFIG) as tracker:  # a new run forgets the old one
+        tracker.log({"a": 9}, step=1)
+    assert [line["a"] for line in lines(tmp_path / "metrics.jsonl")] == [9]
+
+
+def test_a_new_file_can_be_rewound_too(tmp_path):
+    file = JsonlFile(tmp_path / "metrics.jsonl")
+    for step in range(3):
+        file.log({"a": step}, step)
+    file.rewind(0)
+    file.log({"a": 7}, 7)
+    file.close()
+    assert [line["a"] for line in lines(tmp_path / "metrics.jsonl")] == [7]
+
+
+def test_a_file_shorter_than_the_checkpoint_saw_is_reported(tmp_path, caplog):
+    with open_trackers(TrackerConfig(name="none"), tmp_path, CONFIG, resume=True) as tracker:
+        tracker.rewind(500)
+        tracker.log({"a": 1}, step=1)
+    assert "has 0 bytes, the checkpoint saw 500" in caplog.text
+    assert [line["a"] for line in lines(tmp_path / "metrics.jsonl")] == [1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_stops_with_advice(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    file = JsonlFile(tmp_path / "metrics.jsonl", resume=True)
+    with pytest.raises(TrainingError, match=r"metrics.jsonl: cannot be written .*resume=auto"):
+        file.log({"a": 1}, step=1)
+
+
+# Weights & Biases
+
+
+def test_an_offline_run_holds_what_was_logged(tmp_path, caplog, capfd):
+    caplog.set_level(logging.INFO, logger="itr")
+    config = TrackerConfig(group="seeds", tags=["mine", "hrem"], notes="a note")
+    run_dir = tmp_path / "hrem-scenes-triplet-0"
+    with open_trackers(config, run_dir, CONFIG) as tracker:
+        tracker.log({"epoch": 0, "train/loss": 2.0}, step=5)
+        tracker.log({"epoch": 0, "val/rsum": 200.0, "val/i2t_medr": 9.0, "val/seconds": 1}, step=5)
+        tracker.log({"epoch": 1, "val/rsum": 150.0, "val/i2t_medr": 4.0}, step=9)
+        tracker.summary({"test/rsum": 321.0, "test/protocol": "full"})
+    found = list(records(run_dir))
+    run = next(r.run for r in found if r.WhichOneof("record_type") == "run")
+    assert (run.project, run.run_group, run.job_type) == ("itr", "seeds", "train")
+    assert (run.display_name, run.notes) == ("hrem-scenes-triplet-0", "a note")
+    assert list(run.tags) == "hrem scenes triplet retrieval select_on=test mine".split()
+    assert items(run.config.update)["model"] == {"name": "hrem", "embed_size": 8}
+    history = [items(r.history.item) for r in found if r.WhichOneof("record_type") == "history"]
+    assert [(row["_step"], row.get("train/loss"), row["val/rsum"]) for row in history] == [
+        (5, 2.0, 200.0),
+        (9, None, 150.0),
+    ]
+    metrics = {r.metric.name: r.metric for r in found if r.WhichOneof("record_type") == "metric"}
+    assert metrics["val/rsum"].summary.max and metrics["val/rsum"].step_metric == "epoch"
+    assert metrics["val/i2t_medr"].summary.min and metrics["train/loss"].summary.min
+    assert not metrics["val/seconds"].summary.min and not metrics["val/seconds"].summary.max
+    summary: dict[str, Any] = {}
+    for record in found:
+        if record.WhichOneof("record_type") == "summary":
+            summary |= items(record.summary.update)
+    assert (summary["test/rsum"], summary["test/protocol"]) == (321.0, "full")
+    (exit_record,) = [r.exit for r in found if r.WhichOneof("record_type") == "exit"]
+    assert exit_record.exit_code == 0
+    assert f"wandb sync {run_dir / 'wandb' / 'offline-run-'}" in caplog.text
+    assert capfd.readouterr() == ("", "")  # wandb itself says nothing
+
+
+def test_an_exception_closes_the_run_as_failed(tmp_path):
+    with (
+        pytest.raises(KeyError),
+        open_trackers(TrackerConfig(mode="offline"), tmp_path, CONFIG) as tracker,
+    ):
+        tracker.log({"train/loss": 1.0}, step=1)
+        raise KeyError("x")
+    (code,) = [r.exit.exit_code for r in records(tmp_path) if r.WhichOneof("record_type") == "exit"]
+    assert code == 1
+
+
+def test_jobs_of_one_process_get_runs_of_their_own_and_a_resumed_one_its_old_id(tmp_path):
+    config = TrackerConfig(mode="offline")
+    ids = []
+    for folder, resume in (("a", False), ("b", False), ("a", True)):
+        with open_trackers(config, tmp_path / folder, CONFIG, resume) as tracker:
+            tracker.log({"train/loss": 1.0}, step=1)
+        ids.append((tmp_path / folder / "wandb" / "run-id").read_text().strip())
+    assert ids[0] == ids[2] != ids[1]
+    assert len(lines(tmp_path / "a" / "metrics.jsonl")) == 2
+
+
+@pytest.mark.parametrize("how", ["config", "environment", "none"])
+def test_switched_off_only_the_file_is_written(tmp_path, monkeypatch, how):
+    if how == "environment":
+        monkeypatch.setenv("WANDB_MODE", "disabled")
+    config = {
+        "config": TrackerConfig(mode="disabled"),
+        "environment": TrackerConfig(),
+        "none": TrackerConfig(name="none"),
+    }[how]
+    with open_trackers(config, tmp_path / "run", CONFIG) as tracker:
+        tracker.log({"a": 1}, step=1)
+        tracker.summary({"a": 1})
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+
+
+def test_online_without_a_key_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigError, match=r"tracker.mode=online: no .* key .*wandb login"):
+        open_trackers(TrackerConfig(mode="online"), tmp_path / "run", CONFIG)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("place", ["environment", "netrc"])
+def test_a_configured_key_means_online(tmp_path, place):
+    # In a process of its own: wandb reads its settings once.
+    key = "0123456789" * 4
+    script = (
+        "import wandb, sys; from itr.results.wandb_run import pick_mode;"
+        "print(pick_mode('auto', wandb), pick_mode('offline', wandb))"
+    )
+    environment = {"PATH": "", "HOME": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path)}
+    if place == "environment":
+        environment["WANDB_API_KEY"] = key
+    else:
+        environment["WANDB_BASE_URL"] = "https://wandb.example.org"
+        netrc = tmp_path / ".netrc"
+        netrc.write_text(f"machine wandb.example.org\n  login user\n  password {key}\n")
+        netrc.chmod(0o600)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["online", "offline"]
+
+
+def test_wandb_mode_wins_over_auto_only(monkeypatch):
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert pick_mode("auto", wandb) == "disabled"
+    assert pick_mode("offline", wandb) == "offline"
+
+
+def test_a_key_that_cannot_be_used_does_not_stop_training(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    with open_trackers(TrackerConfig(mode="online"), tmp_path, CONFIG) as tracker:
+        tracker.log({"train/loss": 1.0}, step=1)
+    assert "Weights & Biases did not start online" in caplog.text
+    assert any(r.WhichOneof("record_type") == "history" for r in records(tmp_path))
+    assert len(lines(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_wandb_that_dies_on_the_way_is_dropped_once(tmp_path, caplog):
+    with open_trackers(TrackerConfig(mode="offline"), tmp_path, CONFIG) as tracker:
+        tracker.log({"a": 1.0}, step=1)
+        tracker.others["Weights & Biases"].run.finish()  # logging to it now raises
+        tracker.log({"a": 2.0}, step=2)
+        tracker.log({"a": 3.0}, step=3)
+    assert caplog.text.count("Weights & Biases stopped working") == 1
+    assert [line["a"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_without_wandb_installed_training_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as an absent package: import fails
+    with open_trackers(TrackerConfig(), tmp_path, CONFIG) as tracker:
+        tracker.log({"a": 1.0}, step=1)
+    assert caplog.text.count("wandb is not installed") == 1
+    assert len(lines(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_importing_the_tracker_does_not_import_wandb():
+    script = "import itr.results.tracker, sys; print('wandb' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("key", "best"),
+    [
+        ("val/rsum", "max"),
+        ("test/coco_1k_5fold/t2i_r10", "max"),
+        ("val/i2t_medr", "min"),
+        ("val/t2i_meanr", "min"),
+        ("train/loss", "min"),
+        ("train/lr", None),
+        ("epoch", None),
+    ],
+)
+def test_best_of(key, best):
+    assert best_of(key) == best
+
+
+def test_unknown_options_name_the_known_ones():
+    with pytest.raises(ConfigError, match="tracker.mode: 'on' is unknown; expected one of auto"):
+        check({"mode": "on"}, TrackerConfig, "tracker")
+    with pytest.raises(ConfigError, match="tracker.name: 'tb' is unknown"):
+        check({"name": "tb"}, TrackerConfig, "tracker")
