@@ -28,10 +28,10 @@ RGB = {
 
 REGIONS = 36  # rows an image, as in the field's files
 WIDTH = 128  # of a row
-PER_THING = (3, 6)  # rows of a thing: at least, below
-BLENDS = 0.25  # share of the distractors that lie over two things
+PER_THING = (1, 3)  # rows of a thing: at least, below
+BLENDS = 0.1  # share of the distractors that lie over two things
 NOISE = 0.5  # standard deviation, that of an attribute's vector being 0.5
-FAINT = 0.5  # weight of the attributes of a distractor that belong to nothing in the scene
+FAINT = 1.0  # weight of the attributes of a distractor that belong to nothing in the scene
 
 
 def draw_picture(scene: Scene, rng: np.random.Generator) -> bytes:
@@ -100,6 +100,7 @@ class RegionViewer:
         self.counts = tuple(len(kind) for kind in kinds)
         self.tables = [rng.normal(0, 0.5, (count, WIDTH)) for count in self.counts]
         self.axes = rng.normal(0, 0.5, (2, WIDTH))
+        self.ground = rng.normal(0, 0.5, (2, WIDTH))  # of what stands out, of what does not
 
     def draw_regions(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
         """The regions of ``scene`` in random order, float32 [REGIONS, WIDTH]."""
@@ -113,11 +114,13 @@ class RegionViewer:
     def _vector(self, thing: Thing) -> np.ndarray:
         attributes = (thing.colour, thing.shape, thing.size, thing.fill, thing.place)
         where = (thing.x - 0.5) * self.axes[0] + (thing.y - 0.5) * self.axes[1]
-        return sum((t[a] for t, a in zip(self.tables, attributes, strict=True)), where)
+        return sum(
+            (t[a] for t, a in zip(self.tables, attributes, strict=True)), where + self.ground[0]
+        )
 
     def _distractor(self, things: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if rng.random() < BLENDS:
             first, second = rng.choice(len(things), 2, replace=False)
             return (things[first] + things[second]) / 2
         picked = [table[rng.integers(len(table))] for table in self.tables]
-        return FAINT * np.sum(picked, axis=0)
+        return FAINT * np.sum(picked, axis=0) + self.ground[1]

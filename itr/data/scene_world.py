@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -19,8 +20,8 @@ PLACES = ("top left", "top right", "bottom left", "bottom right")
 
 RADII = (0.10, 0.15, 0.21)  # of a thing by size, as a share of the picture's width
 COUNTS, COUNT_SHARES = (2, 3, 4), (0.2, 0.4, 0.4)
-GROUP = 10  # scenes of a group, where so many different ones exist
-TRIES = 20 * GROUP
+GROUPS = (1, 2, 2)  # scenes of a group, drawn from these
+TRIES = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ def draw_scenes(number: int, rng: np.random.Generator, taken: set[Bag]) -> list[
         bag = _draw_bag(rng)
         if bag not in taken:
             taken.add(bag)
-            scenes += list(_bindings(bag, rng))[: number - len(scenes)]
+            size = int(rng.choice(GROUPS))
+            scenes += islice(_bindings(bag, rng), min(size, number - len(scenes)))
     return [scenes[index] for index in rng.permutation(number)]
 
 
@@ -74,7 +76,7 @@ def _draw_bag(rng: np.random.Generator) -> Bag:
 
 
 def _bindings(bag: Bag, rng: np.random.Generator) -> Iterator[Scene]:
-    """Up to `GROUP` different scenes with the attributes of ``bag``."""
+    """Different scenes with the attributes of ``bag``, as long as they are easily found."""
     seen = set()
     for _ in range(TRIES):
         colours, *others = bag
@@ -82,8 +84,6 @@ def _bindings(bag: Bag, rng: np.random.Generator) -> Iterator[Scene]:
         if bound not in seen:
             seen.add(bound)
             yield tuple(_place(attributes, rng) for attributes in bound)
-        if len(seen) == GROUP:
-            return
 
 
 def _place(attributes: tuple[int, ...], rng: np.random.Generator) -> Thing:

@@ -9,8 +9,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, BertConfig, BertModel
+from transformers.utils.logging import disable_progress_bar
 
 from itr.errors import ConfigError
+
+disable_progress_bar()  # loading takes a second; the bar would break ours
 
 SIZES = (  # what rebuilds the architecture, beside the vocabulary; names of `BertConfig`
     "hidden_size",

@@ -113,8 +113,7 @@ def start_wandb(
         log.warning("wandb is not installed: type pip install wandb, or tracker=none")
         return None
     mode = pick_mode(config.mode, wandb)
-    attempts = {"disabled": (), "online": ("online", "offline")}.get(mode, (mode,))
-    for attempt in attempts:
+    for attempt in {"disabled": [], "online": ["online", "offline"]}.get(mode, [mode]):
         try:
             return _start(wandb, attempt, config, run_dir, values)
         except Exception as error:  # whatever it is, it is no reason not to train
@@ -158,17 +157,25 @@ def pick_mode(mode: str, wandb: Any) -> str:
 
 def has_key(wandb: Any) -> bool:
     """Whether a key is in the environment, wandb's settings files or the netrc file."""
-    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    try:
+        settings = wandb.setup(wandb.Settings(silent=True)).settings
+    except Exception as error:  # broken settings: offline will say more, or work
+        log.warning("the settings of Weights & Biases cannot be read (%s)", error)
+        return False
     if os.environ.get("WANDB_API_KEY") or settings.api_key or settings.identity_token_file:
         return True
+    hosts = [urlsplit(settings.base_url).netloc]
+    if hosts[0].endswith((".wandb.ai", ".coreweave.com")):
+        hosts.append("api.wandb.ai")  # the public server's first name, which old logins are kept by
     named = os.environ.get("NETRC")
     paths = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
     for path in paths:
         try:
-            if netrc.netrc(path).authenticators(urlsplit(settings.base_url).hostname or ""):
-                return True
+            kept = netrc.netrc(path)
         except (OSError, netrc.NetrcParseError):
             continue
+        if any(kept.authenticators(host) for host in hosts):
+            return True
     return False
 
 

@@ -40,6 +40,18 @@ class EvalConfig:
     protocol: Any = None
     out: str | None = None
     device: str = "auto"
+    precision: str | None = None
+    ties: str | None = None
+
+
+@dataclass
+class Loaded:
+    """A checkpoint, ready to be evaluated, and how it was evaluated in training."""
+
+    model: RetrievalModel
+    tokenizer: Tokenizer
+    data: DataConfig
+    origin: dict[str, Any]  # fields of the results that say where the weights are from
     precision: str = "fp32"
     ties: str = "pessimistic"
 
@@ -53,15 +65,15 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     console = Console()
     open_log(None, console)
     try:
-        model, tokenizer, data, origin = _load(path, config)
-        model.to(device)
-        evaluator = _evaluator(config, model, tokenizer, data, device)
+        loaded = _load(path, config)
+        model = loaded.model.to(device)
+        evaluator = _evaluator(config, loaded, device)
         total = evaluator.data.n_images + evaluator.data.n_captions
         with Display(console, total) as display:
             found = evaluator.run(model, progress=display.evaluation)
     finally:
         close_log()
-    results = {**origin, **{f"{config.split}/{key}": value for key, value in found.items()}}
+    results = {**loaded.origin, **{f"{config.split}/{key}": value for key, value in found.items()}}
     console.print(results_table(results, str(path)))
     if config.out:
         write_results(Path(config.out), results)
@@ -74,13 +86,11 @@ def _check_options(config: EvalConfig) -> None:
         ("precision", config.precision, PRECISIONS),
         ("ties", config.ties, TIES),
     ):
-        if value not in known:
+        if value is not None and value not in known:
             raise ConfigError(f"{key}: '{value}' is unknown; expected one of {', '.join(known)}")
 
 
-def _load(
-    path: Path, config: EvalConfig
-) -> tuple[RetrievalModel, Tokenizer, DataConfig, dict[str, Any]]:
+def _load(path: Path, config: EvalConfig) -> Loaded:
     if path.suffix != ".safetensors":
         return _load_official(path, config)
     meta = checkpoint.read_meta(path)
@@ -104,18 +114,23 @@ def _load(
         "select_on": run.get("select_on"),
         "best_updates": meta.get("best", {}).get("updates"),
     }
-    return model, tokenizer, data, origin
+    return Loaded(
+        model,
+        tokenizer,
+        data,
+        origin,
+        precision=meta.get("precision", "fp32"),
+        ties=run.get("ties", "pessimistic"),
+    )
 
 
-def _load_official(
-    path: Path, config: EvalConfig
-) -> tuple[RetrievalModel, Tokenizer, DataConfig, dict[str, Any]]:
+def _load_official(path: Path, config: EvalConfig) -> Loaded:
     name = config.model.get("name") or recognise(path)
     model, imported = load_official(path, name, _told(config.model.get("text") or {}))
     data = _data_config(config, None)
     origin = {"checkpoint": str(path), "model": name, "data": data.name, "official": True}
     origin |= {f"official/{key}": value for key, value in imported.info.items() if key != "opt"}
-    return model, Tokenizer.from_bert(model.view.tokenizer), data, origin
+    return Loaded(model, Tokenizer.from_bert(model.view.tokenizer), data, origin)
 
 
 def _told(text: dict[str, Any]) -> dict[str, Any]:
@@ -139,13 +154,8 @@ def _data_config(config: EvalConfig, stored: dict[str, Any] | None) -> DataConfi
     return prepare_data(data)
 
 
-def _evaluator(
-    config: EvalConfig,
-    model: RetrievalModel,
-    tokenizer: Tokenizer,
-    data: DataConfig,
-    device: torch.device,
-) -> Evaluator:
+def _evaluator(config: EvalConfig, loaded: Loaded, device: torch.device) -> Evaluator:
+    model, tokenizer, data = loaded.model, loaded.tokenizer, loaded.data
     split = open_split(data, config.split, model.view.kind)
     check_split(split, data.cache)
     width = None if split.regions is None else int(split.regions.shape[2])
@@ -154,7 +164,7 @@ def _evaluator(
             f"{split.source}: regions are {width} wide, the checkpoint's model reads "
             f"{model.facts.region_width}; it was trained on other features"
         )
-    if tokenizer.vocabulary_size != model.facts.vocabulary:
+    if tokenizer.vocabulary_size > model.facts.vocabulary:
         raise CheckpointError(
             f"the tokenizer has {tokenizer.vocabulary_size} ids, the checkpoint's text encoder "
             f"{model.facts.vocabulary}; name its own with model.text.tokenizer=DIR"
@@ -165,7 +175,8 @@ def _evaluator(
         build_table(tokenizer, split.captions(), model.view.text_eval, Path(data.cache)),
         protocols=data.protocols,
         batch_size=config.runtime.eval_batch_size,
-        ties=config.ties,
+        ties=config.ties or loaded.ties,
         device=device,
-        precision=pick_precision(config.precision, device),
+        precision=pick_precision(config.precision or loaded.precision, device),
+        strict=config.protocol is not None,
     )

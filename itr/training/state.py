@@ -47,7 +47,8 @@ def check_space(folder: Path, model: RetrievalModel) -> tuple[int, int]:
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
     best, last = weights, weights + moments
     needed = best + 2 * last
-    free = shutil.disk_usage(folder).free
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise TrainingError(
             f"{folder}: {free / 1e9:.2f} GB free, but the checkpoints need {needed / 1e9:.2f} GB "

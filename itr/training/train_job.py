@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
@@ -16,7 +16,7 @@ from itr.data.layouts import open_split
 from itr.data.loader import TrainLoader
 from itr.data.precomp import check_same_width, check_split
 from itr.data.records import Split
-from itr.data.text import Tokenizer, build_table
+from itr.data.text import Tokenizer, TokenTable, build_table
 from itr.evaluation.evaluator import Evaluator
 from itr.models.base import RetrievalModel
 from itr.models.build import build_model, model_class, model_config, model_meta
@@ -27,11 +27,27 @@ from itr.training.common import pick_device, pick_precision, prepare_data
 from itr.training.config import TrainConfig, check_config
 from itr.training.progress import Display, close_log, log, open_log
 from itr.training.trainer import Trainer
-from itr.view import Facts, View
+from itr.view import Facts, TextView, View
+
+
+@dataclass
+class Parts:
+    """All that a run is made of; built, and thereby checked, before anything is written."""
+
+    splits: dict[str, Split]
+    tokenizer: Tokenizer
+    model: RetrievalModel
+    loader: TrainLoader
+    evaluators: dict[str, Evaluator]
+    device: torch.device
+    precision: str
 
 
 def train(values: dict[str, Any]) -> dict[str, Any]:
-    """Train one run to its end and return its results (at once if it is finished already)."""
+    """Train one run to its end and return its results (at once if it is finished already).
+
+    Raises a UserError for whatever the user can mend: before training wherever it can be known.
+    """
     config = check_config(values)
     folder, finished = rundir.open_run(values)
     console = Console()
@@ -39,27 +55,30 @@ def train(values: dict[str, Any]) -> dict[str, Any]:
         console.print(f"{folder} is finished already; overwrite=true trains it again")
         console.print(results_table(finished, str(folder)))
         return finished
-    device = pick_device(config.device)
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     torch.use_deterministic_algorithms(config.runtime.deterministic)
     torch.manual_seed(config.seed)
-    np.random.seed(config.seed)
+    open_log(None, console)
     try:
-        return _train(config, values, folder, device, console)
+        parts = build_parts(config, values)
+        sizes = state.check_space(folder, parts.model)
+        rundir.describe_run(folder, values)
+        open_log(folder / rundir.LOG, console)
+        _announce(config, folder, parts, sizes)
+        results = _run(config, values, folder, parts, console)
+        console.print(results_table(results, str(folder)))
+        log.info("results and checkpoints are in %s", folder)
+        return results
     finally:
         close_log()
 
 
-def _train(
-    config: TrainConfig,
-    values: dict[str, Any],
-    folder: Path,
-    device: torch.device,
-    console: Console,
-) -> dict[str, Any]:
-    cls = model_class(config.model)
-    view = cls.view_for(model_config(config.model))
+def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
+    """Open and check the data, build tokenizer and model."""
+    device = pick_device(config.device)
+    precision = pick_precision(config.precision, device)
+    view = model_class(config.model).view_for(model_config(config.model))
     data = prepare_data(config.data)
     names = ("train", "test") if config.select_on == "test" else ("train", "val", "test")
     splits = {name: open_split(data, name, view.kind) for name in names}
@@ -69,31 +88,25 @@ def _train(
     tokenizer = _tokenizer(view, splits["train"])
     facts = Facts(tokenizer.vocabulary_size, _region_width(splits["train"]))
     model = build_model(config.model, values["loss"], facts).to(device)
-    tables = {
-        name: build_table(
-            tokenizer,
-            split.captions(),
-            view.text if name == "train" else view.text_eval,
-            Path(data.cache),
-        )
-        for name, split in splits.items()
-    }
+
+    def table(name: str, text: TextView) -> TokenTable:
+        return build_table(tokenizer, splits[name].captions(), text, Path(data.cache))
+
     loader = TrainLoader(
         splits["train"],
         view,
-        tables["train"],
+        table("train", view.text),
         tokenizer,
         config.batch_size,
         config.seed,
         workers=config.runtime.workers,
         pin_memory=device.type == "cuda",
     )
-    precision = pick_precision(config.precision, device)
     evaluators = {
         name: Evaluator(
             splits[name],
             view,
-            tables[name],
+            table(name, view.text_eval),
             protocols=data.protocols,
             batch_size=config.runtime.eval_batch_size,
             ties=config.ties,
@@ -102,16 +115,19 @@ def _train(
         )
         for name in names[1:]
     }
-    rundir.describe_run(folder, values)
-    open_log(folder / rundir.LOG, console)
-    sizes = state.check_space(folder, model)
-    _announce(config, folder, model, splits, precision, device, sizes)
+    return Parts(splits, tokenizer, model, loader, evaluators, device, precision)
+
+
+def _run(
+    config: TrainConfig, values: dict[str, Any], folder: Path, parts: Parts, console: Console
+) -> dict[str, Any]:
     meta = {
-        **model_meta(model),
+        **model_meta(parts.model),
         "model_name": config.model["name"],
         "config": values,
         "loss": values["loss"],
-        "tokenizer": tokenizer.to_json(),
+        "tokenizer": parts.tokenizer.to_json(),
+        "precision": parts.precision,
         "versions": rundir.environment(),
     }
     last = folder / "checkpoints" / state.LAST
@@ -119,46 +135,47 @@ def _train(
     with open_trackers(config.tracker, folder, values, resume=resume) as tracker:
         trainer = Trainer(
             config,
-            model,
-            loader,
-            splits["train"],
-            evaluators[config.select_on],
+            parts.model,
+            parts.loader,
+            parts.splits["train"],
+            parts.evaluators[config.select_on],
             tracker,
             folder,
             meta,
-            device,
-            precision,
+            parts.device,
+            parts.precision,
         )
         if resume:
             trainer.resume(last)
             log.info("going on from update %d", trainer.clock.updates)
-        started = time.perf_counter()
-        with Display(console, trainer.clock.total_updates, trainer.clock.updates) as display:
-            best = trainer.fit(display)
+        started, first = time.perf_counter(), trainer.clock.updates
+        with Display(console, trainer.clock.total_updates, first) as display:
+            trainer.fit(display)
             seconds = time.perf_counter() - started
-            best_path = folder / "checkpoints" / state.BEST
-            checkpoint.load_weights(
-                model, checkpoint.read_tensors(best_path, "model/"), str(best_path)
-            )
-            test = evaluators["test"].run(model, progress=display.evaluation)
+            best = _load_best(folder, parts.model)
+            test = parts.evaluators["test"].run(parts.model, progress=display.evaluation)
         results = {
-            **_identity(config, values, folder, precision),
+            **_identity(config, values, folder, parts.precision),
             "best_epoch": best["epoch"],
             "best_updates": best["updates"],
             "updates": trainer.clock.updates,
             "train_seconds": round(seconds, 1),
+            "resumed_at": first or None,
             **{f"{config.select_on}/{key}": value for key, value in best["results"].items()},
             **{f"test/{key}": value for key, value in test.items()},
         }
-        tracker.log(
-            {f"test/{k}": v for k, v in test.items() if isinstance(v, int | float)},
-            step=trainer.clock.updates,
-        )
+        numbers = {f"test/{k}": v for k, v in test.items() if isinstance(v, int | float)}
+        tracker.log(numbers, step=trainer.clock.updates)
         tracker.summary(results)
         write_results(folder, results)
-    console.print(results_table(results, str(folder)))
-    log.info("results and checkpoints are in %s", folder)
     return results
+
+
+def _load_best(folder: Path, model: RetrievalModel) -> dict[str, Any]:
+    """Put the chosen weights into ``model``; what validation said of them."""
+    path = folder / "checkpoints" / state.BEST
+    checkpoint.load_weights(model, checkpoint.read_tensors(path, "model/"), str(path))
+    return checkpoint.read_meta(path)["best"]
 
 
 def _tokenizer(view: View, split: Split) -> Tokenizer:
@@ -188,21 +205,13 @@ def _identity(
     }
 
 
-def _announce(
-    config: TrainConfig,
-    folder: Path,
-    model: RetrievalModel,
-    splits: Mapping[str, Split],
-    precision: str,
-    device: torch.device,
-    sizes: tuple[int, int],
-) -> None:
+def _announce(config: TrainConfig, folder: Path, parts: Parts, sizes: tuple[int, int]) -> None:
     log.info("run directory: %s", folder)
     if config.recipe.name:
         log.info("recipe: %s (%s)", config.recipe.name, config.recipe.source)
     else:
         log.info("recipe: none published for this combination; the model's own defaults")
-    for name, split in splits.items():
+    for name, split in parts.splits.items():
         log.info(
             "%s: %d images, %d captions, %s layout, %s",
             name,
@@ -217,9 +226,9 @@ def _announce(
         "%s with loss %s: %.1f M parameters, %s on %s, checkpoints: best %.0f MB, last %.0f MB",
         config.model["name"],
         config.loss.name,
-        sum(p.numel() for p in model.parameters()) / 1e6,
-        precision,
-        device,
+        sum(p.numel() for p in parts.model.parameters()) / 1e6,
+        parts.precision,
+        parts.device,
         sizes[0] / 1e6,
         sizes[1] / 1e6,
     )

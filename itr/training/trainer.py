@@ -17,15 +17,13 @@ from itr.data.loader import TrainLoader
 from itr.data.records import Split
 from itr.draws import Draws
 from itr.errors import TrainingError
-from itr.evaluation.evaluator import Evaluator
+from itr.evaluation.evaluator import AUTOCAST, Evaluator
 from itr.models.base import RetrievalModel
 from itr.results.tracker import Tracker
 from itr.training import state
 from itr.training.config import TrainConfig
 from itr.training.optim import build_optimizer, clip_gradients, lr_factor, set_learning_rates
 from itr.training.progress import Display, log
-
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Window:
@@ -103,8 +101,8 @@ class Trainer:
         self.best = meta["best"]
         self.tracker.rewind(meta["metrics_offset"])
 
-    def fit(self, display: Display) -> dict[str, Any]:
-        """Train to the end. Returns the validation results of the best checkpoint."""
+    def fit(self, display: Display) -> None:
+        """Train to the end; the checkpoints and the tracker hold what comes of it."""
         self.window = Window()
         while not self.finished:
             for batch in self._batches():
@@ -116,7 +114,6 @@ class Trainer:
                     break
             if self._epoch_ends and not self.finished:
                 self.clock.epoch, self.clock.batch = self.clock.epoch + 1, 0
-        return self.best
 
     def _batches(self) -> Iterator[Batch]:
         return self.loader.epoch(self.clock.epoch, self.clock.batch)

@@ -225,7 +225,7 @@ def test_online_without_a_key_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("place", ["environment", "netrc"])
+@pytest.mark.parametrize("place", ["environment", "wandb.example.org", "api.wandb.ai"])
 def test_a_configured_key_means_online(tmp_path, place):
     # In a process of its own: wandb reads its settings once.
     key = "0123456789" * 4
@@ -237,9 +237,10 @@ def test_a_configured_key_means_online(tmp_path, place):
     if place == "environment":
         environment["WANDB_API_KEY"] = key
     else:
-        environment["WANDB_BASE_URL"] = "https://wandb.example.org"
+        if place == "wandb.example.org":
+            environment["WANDB_BASE_URL"] = f"https://{place}"
         netrc = tmp_path / ".netrc"
-        netrc.write_text(f"machine wandb.example.org\n  login user\n  password {key}\n")
+        netrc.write_text(f"machine {place}\n  login user\n  password {key}\n")
         netrc.chmod(0o600)
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
