@@ -18,7 +18,8 @@ def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for direction, rank in (("i2t", ranks.i2t), ("t2i", ranks.t2i)):
         for k in RECALLS:
-            metrics[f"{direction}_r{k}"] = float(100.0 * np.mean(rank <= k))
+            hits = int(np.count_nonzero(rank <= k))
+            metrics[f"{direction}_r{k}"] = 100.0 * hits / len(rank)
         metrics[f"{direction}_medr"] = float(np.floor(np.median(rank - 1)) + 1)
         metrics[f"{direction}_meanr"] = float(np.mean(rank))
     metrics["rsum"] = sum(metrics[f"{d}_r{k}"] for d in ("i2t", "t2i") for k in RECALLS)
