@@ -28,8 +28,8 @@ ABOVE = ("above", "over", "on top of")
 BELOW = ("below", "under", "beneath")
 CLUTTER = ("clipart", "free download", "vector", "wallpaper", "stock photo", "icon set")
 
-SAY_COLOUR, SAY_SHAPE, SAY_SIZE, SAY_FILL = 0.92, 0.92, 0.4, 0.4
-FORMS, FORM_SHARES = ("relation", "relation and", "places", "list"), (0.3, 0.3, 0.2, 0.2)
+SAY_COLOUR, SAY_SHAPE, SAY_SIZE, SAY_FILL = 0.92, 0.92, 0.3, 0.3
+FORMS, FORM_SHARES = ("relation", "relation and", "places", "list"), (0.25, 0.35, 0.15, 0.25)
 
 
 def draw_captions(scene: Scene, number: int, rng: np.random.Generator) -> list[str]:

@@ -12,7 +12,7 @@ from itr.data.scene_world import COLOURS, FILLS, PLACES, RADII, SHAPES, SIZES, S
 
 SIDE = 112  # pixels
 OVERSAMPLED = 3  # drawn so many times larger, then reduced: smooth edges
-STROKE = 0.03  # of a hollow thing, as a share of the picture's width
+STROKE = 0.035  # of a hollow thing, as a share of the picture's width
 RGB = {
     "red": (220, 30, 30),
     "green": (30, 150, 50),
@@ -28,10 +28,10 @@ RGB = {
 
 REGIONS = 36  # rows an image, as in the field's files
 WIDTH = 128  # of a row
-PER_THING = (1, 3)  # rows of a thing: at least, below
+PER_THING = (1, 2)  # rows of a thing: at least, at most
 BLENDS = 0.1  # share of the distractors that lie over two things
 NOISE = 0.5  # standard deviation, that of an attribute's vector being 0.5
-FAINT = 1.0  # weight of the attributes of a distractor that belong to nothing in the scene
+CLUTTER = 1.3  # weight of the attributes of a distractor that shows nothing in the scene
 
 
 def draw_picture(scene: Scene, rng: np.random.Generator) -> bytes:
@@ -91,21 +91,23 @@ OUTLINES = {
 class RegionViewer:
     """Region features: a fixed random projection of attributes, noise, and distractors.
 
-    The projection belongs to the data set, so a colour has the same direction in every split. A
-    row is summed attribute by attribute, not multiplied: no BLAS, the same bytes everywhere.
+    Most rows are distractors: clutter with attributes of its own, marked as background. The mean
+    row thus says little of the scene; a model has to learn to look past the clutter.
+
+    The projection is drawn once for the data set: a colour has one direction in all splits. Rows
+    are sums of the projection's vectors; without BLAS the bytes do not depend on the machine.
     """
 
     def __init__(self, rng: np.random.Generator):
         kinds = (COLOURS, SHAPES, SIZES, FILLS, PLACES)
-        self.counts = tuple(len(kind) for kind in kinds)
-        self.tables = [rng.normal(0, 0.5, (count, WIDTH)) for count in self.counts]
+        self.tables = [rng.normal(0, 0.5, (len(kind), WIDTH)) for kind in kinds]
         self.axes = rng.normal(0, 0.5, (2, WIDTH))
-        self.ground = rng.normal(0, 0.5, (2, WIDTH))  # of what stands out, of what does not
+        self.marks = rng.normal(0, 0.5, (2, WIDTH))  # of a thing, of background
 
     def draw_regions(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
         """The regions of ``scene`` in random order, float32 [REGIONS, WIDTH]."""
         things = np.stack([self._vector(thing) for thing in scene])
-        rows = np.repeat(things, rng.integers(*PER_THING, len(scene)), axis=0)
+        rows = np.repeat(things, rng.integers(*PER_THING, len(scene), endpoint=True), axis=0)
         distractors = [self._distractor(things, rng) for _ in range(REGIONS - len(rows))]
         regions = np.concatenate([rows, np.stack(distractors)])
         regions += rng.normal(0, NOISE, regions.shape)
@@ -114,13 +116,12 @@ class RegionViewer:
     def _vector(self, thing: Thing) -> np.ndarray:
         attributes = (thing.colour, thing.shape, thing.size, thing.fill, thing.place)
         where = (thing.x - 0.5) * self.axes[0] + (thing.y - 0.5) * self.axes[1]
-        return sum(
-            (t[a] for t, a in zip(self.tables, attributes, strict=True)), where + self.ground[0]
-        )
+        shown = [table[a] for table, a in zip(self.tables, attributes, strict=True)]
+        return np.sum([*shown, where, self.marks[0]], axis=0)
 
     def _distractor(self, things: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if rng.random() < BLENDS:
             first, second = rng.choice(len(things), 2, replace=False)
             return (things[first] + things[second]) / 2
         picked = [table[rng.integers(len(table))] for table in self.tables]
-        return FAINT * np.sum(picked, axis=0) + self.ground[1]
+        return CLUTTER * np.sum(picked, axis=0) + self.marks[1]

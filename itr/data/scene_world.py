@@ -2,6 +2,7 @@
 
 The scenes of a group hold the same colours, shapes, sizes, fills and places and differ only in
 which goes with which: a bag of attributes cannot tell them apart, "the red one is the square" can.
+Groups are small, so that a model which sees no more than bags learns something first.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ SIZES = ("small", "medium", "large")
 FILLS = ("solid", "hollow")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 
-RADII = (0.10, 0.15, 0.21)  # of a thing by size, as a share of the picture's width
+RADII = (0.12, 0.165, 0.215)  # of a thing by size, as a share of the picture's width
 COUNTS, COUNT_SHARES = (2, 3, 4), (0.2, 0.4, 0.4)
-GROUPS = (1, 2, 2)  # scenes of a group, drawn from these
-TRIES = 50
+GROUPS = (1, 1, 2)  # scenes of a group, drawn from these
+TRIES = 50  # draws of a binding, after which a group stays smaller
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,19 @@ class Thing:
     def row(self) -> int:
         """0 top, 1 bottom."""
         return self.place // 2
+
+
+def describe(thing: Thing) -> dict[str, str | float]:
+    """``thing`` in words, for a file."""
+    return {
+        "colour": COLOURS[thing.colour],
+        "shape": SHAPES[thing.shape],
+        "size": SIZES[thing.size],
+        "fill": FILLS[thing.fill],
+        "place": PLACES[thing.place],
+        "x": round(thing.x, 4),
+        "y": round(thing.y, 4),
+    }
 
 
 Scene = tuple[Thing, ...]

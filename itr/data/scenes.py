@@ -1,8 +1,9 @@
 """The embedded data set: compositional scenes, written in the field's ordinary formats.
 
-``images/*.jpg`` with ``dataset_scenes.json`` (Karpathy's layout), ``scenes_precomp/`` (SCAN's) and
-``wds/*.tar`` (shards with noisy text, training images only). Images come in the same order in all
-of them. Made on first use, in seconds, and the same for the same seed.
+``images/*.jpg`` with ``dataset_scenes.json`` (Karpathy's layout; the truth under ``things``),
+``scenes_precomp/`` (SCAN's) and ``wds/*.tar`` (shards with noisy text, training images only).
+Images come in the same order in all of them. Made on first use, in seconds, and the same for the
+same seed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from rich.progress import track
 
 from itr.data.scene_grammar import draw_captions, draw_raw, draw_synthetic, words_of
 from itr.data.scene_views import REGIONS, WIDTH, RegionViewer, draw_picture
-from itr.data.scene_world import Bag, Scene, draw_scenes
+from itr.data.scene_world import Bag, Scene, describe, draw_scenes
 from itr.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Picture:
 
     number: int  # over all splits
     split: str  # train, val or test
+    scene: Scene
     captions: list[str]
     jpeg: bytes
     regions: np.ndarray  # [REGIONS, WIDTH] float32
@@ -157,6 +159,7 @@ def _picture(
     return Picture(
         number=first + index,
         split=split,
+        scene=scene,
         captions=draw_captions(scene, CAPTIONS, rng),
         jpeg=draw_picture(scene, rng),
         regions=viewer.draw_regions(scene, rng),
@@ -189,6 +192,7 @@ def _write_karpathy(folder: Path, pictures: list[Picture]) -> None:
                 "split": picture.split,
                 "sentids": sentids,
                 "sentences": sentences,
+                "things": [describe(thing) for thing in picture.scene],
             }
         )
     text = json.dumps({"images": images, "dataset": "scenes"})
