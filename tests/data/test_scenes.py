@@ -130,7 +130,11 @@ def test_two_processes_at_once_end_with_one_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_leaves_nothing_of_the_final_name(tmp_path: Path, how: signal.Signals) -> None:
-    code = "import sys; from itr.data.scenes import prepare; prepare(sys.argv[1], 1500, 20, 20)"
+    code = (  # a background shell hands on SIGINT as ignored
+        "import signal, sys; from itr.data.scenes import prepare; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "prepare(sys.argv[1], 1500, 20, 20)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL
     )
