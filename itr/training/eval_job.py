@@ -16,6 +16,7 @@ from itr.data.precomp import check_split
 from itr.data.text import Tokenizer, build_table
 from itr.errors import CheckpointError, ConfigError
 from itr.evaluation.evaluator import Evaluator
+from itr.evaluation.rerank import RerankConfig
 from itr.instantiate import check
 from itr.models.base import RetrievalModel
 from itr.models.build import restore
@@ -36,6 +37,7 @@ class EvalConfig:
     model: dict[str, Any]
     loss: dict[str, Any]
     runtime: RuntimeConfig
+    rerank: dict[str, Any]
     split: str = "test"
     protocol: Any = None
     out: str | None = None
@@ -55,7 +57,8 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     try:
         model, tokenizer, data, origin = _load(path, config)
         model.to(device)
-        evaluator = _evaluator(config, model, tokenizer, data, device)
+        rerank = _rerank_config(path, config)
+        evaluator = _evaluator(config, model, tokenizer, data, device, rerank)
         total = evaluator.data.n_images + evaluator.data.n_captions
         with Display(console, total) as display:
             found = evaluator.run(model, progress=display.evaluation)
@@ -139,12 +142,22 @@ def _data_config(config: EvalConfig, stored: dict[str, Any] | None) -> DataConfi
     return prepare_data(data)
 
 
+def _rerank_config(path: Path, config: EvalConfig) -> RerankConfig:
+    """What the checkpoint says of its second stage, with what is not null replaced."""
+    stored = {}
+    if path.suffix == ".safetensors":
+        stored = checkpoint.read_meta(path).get("config", {}).get("rerank", {})
+    given = {key: value for key, value in config.rerank.items() if value is not None}
+    return check({**stored, **given}, RerankConfig, "rerank")
+
+
 def _evaluator(
     config: EvalConfig,
     model: RetrievalModel,
     tokenizer: Tokenizer,
     data: DataConfig,
     device: torch.device,
+    rerank: RerankConfig,
 ) -> Evaluator:
     split = open_split(data, config.split, model.view.kind)
     check_split(split, data.cache)
@@ -168,4 +181,6 @@ def _evaluator(
         ties=config.ties,
         device=device,
         precision=pick_precision(config.precision, device),
+        workers=config.runtime.workers,
+        rerank=rerank,
     )
