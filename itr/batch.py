@@ -21,8 +21,9 @@ class Batch:
     caption_id: Tensor | None = None  # [B] int64
     regions: Tensor | None = None  # [B, R, D] float32, zero-padded
     region_mask: Tensor | None = None  # [B, R] bool
-    pixels: Tensor | None = None  # [B, 3, H, W]
-    tokens: Tensor | None = None  # [B, L] int64, padded with 0
+    guides: Tensor | None = None  # [B, G] float32: one vector more of each image
+    pixels: Tensor | None = None  # [B, 3, H, W] float32, normalised as the view says
+    tokens: Tensor | None = None  # [B, L] int64, filled up with the tokenizer's pad id
     token_mask: Tensor | None = None  # [B, L] bool; [CLS] and [SEP] count
     second_tokens: Tensor | None = None  # [B, L2] int64, a second text of the same image
     second_mask: Tensor | None = None  # [B, L2] bool

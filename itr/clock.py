@@ -21,6 +21,7 @@ class Clock:
     updates: int = 0
     total_updates: int = 0
     total_epochs: int = 0
+    accumulate: int = 1  # micro-batches an update; an epoch's last update may have fewer
 
     @property
     def progress(self) -> float:

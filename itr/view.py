@@ -22,12 +22,13 @@ class CaptionAugment:
 class TextView:
     """How a caption becomes token ids. Lengths count every id, [CLS] and [SEP] included."""
 
-    cleaner: str = "none"
+    cleaner: str = "none"  # none | albef | clip
     prompt: str = ""
     max_length: int | None = None  # cut to this many ids; None: no cut
     pad_to: int | None = None  # pad every batch to this many ids; None: its longest caption
     min_pad: int = 0  # pad to at least this many ids
     augment: CaptionAugment | None = None
+    end: bool = True  # False: no [SEP] after the last piece (ALBEF)
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,19 @@ class RegionView:
 
 @dataclass(frozen=True)
 class PixelView:
-    """How a picture becomes a tensor."""
+    """How a picture becomes a tensor: resize (or crop), flip, RandAugment, normalise."""
 
     size: int = 224
-    interpolation: str = "bicubic"
+    interpolation: str = "bicubic"  # bicubic | bilinear, both antialiased
     resize: str = "squash"  # squash | shortest (then centre crop) | random_crop
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     flip: bool = False
     randaugment: bool = False
+    crop_scale: tuple[float, float] = (0.5, 1.0)  # of random_crop: share of the area
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # of random_crop: width / height
+    premultiply: bool = False  # resize with the alpha channel, premultiplied, then drop it
+    wrapping: bool = False  # the authors' RandAugment, whose 8-bit arithmetic wraps around
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,9 @@ class View:
     """What one model asks of any data set; written into checkpoints as JSON."""
 
     kind: Literal["regions", "pixels"]
-    tokenizer: str  # "wordpiece" (built from the training captions) or a BERT name / directory
+    # Built from the training captions: wordpiece | clip-from-captions | roberta-from-captions; or
+    # the name or directory of a BERT, RoBERTa or CLIP, told apart by its files.
+    tokenizer: str
     unit: Literal["caption", "image", "pair"] = "caption"  # what one epoch runs over
     text: TextView = field(default_factory=TextView)
     text_eval: TextView = field(default_factory=TextView)
@@ -83,7 +90,8 @@ class View:
             return TextView(**{**value, "augment": augment and CaptionAugment(**augment)})
 
         def pixels(value: dict[str, Any]) -> PixelView:
-            return PixelView(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
+            lists = {key: tuple(v) for key, v in value.items() if isinstance(v, list | tuple)}
+            return PixelView(**{**value, **lists})
 
         parts: dict[str, Any] = {
             **{key: text(values[key]) for key in ("text", "text_eval", "second_text")},
@@ -99,3 +107,6 @@ class Facts:
 
     vocabulary: int  # number of token ids
     region_width: int | None = None  # D of the region arrays; None for pixel models
+    regions: int | None = None  # R of the region arrays; None: not known
+    guide_width: int | None = None  # G of the vectors beside the regions; None: there are none
+    mask_id: int | None = None  # id of [MASK]; None: the tokenizer has none, or it is not known

@@ -7,10 +7,10 @@ caption): workers hold no state, and any batch of any epoch can be made again.
 from __future__ import annotations
 
 import functools
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,16 @@ import torch
 
 from itr.batch import Batch
 from itr.data import chance
-from itr.data.precomp import bad_row
+from itr.data.pixels import BrokenPicture, Pixels
 from itr.data.records import Split
+from itr.data.regions import Regions
+from itr.data.second import SecondTexts
+from itr.data.table import Texts
 from itr.data.text import DELETE, MASK, RANDOM, Tokenizer, TokenTable, fates
 from itr.errors import ConfigError, DataError
-from itr.view import TextView, View
+from itr.view import View
+
+log = logging.getLogger(__name__)
 
 
 class TrainLoader:
@@ -45,6 +50,7 @@ class TrainLoader:
         rank: int = 0,
         world: int = 1,
         pin_memory: bool = False,
+        second: SecondTexts | None = None,
     ):
         self.split, self.view, self.seed = split, view, seed
         self.by_image = view.unit != "caption"
@@ -64,8 +70,20 @@ class TrainLoader:
         self.batch_size = batch_size
         self.rank, self.share = rank, batch_size // world
         self.workers, self.pin_memory = workers, pin_memory
-        self.regions, self.texts = Regions(split), Texts(tokens, view.text)
+        self.pixels = Pixels(split, view.pixels) if view.kind == "pixels" else None
+        self.regions = Regions(split) if view.kind == "regions" else None
+        self.broken: set[int] = set()  # images whose pictures could not be decoded
+        self.texts = Texts(tokens, view.text)
+        self.second = second
+        self.second_texts: Texts | None = None
+        if second is not None:
+            self.second_texts = Texts(second.table, view.second_text or view.text)
         self.vocabulary, self.mask_id = tokenizer.vocabulary_size, tokenizer.mask_id
+        if view.text.augment is not None and self.mask_id is None:
+            raise ConfigError(
+                f"tokenizer {view.tokenizer}: has no mask token, which the caption augmentation "
+                "needs; choose a BERT's, or switch the augmentation off"
+            )
 
     @property
     def batches_per_epoch(self) -> int:
@@ -91,17 +109,60 @@ class TrainLoader:
         return _run(assemble, list(batches[start_batch:, mine]), self.workers)
 
     def _assemble(self, epoch: int, captions: np.ndarray) -> Batch:
+        """A batch of ``captions``; a pair whose picture is broken gives way to the next one.
+
+        Raises DataError once more pictures are broken than the split says may be.
+        """
+        while True:
+            try:
+                return self._batch(epoch, self._without_broken(captions))
+            except BrokenPicture as error:
+                self.broken.add(error.number)
+                if len(self.broken) > self.split.may_break:
+                    raise
+                log.warning("%s; left out (broken so far: %d)", error, len(self.broken))
+
+    def _without_broken(self, captions: np.ndarray) -> np.ndarray:
+        if not self.broken:
+            return captions
+        captions = captions.copy()
+        for row, image in enumerate(self.split.text_to_image[captions].tolist()):
+            if image in self.broken:
+                while image in self.broken:
+                    image = (image + 1) % self.split.n_images
+                captions[row] = self.split.first_caption[image]
+        return captions
+
+    def _batch(self, epoch: int, captions: np.ndarray) -> Batch:
         images = self.split.text_to_image[captions]
-        keep = self.kept_regions(epoch, captions) if self.view.regions.drop > 0 else None
         ids, lengths = self.drawn_texts(epoch, captions)
         batch = Batch(
             image_id=torch.from_numpy(images),
             caption_id=torch.from_numpy(captions.copy()),
             positive_pairs=int((np.unique(images, return_counts=True)[1] ** 2).sum()),
-            **self.regions.fetch(images, keep, self.view.regions.min_pad),
+            **self.image_fields(epoch, captions, images),
             **self.texts.pad(ids, lengths),
+            **self.second_fields(epoch, captions),
         )
         return batch.pin_memory() if self.pin_memory else batch
+
+    def image_fields(self, epoch: int, captions: np.ndarray, images: np.ndarray) -> dict[str, Any]:
+        """The image side of a `Batch`: ``images`` [B] as they are shown with ``captions`` [B]."""
+        if self.pixels is not None:
+            uniforms = self.pixels.drawn(self.seed, epoch, captions)
+            return {"pixels": self.pixels.fetch(images, uniforms)}
+        assert self.regions is not None
+        keep = self.kept_regions(epoch, captions) if self.view.regions.drop > 0 else None
+        return self.regions.fetch(images, keep, self.view.regions.min_pad)
+
+    def second_fields(self, epoch: int, captions: np.ndarray) -> dict[str, Any]:
+        """The second text of a `Batch`: what goes with ``captions`` [B]; nothing if none is."""
+        if self.second is None or self.second_texts is None:
+            return {}
+        rows = self.second.rows(self.seed, epoch, captions)
+        places, lengths = self.second.table.positions(rows)
+        fields = self.second_texts.pad(self.second.table.flat[places], lengths)
+        return {"second_tokens": fields["tokens"], "second_mask": fields["token_mask"]}
 
     def kept_regions(self, epoch: int, captions: np.ndarray) -> np.ndarray:
         """Which regions of each caption's image stay, bool [B, R].
@@ -109,6 +170,7 @@ class TrainLoader:
         The authors' code may drop all of an image, whose mean is then NaN: here the one with the
         largest draw always stays.
         """
+        assert self.regions is not None
         count = np.arange(self.regions.array.shape[1])
         draws = chance.uniform(self.seed, epoch, chance.REGION, captions[:, None], count)
         keep = draws > self.view.regions.drop
@@ -126,6 +188,7 @@ class TrainLoader:
         # Pieces of a word ask for the same (caption, word), so they share its draw.
         draws = chance.uniform(self.seed, epoch, chance.WORD, caption, words)
         fate = fates(np.where(words < 0, -1, np.arange(len(words))), draws, rule)
+        assert self.mask_id is not None
         ids = np.where(fate == MASK, self.mask_id, ids)
         new = fate == RANDOM
         piece = (places - table.offsets[caption])[new]
@@ -138,11 +201,20 @@ class TrainLoader:
 
 def image_batches(split: Split, view: View, batch_size: int, workers: int = 0) -> Iterator[Batch]:
     """Each image of ``split`` once, in record order, as ``view`` wants it for evaluation."""
-    regions = Regions(split)
+    fetch: Callable[[np.ndarray], dict[str, Any]]
+    if view.kind == "pixels":
+        pixels = Pixels(split, view.pixels_eval)
+
+        def fetch(images: np.ndarray) -> dict[str, Any]:
+            return {"pixels": pixels.fetch(images)}
+    else:
+        regions = Regions(split)
+
+        def fetch(images: np.ndarray) -> dict[str, Any]:
+            return regions.fetch(images, None, view.regions_eval.min_pad)
 
     def assemble(images: np.ndarray) -> Batch:
-        fields = regions.fetch(images, None, view.regions_eval.min_pad)
-        return Batch(image_id=torch.from_numpy(images.copy()), **fields)
+        return Batch(image_id=torch.from_numpy(images.copy()), **fetch(images))
 
     return _run(assemble, _slices(np.arange(split.n_images), batch_size), workers)
 
@@ -202,80 +274,3 @@ def _run(
             yield ahead.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-class Regions:
-    """The regions of a split, by image number."""
-
-    def __init__(self, split: Split):
-        if split.regions is None:
-            raise ConfigError(f"{split.source}: holds no regions, which the model's view asks for")
-        self.array = split.regions
-        self.rows = np.array([record.image for record in split.records], dtype=np.int64)
-        self.source = split.source
-
-    def fetch(
-        self, images: np.ndarray, keep: np.ndarray | None = None, min_pad: int = 0
-    ) -> dict[str, Any]:
-        """The region fields of a `Batch`.
-
-        Of ``images`` [B] only the regions in ``keep`` [B, R] are taken (None: all), moved to the
-        front and zero-padded. Raises DataError, naming the row, for features that are not finite.
-        """
-        rows, (_, count, width) = self.rows[images], self.array.shape
-        if keep is None:
-            keep = np.ones((len(rows), count), dtype=bool)
-        lengths = keep.sum(axis=1)
-        mask = np.arange(max(int(lengths.max()), min_pad)) < lengths[:, None]
-        flat = np.zeros(mask.shape, dtype=np.int64)
-        flat[mask] = (rows[:, None] * count + np.arange(count))[keep]
-        values = np.empty((*mask.shape, width), dtype=self.array.dtype)
-        np.take(self.array.reshape(-1, width), flat, axis=0, out=values, mode="clip")
-        values[~mask] = 0
-        if values.dtype != np.float32:  # numpy's large arrays lie in huge pages, torch's do not
-            half, values = values, np.empty(values.shape, np.float32)
-            torch.from_numpy(values).copy_(torch.from_numpy(half))
-        with np.errstate(all="ignore"):
-            finite = np.isfinite(values.sum())
-        if not finite:  # or the sum alone overflowed
-            self._require_finite(rows)
-        return {
-            "regions": torch.from_numpy(values),
-            "region_mask": torch.from_numpy(mask),
-            "min_region_length": int(lengths.min()),
-        }
-
-    def _require_finite(self, rows: np.ndarray) -> None:
-        for row in rows.tolist():
-            values = np.asarray(self.array[row])
-            if not np.isfinite(values).all():
-                raise DataError(f"{self.source}: {bad_row(row, values)}")
-
-
-@dataclass
-class Texts:
-    """Token ids of a split, padded as ``view`` asks; raises ConfigError where they do not fit."""
-
-    table: TokenTable
-    view: TextView
-
-    def __post_init__(self) -> None:
-        longest = int(self.table.lengths.max(initial=0))
-        if self.view.pad_to is not None and longest > self.view.pad_to:
-            raise ConfigError(
-                f"pad_to={self.view.pad_to}: the longest caption has {longest} ids; set max_length "
-                f"to {self.view.pad_to} or less, or pad_to to {longest} or more"
-            )
-
-    def pad(self, ids: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
-        """The token fields of a `Batch` from captions one after the other: ``ids`` [sum of
-        ``lengths`` [B]]."""
-        width = self.view.pad_to or max(int(lengths.max()), self.view.min_pad)
-        mask = np.arange(width) < lengths[:, None]
-        tokens = np.zeros(mask.shape, dtype=np.int64)
-        tokens[mask] = ids
-        return {
-            "tokens": torch.from_numpy(tokens),
-            "token_mask": torch.from_numpy(mask),
-            "min_token_length": int(lengths.min()),
-        }

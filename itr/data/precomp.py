@@ -1,6 +1,7 @@
 """Reader of SCAN's pre-computed regions: ``<split>_ims.npy`` beside ``<split>_caps.txt``.
 
-The array [rows, R, D] stays on disk (COCO's has 33 GB) and is memory-mapped, read-only.
+The array [rows, R, D] stays on disk (COCO's has 33 GB) and is memory-mapped, read-only. A file
+``<split>_clip.npy`` [rows, G] beside it, where there is one, holds one vector more of each image.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from itr.data.records import Record, Split
 from itr.errors import DataError
 from itr.instantiate import nearest
 
-IMS, CAPS = "_ims.npy", "_caps.txt"
+IMS, CAPS, GUIDES = "_ims.npy", "_caps.txt", "_clip.npy"
 LEGACY = 5  # dev and test files of the field repeat each image row once per caption
 ROWS_AT_OPEN = 32  # rows looked at for NaN when a split is opened
 GROUPS_AT_OPEN = 64  # groups of five compared when a split is opened
@@ -64,7 +65,8 @@ def read_split(folder: str | Path, split: str, dev_captions: int | None = None) 
     ]
     rows = np.unique(np.linspace(0, len(regions) - 1, ROWS_AT_OPEN).astype(np.int64))
     _require_finite(ims, regions, rows)
-    return Split(split, "precomp", records, regions, source=str(ims), notes=tuple(notes))
+    guides = _open_guides(folder / f"{split}{GUIDES}", len(regions))
+    return Split(split, "precomp", records, regions, guides, source=str(ims), notes=tuple(notes))
 
 
 def _require(folder: Path, split: str, *files: Path) -> None:
@@ -81,6 +83,25 @@ def _require(folder: Path, split: str, *files: Path) -> None:
         f"{', '.join(complete) or 'none'}{nearest(split, complete)}; name another with split=NAME "
         "or data.splits.train|val|test=NAME"
     )
+
+
+def _open_guides(path: Path, rows: int) -> np.ndarray | None:
+    """The vectors beside the regions [rows, G] float32, if there are any; they fit into memory."""
+    if not path.is_file():
+        return None
+    shape, dtype, _ = _header(path)
+    if dtype.kind != "f" or len(shape) != 2 or shape[0] != rows:
+        raise DataError(
+            f"{path}: holds {dtype.name} of shape {shape}; expected floats of shape ({rows}, "
+            f"width), a vector for each row of the regions"
+        )
+    try:
+        guides = np.load(path, allow_pickle=False).astype(np.float32)
+    except ValueError as error:
+        raise DataError(f"{path}: truncated ({error}); copy or make it again") from error
+    if len(bad := np.flatnonzero(~np.isfinite(guides).all(axis=1))):
+        raise DataError(f"{path}: row {bad[0]} is not finite; make the file again")
+    return guides
 
 
 # The region array

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+OTHER_CAPTION = "other_caption"  # Split.second: another caption of the same image
+
+
+class Slice(NamedTuple):
+    """Bytes inside a file, such as a member of a tar."""
+
+    path: str
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,11 +24,11 @@ class Record:
     """An image and its captions.
 
     ``image_id`` and ``caption_ids`` are the data set's own ids (COCO's where there are any).
-    ``image`` says where the image is: a row of the split's region array, or a path.
+    ``image`` says where the image is: a row of the split's region array, a path, or a slice.
     """
 
     image_id: int
-    image: int | str
+    image: int | str | Slice
     captions: tuple[str, ...]
     caption_ids: tuple[int, ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -31,13 +41,19 @@ class Split:
 
     name: str
     layout: str  # "precomp", "karpathy", ...
-    records: list[Record]
+    records: Sequence[Record]
     regions: np.ndarray | None = None  # memory-mapped [rows, R, D], float32 or float16
+    guides: np.ndarray | None = None  # [rows, G] float32: one vector more, beside the regions
+    second: Sequence[str] | None = None  # a second text for each image, or OTHER_CAPTION
+    may_break: int = 0  # pictures that training leaves out if they cannot be decoded
+    decoder: str = "torchvision"  # of pictures, see itr/data/images.py
     source: str = ""  # where it was read from, for logs and messages
     notes: tuple[str, ...] = ()  # things worth a line in the log
 
     def __post_init__(self) -> None:
-        counts = np.array([len(record.captions) for record in self.records], dtype=np.int64)
+        counts = getattr(self.records, "caption_counts", None)  # known where records are made late
+        if counts is None:
+            counts = np.array([len(record.captions) for record in self.records], dtype=np.int64)
         self.captions_per_image = counts
         self.text_to_image = np.repeat(np.arange(len(self.records)), counts)  # [C] int64
         self.first_caption = np.concatenate([[0], np.cumsum(counts)])  # [N + 1] int64
@@ -55,3 +71,7 @@ class Split:
     def captions(self) -> list[str]:
         """Every caption, image by image."""
         return [caption for record in self.records for caption in record.captions]
+
+    def second_texts(self) -> list[str]:
+        """The second texts that are not captions anyway."""
+        return [] if self.second is None or self.second == OTHER_CAPTION else list(self.second)

@@ -77,7 +77,7 @@ def evaluate_embeddings(
     The first protocol's have plain names (``rsum``), every other one's start with its name
     (``coco_1k_5fold/rsum``). Raises as `rank_embeddings`; the protocols must fit.
     """
-    return _evaluate(
+    return evaluate_parts(
         lambda part: rank_embeddings(images[part[0]], texts[part[1]], part[2], ties),
         text_to_image,
         len(images),
@@ -92,7 +92,7 @@ def evaluate_scores(
     ties: str = "pessimistic",
 ) -> dict[str, float]:
     """Metrics of a given score matrix [N, C], named as by `evaluate_embeddings`."""
-    return _evaluate(
+    return evaluate_parts(
         lambda part: rank_scores(scores[part[0]][:, part[1]], part[2], ties),
         text_to_image,
         len(scores),
@@ -100,9 +100,11 @@ def evaluate_scores(
     )
 
 
-def _evaluate(
+def evaluate_parts(
     rank: Callable[[Part], Ranks], text_to_image: Any, n_images: int, protocols: Sequence[Protocol]
 ) -> dict[str, float]:
+    """Metrics of whatever ranks ``rank`` gives for the parts of each protocol, named as by
+    `evaluate_embeddings`."""
     owner = np.asarray(text_to_image, dtype=np.int64)
     results: dict[str, float] = {}
     for place, protocol in enumerate(protocols):

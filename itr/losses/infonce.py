@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from itr.clock import Clock
 from itr.draws import Draws
@@ -57,11 +58,13 @@ class InfoNCE(ScoreLoss):
 
 
 def _cross_entropy(scores: Scores, scale: Tensor) -> Tensor:
-    log_share = (scores.values.float() * scale).log_softmax(dim=1)
+    logits = scores.values.float() * scale
     if scores.soft is not None:
-        target = scores.soft.float()
+        cost = F.cross_entropy(logits, scores.soft.float(), reduction="none")
+    elif scores.n_match == len(logits):  # nobody has a second match: no matrix of targets
+        cost = F.cross_entropy(logits, scores.own, reduction="none")
     else:
         target = scores.match.float()
         target = target / target.sum(dim=1, keepdim=True)
-    cost = -(target * log_share).sum(dim=1)
+        cost = F.cross_entropy(logits, target, reduction="none")
     return (cost if scores.weight is None else cost * scores.weight).mean()

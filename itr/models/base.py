@@ -54,6 +54,8 @@ class RetrievalModel(nn.Module, ABC):
     term_names: ClassVar[tuple[str, ...]]
     cosine: ClassVar[bool] = True  # `Encoded.pooled` has unit length
     slot_cosine: ClassVar[Mapping[str, bool]] = {}  # slots whose scores are no cosines: False
+    tasks: ClassVar[tuple[str, ...]] = ("retrieval",)  # values of `task=` that it can be trained on
+    symmetric_rerank: ClassVar[bool] = False  # `rerank` ignores the direction: pairs scored once
 
     def __init__(
         self, config: Any, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
@@ -91,7 +93,8 @@ class RetrievalModel(nn.Module, ABC):
         return self.weights.get(term, 0.0) != 0.0
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
-        """Names of the modules that take no part at ``clock``: no gradient, no update, no decay."""
+        """Names of the modules (or single parameters) that take no part at ``clock``: no gradient,
+        no update, no decay."""
         return frozenset()
 
     def before_step(self, clock: Clock) -> None:
@@ -103,6 +106,11 @@ class RetrievalModel(nn.Module, ABC):
     def rerank(self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str) -> Tensor:
         """Final scores [P] of ``pairs`` [P, 2] (image row, text row), sorted by image."""
         raise NotImplementedError(f"{type(self).__name__} scores by its embeddings alone")
+
+    def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of another model of this class, changed where a fixed rule makes them fit this
+        one (position embeddings at another resolution). Whoever starts a run from them calls it."""
+        return dict(state)
 
     @property
     def reranks(self) -> bool:

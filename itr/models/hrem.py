@@ -25,27 +25,10 @@ from itr.errors import ConfigError
 from itr.losses.score import ScoreLoss, pair_scores
 from itr.models.base import Encoded, ParameterGroup, RetrievalModel, Terms, names_below
 from itr.nn.attention import TransformerLayer
-from itr.nn.bert import SIZES, bert_states, load_bert, random_bert, sizes_of
+from itr.nn.bert import TextConfig, bert_states, build_bert, settled
 from itr.nn.pool import masked_mean, masked_top2_mean, unit_length
+from itr.nn.regions import RegionMLP
 from itr.view import CaptionAugment, Facts, RegionView, TextView, View
-
-
-@dataclass
-class TextConfig:
-    """BERT. The sizes count only for random weights; pre-trained ones bring their own."""
-
-    name: str = "bert-base-uncased"  # Hugging Face name or local directory
-    tokenizer: str | None = None  # None: as `name`; "wordpiece": built from the training captions
-    vocabulary_size: int = 4000  # of a built tokenizer
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-12
-    dropout: float = 0.1
 
 
 @dataclass
@@ -117,23 +100,6 @@ class FragmentRelation(nn.Module):
         return Side(unit_length(raw) if self.normalise else raw, raw, fragments, mask)
 
 
-class RegionMLP(nn.Module):
-    """The branch beside the linear projection. Its batch statistics include padded regions."""
-
-    def __init__(self, width: int, size: int):
-        super().__init__()
-        self.inner = nn.Linear(width, size // 2)
-        self.norm = nn.BatchNorm1d(size // 2)
-        self.outer = nn.Linear(size // 2, size)
-        self.unused_norm = nn.BatchNorm1d(size)  # part of the authors' checkpoints, never applied
-
-    def forward(self, regions: Tensor) -> Tensor:
-        """[B, R, width] -> [B, R, D]."""
-        hidden = self.inner(regions)
-        hidden = self.norm(hidden.flatten(0, 1)).view_as(hidden)
-        return self.outer(F.relu(hidden))
-
-
 class ImageEncoder(nn.Module):
     """Pre-extracted regions to one embedding."""
 
@@ -156,12 +122,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: HREMConfig, vocabulary: int):
         super().__init__()
-        text = config.text
-        if config.pretrained:
-            self.bert = load_bert(text.name, text.dropout)
-        else:
-            sizes = {key: getattr(text, key) for key in SIZES}
-            self.bert = random_bert(vocabulary, text.dropout, **sizes)
+        self.bert = build_bert(config.text, config.pretrained, vocabulary)
         self.project = nn.Linear(self.bert.config.hidden_size, config.embed_size)
         self.relation = FragmentRelation(config)
 
@@ -350,7 +311,8 @@ class HREM(RetrievalModel):
         self.relevance = Relevance(config.graph)
         self.graph = FusionGraph(config)
         if config.pretrained:
-            self._settle()
+            self.config, self.facts = settled(config, facts, self.texts.bert)
+            self.view = self.view_for(self.config)
 
     def _check(self) -> None:
         config, graph = self.config, self.config.graph
@@ -365,11 +327,6 @@ class HREM(RetrievalModel):
             raise ConfigError(
                 f"model.graph.threshold={graph.threshold}: a share of the batch, in (0, 1]"
             )
-        if config.pretrained and config.text.tokenizer == "wordpiece":
-            raise ConfigError(
-                "model.text.tokenizer=wordpiece: a built vocabulary does not fit pre-trained "
-                "weights; type model.pretrained=false, or leave model.text.tokenizer=null"
-            )
         needy = [name for name, slot in self.slots.items() if slot.needs_cosine]
         if not config.normalise and needy:
             raise ConfigError(
@@ -380,19 +337,6 @@ class HREM(RetrievalModel):
                 "loss.weights.base=0: nothing would be trained before the graph is on; type "
                 "model.graph.warmup=0 and give cross, graph or reg a weight"
             )
-
-    def _settle(self) -> None:
-        """Replace config and facts by ones that rebuild the architecture without the weights."""
-        bert = self.texts.bert
-        if self.facts.vocabulary > bert.config.vocab_size:
-            raise ConfigError(
-                f"model.text.tokenizer: knows {self.facts.vocabulary} ids, but the weights of "
-                f"'{self.config.text.name}' only {bert.config.vocab_size}; give the weights' own"
-            )
-        text = dataclasses.replace(self.config.text, **sizes_of(bert))
-        self.config = dataclasses.replace(self.config, pretrained=False, text=text)
-        self.facts = dataclasses.replace(self.facts, vocabulary=bert.config.vocab_size)
-        self.view = self.view_for(self.config)
 
     @classmethod
     def view_for(cls, config: HREMConfig) -> View:

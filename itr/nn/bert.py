@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, BertConfig, BertModel
+from transformers import AutoConfig, BertConfig, BertModel, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from itr.errors import ConfigError
+from itr.view import Facts
 
 disable_progress_bar()  # loading takes a second; the bar would break ours
 
@@ -27,6 +30,24 @@ SIZES = (  # what rebuilds the architecture, beside the vocabulary; names of `Be
 )
 
 
+@dataclass
+class TextConfig:
+    """BERT. The sizes count only for random weights; pre-trained ones bring their own."""
+
+    name: str = "bert-base-uncased"  # Hugging Face name or local directory
+    tokenizer: str | None = None  # None: as `name`; "wordpiece": built from the training captions
+    vocabulary_size: int = 4000  # of a built tokenizer
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    dropout: float = 0.1
+
+
 def _options(dropout: float) -> dict[str, Any]:
     return {
         "hidden_dropout_prob": dropout,
@@ -35,30 +56,35 @@ def _options(dropout: float) -> dict[str, Any]:
     }
 
 
-def load_bert(name: str, dropout: float = 0.1) -> BertModel:
-    """Pre-trained weights by Hugging Face name or local directory, in float32.
+def load_bert(
+    name: str, dropout: float = 0.1, architecture: type[PreTrainedModel] = BertModel
+) -> Any:
+    """Pre-trained weights by Hugging Face name or local directory, in float32, as one of the
+    library's ``architecture`` classes of BERT.
 
     What lies on this machine comes first; the hub is asked only for what does not. Raises
     ConfigError if ``name`` cannot be found or is no BERT.
     """
     try:
-        return _load(name, dropout, local_files_only=True)
+        return _load(name, dropout, architecture, local_files_only=True)
     except OSError as error:
         if Path(name).expanduser().is_dir():
             raise _unusable(name, error) from error
     try:
-        return _load(name, dropout, local_files_only=False)
+        return _load(name, dropout, architecture, local_files_only=False)
     except OSError as error:
         raise _unusable(name, error) from error
 
 
-def _load(name: str, dropout: float, local_files_only: bool) -> BertModel:
+def _load(
+    name: str, dropout: float, architecture: type[PreTrainedModel], local_files_only: bool
+) -> Any:
     where = str(Path(name).expanduser()) if name.startswith("~") else name
     try:
         kind = AutoConfig.from_pretrained(where, local_files_only=local_files_only).model_type
         if kind != "bert":
             raise ConfigError(f"model.text.name: '{name}' is a '{kind}', expected a 'bert'")
-        return BertModel.from_pretrained(
+        return architecture.from_pretrained(
             where, dtype=torch.float32, local_files_only=local_files_only, **_options(dropout)
         )
     except (ValueError, RuntimeError, SafetensorError) as error:
@@ -82,9 +108,40 @@ def random_bert(vocabulary: int, dropout: float = 0.1, **sizes: Any) -> BertMode
         raise ConfigError(f"model.text: these sizes make no BERT: {error}") from error
 
 
-def sizes_of(bert: BertModel) -> dict[str, Any]:
+def sizes_of(bert: PreTrainedModel) -> dict[str, Any]:
     """The values of `SIZES` that ``bert`` has."""
     return {key: getattr(bert.config, key) for key in SIZES}
+
+
+def build_bert(text: TextConfig, pretrained: bool, vocabulary: int) -> BertModel:
+    """The BERT of ``text``, its weights pre-trained or random.
+
+    Raises ConfigError as `load_bert` and `random_bert`, and for a built tokenizer beside
+    pre-trained weights.
+    """
+    if not pretrained:
+        return random_bert(vocabulary, text.dropout, **{key: getattr(text, key) for key in SIZES})
+    if text.tokenizer == "wordpiece":
+        raise ConfigError(
+            "model.text.tokenizer=wordpiece: a built vocabulary does not fit pre-trained "
+            "weights; type model.pretrained=false, or leave model.text.tokenizer=null"
+        )
+    return load_bert(text.name, text.dropout)
+
+
+def settled(config: Any, facts: Facts, bert: PreTrainedModel) -> tuple[Any, Facts]:
+    """``config`` (with ``pretrained`` and ``text``) and ``facts`` that rebuild the architecture
+    without the pre-trained weights. Raises ConfigError if these know fewer ids than the tokenizer.
+    """
+    known = bert.config.vocab_size
+    if facts.vocabulary > known:
+        raise ConfigError(
+            f"model.text.tokenizer: knows {facts.vocabulary} ids, but the weights of "
+            f"'{config.text.name}' only {known}; give the weights' own"
+        )
+    text = dataclasses.replace(config.text, **sizes_of(bert))
+    config = dataclasses.replace(config, pretrained=False, text=text)
+    return config, dataclasses.replace(facts, vocabulary=known)
 
 
 def bert_states(bert: BertModel, tokens: Tensor) -> Tensor:

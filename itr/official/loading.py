@@ -14,13 +14,25 @@ from itr import checkpoint
 from itr.data.text import Tokenizer
 from itr.errors import CheckpointError
 from itr.instantiate import nearest
+from itr.models.albef import ALBEF
+from itr.models.alip import ALIP
 from itr.models.base import RetrievalModel
 from itr.models.build import model_meta
 from itr.models.hrem import HREM
-from itr.official import hrem
+from itr.models.multisea import MultiSEA
+from itr.models.user import USER
+from itr.models.vse import VSE
+from itr.official import albef, alip, hrem, multisea, user, vse
 from itr.official.table import Imported, load_pickle
 
-IMPORTERS: dict[str, tuple[ModuleType, type[RetrievalModel]]] = {"hrem": (hrem, HREM)}
+IMPORTERS: dict[str, tuple[ModuleType, type[RetrievalModel]]] = {
+    "albef": (albef, ALBEF),
+    "alip": (alip, ALIP),
+    "hrem": (hrem, HREM),
+    "multisea": (multisea, MultiSEA),
+    "user": (user, USER),
+    "vse": (vse, VSE),
+}
 
 
 def recognise(path: Path) -> str:

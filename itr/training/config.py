@@ -8,7 +8,9 @@ from typing import Any
 
 from itr.data.layouts import DataConfig
 from itr.errors import ConfigError
+from itr.evaluation.rerank import RerankConfig, check_rerank
 from itr.instantiate import check
+from itr.models.base import RetrievalModel
 from itr.models.build import build_slots, check_weights, model_class, model_config
 from itr.results.tracker import TrackerConfig
 from itr.training.optim import OptimConfig, check_optim
@@ -50,7 +52,8 @@ class RuntimeConfig:
 
 @dataclass
 class TaskConfig:
-    """What is trained: ``retrieval`` (fine-tuning on image-caption pairs)."""
+    """What is trained: ``retrieval`` (image-caption pairs whose images may repeat) or, by models
+    that have such a stage, ``pretrain`` (pairs from the web; a model may add its own terms)."""
 
     name: str = "retrieval"
 
@@ -76,6 +79,7 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    rerank: RerankConfig = field(default_factory=RerankConfig)
     out: str | None = None
     seed: int = 0
     device: str = "auto"
@@ -122,6 +126,14 @@ def check_config(values: Mapping[str, Any]) -> TrainConfig:
     check_optim(config.optim)
     model_config(config.model)
     cls = model_class(config.model)
+    if config.task.name not in cls.tasks:
+        raise ConfigError(
+            f"task={config.task.name}: {cls.__name__} has no such stage; expected one of "
+            f"{', '.join(cls.tasks)}"
+        )
+    reranks = cls.rerank is not RetrievalModel.rerank
+    if config.rerank.enabled or (reranks and config.rerank.enabled is None):
+        check_rerank(config.rerank, reranks, cls.__name__)
     build_slots(config.loss.__dict__, cls)
     check_weights(config.loss.weights, cls)
     return config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from itr.data.precomp import check_split
 from itr.data.text import Tokenizer, build_table
 from itr.errors import CheckpointError, ConfigError
 from itr.evaluation.evaluator import Evaluator
+from itr.evaluation.rerank import RerankConfig
 from itr.instantiate import check
 from itr.models.base import RetrievalModel
 from itr.models.build import restore
@@ -36,6 +37,7 @@ class EvalConfig:
     model: dict[str, Any]
     loss: dict[str, Any]
     runtime: RuntimeConfig
+    rerank: dict[str, Any]
     split: str = "test"
     protocol: Any = None
     out: str | None = None
@@ -54,6 +56,7 @@ class Loaded:
     origin: dict[str, Any]  # fields of the results that say where the weights are from
     precision: str = "fp32"
     ties: str = "pessimistic"
+    rerank: dict[str, Any] = field(default_factory=dict)
 
 
 def evaluate(values: dict[str, Any]) -> dict[str, Any]:
@@ -121,6 +124,7 @@ def _load(path: Path, config: EvalConfig) -> Loaded:
         origin,
         precision=meta.get("precision", "fp32"),
         ties=run.get("ties", "pessimistic"),
+        rerank=run.get("rerank", {}),
     )
 
 
@@ -169,6 +173,7 @@ def _evaluator(config: EvalConfig, loaded: Loaded, device: torch.device) -> Eval
             f"the tokenizer has {tokenizer.vocabulary_size} ids, the checkpoint's text encoder "
             f"{model.facts.vocabulary}; name its own with model.text.tokenizer=DIR"
         )
+    given = {key: value for key, value in config.rerank.items() if value is not None}
     return Evaluator(
         split,
         model.view,
@@ -179,4 +184,6 @@ def _evaluator(config: EvalConfig, loaded: Loaded, device: torch.device) -> Eval
         device=device,
         precision=pick_precision(config.precision or loaded.precision, device),
         strict=config.protocol is not None,
+        workers=config.runtime.workers,
+        rerank=check({**loaded.rerank, **given}, RerankConfig, "rerank"),
     )

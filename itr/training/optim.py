@@ -14,13 +14,28 @@ from itr.clock import Clock
 from itr.errors import ConfigError
 from itr.models.base import RetrievalModel
 
+KINDS = ("constant", "step", "cosine", "linear", "onecycle", "warmup_cosine", "epoch_cosine")
+STAIR = 100  # updates between two steps of epoch_cosine's warm-up
+
 
 @dataclass
 class ScheduleConfig:
-    """``step``: times ``decay`` at each milestone; ``cosine``: to 0 at the end; ``constant``.
+    """``step``: times ``decay`` at each milestone; ``cosine`` and ``linear``: to 0 at the end;
+    ``onecycle``: from ``start_factor`` up to 1 during the share ``rise`` of all updates, then down
+    to ``end_factor``, both along a cosine; ``constant``.
 
     ``unit`` says what milestones count: ``epoch``, ``update`` or ``progress`` (fraction of all
-    updates). ``warmup_updates`` ramps linearly from 0 in front of any of them.
+    updates). ``warmup_updates`` ramps linearly from 0 in front of any of them. ``cycle_beta1``
+    (onecycle): the optimiser's first beta at the ends and at the peak; None leaves it alone.
+
+    ``warmup_cosine``: a linear ramp over ``warmup_updates`` (or the share ``warmup_share`` of all
+    updates), then ``cycles`` turns of a cosine (0.5: to 0) over the rest. ``whole_updates``
+    computes it for (all micro-batches) // (those of an update), as Multi-SEA's authors do, whose
+    last update of an epoch has fewer: their schedule ends before training does, and goes on.
+
+    ``epoch_cosine``: a cosine from 1 to ``end_factor`` that moves between epochs only; in the first
+    epoch a warm-up from ``start_factor`` in stairs of 100 updates, ``warmup_updates`` long, which
+    the end of that epoch cuts short (ALBEF's).
     """
 
     kind: str = "step"
@@ -28,6 +43,13 @@ class ScheduleConfig:
     decay: float = 0.1
     unit: str = "epoch"
     warmup_updates: int = 0
+    rise: float = 0.1
+    start_factor: float = 0.04
+    end_factor: float = 4e-6
+    cycle_beta1: list[float] | None = None
+    warmup_share: float = 0.0
+    cycles: float = 0.5
+    whole_updates: bool = False
 
 
 @dataclass
@@ -47,7 +69,7 @@ def check_optim(config: OptimConfig) -> None:
     """Raises ConfigError for options that no code below knows."""
     for key, value, known in (
         ("optim.name", config.name, ("adamw",)),
-        ("optim.schedule.kind", config.schedule.kind, ("constant", "step", "cosine")),
+        ("optim.schedule.kind", config.schedule.kind, KINDS),
         ("optim.schedule.unit", config.schedule.unit, ("epoch", "update", "progress")),
     ):
         if value not in known:
@@ -55,10 +77,27 @@ def check_optim(config: OptimConfig) -> None:
     milestones = config.schedule.milestones
     if milestones != sorted(milestones):
         raise ConfigError(f"optim.schedule.milestones: {milestones} must be in rising order")
+    if not 0.0 < config.schedule.rise < 1.0:
+        raise ConfigError(f"optim.schedule.rise: {config.schedule.rise} must lie between 0 and 1")
+    if not 0.0 <= config.schedule.warmup_share < 1.0:
+        raise ConfigError(
+            f"optim.schedule.warmup_share: {config.schedule.warmup_share}; expected from 0 to "
+            "below 1"
+        )
+    cycle = config.schedule.cycle_beta1
+    if cycle is not None and (len(cycle) != 2 or config.schedule.kind != "onecycle"):
+        raise ConfigError(
+            f"optim.schedule.cycle_beta1: {cycle}; expected null, or two numbers (at the ends and "
+            "at the peak) together with optim.schedule.kind=onecycle"
+        )
 
 
 def lr_factor(clock: Clock, schedule: ScheduleConfig) -> float:
     """Factor on every group's learning rate at ``clock``: a pure function, so resume is exact."""
+    if schedule.kind == "warmup_cosine":
+        return _warmup_cosine(clock, schedule)
+    if schedule.kind == "epoch_cosine":
+        return _epoch_cosine(clock, schedule)
     factor = 1.0
     if schedule.warmup_updates and clock.updates < schedule.warmup_updates:
         factor = clock.updates / schedule.warmup_updates
@@ -67,7 +106,55 @@ def lr_factor(clock: Clock, schedule: ScheduleConfig) -> float:
         factor *= schedule.decay ** bisect_right(schedule.milestones, now[schedule.unit])
     elif schedule.kind == "cosine":
         factor *= 0.5 * (1.0 + math.cos(math.pi * clock.progress))
+    elif schedule.kind == "linear":
+        factor *= 1.0 - clock.progress
+    elif schedule.kind == "onecycle":
+        factor *= _one_cycle(clock, schedule, schedule.start_factor, 1.0, schedule.end_factor)
     return factor
+
+
+def beta1_at(clock: Clock, schedule: ScheduleConfig) -> float | None:
+    """The first beta at ``clock``, falling while the rate rises; None: the schedule has no say."""
+    if schedule.cycle_beta1 is None:
+        return None
+    ends, peak = schedule.cycle_beta1
+    return _one_cycle(clock, schedule, ends, peak, ends)
+
+
+def _one_cycle(
+    clock: Clock, schedule: ScheduleConfig, start: float, peak: float, end: float
+) -> float:
+    """Cosine from ``start`` to ``peak``, then to ``end`` (Smith 2018, as torch's OneCycleLR)."""
+    top = schedule.rise * clock.total_updates - 1
+    if clock.updates <= top and top > 0:
+        return _cosine(start, peak, clock.updates / top)
+    return _cosine(peak, end, (clock.updates - top) / (clock.total_updates - 1 - top))
+
+
+def _warmup_cosine(clock: Clock, schedule: ScheduleConfig) -> float:
+    """As transformers' get_cosine_schedule_with_warmup."""
+    total = clock.total_updates
+    if schedule.whole_updates:
+        total = min(total, clock.total_epochs * clock.batches_per_epoch // clock.accumulate)
+    warmup = schedule.warmup_updates or int(schedule.warmup_share * total)
+    if clock.updates < warmup:
+        return clock.updates / warmup
+    turned = schedule.cycles * (clock.updates - warmup) / max(1, total - warmup)
+    return max(0.0, _cosine(1.0, 0.0, 2.0 * turned))
+
+
+def _epoch_cosine(clock: Clock, schedule: ScheduleConfig) -> float:
+    """As ALBEF's scripts, whose rate changes after every hundredth update."""
+    if clock.epoch:
+        return _cosine(1.0, schedule.end_factor, min(1.0, clock.epoch / clock.total_epochs))
+    stairs, climbed = schedule.warmup_updates / STAIR, max(0, clock.updates - 1) // STAIR
+    if climbed >= stairs:
+        return 1.0
+    return schedule.start_factor + (1.0 - schedule.start_factor) * climbed / stairs
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1.0 + math.cos(math.pi * share)) / 2.0
 
 
 def build_optimizer(model: RetrievalModel, config: OptimConfig) -> torch.optim.AdamW:
@@ -100,6 +187,17 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
+def apply_schedule(
+    optimizer: torch.optim.Optimizer, clock: Clock, schedule: ScheduleConfig
+) -> None:
+    """Learning rates, and the first beta where the schedule moves it, at ``clock``."""
+    set_learning_rates(optimizer, lr_factor(clock, schedule))
+    beta1 = beta1_at(clock, schedule)
+    if beta1 is not None:
+        for group in optimizer.param_groups:
+            group["betas"] = (beta1, group["betas"][1])
+
+
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
     """Clip the global L2 norm of all gradients; the norm before clipping, still on the device."""
     with_gradient = [p for p in parameters if p.grad is not None]
@@ -128,4 +226,4 @@ def load_state_tensors(
         name, _, slot = key.rpartition("/")
         parameter = parameters[name]
         device = parameter.device
-        optimizer.state[parameter][slot] = value.to(device)
+        optimizer.state[parameter][slot] = value.to(device, copy=True)

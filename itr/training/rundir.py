@@ -36,8 +36,10 @@ NOT_IDENTITY = (
     "resume",
     "overwrite",
     "runtime",
+    "rerank.batch_size",
     "tracker",
     "data.root",
+    "data.images",
     "data.cache",
 )
 PACKAGES = (

@@ -16,7 +16,8 @@ from itr.data.layouts import open_split
 from itr.data.loader import TrainLoader
 from itr.data.precomp import check_same_width, check_split
 from itr.data.records import Split
-from itr.data.text import Tokenizer, TokenTable, build_table
+from itr.data.second import open_second
+from itr.data.text import Tokenizer, TokenTable, build_table, open_tokenizer
 from itr.evaluation.evaluator import Evaluator
 from itr.models.base import RetrievalModel
 from itr.models.build import build_model, model_class, model_config, model_meta
@@ -26,8 +27,9 @@ from itr.training import rundir, state
 from itr.training.common import pick_device, pick_precision, prepare_data
 from itr.training.config import TrainConfig, check_config
 from itr.training.progress import Display, close_log, log, open_log
+from itr.training.start import start_from, stored_tokenizer
 from itr.training.trainer import Trainer
-from itr.view import Facts, TextView, View
+from itr.view import Facts, TextView
 
 
 @dataclass
@@ -81,13 +83,25 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     view = model_class(config.model).view_for(model_config(config.model))
     data = prepare_data(config.data)
     names = ("train", "test") if config.select_on == "test" else ("train", "val", "test")
-    splits = {name: open_split(data, name, view.kind) for name in names}
+    wants_second = view.second_text is not None
+    splits = {
+        name: open_split(data, name, view.kind, second=wants_second and name == "train")
+        for name in names
+    }
     for split in splits.values():
         check_split(split, data.cache)
     check_same_width(list(splits.values()))
-    tokenizer = _tokenizer(view, splits["train"])
-    facts = Facts(tokenizer.vocabulary_size, _region_width(splits["train"]))
+    second = splits["train"].second_texts() if wants_second else []
+    init = config.model.get("init")
+    tokenizer = stored_tokenizer(init) or open_tokenizer(
+        view, [*splits["train"].captions(), *second]
+    )
+    facts = Facts(
+        tokenizer.vocabulary_size, mask_id=tokenizer.mask_id, **_region_shape(splits["train"])
+    )
     model = build_model(config.model, values["loss"], facts).to(device)
+    if init is not None:
+        start_from(model, config.model["name"], init)
 
     def table(name: str, text: TextView) -> TokenTable:
         return build_table(tokenizer, splits[name].captions(), text, Path(data.cache))
@@ -101,6 +115,7 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
         config.seed,
         workers=config.runtime.workers,
         pin_memory=device.type == "cuda",
+        second=open_second(splits["train"], view, tokenizer, data.cache),
     )
     evaluators = {
         name: Evaluator(
@@ -112,6 +127,8 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
             ties=config.ties,
             device=device,
             precision=precision,
+            workers=config.runtime.workers,
+            rerank=config.rerank,
         )
         for name in names[1:]
     }
@@ -178,14 +195,12 @@ def _load_best(folder: Path, model: RetrievalModel) -> dict[str, Any]:
     return checkpoint.read_meta(path)["best"]
 
 
-def _tokenizer(view: View, split: Split) -> Tokenizer:
-    if view.tokenizer == "wordpiece":
-        return Tokenizer.from_captions(split.captions(), view.vocabulary_size)
-    return Tokenizer.from_bert(view.tokenizer)
-
-
-def _region_width(split: Split) -> int | None:
-    return None if split.regions is None else int(split.regions.shape[2])
+def _region_shape(split: Split) -> dict[str, int]:
+    if split.regions is None:
+        return {}
+    _, regions, width = split.regions.shape
+    shape = {"region_width": int(width), "regions": int(regions)}
+    return shape if split.guides is None else {**shape, "guide_width": split.guides.shape[1]}
 
 
 def _identity(

@@ -22,7 +22,7 @@ from itr.models.base import RetrievalModel
 from itr.results.tracker import Tracker
 from itr.training import state
 from itr.training.config import TrainConfig
-from itr.training.optim import build_optimizer, clip_gradients, lr_factor, set_learning_rates
+from itr.training.optim import apply_schedule, build_optimizer, clip_gradients
 from itr.training.progress import Display, log
 
 
@@ -83,6 +83,7 @@ class Trainer:
             batches_per_epoch=loader.batches_per_epoch,
             total_updates=planned,
             total_epochs=-(-planned // updates_per_epoch),
+            accumulate=self.accumulate,
         )
         self.best: dict[str, Any] = {}
         self.window = Window()
@@ -149,10 +150,10 @@ class Trainer:
         self.asleep = asleep
         prefixes = tuple(f"{name}." for name in asleep)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(not name.startswith(prefixes))
+            parameter.requires_grad_(not (name in asleep or name.startswith(prefixes)))
 
     def _update(self) -> None:
-        set_learning_rates(self.optimizer, lr_factor(self.clock, self.config.optim.schedule))
+        apply_schedule(self.optimizer, self.clock, self.config.optim.schedule)
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.parameters(), self.config.optim.clip_norm)
         if not self.scaler.is_enabled():  # else the scaler skips such an update by itself

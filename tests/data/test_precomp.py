@@ -142,8 +142,10 @@ def test_missing_root_layout_and_split_are_explained(tmp_path):
 
 def test_options_that_cannot_be_used(tmp_path):
     write(tmp_path, "train")
-    with pytest.raises(ConfigError, match="pixels"):
+    with pytest.raises(DataError, match="no pictures.*train_ims.npy"):
         open_split(config(tmp_path), "train", "pixels")
+    with pytest.raises(ConfigError, match="holds regions, but the model wants pixels"):
+        open_split(config(tmp_path, layout="precomp"), "train", "pixels")
     with pytest.raises(ConfigError, match="nearest: precomp"):
         open_split(config(tmp_path, layout="precom"), "train", "regions")
     with pytest.raises(ConfigError, match="dev_captions=0"):

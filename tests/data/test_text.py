@@ -120,8 +120,8 @@ def test_max_length_and_prompt(tokenizer):
     assert prompted.ids(0).tolist() == full.tolist()
     with pytest.raises(ConfigError, match="max_length=1"):
         tokenizer.tokenize(["a"], TextView(max_length=1))
-    with pytest.raises(ConfigError, match="cleaner 'albef'"):
-        tokenizer.tokenize(["a"], TextView(cleaner="albef"))
+    with pytest.raises(ConfigError, match="cleaner 'albeff'.*albef"):
+        tokenizer.tokenize(["a"], TextView(cleaner="albeff"))
 
 
 def test_vocabularies_that_are_not_berts():

@@ -1,4 +1,4 @@
-"""InfoNCE against a plain double loop."""
+"""InfoNCE against a second, naive implementation: loops over queries, in float64."""
 
 from __future__ import annotations
 
@@ -6,76 +6,125 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError
 from itr.losses.infonce import InfoNCE
-from itr.losses.score import Scores
+from itr.losses.score import Scores, pair_scores
 
 
-def one_way(side: Scores, scale: float) -> float:
+def naive(scores: Scores, scale: float) -> float:
+    """One direction, query by query."""
     total = 0.0
-    for i in range(len(side.values)):
-        row = (side.values[i].double() * scale).tolist()
-        denominator = math.log(sum(math.exp(value) for value in row))
-        if side.soft is not None:
-            target = side.soft[i].tolist()
+    for query, row in enumerate(scores.values.double().tolist()):
+        logits = [scale * value for value in row]
+        top = max(logits)
+        log_sum = top + math.log(sum(math.exp(value - top) for value in logits))
+        if scores.soft is not None:
+            target = scores.soft[query].tolist()
         else:
-            matches = side.match[i].tolist()
-            target = [m / sum(matches) for m in matches]
-        cost = -sum(t * (value - denominator) for t, value in zip(target, row, strict=True))
-        total += cost * (1.0 if side.weight is None else float(side.weight[i]))
-    return total / len(side.values)
+            hits = scores.match[query].tolist()
+            target = [hit / sum(hits) for hit in hits]
+        cost = sum(t * (log_sum - x) for t, x in zip(target, logits, strict=True))
+        total += cost * (1.0 if scores.weight is None else float(scores.weight[query]))
+    return total / len(scores.values)
 
 
-def scores(rows: int = 4, columns: int | None = None, soft: bool = False) -> Scores:
-    ids = torch.arange(rows) % 3
-    width = columns or rows
-    match = ids[:, None] == torch.cat([ids, torch.full((width - rows,), 7)])
-    return Scores(
-        torch.rand(rows, width) * 2 - 1,
-        match,
-        torch.arange(rows),
-        soft=torch.rand(rows, width).softmax(dim=1) if soft else None,
-        weight=torch.rand(rows) if soft else None,
+def both(scores: Scores, scale: float) -> float:
+    return (naive(scores, scale) + naive(scores.reverse(), scale)) / 2
+
+
+def value(loss: InfoNCE, scores: Scores) -> Tensor:
+    return loss(scores, Clock(), Draws())
+
+
+def square(ids: list[int], seed: int = 0, known: bool = True) -> Scores:
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (
+        torch.nn.functional.normalize(torch.randn(len(ids), 5, generator=generator), dim=1)
+        for _ in range(2)
+    )
+    image_id = torch.tensor(ids)
+    pairs = int((image_id[:, None] == image_id).sum())
+    return pair_scores(x, y, image_id, pairs if known else None)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("ids", [[0, 1, 2, 3, 4], [0, 1, 0, 2, 0], [7, 7, 7], [3]])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_hard_targets(ids: list[int], known: bool, weighted: bool) -> None:
+    scores = square(ids, known=known)
+    if weighted:
+        scores.weight = torch.linspace(0.1, 1.7, len(ids))
+    assert float(value(InfoNCE(temperature=0.05), scores)) == pytest.approx(
+        both(scores, 20.0), rel=1e-5, abs=1e-6
     )
 
 
-@pytest.mark.parametrize("soft", [False, True])
-def test_square_scores_equal_the_loop(soft: bool):
-    given = scores(soft=soft)
-    expected = (one_way(given, 1 / 0.1) + one_way(given.reverse(), 1 / 0.1)) / 2
-    assert float(InfoNCE(0.1)(given, Clock(), Draws())) == pytest.approx(expected, rel=1e-5)
+def test_soft_targets_beside_a_queue() -> None:
+    generator = torch.Generator().manual_seed(3)
+
+    def side() -> Scores:
+        match = torch.zeros(4, 9, dtype=torch.bool)
+        match[torch.arange(4), torch.arange(4)] = True
+        return Scores(
+            torch.randn(4, 9, generator=generator),
+            match,
+            torch.arange(4),
+            soft=torch.randn(4, 9, generator=generator).softmax(dim=1),
+        )
+
+    scores = side()
+    scores.back = side()
+    found = float(value(InfoNCE(temperature=0.5), scores))
+    assert found == pytest.approx(both(scores, 2.0), rel=1e-5)
+    scores.soft, scores.back.soft = None, None
+    hard = float(value(InfoNCE(temperature=0.5), scores))
+    assert hard == pytest.approx(both(scores, 2.0), rel=1e-5)
+    scores.n_match = scores.back.n_match = 4  # one match each: no matrix of targets is made
+    assert float(value(InfoNCE(temperature=0.5), scores)) == pytest.approx(hard, rel=1e-6)
 
 
-def test_queues_of_two_lengths_equal_the_loop():
-    given, given.back = (pair := (scores(4, 9), scores(4, 6)))[0], pair[1]
-    expected = (one_way(given, 1 / 0.07) + one_way(given.back, 1 / 0.07)) / 2
-    assert float(InfoNCE()(given, Clock(), Draws())) == pytest.approx(expected, rel=1e-5)
+def test_gradients_with_and_without_a_matrix_of_targets_agree() -> None:
+    grads = []
+    for known in (True, False):
+        scores = square([0, 1, 2, 3], known=known)
+        scores.values = scores.values.detach().requires_grad_()
+        scores.weight = torch.tensor([0.0, 0.5, 1.0, 2.0])
+        value(InfoNCE(), scores).backward()
+        grads.append(scores.values.grad)
+    torch.testing.assert_close(*grads)
 
 
-def test_the_models_scale_comes_first_unless_switched_off():
-    given = scores()
-    given.scale = torch.tensor(3.0)
-    own, models = InfoNCE(0.5, use_model_scale=False), InfoNCE(0.5)
-    for loss, scale in ((own, 2.0), (models, 3.0)):
-        expected = (one_way(given, scale) + one_way(given.reverse(), scale)) / 2
-        assert float(loss(given, Clock(), Draws())) == pytest.approx(expected, rel=1e-5)
-        assert loss.report["scale"] == pytest.approx(scale)
+def test_the_models_scale_wins_unless_switched_off() -> None:
+    scores = square([0, 1, 2])
+    scores.scale = torch.tensor(3.0)
+    assert float(value(InfoNCE(), scores)) == pytest.approx(both(scores, 3.0), rel=1e-5)
+    own = InfoNCE(temperature=0.1, use_model_scale=False)
+    assert float(value(own, scores)) == pytest.approx(both(scores, 10.0), rel=1e-5)
+    assert float(own.report["scale"]) == pytest.approx(10.0)
 
 
-def test_a_learnable_scale_gets_gradient_and_has_a_ceiling():
-    loss = InfoNCE(0.07, learnable=True)
+def test_a_learnable_scale_learns_up_to_its_ceiling() -> None:
+    loss, scores = InfoNCE(temperature=0.07, learnable=True), square([0, 1, 2])
+    value(loss, scores).backward()
     assert [name for name, _ in loss.named_parameters()] == ["log_scale"]
-    loss(scores(), Clock(), Draws()).backward()
-    assert loss.log_scale.grad is not None and loss.log_scale.grad != 0
-    high = InfoNCE(0.001, learnable=True)
-    high(scores(), Clock(), Draws())
-    assert high.report["scale"] == 100.0
-    assert not list(InfoNCE().parameters()) and not InfoNCE().state_dict()
+    assert loss.log_scale.grad is not None and loss.log_scale.grad.abs() > 0
+    with torch.no_grad():
+        loss.log_scale.fill_(10.0)
+    assert float(value(loss, scores).detach()) == pytest.approx(both(scores, 100.0), rel=1e-5)
 
 
-def test_temperature_must_be_positive():
-    with pytest.raises(ConfigError, match="temperature=0"):
-        InfoNCE(0)
+def test_only_one_image_is_no_nan() -> None:
+    scores = square([5, 5, 5, 5])
+    scores.values.requires_grad_()
+    found = value(InfoNCE(), scores)
+    found.backward()
+    assert torch.isfinite(found) and torch.isfinite(scores.values.grad).all()
+
+
+def test_bad_temperature() -> None:
+    with pytest.raises(ConfigError, match="temperature=0: expected more than 0"):
+        InfoNCE(temperature=0)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 Runner = Callable[["Case"], None]
-PROOFS = ("out.", "grad.", "post.")  # tensors of a case that a runner has to account for
+PROOFS = ("out.", "grad", "post")  # tensors of a case that a runner has to account for
 
 
 class Case:
@@ -37,15 +37,23 @@ class Case:
         """The tensors whose names start with ``prefix``, by the rest of their names."""
         return {k[len(prefix) :]: v for k, v in self.tensors.items() if k.startswith(prefix)}
 
-    @property
-    def tolerance(self) -> tuple[float, float]:
-        """(atol, rtol) as the JSON names them; none named: floats to rtol 1e-5."""
+    def tolerance(self, key: str = "") -> tuple[float, float]:
+        """(atol, rtol) as the JSON names them; none named: floats to rtol 1e-5.
+
+        Where it names them by group, the group that a part of ``key`` starts with counts.
+        """
         named = self.data.get("tolerance", self.data.get("recommended_tolerance", {}))
+        if not isinstance(named, Mapping):  # a sentence
+            return 0.0, 1e-5
+        groups = [group for group, value in named.items() if isinstance(value, Mapping)]
+        found = [g for part in key.split(".") for g in groups if part.startswith(g)]
+        named = named[found[0]] if found else named
         if named.get("exact"):
             return 0.0, 0.0
         if "atol" not in named and "rtol" not in named:
             return 0.0, 1e-5
-        return float(named.get("atol", 0.0)), float(named.get("rtol", 0.0))
+        atol = named.get("atol_per_tensor", {}).get(key, named.get("atol", 0.0))
+        return float(atol), float(named.get("rtol", 0.0))
 
     def check(self, key: str, found: Any, atol: float | None = None) -> None:
         """``found`` against the tensor ``key``; ``atol`` where the case's own note gives one."""
@@ -55,7 +63,7 @@ class Case:
     def equal(self, what: str, found: Any, expected: Any, atol: float | None = None) -> None:
         """``found`` against ``expected`` (array-like): integers equal, floats within tolerance."""
         found, expected = _array(found), _array(expected)
-        own_atol, rtol = self.tolerance
+        own_atol, rtol = self.tolerance(what)
         atol = own_atol if atol is None else max(atol, own_atol)
         if found.shape != expected.shape:
             self.faults.append(f"{what}: shape {found.shape}, expected {expected.shape}")

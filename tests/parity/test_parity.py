@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import albef_cases
+import alip_cases
 import hrem_cases
+import multisea_cases
+import pixel_data_cases
 import pytest
+import user_cases
 from harness import Case, Runner, cases_in, longest_prefix
 from pending import NOT_BUILT
 
-BUILT: dict[str, dict[str, Runner]] = {"hrem": hrem_cases.RUNNERS}
+BUILT: dict[str, dict[str, Runner]] = {
+    "albef": {**albef_cases.RUNNERS, **pixel_data_cases.ALBEF},
+    "alip": {**alip_cases.RUNNERS, **pixel_data_cases.ALIP},
+    "hrem": hrem_cases.RUNNERS,
+    "multisea": {**multisea_cases.RUNNERS, **pixel_data_cases.MULTISEA},
+    "user": user_cases.RUNNERS,
+}
 
 
 def known_prefixes(method: str) -> dict[str, Runner | None]:

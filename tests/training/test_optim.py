@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from itr.clock import Clock
+from itr.errors import ConfigError
 from itr.training.optim import (
     OptimConfig,
     ScheduleConfig,
+    apply_schedule,
     build_optimizer,
+    check_optim,
     clip_gradients,
     load_state_tensors,
     lr_factor,
@@ -47,6 +50,43 @@ def test_cosine_and_warmup() -> None:
     assert at(5) == pytest.approx(0.5 * 0.5 * (1 + math.cos(math.pi * 0.05)))
     assert at(50) == pytest.approx(0.5)
     assert at(100) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(("total", "rise"), [(40, 0.1), (1000, 0.3), (7, 0.15)])
+def test_one_cycle_is_torchs(total: int, rise: float) -> None:
+    theirs = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0, betas=(0.9, 0.98))
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(theirs, 2e-3, total, pct_start=rise)
+    ours = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=2e-3, betas=(0.9, 0.98))
+    ours.param_groups[0]["base_lr"] = 2e-3
+    schedule = ScheduleConfig(kind="onecycle", rise=rise, cycle_beta1=[0.95, 0.85])
+    for update in range(total):
+        apply_schedule(ours, Clock(updates=update, total_updates=total), schedule)
+        a, b = ours.param_groups[0], theirs.param_groups[0]
+        assert a["lr"] == pytest.approx(b["lr"], rel=1e-9)
+        assert a["betas"] == pytest.approx(b["betas"], rel=1e-9)
+        theirs.step()
+        scheduler.step()
+
+
+def test_a_schedule_without_a_say_leaves_beta_alone() -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], betas=(0.7, 0.98))
+    optimizer.param_groups[0]["base_lr"] = 1e-3
+    schedule = ScheduleConfig(kind="onecycle")
+    apply_schedule(optimizer, Clock(updates=1, total_updates=9), schedule)
+    assert optimizer.param_groups[0]["betas"] == (0.7, 0.98)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (ScheduleConfig(kind="onecycle", rise=1.0), "optim.schedule.rise: 1.0 must lie between"),
+        (ScheduleConfig(kind="onecycle", cycle_beta1=[0.9]), "two numbers"),
+        (ScheduleConfig(kind="cosine", cycle_beta1=[0.95, 0.85]), "optim.schedule.kind=onecycle"),
+    ],
+)
+def test_bad_one_cycle(schedule: ScheduleConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_optim(OptimConfig(schedule=schedule))
 
 
 def test_clipping_returns_the_norm_before_it() -> None:

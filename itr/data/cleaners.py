@@ -1,0 +1,41 @@
+"""What happens to a caption before it is tokenised: the cleaners that a `TextView` names."""
+
+from __future__ import annotations
+
+import functools
+import html
+import re
+from collections.abc import Callable
+
+ALBEF_WORDS = 30  # kept of a caption
+
+_ALBEF_DELETED = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
+_PLAIN = re.compile(r"[\x20-\x25\x27-\x7e]*")  # printable ASCII without &: nothing to mend
+
+
+def albef(caption: str) -> str:
+    """ALBEF's ``pre_caption``: lower case, no punctuation, at most 30 words."""
+    caption = caption.lower().translate(_ALBEF_DELETED).replace("<person>", "person")
+    caption = re.sub(r"\s{2,}", " ", caption).rstrip("\n").strip(" ")
+    return " ".join(caption.split(" ")[:ALBEF_WORDS])
+
+
+def clip(caption: str) -> str:
+    """CLIP's: mojibake mended, HTML unescaped twice, white space collapsed, lower case."""
+    if not _PLAIN.fullmatch(caption):
+        caption = html.unescape(html.unescape(_fixer()(caption)))
+    return " ".join(caption.split()).lower()
+
+
+@functools.cache
+def _fixer() -> Callable[[str], str]:
+    import ftfy  # slow to import, and only web text needs it
+
+    return ftfy.fix_text
+
+
+CLEANERS: dict[str, Callable[[str], str]] = {
+    "none": lambda caption: caption,
+    "albef": albef,
+    "clip": clip,
+}

@@ -1,0 +1,67 @@
+"""The pictures of a split as batches of pixels. B pictures, S their size."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from itr.data import chance
+from itr.data.images import decode, name_of, read_bytes
+from itr.data.records import Split
+from itr.data.transforms import DRAWS, Choices, check_view, draw, normalise, transform
+from itr.errors import ConfigError, DataError
+from itr.view import PixelView
+
+
+class BrokenPicture(DataError):
+    """A picture that cannot be decoded; ``number`` is the image's in its split."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
+
+
+class Pixels:
+    """The pictures of a split, by image number, as ``view`` wants them.
+
+    Raises ConfigError for a view that cannot be done or a split without pictures.
+    """
+
+    def __init__(self, split: Split, view: PixelView):
+        if split.regions is not None:
+            raise ConfigError(
+                f"{split.source}: holds regions, but the model's view asks for pictures"
+            )
+        check_view(view)
+        self.split, self.view = split, view
+        self.random = view.flip or view.randaugment or view.resize == "random_crop"
+
+    def fetch(self, images: np.ndarray, uniforms: np.ndarray | None = None) -> Tensor:
+        """float32 [B, 3, S, S], normalised, of ``images`` [B].
+
+        ``uniforms`` [B, DRAWS] in [0, 1) decide what is random in the view. Raises BrokenPicture,
+        naming the file, for a picture that cannot be read.
+        """
+        size = self.view.size
+        pixels = torch.empty((len(images), 3, size, size), dtype=torch.uint8)
+        for row, number in enumerate(images.tolist()):
+            pixels[row] = self._one(number, None if uniforms is None else uniforms[row])
+        return normalise(pixels, self.view)
+
+    def _one(self, number: int, uniforms: np.ndarray | None) -> Tensor:
+        place, decoder = self.split.records[number].image, self.split.decoder
+        try:
+            image = decode(read_bytes(place), name_of(place), decoder, self.view.premultiply)
+        except DataError as error:
+            raise BrokenPicture(str(error), number) from error
+        height, width = image.shape[-2:]
+        choices = Choices() if uniforms is None else draw(self.view, uniforms, height, width)
+        return transform(image, self.view, choices, decoder)
+
+    def drawn(self, seed: int, epoch: int, captions: np.ndarray) -> np.ndarray | None:
+        """The uniforms [B, DRAWS] of the pictures shown with ``captions``; None: nothing random."""
+        if not self.random:
+            return None
+        places = np.arange(DRAWS)
+        return chance.uniform(seed, epoch, chance.PICTURE, captions[:, None], places)

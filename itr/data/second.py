@@ -1,0 +1,96 @@
+"""A second text of the same picture: a synthetic caption, or another human one.
+
+It comes with the data set, from a file that gives one to each image, or (``other_caption``) is
+another caption of the same image, drawn anew in every epoch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from itr.data import chance
+from itr.data.records import OTHER_CAPTION, Record, Split
+from itr.data.text import Tokenizer, TokenTable, build_table
+from itr.errors import ConfigError, DataError
+from itr.view import View
+
+SHOWN = 3
+
+
+@dataclass
+class SecondTexts:
+    """The second texts of a split as token ids: one an image, or one a caption."""
+
+    table: TokenTable
+    split: Split
+
+    def rows(self, seed: int, epoch: int, captions: np.ndarray) -> np.ndarray:
+        """Which rows of ``table`` go with ``captions`` [B]; int64 [B].
+
+        An image with one caption has no other: it comes twice.
+        """
+        images = self.split.text_to_image[captions]
+        if self.split.second != OTHER_CAPTION:
+            return images
+        first, count = self.split.first_caption[images], self.split.captions_per_image[images]
+        draws = chance.uniform(seed, epoch, chance.SECOND, captions)
+        step = 1 + (draws * (count - 1)).astype(np.int64)  # 1 .. count - 1: never itself
+        return first + (captions - first + step) % count
+
+
+def open_second(
+    split: Split, view: View, tokenizer: Tokenizer, cache: str | Path | None
+) -> SecondTexts | None:
+    """The second texts that ``view`` asks for; None if it asks for none.
+
+    Raises ConfigError for a split that has none.
+    """
+    if view.second_text is None:
+        return None
+    if split.second is None:
+        raise ConfigError(
+            f"{split.source}: the model wants a second text of each image, and this data set has "
+            f"none; type data.second_text={OTHER_CAPTION} (another caption of the image) or "
+            "data.second_text=FILE (JSON: image id -> caption)"
+        )
+    texts = split.captions() if split.second == OTHER_CAPTION else list(split.second)
+    return SecondTexts(build_table(tokenizer, texts, view.second_text, cache), split)
+
+
+def read_second(path: Path, records: Sequence[Record]) -> list[str]:
+    """A caption for each of ``records`` from a JSON object: image id, or file name, -> caption.
+
+    Raises DataError for a file that cannot be read and for images that it leaves out.
+    """
+    try:
+        texts = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise DataError(
+            f"data.second_text={path}: cannot be read ({error.strerror}); expected a JSON file, or "
+            f"{OTHER_CAPTION}"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path}: no complete JSON ({error})") from error
+    if not isinstance(texts, dict):
+        raise DataError(f"{path}: holds a {type(texts).__name__}; expected image id -> caption")
+    found, missing = [], []
+    for record in records:
+        text = texts.get(str(record.image_id))
+        if text is None and isinstance(record.image, str):
+            text = texts.get(Path(record.image).name)
+        if not isinstance(text, str) or not text.strip():
+            missing.append(str(record.image_id))
+        else:
+            found.append(text.strip())
+    if missing:
+        shown = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
+        raise DataError(
+            f"{path}: no caption for {len(missing)} of {len(records)} images (ids {shown}); its "
+            f"keys look like {', '.join(list(texts)[:SHOWN]) or 'nothing'}"
+        )
+    return found

@@ -1,0 +1,48 @@
+"""Many short strings in little memory: one block of UTF-8 and where each begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import overload
+
+import numpy as np
+
+
+class Strings(Sequence[str]):
+    """A sequence of strings that are decoded when they are asked for."""
+
+    def __init__(self, block: np.ndarray, offsets: np.ndarray):
+        self.block, self.offsets = block, offsets  # [bytes] uint8, [n + 1] int64
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Strings:
+        """``texts``, packed."""
+        encoded = [text.encode("utf-8") for text in texts]
+        offsets = np.zeros(len(encoded) + 1, np.int64)
+        np.cumsum([len(text) for text in encoded], out=offsets[1:])
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Strings]) -> Strings:
+        """All of ``parts``, one after the other."""
+        lengths = [np.diff(part.offsets) for part in parts]
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, int), *lengths]))])
+        used = (part.block[part.offsets[0] : part.offsets[-1]] for part in parts)
+        blocks = [np.zeros(0, np.uint8), *used]
+        return cls(np.concatenate(blocks), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> Strings: ...
+    def __getitem__(self, place: int | slice) -> str | Strings:
+        if isinstance(place, slice):
+            first, last, step = place.indices(len(self))
+            if step != 1:
+                raise ValueError("strings are sliced in steps of 1")
+            return Strings(self.block, self.offsets[first : max(first, last) + 1])
+        place = range(len(self))[place]  # raises IndexError, counts from the end
+        return self.block[self.offsets[place] : self.offsets[place + 1]].tobytes().decode("utf-8")

@@ -1,0 +1,70 @@
+"""Pairwise sigmoid loss. N queries, M candidates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from itr.clock import Clock
+from itr.draws import Draws
+from itr.errors import ConfigError
+from itr.losses.score import ScoreLoss, Scores
+
+
+class Sigmoid(ScoreLoss):
+    """Mean over queries of -sum_j log sigmoid(z_ij (scale * s_ij + bias)), z = 1 for a match, else
+    -1 (SigLIP, Zhai et al. 2023, algorithm 1): every pair is judged by itself.
+
+    A pair is the same pair in both directions, so a square matrix counts once; where the directions
+    have candidates of their own, their mean. Weights of rows weigh rows and columns alike. The
+    scale is the loss's own, 1/``temperature`` at the start, or the model's with
+    ``use_model_scale``; scale and ``bias`` are learnt unless ``learnable`` is false. ``report``
+    holds both.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        bias: float = -10.0,
+        learnable: bool = True,
+        use_model_scale: bool = False,
+    ):
+        super().__init__()
+        if temperature <= 0:
+            raise ConfigError(f"temperature={temperature}: expected more than 0")
+        self.use_model_scale = use_model_scale
+        for name, value in (("log_scale", -math.log(temperature)), ("bias", bias)):
+            if learnable:
+                setattr(self, name, nn.Parameter(torch.tensor(value)))
+            else:
+                self.register_buffer(name, torch.tensor(value), persistent=False)
+
+    log_scale: Tensor
+    bias: Tensor
+
+    def forward(self, scores: Scores, clock: Clock, draws: Draws) -> Tensor:
+        """A scalar."""
+        with torch.autocast(scores.values.device.type, enabled=False):
+            own = not self.use_model_scale or scores.scale is None
+            scale = self.log_scale.exp() if own else scores.scale.float()  # type: ignore[union-attr]
+            self.report = {"scale": scale.detach(), "bias": self.bias.detach()}
+            cost = self._cost(scores, scale)
+            if scores.back is not None:
+                back = self._cost(scores.back, scale)
+                return (_mean(cost, scores.weight) + _mean(back, scores.back.weight)) / 2
+            if scores.weight is None:
+                return _mean(cost, None)
+            return (_mean(cost, scores.weight) + _mean(cost.t(), scores.weight)) / 2
+
+    def _cost(self, scores: Scores, scale: Tensor) -> Tensor:
+        logits = scores.values.float() * scale + self.bias
+        return -F.logsigmoid(torch.where(scores.match, logits, -logits))
+
+
+def _mean(cost: Tensor, weight: Tensor | None) -> Tensor:
+    """[N, M] -> the mean over rows of their weighted sums."""
+    rows = cost.sum(dim=1)
+    return (rows if weight is None else rows * weight).mean()

@@ -1,0 +1,67 @@
+"""UTO: a log-sum-exp over negatives (USER, Zhang et al. 2024). N queries, M candidates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from itr.clock import Clock
+from itr.draws import Draws
+from itr.errors import ConfigError
+from itr.losses.score import ScoreLoss, Scores
+
+
+class UTO(ScoreLoss):
+    """Mean over queries of log(1 + sum_j exp(mu (s_ij - gamma))) / mu - log(1 + relu(s_i,own)).
+
+    The first part is counted in both directions. The second is counted once where both directions
+    share their positives (square scores) and twice where they differ (a queue, ``Scores.back``).
+    The own match stays in the sum with a score of 0 (``own="zero"``, USER's batch form) or not at
+    all (``"drop"``, its queue form); other captions of the query's image are negatives, as in the
+    paper, unless ``mask_repeats``. Cosines only. ``report`` holds the fraction of positives at or
+    below 0, which no gradient pulls up.
+    """
+
+    needs_cosine = True
+
+    def __init__(
+        self, mu: float = 90.0, gamma: float = 0.5, own: str = "zero", mask_repeats: bool = False
+    ):
+        super().__init__()
+        if own not in ("zero", "drop"):
+            raise ConfigError(f"own: '{own}' is unknown; expected zero or drop")
+        if mu <= 0:
+            raise ConfigError(f"mu={mu}: expected more than 0")
+        self.mu, self.gamma, self.own, self.mask_repeats = mu, gamma, own, mask_repeats
+
+    def forward(self, scores: Scores, clock: Clock, draws: Draws) -> Tensor:
+        """A scalar, not below -log 2 for each time that the positives count."""
+        with torch.autocast(scores.values.device.type, enabled=False):
+            back = scores.reverse()
+            positive = _own(scores)
+            cost = self._negatives(scores) + self._negatives(back) - _reward(scores, positive)
+            if scores.back is not None:
+                cost = cost - _reward(back, _own(back))
+        self.report = {"dead_positives": (positive.detach() <= 0).float().mean()}
+        return cost
+
+    def _negatives(self, scores: Scores) -> Tensor:
+        values, own = scores.values.float(), scores.own[:, None]
+        if self.mask_repeats:
+            values = values.masked_fill(scores.match, -torch.inf)
+        values = values.scatter(1, own, 0.0 if self.own == "zero" else -torch.inf)
+        with_one = F.pad(self.mu * (values - self.gamma), (1, 0))  # exp(0) = 1
+        return _mean(scores, with_one.logsumexp(dim=1) / self.mu)
+
+
+def _own(scores: Scores) -> Tensor:
+    return scores.values.float().gather(1, scores.own[:, None]).squeeze(1)
+
+
+def _reward(scores: Scores, positive: Tensor) -> Tensor:
+    return _mean(scores, F.relu(positive).log1p())
+
+
+def _mean(scores: Scores, rows: Tensor) -> Tensor:
+    return (rows if scores.weight is None else rows * scores.weight).mean()

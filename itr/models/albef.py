@@ -1,0 +1,431 @@
+"""ALBEF: Align before Fuse, vision and language learning with momentum distillation (NeurIPS 2021).
+
+Li, Selvaraju, Gotmare, Joty, Xiong, Hoi. A ViT and the lower half of BERT are aligned by a
+contrastive loss (ITC) whose candidates and soft targets come from momentum encoders; the upper half
+of BERT fuses the two and says whether they match (ITM, which also re-ranks) and, in pre-training,
+which words were hidden (MLM).
+
+B pairs, N image tokens, L words, E joint width, Q queue size, P pairs of an image and a caption.
+v, t: image and caption vectors; g: the momentum encoders'.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertForMaskedLM
+
+from itr import parallel
+from itr.batch import Batch
+from itr.clock import Clock
+from itr.draws import Draws
+from itr.errors import ConfigError, DataError
+from itr.losses.score import ScoreLoss, Scores
+from itr.models.base import Encoded, ParameterGroup, RetrievalModel, Terms
+from itr.nn.bank import bank_products, soft_targets
+from itr.nn.bert import load_bert, settled
+from itr.nn.fusion_bert import (
+    FusionTextConfig,
+    KeysValues,
+    WordHead,
+    fusion_half,
+    load_halves,
+    text_half,
+    text_states,
+    word_logits,
+)
+from itr.nn.hard_negatives import (
+    HardNegatives,
+    draw_negatives,
+    matching_loss,
+    negative_weights,
+)
+from itr.nn.masked_words import guessed_places, mask_words, word_loss
+from itr.nn.momentum import MomentumTwin
+from itr.nn.position import resize_positions
+from itr.nn.queue import FeatureQueue
+from itr.nn.vit import POSITIONS, ImageConfig, load_vit_weights, random_vit
+from itr.view import Facts, PixelView, TextView, View
+
+log = logging.getLogger("itr")
+TASKS = ("retrieval", "pretrain")
+TEMPERATURES = (0.001, 0.5)
+
+
+@dataclass
+class ALBEFConfig:
+    """Options of `ALBEF`; the defaults are those of fine-tuning on retrieval."""
+
+    task: str = "retrieval"  # retrieval | pretrain (adds MLM; only a pair's own partner matches)
+    pretrained: bool = True
+    init: str | None = None  # a checkpoint to start from; read by whoever builds the model
+    embed_size: int = 256
+    queue: int = 65536
+    temperature: float = 0.07  # at the start; learnt
+    clamp_temperature: bool = True  # false: free in fine-tuning, as the authors' is
+    momentum: float = 0.995
+    momentum_fusion: bool = False  # also keep momentum copies that fine-tuning never uses
+    teacher_eval: bool = False  # true: no dropout in the momentum encoders
+    distill: bool = True
+    alpha: float = 0.4  # share of the momentum encoders' opinion in the targets
+    alpha_warmup: bool = True  # it grows from 0 during the first epoch
+    hard_negatives: bool = True  # false: ITM negatives are drawn evenly (ablation)
+    negative_floor: float = 1e-4  # 0: as the authors; a confident row may then have no candidate
+    mask_probability: float = 0.15
+    train_length: int | None = None  # ids of a training caption; None: as many as BERT takes
+    eval_length: int = 30
+    crop_scale: float = 0.5  # least share of the picture in a random crop
+    flip: bool = True
+    randaugment: bool = True
+    wrapping_randaugment: bool = False  # true: the authors' 8-bit arithmetic, which wraps around
+    image: ImageConfig = field(default_factory=ImageConfig)
+    text: FusionTextConfig = field(default_factory=FusionTextConfig)
+
+
+class Side(NamedTuple):
+    """One modality, encoded."""
+
+    unit: Tensor  # [B, E] float32, unit length
+    tokens: Tensor  # [B, N, Dv] or [B, L, D]
+
+
+class Keys(NamedTuple):
+    """What the momentum encoders say of a batch; carries no gradient."""
+
+    images: Tensor  # [B, E]
+    texts: Tensor  # [B, E]
+    image_tokens: Tensor  # [B, N, Dv]
+
+
+# 3.1 Encoders; the owner of the modules is the model or its momentum twin
+
+
+def image_side(owner: nn.Module, pixels: Tensor) -> Side:
+    """[B, 3, H, W] -> the image side."""
+    tokens = owner.get_submodule("vision").forward_features(pixels)  # type: ignore[operator]
+    return Side(_unit(owner.get_submodule("vision_proj")(tokens[:, 0])), tokens)
+
+
+def text_side(owner: nn.Module, tokens: Tensor, mask: Tensor) -> Side:
+    """[B, L] twice -> the caption side."""
+    states = text_states(owner.get_submodule("text"), tokens, mask)
+    return Side(_unit(owner.get_submodule("text_proj")(states[:, 0])), states)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.float(), dim=-1)
+
+
+class ALBEF(RetrievalModel):
+    """Slot: ``itc``, on each image against the captions of batch and queue, and the other way."""
+
+    Config = ALBEFConfig
+    slot_names = ("itc",)
+    tasks = TASKS
+    term_names = ("itc", "itm", "mlm")
+    symmetric_rerank = True
+    config: ALBEFConfig
+
+    def __init__(
+        self, config: ALBEFConfig, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
+    ):
+        super().__init__(config, slots, weights, facts)
+        self._check()
+        image, text = config.image, config.text
+        self.vision = random_vit(image)
+        whole = None
+        if config.pretrained and config.init is None:
+            load_vit_weights(self.vision, image.name)
+            whole = load_bert(text.name, text.dropout, BertForMaskedLM)
+            config, self.facts = settled(config, facts, whole.bert)
+            text = config.text
+        self.config = replace(config, pretrained=False)
+        self.view = self.view_for(self.config)
+        self.text = text_half(text, self.facts.vocabulary)
+        self.fusion = fusion_half(text, image.width)
+        self.vision_proj = nn.Linear(image.width, config.embed_size)
+        self.text_proj = nn.Linear(text.hidden_size, config.embed_size)
+        self.itm_head = nn.Linear(text.hidden_size, 2)
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+        self.image_queue = FeatureQueue(config.embed_size, config.queue)
+        self.text_queue = FeatureQueue(config.embed_size, config.queue, with_ids=not self.pretrains)
+        if self.pretrains:
+            self.words = WordHead(
+                text.hidden_size, self.facts.vocabulary, text.layer_norm_eps, text.initializer_range
+            )
+        if whole is not None:
+            load_halves(whole, self.text, self.fusion, self.words if self.pretrains else None)
+        self.twin = MomentumTwin(
+            {name: self.get_submodule(name) for name in self._copied()},
+            config.momentum,
+            training=not config.teacher_eval,
+        )
+        self.pending: tuple[Keys, Tensor] | None = None
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether this is pre-training."""
+        return self.config.task == "pretrain"
+
+    def _copied(self) -> list[str]:
+        names = ["vision", "vision_proj", "text", "text_proj"]
+        if self.pretrains or self.config.momentum_fusion:
+            names.append("fusion")
+        return [*names, "words"] if self.pretrains else names
+
+    def _check(self) -> None:
+        config, text = self.config, self.config.text
+        if config.task not in TASKS:
+            raise ConfigError(
+                f"model.task: '{config.task}' is unknown; expected one of {', '.join(TASKS)} "
+                "(task=pretrain sets it)"
+            )
+        if not 0 < text.fusion_layer < text.num_hidden_layers:
+            raise ConfigError(
+                f"model.text.fusion_layer: {text.fusion_layer} must lie between 1 and "
+                f"{text.num_hidden_layers - 1}, so that BERT's {text.num_hidden_layers} layers "
+                "(model.text.num_hidden_layers) give a text half and a fusion half"
+            )
+        if self.pretrains and self.facts.mask_id is None:
+            raise ConfigError(
+                "task=pretrain: the tokenizer has no [MASK], which masked-word modelling needs"
+            )
+        if config.pretrained and text.tokenizer == "wordpiece":
+            raise ConfigError(
+                "model.text.tokenizer=wordpiece: a built vocabulary does not fit pre-trained "
+                "weights; type model.pretrained=false, or leave model.text.tokenizer=null"
+            )
+        deaf = [name for name, slot in self.slots.items() if not slot.uses_soft]
+        if config.distill and deaf:
+            log.warning(
+                "loss.slots.%s takes no soft targets: distillation is off in it, its targets are "
+                "the hard matches",
+                deaf[0],
+            )
+
+    @classmethod
+    def view_for(cls, config: ALBEFConfig) -> View:
+        """Pixels; captions as epochs' unit, in pre-training images with a drawn caption."""
+        text, size = config.text, config.image.size
+        longest = min(config.train_length or text.max_position_embeddings, _positions(config))
+        return View(
+            kind="pixels",
+            tokenizer=text.tokenizer or text.name,
+            unit="image" if config.task == "pretrain" else "caption",
+            text=TextView(cleaner="albef", end=False, max_length=longest),
+            text_eval=TextView(
+                cleaner="albef", end=False, max_length=min(config.eval_length, _positions(config))
+            ),
+            pixels=PixelView(
+                size=size,
+                resize="random_crop",
+                crop_scale=(config.crop_scale, 1.0),
+                flip=config.flip,
+                randaugment=config.randaugment,
+                wrapping=config.wrapping_randaugment,
+            ),
+            pixels_eval=PixelView(size=size),
+            vocabulary_size=text.vocabulary_size,
+        )
+
+    def encode_images(self, batch: Batch) -> Encoded:
+        """Unit vectors [B, E], and all image tokens for re-ranking."""
+        assert batch.pixels is not None
+        side = image_side(self, batch.pixels)
+        return Encoded(side.unit, side.tokens)
+
+    def encode_texts(self, batch: Batch) -> Encoded:
+        """Unit vectors [B, E], and all word states for re-ranking."""
+        tokens, mask = self._words(batch)
+        side = text_side(self, tokens, mask)
+        return Encoded(side.unit, side.tokens, mask)
+
+    def _words(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Token ids and their mask. Raises DataError for captions that BERT cannot take."""
+        assert batch.tokens is not None and batch.token_mask is not None
+        if batch.tokens.shape[1] > (most := _positions(self.config)):
+            raise DataError(
+                f"a caption of {batch.tokens.shape[1]} ids, but BERT has {most} positions; type "
+                f"model.train_length={most} (or less), model.eval_length={most}"
+            )
+        return batch.tokens, batch.token_mask
+
+    # The training step
+
+    def before_step(self, clock: Clock) -> None:
+        """Keep the temperature in its range; move the momentum encoders."""
+        if self.config.clamp_temperature:
+            with torch.no_grad():
+                self.temperature.clamp_(*TEMPERATURES)
+        self.twin.update()
+
+    def alpha(self, clock: Clock) -> float:
+        """Share of the momentum encoders in the soft targets at ``clock``."""
+        if not (self.config.alpha_warmup and clock.epoch == 0 and clock.batches_per_epoch):
+            return self.config.alpha
+        return self.config.alpha * min(1.0, clock.batch / clock.batches_per_epoch)
+
+    def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
+        """Terms ``itc``, ``itm`` and, in pre-training, ``mlm``."""
+        assert batch.pixels is not None and batch.image_id is not None
+        tokens, mask = self._words(batch)
+        images, texts = image_side(self, batch.pixels), text_side(self, tokens, mask)
+        with torch.no_grad():
+            image_keys = image_side(self.twin, batch.pixels)
+            keys = Keys(image_keys.unit, text_side(self.twin, tokens, mask).unit, image_keys.tokens)
+        self.pending = (keys, batch.image_id)
+        alpha, terms = self.alpha(clock), Terms({})
+        scores = self.contrast(images.unit, texts.unit, keys, batch.image_id, alpha)
+        terms.report["temperature"] = self.temperature.detach()
+        if self.wants("itc"):
+            slot = self.slots["itc"]
+            assert isinstance(slot, ScoreLoss)
+            terms.losses["itc"] = slot(scores, clock, draws)
+            terms.report.update({f"itc_{key}": value for key, value in slot.report.items()})
+        guesses = self.pretrains and self.wants("mlm")
+        if not (guesses or self.wants("itm")):
+            return terms
+        fused = self.fusion.keys_values(images.tokens)
+        if self.wants("itm"):
+            chosen = self.negatives(scores, draws)
+            logits = self.matching_logits(texts.tokens, mask, fused, chosen)
+            terms.losses["itm"] = matching_loss(logits, chosen)
+        if guesses:
+            terms.losses["mlm"] = self.masked_words(tokens, mask, fused, keys, alpha, draws)
+        return terms
+
+    def after_step(self, clock: Clock) -> None:
+        """Enqueue the momentum vectors of all ranks, in rank order."""
+        if self.pending is None:
+            return
+        (keys, ids), self.pending = self.pending, None
+        self.image_queue.enqueue(parallel.gather(keys.images))
+        gathered = None if self.pretrains else parallel.gather(ids)
+        self.text_queue.enqueue(parallel.gather(keys.texts), gathered)
+
+    # 3.2 and 3.3 Image-text contrast with momentum distillation
+
+    def contrast(self, v: Tensor, t: Tensor, keys: Keys, ids: Tensor, alpha: float) -> Scores:
+        """Cosines of ``v``, ``t`` [B, E] with the momentum vectors of the batch, then the queue:
+        values [B, B + Q] both ways, with soft targets (equation 6) where the loss takes them."""
+        with torch.autocast(v.device.type, enabled=False):
+            scale, match = 1.0 / self.temperature, self._matches(ids)
+            slot = self.slots["itc"] if "itc" in self.slots else None
+            soft = self.config.distill and slot is not None and bool(slot.uses_soft)
+            t_bank, v_bank = self.text_queue.features, self.image_queue.features
+
+            def side(own: Tensor, teacher: Tensor, other: Tensor, bank: Tensor) -> Scores:
+                values = bank_products(own, other, bank)
+                target = None
+                if soft:
+                    opinion = bank_products(teacher, other, bank) * scale
+                    target = soft_targets(opinion, match, alpha)
+                rows = torch.arange(len(ids), device=ids.device)
+                return Scores(values, match, rows, soft=target, scale=scale)
+
+            i2t = side(v, keys.images, keys.texts, t_bank)
+            return replace(i2t, back=side(t, keys.texts, keys.images, v_bank))
+
+    def _matches(self, ids: Tensor) -> Tensor:
+        """[B, B + Q] bool. In pre-training a pair knows its own partner only."""
+        if not self.pretrains:
+            return ids[:, None] == torch.cat([ids, self.text_queue.ids])[None, :]
+        return torch.eye(
+            len(ids), len(ids) + len(self.text_queue), dtype=torch.bool, device=ids.device
+        )
+
+    # 3.2 Image-text matching with hard negatives
+
+    def negatives(self, scores: Scores, draws: Draws) -> HardNegatives:
+        """A wrong image for each caption and a wrong caption for each image of the batch."""
+        back = scores.reverse()
+        count, strength = len(scores.values), (1.0 / self.temperature).detach()
+        forbidden = scores.match[:, :count]
+        if not self.config.hard_negatives:
+            strength = torch.zeros_like(strength)
+        floor = self.config.negative_floor
+        return draw_negatives(
+            negative_weights(back.values[:, :count] * strength, forbidden, floor),
+            negative_weights(scores.values[:, :count] * strength, forbidden, floor),
+            draws,
+        )
+
+    def matching_logits(
+        self, states: Tensor, mask: Tensor, images: list[KeysValues], chosen: HardNegatives
+    ) -> Tensor:
+        """[3B, 2], all in one pass: the pairs; captions with wrong images; images with wrong
+        captions."""
+        text_of, image_of = chosen.rows()
+        return self._match(states[text_of], mask[text_of], images, image_of)
+
+    def _match(
+        self, states: Tensor, mask: Tensor, images: list[KeysValues], image_of: Tensor
+    ) -> Tensor:
+        fused = self.fusion(states, mask, images, image_of, first_only=True)
+        return self.itm_head(fused[:, 0])
+
+    def rerank(self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str) -> Tensor:
+        """Match logits [P] of ``pairs`` [P, 2] (image row, text row), the same both ways."""
+        assert images.tokens is not None and texts.tokens is not None and texts.mask is not None
+        image_of, text_of = pairs.unbind(1)
+        fused = self.fusion.keys_values(images.tokens)
+        return self._match(texts.tokens[text_of], texts.mask[text_of], fused, image_of)[:, 1]
+
+    # 3.2 and 3.3 Masked words, pre-training only
+
+    def masked_words(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        images: list[KeysValues],
+        keys: Keys,
+        alpha: float,
+        draws: Draws,
+    ) -> Tensor:
+        """The cost of guessing hidden words, with the momentum encoders' guesses as soft targets
+        (equation 7)."""
+        probability, mask_id = self.config.mask_probability, self.facts.mask_id
+        assert mask_id is not None
+        hidden = mask_words(tokens, mask, draws, probability, mask_id, self.facts.vocabulary)
+        places = guessed_places(hidden.labels, probability)
+        teacher = None
+        if self.config.distill:
+            with torch.no_grad():
+                fusion = self.twin.get_submodule("fusion")
+                seen = fusion.keys_values(keys.image_tokens)  # type: ignore[operator]
+                teacher = word_logits(self.twin, hidden.tokens, mask, seen, places)
+        student = word_logits(self, hidden.tokens, mask, images, places)
+        return word_loss(student, hidden.labels.flatten()[places], teacher, alpha)
+
+    # Parameters and starting points
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
+        """Without decay: vectors (biases, norms) and whatever a loss owns. All else decays, tables
+        of embeddings and the temperature included."""
+        owned = {id(parameter) for parameter in self.slots.parameters()}
+        free: list[str] = []
+        decaying: list[str] = []
+        for name, parameter in self.named_parameters():
+            (free if parameter.ndim == 1 or id(parameter) in owned else decaying).append(name)
+        return [
+            ParameterGroup("no_decay", tuple(free), lr, 0.0),
+            ParameterGroup("decay", tuple(decaying), lr, weight_decay),
+        ]
+
+    def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``state`` of another ALBEF with position embeddings resized to this one's image."""
+        fitted, grid = dict(state), self.vision.patch_embed.grid_size
+        for name in (f"vision.{POSITIONS}", f"twin.vision.{POSITIONS}"):
+            if name in fitted:
+                fitted[name] = resize_positions(fitted[name], grid)
+        return fitted
+
+
+def _positions(config: ALBEFConfig) -> int:
+    return config.text.max_position_embeddings

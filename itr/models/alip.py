@@ -1,0 +1,340 @@
+"""ALIP: Adaptive Language-Image Pre-training with Synthetic Caption (ICCV 2023).
+
+Yang, Deng, An, Li, Feng, Guo, Yang, Liu. A CLIP dual encoder sees an image with two texts: the raw
+one from the web and a synthetic caption. Two gates compare their similarities with running means
+and turn what falls below into weights of a contrastive loss on either path.
+
+B samples of one rank, N of all ranks, D joint width, L token ids. x, t, c: unit embeddings of
+image, raw text and synthetic caption.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from itr import parallel
+from itr.batch import Batch
+from itr.clock import Clock
+from itr.draws import Draws
+from itr.errors import ConfigError, DataError
+from itr.losses.score import ScoreLoss, Scores, pair_scores
+from itr.models.base import Encoded, ParameterGroup, RetrievalModel, Terms, names_below
+from itr.nn.clip_resnet import CLIPResNet
+from itr.nn.clip_towers import CLIPTextTransformer, CLIPVisionTransformer
+from itr.nn.position import resize_positions
+from itr.view import Facts, PixelView, TextView, View
+
+POSITIONS = "images.positional_embedding"
+MAX_LOG_SCALE = math.log(100.0)
+GATHER: dict[str, parallel.Gradient] = {"full": "full", "local": "own"}
+
+
+@dataclass
+class VisionConfig:
+    """The image tower: a ViT, or CLIP's ResNet where ``layers`` are the blocks of four stages."""
+
+    layers: Any = 12  # a number, or four
+    width: int = 768
+    patch_size: int | None = 32
+    head_width: int = 64
+    mlp_ratio: float = 4.0
+
+
+@dataclass
+class TextConfig:
+    """The text tower, shared by raw texts and captions."""
+
+    tokenizer: str = "openai/clip-vit-base-patch32"  # or "clip-from-captions"
+    vocabulary_size: int = 4000  # of a tokenizer built from the captions
+    context_length: int = 77
+    width: int = 512
+    heads: int = 8
+    layers: int = 12
+
+
+@dataclass
+class GateConfig:
+    """The gates; ``sample``, ``raw``, ``caption`` switch the three weights (Table 4)."""
+
+    momentum: float = 0.99  # of the running means
+    start: float = 1.0  # of the running means
+    gamma_sample: float = 2.0
+    gamma_pair: float = 2.0
+    sample: bool = True  # W_s
+    raw: bool = True  # W_t
+    caption: bool = True  # W_c
+
+
+@dataclass
+class ALIPConfig:
+    """Options of `ALIP`; the sizes are ViT-B/32's."""
+
+    init: str | None = None  # a checkpoint to start from; read by whoever builds the model
+    embed_dim: int = 512
+    image_size: int = 224
+    quick_gelu: bool = False  # true: the activation of OpenAI's own weights
+    temperature: float = 0.07  # at the start
+    # Least and largest share of a training image's area that is cut out.
+    crop: list[float] = field(default_factory=lambda: [0.7, 1.0])
+    flip: bool = True  # mirror training images, whatever the texts say of left and right
+    prompt: str = "a photo of "  # before a caption in evaluation
+    gather_grad: str = "full"  # local: the authors' habit, 1/W of the towers' true gradient
+    decay_all: bool = False  # true: the authors' habit, weight decay on gains, biases, temperature
+    activation_checkpointing: bool = False  # less memory, one more forward pass
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    gates: GateConfig = field(default_factory=GateConfig)
+
+
+# 3.2 The gates
+
+
+class Weights(NamedTuple):
+    """What the gates make of N samples."""
+
+    sample: Tensor  # [N] W_s
+    raw: Tensor  # [N] W_t
+    caption: Tensor  # [N] W_c
+
+
+class AdaptiveGates(nn.Module):
+    """Weights of samples and pairs from similarities against their running means (eqs. 2 to 5).
+
+    ``means`` [3] are those of t.c, x.t and x.c over all batches so far.
+    """
+
+    means: Tensor
+    gammas: Tensor
+    switches: Tensor
+
+    def __init__(self, config: GateConfig):
+        super().__init__()
+        self.config = config
+        self.register_buffer("means", torch.full((3,), config.start))
+        gammas = torch.tensor([config.gamma_sample, config.gamma_pair, config.gamma_pair])
+        switches = torch.tensor([config.sample, config.raw, config.caption])
+        self.register_buffer("gammas", gammas[:, None], persistent=False)
+        self.register_buffer("switches", switches[:, None], persistent=False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, t: Tensor, c: Tensor) -> Weights:
+        """[N, D] thrice, float32, of all ranks. The means take the batch in first.
+
+        A sample whose texts agree better than on average keeps the weight 1 on both paths; any
+        other is weighed down by its language gate and by the description gate of each path.
+        """
+        left, right = torch.stack([t, x, x]), torch.stack([c, t, c])
+        similarities = (left * right).sum(dim=-1)  # [3, N]
+        self.means.lerp_(similarities.mean(dim=1), 1.0 - self.config.momentum)
+        weights = ((similarities - self.means[:, None]) * self.gammas).exp()
+        low = weights[:1] < 1.0
+        return Weights(*torch.where(low & self.switches, weights, 1.0))
+
+
+# The whole
+
+
+class ALIP(RetrievalModel):
+    """Slots: ``raw`` scores images against raw texts, ``caption`` against synthetic captions."""
+
+    Config = ALIPConfig
+    slot_names = ("raw", "caption")
+    term_names = ("raw", "caption")
+    config: ALIPConfig
+
+    def __init__(
+        self, config: ALIPConfig, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
+    ):
+        super().__init__(config, slots, weights, facts)
+        self._check()
+        text = config.text
+        self.images = image_tower(config)
+        self.texts = CLIPTextTransformer(
+            text.context_length,
+            facts.vocabulary,
+            text.width,
+            text.layers,
+            text.heads,
+            config.embed_dim,
+            config.quick_gelu,
+        )
+        self.logit_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
+        self.gates = AdaptiveGates(config.gates)
+        self.texts.transformer.checkpointing = config.activation_checkpointing
+        if isinstance(self.images, CLIPVisionTransformer):
+            self.images.transformer.checkpointing = config.activation_checkpointing
+
+    def _check(self) -> None:
+        config = self.config
+        if config.gather_grad not in GATHER:
+            raise ConfigError(
+                f"model.gather_grad: '{config.gather_grad}' is unknown; expected one of "
+                f"{', '.join(GATHER)}"
+            )
+        if len(config.crop) != 2 or not 0.0 < config.crop[0] <= config.crop[1] <= 1.0:
+            raise ConfigError(
+                f"model.crop: {config.crop}; expected two shares of the area, as in [0.7, 1.0]"
+            )
+        if not 0.01 <= config.temperature <= 1.0:
+            raise ConfigError(
+                f"model.temperature: {config.temperature} is outside [0.01, 1], where ALIP keeps it"
+            )
+        if not 0.0 <= config.gates.momentum <= 1.0:
+            raise ConfigError(
+                f"model.gates.momentum: {config.gates.momentum} must lie between 0 and 1"
+            )
+
+    @classmethod
+    def view_for(cls, config: ALIPConfig) -> View:
+        """Pixels; an image with one raw text and one synthetic caption; a prompt in evaluation."""
+        text = config.text
+        plain = TextView(cleaner="clip", max_length=text.context_length)
+        return View(
+            kind="pixels",
+            tokenizer=text.tokenizer,
+            unit="pair",
+            text=plain,
+            text_eval=dataclasses.replace(plain, prompt=config.prompt),
+            second_text=plain,
+            pixels=PixelView(
+                size=config.image_size,
+                interpolation="bilinear",
+                resize="random_crop",
+                crop_scale=(config.crop[0], config.crop[1]),
+                crop_ratio=(0.8, 1.25),
+                flip=config.flip,
+            ),
+            pixels_eval=PixelView(size=config.image_size, resize="shortest"),
+            vocabulary_size=text.vocabulary_size,
+        )
+
+    def encode_images(self, batch: Batch) -> Encoded:
+        """Unit vectors [B, D] of the images."""
+        assert batch.pixels is not None
+        return Encoded(_unit(self.images(batch.pixels)))
+
+    def encode_texts(self, batch: Batch) -> Encoded:
+        """Unit vectors [B, D] of the captions."""
+        assert batch.tokens is not None
+        return Encoded(_unit(self.texts(batch.tokens)))
+
+    def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
+        """Terms ``raw`` and ``caption`` over the samples of all ranks."""
+        assert batch.pixels is not None and batch.tokens is not None and batch.image_id is not None
+        if batch.second_tokens is None:
+            raise DataError(
+                "ALIP trains on a raw text and a synthetic caption of each image, and this data "
+                "has one text; type data.second_text=other_caption or data.second_text=FILE"
+            )
+        x = _unit(self.images(batch.pixels))
+        # One after the other: each is as long as its own longest text, and captions are short.
+        t, c = (_unit(self.texts(tokens)) for tokens in (batch.tokens, batch.second_tokens))
+        return self.criterion(x, t, c, batch.image_id, batch.positive_pairs, clock, draws)
+
+    def criterion(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c: Tensor,
+        ids: Tensor,
+        positive_pairs: int,
+        clock: Clock,
+        draws: Draws,
+    ) -> Terms:
+        """Both terms from this rank's unit embeddings [B, D] float32 and image ids [B]."""
+        gradient = GATHER[self.config.gather_grad]
+        alone = parallel.world_size() == 1
+        with torch.autocast(ids.device.type, enabled=False):
+            x, t, c = parallel.gather(torch.stack([x, t, c], dim=1), gradient).unbind(dim=1)
+            ids = parallel.gather(ids)
+            gates = self.gates(x, t, c)
+            terms = Terms({}, self._report(gates))
+            for name, texts, pair in (("raw", t, gates.raw), ("caption", c, gates.caption)):
+                if self.wants(name):
+                    scores = pair_scores(x, texts, ids, (alone and positive_pairs) or None)
+                    scores.weight, scores.scale = gates.sample * pair, self.logit_scale.exp()
+                    terms.losses[name] = self._loss(name, scores, clock, draws)
+        return terms
+
+    def _loss(self, slot: str, scores: Scores, clock: Clock, draws: Draws) -> Tensor:
+        module = self.slots[slot]
+        assert isinstance(module, ScoreLoss)
+        return module(scores, clock, draws)
+
+    def _report(self, gates: Weights) -> dict[str, Tensor]:
+        means = zip(("raw_caption", "image_raw", "image_caption"), self.gates.means, strict=True)
+        return {
+            "scale": self.logit_scale.detach().exp(),
+            **{f"mean_{name}": value.clone() for name, value in means},
+            **{f"weight_{name}": value.mean() for name, value in gates._asdict().items()},
+        }
+
+    @torch.no_grad()
+    def before_step(self, clock: Clock) -> None:
+        """Keep the temperature in [0.01, 1], whatever the last update did to it."""
+        self.logit_scale.clamp_(0.0, MAX_LOG_SCALE)
+
+    def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Position embeddings of images of another size, resized as the authors' code does."""
+        fitted = dict(state)
+        if POSITIONS in fitted and isinstance(self.images, CLIPVisionTransformer):
+            fitted[POSITIONS] = resize_positions(
+                fitted[POSITIONS], self.images.grid, align_corners=True
+            )
+        return fitted
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
+        """Matrices and undecayed gains, biases and temperature (``decay_all``: one group)."""
+        losses = names_below(self, [self.slots])
+        matrices: list[str] = []
+        others: list[str] = []
+        for name, parameter in self.named_parameters():
+            if name not in losses:
+                decayed = self.config.decay_all or parameter.ndim >= 2
+                (matrices if decayed else others).append(name)
+        groups = (
+            ParameterGroup("towers", tuple(matrices), lr, weight_decay),
+            ParameterGroup("undecayed", tuple(others), lr, 0.0),
+            ParameterGroup("loss", losses, lr, 0.0),
+        )
+        return [group for group in groups if group.names]
+
+
+def image_tower(config: ALIPConfig) -> CLIPVisionTransformer | CLIPResNet:
+    """The image tower that ``config.vision`` describes. Raises ConfigError for impossible sizes."""
+    vision, size = config.vision, config.image_size
+    residual = not isinstance(vision.layers, int)
+    attention = vision.width * 32 if residual else vision.width
+    if vision.head_width < 1 or attention % vision.head_width:
+        raise ConfigError(
+            f"model.vision.head_width: {vision.head_width} does not divide {attention}, the width "
+            "of the image tower's attention"
+        )
+    heads = attention // vision.head_width
+    if residual:
+        return CLIPResNet(size, vision.width, list(vision.layers), heads, config.embed_dim)
+    if not vision.patch_size:
+        raise ConfigError("model.vision.patch_size: has no value; a ViT needs one, e.g. 32")
+    return CLIPVisionTransformer(
+        size,
+        vision.patch_size,
+        vision.width,
+        vision.layers,
+        heads,
+        config.embed_dim,
+        vision.mlp_ratio,
+        config.quick_gelu,
+    )
+
+
+def _unit(embeddings: Tensor) -> Tensor:
+    """Rows of unit length, in float32."""
+    return F.normalize(embeddings.float(), dim=-1)

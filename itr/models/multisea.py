@@ -1,0 +1,462 @@
+"""Multi-SEA: Multi-stage Semantic Enhancement and Aggregation for image-text retrieval.
+
+Tian, Ou, Zhu, Lyu, Zhang, Xiao, Song; Information Processing & Management 62(5), 2025. The three
+stages are those of one forward pass: raw data encoding (CLIP patches, RoBERTa tokens), uni-modal
+enhancing (the A-Former without cross-attention), cross-modal fusing (the same A-Former with agent
+attention), scored by a contrastive loss with a queue and by matching heads at two depths.
+
+B pairs, W ranks, P pairs to match, L rows (tokens or patches), D joint width, K queue rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from itr import parallel
+from itr.batch import Batch
+from itr.clock import Clock
+from itr.draws import Draws
+from itr.errors import ConfigError
+from itr.losses.score import ScoreLoss, Scores
+from itr.models.base import Encoded, ParameterGroup, RetrievalModel, Terms, names_below
+from itr.nn.agent import AFormer, Modality, Rows, at_depths
+from itr.nn.bert import settled
+from itr.nn.clip_towers import CLIPVisionTransformer
+from itr.nn.clip_weights import CLIPConfig, build_clip_vision, settled_image
+from itr.nn.hard_negatives import (
+    HardNegatives,
+    draw_negatives,
+    matching_loss,
+    negative_weights,
+)
+from itr.nn.position import resize_positions
+from itr.nn.queue import FeatureQueue
+from itr.nn.roberta import RobertaTextConfig, build_roberta, roberta_states
+from itr.view import Facts, PixelView, TextView, View
+
+KINDS = ("text", "image")
+TEMP_RANGE, ALPHA_RANGE = (0.1, 3.0), (0.2, 0.8)
+# Confident rows whose other probabilities underflow still have a negative; far below any other.
+NEGATIVE_FLOOR = 1e-12
+
+
+@dataclass
+class AFormerConfig:
+    """The A-Former (stages 2 and 3); ``hidden`` is its width times ``mlp_ratio``."""
+
+    layers: int = 4
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    agents: int = 40  # 0: plain cross-attention (ablation)
+    gate: str = "cross"  # cross | double | single
+    activation: str = "hswish"  # hswish (clipped at 1, as the released weights need) | swish
+    beta: float = 1.0  # of swish
+    attention_dropout: float = 0.1
+    dropout: float = 0.1
+
+
+@dataclass
+class MultiSEAConfig:
+    """Options of `MultiSEA`; the defaults are the published ones."""
+
+    pretrained: bool = True
+    init: str | None = None  # a checkpoint to start from; read by whoever builds the model
+    embed_size: int = 768
+    text_padding: int = 40  # every caption is cut and padded to this: its padding is arithmetic
+    enhance: bool = True  # stage 2; false: raw projections go straight to the losses (ablation)
+    itm_depths: list[int] = field(default_factory=lambda: [2, 0])  # layers before the last
+    queue: int = 1000  # negatives of the contrastive loss beside the batch; 0: none
+    negatives: str = "all"  # all ranks' | local: candidates for the hard negatives
+    distill: bool = False  # soft targets of the contrastive loss from its own scores
+    distill_weight: float = 0.4
+    encoder_lr_factor: float = 0.1
+    alpha_lr: float = 1e-4  # of their own, whatever optim.lr is
+    temp_lr: float = 5e-4
+    image: CLIPConfig = field(default_factory=lambda: CLIPConfig(trained_layers=4))
+    text: RobertaTextConfig = field(default_factory=RobertaTextConfig)
+    aformer: AFormerConfig = field(default_factory=AFormerConfig)
+
+
+Gathered = tuple[Tensor, Tensor, Tensor]  # image feats, text feats, image ids of all ranks
+
+
+class Side(NamedTuple):
+    """One modality of a batch after stage 2."""
+
+    feats: Tensor  # [B, D] what is scored; not normalised
+    embeds: Tensor  # [B, L, D] what is fused
+    mask: Tensor | None  # [B, L] bool; None: every row is there
+
+
+def with_wrong(side: Side, wrong: Tensor) -> Side:
+    """``side``'s rows and, behind them, the rows ``wrong`` [B] of those that all ranks hold, with
+    the gradient of every rank's loss."""
+    embeds, mask = parallel.gather(side.embeds, gradient="full").index_select(0, wrong), None
+    if side.mask is not None:
+        mask = torch.cat([side.mask, parallel.gather(side.mask).index_select(0, wrong)])
+    return Side(side.feats, torch.cat([side.embeds, embeds]), mask)
+
+
+# Stage 1: raw data encoding
+
+
+class ImageEncoder(nn.Module):
+    """CLIP's patches without its last block, and a pooled class token."""
+
+    def __init__(self, config: MultiSEAConfig):
+        super().__init__()
+        self.tower: CLIPVisionTransformer = build_clip_vision(config.image, config.pretrained)
+        width = self.tower.conv1.out_channels
+        self.pooler = nn.Linear(width, width)
+        self.project_feats = nn.Linear(width, config.embed_size)
+        self.project_embeds = nn.Linear(width, config.embed_size)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] -> raw feats [B, D] and embeds [B, L, D]."""
+        states = self.tower.ln_post(self.tower.tokens(pixels))
+        pooled = self.pooler(states[:, 0]).tanh()
+        return self.project_feats(pooled), self.project_embeds(states)
+
+
+class TextEncoder(nn.Module):
+    """RoBERTa's tokens and pooler."""
+
+    def __init__(self, config: MultiSEAConfig, vocabulary: int):
+        super().__init__()
+        self.roberta = build_roberta(config.text, config.pretrained, vocabulary)
+        width = self.roberta.config.hidden_size
+        self.project_feats = nn.Linear(width, config.embed_size)
+        self.project_embeds = nn.Linear(width, config.embed_size)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, L] twice -> raw feats [B, D] and embeds [B, L, D]."""
+        states, pooled = roberta_states(self.roberta, tokens, mask)
+        return self.project_feats(pooled), self.project_embeds(states)
+
+
+# The whole
+
+
+class MultiSEA(RetrievalModel):
+    """Slot ``itc``: dot products with batch and queue; term ``itm``: matching, both ways."""
+
+    Config = MultiSEAConfig
+    slot_names = ("itc",)
+    term_names = ("itc", "itm")
+    cosine = False
+    slot_cosine = {"itc": False}
+    config: MultiSEAConfig
+
+    def __init__(
+        self,
+        config: MultiSEAConfig,
+        slots: nn.ModuleDict,
+        weights: Mapping[str, float],
+        facts: Facts,
+    ):
+        super().__init__(config, slots, weights, facts)
+        self._check()
+        width, part = config.embed_size, config.aformer
+        self.images = ImageEncoder(config)
+        self.texts = TextEncoder(config, facts.vocabulary)
+        self.aformer = AFormer(
+            width=width,
+            heads=part.heads,
+            hidden=int(width * part.mlp_ratio),
+            layers=part.layers,
+            attention_dropout=part.attention_dropout,
+            dropout=part.dropout,
+            agents=part.agents,
+            gate=part.gate,
+            activation=part.activation,
+            beta=part.beta,
+        )
+        self.itm_head = nn.Linear(width, 2)
+        self.temp = nn.Parameter(torch.tensor(1.0))
+        self.alpha = nn.Parameter(torch.tensor(0.7))
+        if config.queue:
+            queue = functools.partial(
+                FeatureQueue, width, config.queue, init="uniform", overflow="clip"
+            )
+            self.image_queue, self.text_queue = queue(with_ids=True), queue()
+        self.pending: Gathered | None = None  # of the last step, to be queued
+        if config.pretrained:
+            self._settle()
+
+    def _check(self) -> None:
+        config, text = self.config, self.config.text
+        if config.negatives not in ("all", "local"):
+            raise ConfigError(
+                f"model.negatives: '{config.negatives}' is unknown; expected all or local"
+            )
+        layers = config.aformer.layers
+        if not config.itm_depths or not all(0 <= d <= layers for d in config.itm_depths):
+            raise ConfigError(
+                f"model.itm_depths: {config.itm_depths}; expected numbers of layers before the "
+                f"last, each from 0 to model.aformer.layers={layers}"
+            )
+        if text.tokenizer == "wordpiece" and text.pad_id != 0:
+            raise ConfigError(
+                "model.text.tokenizer=wordpiece: its padding has id 0; type model.text.pad_id=0 "
+                "or model.text.tokenizer=roberta-from-captions"
+            )
+        room = text.max_position_embeddings - text.pad_id - 1
+        if not config.pretrained and config.text_padding > room:
+            raise ConfigError(
+                f"model.text_padding={config.text_padding}: the text encoder has positions for "
+                f"{room} ids; type model.text_padding={room} or less"
+            )
+
+    def _settle(self) -> None:
+        """Replace config and facts by ones that rebuild the architecture without the weights."""
+        roberta = self.texts.roberta
+        config, self.facts = settled(self.config, self.facts, roberta)
+        pad = roberta.config.pad_token_id
+        assert pad is not None
+        self.config = dataclasses.replace(
+            config,
+            image=settled_image(config.image, self.images.tower),
+            text=dataclasses.replace(config.text, pad_id=pad),
+        )
+        self.view = self.view_for(self.config)
+        self._check()
+
+    @classmethod
+    def view_for(cls, config: MultiSEAConfig) -> View:
+        """Pixels, never augmented; an epoch is every image with one drawn caption; captions cut
+        and padded to a fixed length, because padded rows are agents, too."""
+        text = TextView(max_length=config.text_padding, pad_to=config.text_padding)
+        pixels = PixelView(size=config.image.image_size, resize="shortest", premultiply=True)
+        return View(
+            kind="pixels",
+            tokenizer=config.text.tokenizer or config.text.name,
+            unit="image",
+            text=text,
+            text_eval=text,
+            pixels=pixels,
+            pixels_eval=pixels,
+            padding_is_arithmetic=True,
+            vocabulary_size=config.text.vocabulary_size,
+        )
+
+    # Stages 1 and 2
+
+    def image_side(self, pixels: Tensor) -> Side:
+        """[B, 3, H, W] -> the image side."""
+        return self._enhance("image", self.images(pixels), None)
+
+    def text_side(self, tokens: Tensor, mask: Tensor) -> Side:
+        """[B, L] twice -> the text side."""
+        return self._enhance("text", self.texts(tokens, mask), mask)
+
+    def _enhance(self, kind: Modality, raw: tuple[Tensor, Tensor], mask: Tensor | None) -> Side:
+        """Mix what the A-Former makes of a modality alone with what it was given."""
+        raw_feats, raw_embeds = raw
+        if not self.config.enhance:
+            return Side(raw_feats.float(), raw_embeds, mask)
+        states = self.aformer.alone(kind, raw_embeds, mask)[-1]
+        pooled, alpha = self.aformer.pooled(states), self.alpha
+        feats = alpha * pooled.float() + (1.0 - alpha) * raw_feats.float()
+        return Side(feats, alpha * states + (1.0 - alpha) * raw_embeds, mask)
+
+    def encode_images(self, batch: Batch) -> Encoded:
+        """Feats [B, D], not normalised, and embeds for `rerank`."""
+        assert batch.pixels is not None
+        return Encoded(*self.image_side(batch.pixels))
+
+    def encode_texts(self, batch: Batch) -> Encoded:
+        """Feats [B, D], not normalised, and embeds for `rerank`."""
+        assert batch.tokens is not None and batch.token_mask is not None
+        return Encoded(*self.text_side(batch.tokens, batch.token_mask))
+
+    # Training
+
+    def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
+        """Terms ``itc`` and ``itm``."""
+        assert batch.pixels is not None and batch.image_id is not None
+        assert batch.tokens is not None and batch.token_mask is not None
+        images = self.image_side(batch.pixels)
+        texts = self.text_side(batch.tokens, batch.token_mask)
+        return self.criterion(images, texts, batch.image_id, clock, draws)
+
+    def criterion(
+        self, images: Side, texts: Side, ids: Tensor, clock: Clock, draws: Draws
+    ) -> Terms:
+        """Both terms over one micro-batch; ``ids`` [B] say which pairs share an image."""
+        terms = Terms({}, {"temp": self.temp.detach(), "alpha": self.alpha.detach()})
+        gather = parallel.gather
+        self.pending = everyone = gather(images.feats), gather(texts.feats), gather(ids)
+        if self.wants("itc"):
+            loss = self.slots["itc"]
+            assert isinstance(loss, ScoreLoss)
+            with torch.autocast(ids.device.type, enabled=False):
+                terms.losses["itc"] = loss(self.scores(images, texts, ids, clock), clock, draws)
+            terms.report.update({f"itc_{key}": value for key, value in loss.report.items()})
+        if self.wants("itm"):
+            negatives = self.hard_negatives(images, texts, ids, everyone, draws)
+            terms.losses["itm"] = self.matching(images, texts, negatives)
+        return terms
+
+    def scores(self, images: Side, texts: Side, ids: Tensor, clock: Clock) -> Scores:
+        """Dot products with the batch and the queue, both ways. Only queries get a gradient: what
+        they are compared with is detached."""
+        all_ids = torch.cat([ids, self.image_queue.ids]) if self.config.queue else ids
+        match = ids[:, None] == all_ids[None, :]
+        own, scale = torch.arange(len(ids), device=ids.device), 1.0 / self.temp
+
+        def one_way(queries: Tensor, keys: Tensor, queue: str) -> Scores:
+            keys = keys.detach()
+            if self.config.queue:
+                keys = torch.cat([keys, getattr(self, queue).features])
+            values = queries @ keys.t()
+            soft = self._soft_targets(values * scale, match, clock)
+            return Scores(values, match, own, soft=soft, scale=scale, cosine=False)
+
+        scores = one_way(images.feats, texts.feats, "text_queue")
+        scores.back = one_way(texts.feats, images.feats, "image_queue")
+        return scores
+
+    def _soft_targets(self, logits: Tensor, match: Tensor, clock: Clock) -> Tensor | None:
+        """Share ``distill_weight`` of its own softmax (with its gradient), ramped up in the first
+        epoch; there is no momentum encoder."""
+        if not self.config.distill or not self.slots["itc"].uses_soft:
+            return None
+        share = self.config.distill_weight
+        if clock.epoch == 0:
+            share *= clock.batch / max(1, clock.batches_per_epoch)
+        hard = match.float()
+        hard = hard / hard.sum(dim=1, keepdim=True)
+        return share * logits.softmax(dim=1) + (1.0 - share) * hard
+
+    @torch.no_grad()
+    def hard_negatives(
+        self, images: Side, texts: Side, ids: Tensor, everyone: Gathered, draws: Draws
+    ) -> HardNegatives:
+        """A wrong image for each text and a wrong text for each image, likelier the more similar;
+        counted in the gathered batch (or, with ``negatives`` local, in the own one)."""
+        if self.config.negatives == "local":
+            everyone = (images.feats, texts.feats, ids)
+        all_images, all_texts, all_ids = everyone
+        same = ids[:, None] == all_ids[None, :]
+        with torch.autocast(ids.device.type, enabled=False):
+            to_images = negative_weights(
+                texts.feats @ all_images.t() / self.temp, same, NEGATIVE_FLOOR
+            )
+            to_texts = negative_weights(
+                images.feats @ all_texts.t() / self.temp, same, NEGATIVE_FLOOR
+            )
+        return draw_negatives(to_images, to_texts, draws)
+
+    def matching(self, images: Side, texts: Side, chosen: HardNegatives) -> Tensor:
+        """Cross-entropy of 3B pairs at all depths, mean of the two query sides."""
+        if self.config.negatives == "all" and parallel.world_size() > 1:
+            images = with_wrong(images, chosen.images)
+            texts = with_wrong(texts, chosen.texts)
+            behind = torch.arange(len(chosen.images), device=chosen.images.device)
+            behind = behind + len(behind)
+            chosen = chosen._replace(images=behind, texts=behind)
+        text_of, image_of = chosen.rows()
+        image_rows = Rows(images.embeds, images.mask, image_of)
+        text_rows = Rows(texts.embeds, texts.mask, text_of)
+        depths = len(self.config.itm_depths)
+        costs = [
+            matching_loss(part, chosen)
+            for logits in (
+                self.match_logits("text", text_rows, image_rows),
+                self.match_logits("image", image_rows, text_rows),
+            )
+            for part in logits.chunk(depths)
+        ]
+        return torch.stack(costs).mean()
+
+    def match_logits(
+        self, kind: Modality, queries: Rows, others: Rows, last_only: bool = False
+    ) -> Tensor:
+        """[d * P, 2] at each of the d depths, one after the other; column 1 says that they match.
+        ``last_only``: after the last layer alone."""
+        states = self.aformer.fused(kind, queries, others)
+        depths = [0] if last_only else self.config.itm_depths
+        return self.itm_head(at_depths(states, depths))
+
+    def before_step(self, clock: Clock) -> None:
+        """Keep temperature and mixing share within their ranges (never done in evaluation)."""
+        with torch.no_grad():
+            self.temp.clamp_(*TEMP_RANGE)
+            self.alpha.clamp_(*ALPHA_RANGE)
+
+    def after_step(self, clock: Clock) -> None:
+        """Queue the feats of the step's whole batch; what does not fit in before the end of the
+        queue is dropped."""
+        if self.pending is None or not self.config.queue:
+            return
+        images, texts, ids = self.pending
+        self.image_queue.enqueue(images, ids)
+        self.text_queue.enqueue(texts)
+        self.pending = None
+
+    # Evaluation
+
+    def rerank(self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str) -> Tensor:
+        """[P]: logit of "match" plus similarity / temperature. ``direction`` i2t fuses with the
+        image as the query side, t2i with the text."""
+        assert images.tokens is not None and texts.tokens is not None and texts.mask is not None
+        image, text = pairs.unbind(dim=1)
+        # ``images`` are those of these pairs, each once; ``texts`` may be a whole gallery.
+        image_rows = Rows(images.tokens, None, image)
+        every = torch.arange(len(pairs), device=pairs.device)
+        text_rows = Rows(texts.tokens[text], texts.mask[text], every)
+        if direction == "i2t":
+            logits = self.match_logits("image", image_rows, text_rows, last_only=True)
+        else:
+            logits = self.match_logits("text", text_rows, image_rows, last_only=True)
+        similarity = (images.pooled[image].float() * texts.pooled[text].float()).sum(dim=1)
+        return logits[:, 1].float() + similarity / self.temp
+
+    # Parameters
+
+    def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``state`` of another Multi-SEA with position embeddings resized to this one's image."""
+        fitted, name = dict(state), "images.tower.positional_embedding"
+        if name in fitted:
+            fitted[name] = resize_positions(fitted[name], self.images.tower.grid)
+        return fitted
+
+    def sleeping(self, clock: Clock) -> frozenset[str]:
+        """CLIP but its last blocks and final norm always; what an unwanted term alone would use."""
+        image, part = self.config.image, self.config.aformer
+        names: set[str] = set()
+        if image.trained_layers is not None:
+            frozen = ["class_embedding", "positional_embedding", "conv1", "ln_pre"]
+            first = image.layers - image.trained_layers
+            frozen += [f"transformer.resblocks.{i}" for i in range(first)]
+            names |= {f"images.tower.{name}" for name in frozen}
+        if not self.wants("itc"):
+            names.add("slots.itc")
+        if not self.wants("itm"):
+            names.add("itm_head")
+            names |= {f"aformer.{kind}.{i}.cross" for kind in KINDS for i in range(part.layers)}
+        if not self.config.enhance:
+            names |= {"aformer.pooler", "alpha"}
+        return frozenset(names)
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
+        """The authors' four groups (everything decays) and the losses' own parameters."""
+        config, images, texts = self.config, self.images, self.texts
+        heads: list[nn.Module] = [images.pooler, images.project_feats, images.project_embeds]
+        heads += [texts.project_feats, texts.project_embeds, self.aformer, self.itm_head]
+        encoders: list[nn.Module] = [images.tower, texts.roberta]
+        groups = (
+            ("default", names_below(self, heads), lr, weight_decay),
+            ("encoder", names_below(self, encoders), lr * config.encoder_lr_factor, weight_decay),
+            ("alpha", ("alpha",), config.alpha_lr, weight_decay),
+            ("temp", ("temp",), config.temp_lr, weight_decay),
+            ("loss", names_below(self, [self.slots]), lr, 0.0),
+        )
+        return [ParameterGroup(*group) for group in groups if group[1]]

@@ -1,0 +1,271 @@
+"""USER: Unified Semantic Enhancement with Momentum Contrast for Image-Text Retrieval (TIP 2024).
+
+Zhang, Ji, Wang, Pang, Li. VSE-infinity's encoders; regions are first enhanced by a global vector of
+their image; momentum copies of both encoders fill two queues of further negatives.
+
+B pairs, R regions, W region width, D joint width, K queue. v, t: images and texts; a key is what a
+momentum encoder gives.
+
+The paper's second enhancement, guided by a frozen CLIP (``model.enhance=cge``, ``sge+cge``), is not
+in the authors' code: this is our reading of the abstract, and no number vouches for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from itr.batch import Batch
+from itr.clock import Clock
+from itr.draws import Draws
+from itr.errors import ConfigError, DataError
+from itr.losses.score import Scores
+from itr.models.base import Terms
+from itr.models.vse import VSE, VSEConfig
+from itr.nn.momentum import MomentumTwin
+from itr.nn.pool import unit_length
+from itr.nn.queue import FeatureQueue
+from itr.parallel import gather
+from itr.view import Facts
+
+ENHANCEMENTS = ("none", "sge", "cge", "sge+cge")
+
+
+@dataclass
+class USERConfig(VSEConfig):
+    """Options of `USER`; the defaults are the paper's Flickr30K settings."""
+
+    region_drop: float = 0.0
+    enhance: str = "sge"  # none | sge | cge | sge+cge (cge: not verifiable, our reading)
+    regions: int = 36  # of every image: each slot has a normalisation of its own
+    enhance_dropout: float = 0.4
+    attention_scale: float = 1.0  # lambda of the attention on the global vector
+    queue_size: int = 2048
+    momentum: float = 0.999
+
+
+# 3.2 Unified semantic enhancement
+
+
+class SelfGuide(nn.Module):
+    """The global vector that the regions give themselves: [B, R, W] -> [B, W], unit length.
+
+    There are no masks: it is defined for full sets of ``regions`` regions only.
+    """
+
+    def __init__(self, width: int, regions: int, dropout: float):
+        super().__init__()
+        self.regions = regions
+        self.local = nn.Linear(width, width)
+        self.local_norm = nn.BatchNorm1d(regions)  # a channel is a region slot
+        self.local_dropout = nn.Dropout(dropout)
+        self.whole = nn.Linear(width, width)
+        self.whole_norm = nn.BatchNorm1d(width)
+        self.whole_dropout = nn.Dropout(dropout)
+        self.common = nn.Linear(width, 1)
+        for linear in (self.local, self.whole, self.common):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def shares(self, regions: Tensor) -> Tensor:
+        """How much each region counts in the global vector: [B, R, W] -> [B, R], rows sum to 1."""
+        local = self.local_dropout(self.local_norm(self.local(regions)).tanh())
+        whole = self.whole_norm(self.whole(regions.mean(dim=1))).tanh()
+        whole = self.whole_dropout(whole) * self.common.weight  # [B, W]
+        return (local @ whole[:, :, None] + self.common.bias).squeeze(2).softmax(dim=1)
+
+    def forward(self, regions: Tensor, guides: Tensor | None = None) -> Tensor:
+        """Raises DataError for another R, ConfigError for a batch of one."""
+        if regions.shape[1] != self.regions:
+            raise DataError(_other_count(regions.shape[1], self.regions))
+        if self.training and len(regions) < 2:
+            raise ConfigError("batch_size=1: batch normalisation needs at least 2 pairs")
+        shares = self.shares(regions)
+        return unit_length((shares[:, None].to(regions.dtype) @ regions).squeeze(1))
+
+
+class ClipGuide(nn.Module):
+    """The global vector of a frozen CLIP, fetched into the regions' space: [B, G] -> [B, W]."""
+
+    def __init__(self, width: int, guide_width: int):
+        super().__init__()
+        self.project = nn.Linear(guide_width, width)
+        nn.init.xavier_uniform_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, regions: Tensor, guides: Tensor | None) -> Tensor:
+        """Unit length. Raises DataError if the data has no guides."""
+        if guides is None:
+            raise DataError(NO_GUIDES)
+        return unit_length(self.project(guides))
+
+
+class Enhancement(nn.Module):
+    """Adds to each region, for each global vector, that vector by how near the region is to it."""
+
+    def __init__(self, guides: Mapping[str, nn.Module], scale: float):
+        super().__init__()
+        self.guides, self.scale = nn.ModuleDict(guides), scale
+
+    def forward(self, regions: Tensor, guides: Tensor | None = None) -> Tensor:
+        """[B, R, W] -> the same; all nearness is that of the plain regions."""
+        enhanced = regions
+        for guide in self.guides.values():
+            whole = guide(regions, guides)
+            likeness = (regions @ whole[:, :, None].to(regions.dtype)).squeeze(2)
+            attention = unit_length((self.scale * likeness).softmax(dim=1))
+            enhanced = enhanced + attention[:, :, None] * whole[:, None]
+        return enhanced
+
+
+NO_GUIDES = (
+    "model.enhance: a CLIP-guided enhancement reads one vector of a frozen CLIP for each image, "
+    "and this data has none; put <split>_clip.npy [rows, width] beside <split>_ims.npy, for every "
+    "split, or type model.enhance=sge"
+)
+
+
+def _other_count(found: int, expected: int) -> str:
+    return (
+        f"model.regions={expected}: USER normalises each of {expected} region slots, but this data "
+        f"holds {found} regions an image; type model.regions={found} to train on it (a checkpoint "
+        f"needs arrays of {expected}), or model.enhance=none"
+    )
+
+
+# 3.3 Momentum contrast
+
+
+class Keys(NamedTuple):
+    """What the momentum encoders gave for one batch."""
+
+    images: Tensor  # [B, D]
+    texts: Tensor  # [B, D]
+    image_id: Tensor  # [B]
+
+
+def queue_scores(queries: Tensor, keys: Tensor, ids: Tensor, queue: FeatureQueue) -> Scores:
+    """Each query [B, D] against its own key (column 0) and the queue: values [B, 1 + K]."""
+    with torch.autocast(queries.device.type, enabled=False):
+        own = (queries * keys).sum(dim=1, keepdim=True)
+        values = torch.cat([own, queries @ queue.features.t()], dim=1)
+    repeat = ids[:, None] == queue.ids
+    match = torch.cat([torch.ones_like(repeat[:, :1]), repeat], dim=1)
+    return Scores(values, match, own=torch.zeros_like(ids))
+
+
+# The whole
+
+
+class USER(VSE):
+    """Slots: ``batch`` on images against captions, ``queue`` on each against keys of the other.
+
+    The paper's lambda is the weight of term ``batch``. With a weight of 0 for ``queue`` there are
+    neither momentum encoders nor queues.
+    """
+
+    Config = USERConfig
+    slot_names: ClassVar[tuple[str, ...]] = ("batch", "queue")
+    term_names: ClassVar[tuple[str, ...]] = ("batch", "queue")
+    config: USERConfig
+
+    def __init__(
+        self, config: USERConfig, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
+    ):
+        super().__init__(config, slots, weights, facts)
+        self.pending: Keys | None = None
+        if not self.wants("queue"):
+            return
+        sources = {"images": self.images, "texts": self.texts}
+        # As the method was run: keys of images come from batch statistics and with dropout for
+        # ever, those of captions from a BERT without dropout.
+        self.twin = MomentumTwin(sources, config.momentum, training=True)
+        self.twin.get_submodule("texts.bert").eval()
+        size, length = config.embed_size, config.queue_size
+        self.image_queue = FeatureQueue(size, length, "uniform", with_ids=True)
+        self.text_queue = FeatureQueue(size, length, "uniform", with_ids=True)
+
+    def _check(self) -> None:
+        super()._check()
+        config, facts = self.config, self.facts
+        if config.enhance not in ENHANCEMENTS:
+            raise ConfigError(
+                f"model.enhance: '{config.enhance}' is unknown; expected one of "
+                f"{', '.join(ENHANCEMENTS)}"
+            )
+        if config.enhance == "none":
+            return
+        if "cge" in config.enhance and facts.guide_width is None:
+            raise ConfigError(NO_GUIDES)
+        if config.region_drop > 0:
+            raise ConfigError(
+                f"model.region_drop={config.region_drop}: the enhancement is defined for full sets "
+                "of regions only; type model.region_drop=0 or model.enhance=none"
+            )
+        if "sge" in config.enhance and facts.regions not in (None, config.regions):
+            raise ConfigError(_other_count(facts.regions, config.regions))
+
+    def enhancement(self) -> nn.Module | None:
+        """Self-guided, CLIP-guided or both, if there is to be one."""
+        config, facts = self.config, self.facts
+        if config.enhance == "none":
+            return None
+        assert facts.region_width is not None
+        guides: dict[str, nn.Module] = {}
+        if "sge" in config.enhance:
+            guides["own"] = SelfGuide(facts.region_width, config.regions, config.enhance_dropout)
+        if "cge" in config.enhance:
+            assert facts.guide_width is not None
+            guides["clip"] = ClipGuide(facts.region_width, facts.guide_width)
+        return Enhancement(guides, config.attention_scale)
+
+    def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``state`` with momentum encoders equal to its encoders where it has none, and without
+        queues of another size (this model's random ones instead)."""
+        fitted = dict(super().fit_weights(state))
+        for name, own in self.state_dict().items():
+            if name.startswith("twin."):
+                fitted.setdefault(name, fitted.get(name.removeprefix("twin."), own))
+            elif "_queue." in name and (name not in fitted or fitted[name].shape != own.shape):
+                fitted[name] = own
+        return fitted
+
+    def before_step(self, clock: Clock) -> None:
+        """The momentum encoders follow."""
+        if self.wants("queue"):
+            self.twin.update()
+
+    def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
+        """Terms ``batch`` and ``queue``; the keys of the batch are then ``pending``."""
+        images, texts = self.encode_images(batch).pooled, self.encode_texts(batch).pooled
+        terms = self.batch_terms(images, texts, batch, clock, draws)
+        if self.wants("queue"):
+            keys = self.pending = self.keys(batch)
+            scores = queue_scores(images, keys.texts, keys.image_id, self.text_queue)
+            scores.back = queue_scores(texts, keys.images, keys.image_id, self.image_queue)
+            self.add_term(terms, "queue", scores, clock, draws)
+        return terms
+
+    @torch.no_grad()
+    def keys(self, batch: Batch) -> Keys:
+        """What the momentum encoders give for the very same regions and token ids."""
+        assert batch.image_id is not None
+        return Keys(
+            self.twin["images"](
+                batch.regions, batch.region_mask, batch.min_region_length, batch.guides
+            ),
+            self.twin["texts"](batch.tokens, batch.token_mask, batch.min_token_length),
+            batch.image_id,
+        )
+
+    def after_step(self, clock: Clock) -> None:
+        """The keys of the batch (of all ranks) enter the queues; their own batch saw the old."""
+        if self.pending is None:
+            return
+        keys, self.pending = Keys(*map(gather, self.pending)), None
+        self.image_queue.enqueue(keys.images, keys.image_id)
+        self.text_queue.enqueue(keys.texts, keys.image_id)

@@ -1,0 +1,193 @@
+"""VSE-infinity: Learning the Best Pooling Strategy for Visual Semantic Embedding (CVPR 2021).
+
+Chen, Hu, Wu, Jiang, Wang; region features and BERT. Two encoders that never meet, the generalised
+pooling operator behind each, one triplet loss. HREM and USER grew from it.
+
+B pairs, R regions, L words, D joint width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from itr.batch import Batch
+from itr.clock import Clock
+from itr.draws import Draws
+from itr.errors import ConfigError
+from itr.losses.score import ScoreLoss, Scores, pair_scores
+from itr.models.base import Encoded, ParameterGroup, RetrievalModel, Terms, names_below
+from itr.nn.bert import TextConfig, bert_states, build_bert, settled
+from itr.nn.gpo import GPO
+from itr.nn.pool import unit_length
+from itr.nn.regions import RegionMLP
+from itr.parallel import gather, world_size
+from itr.view import CaptionAugment, Facts, RegionView, TextView, View
+
+
+@dataclass
+class VSEConfig:
+    """Options of `VSE`; the defaults are the authors' (region features, BERT)."""
+
+    pretrained: bool = True
+    init: str | None = None  # a checkpoint to start from; read by whoever builds the model
+    embed_size: int = 1024
+    normalise_images: bool = True
+    normalise_texts: bool = True
+    region_drop: float = 0.2
+    caption_augment: bool = True
+    bert_lr_factor: float = 0.1
+    text: TextConfig = field(default_factory=TextConfig)
+
+
+class ImageEncoder(nn.Module):
+    """Pre-extracted regions to one embedding.
+
+    ``enhance`` may come first: regions [B, R, width] and guides [B, G] or None -> [B, R, width].
+    """
+
+    def __init__(self, config: VSEConfig, region_width: int, enhance: nn.Module | None = None):
+        super().__init__()
+        self.enhance = enhance
+        self.project = nn.Linear(region_width, config.embed_size)
+        nn.init.xavier_uniform_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+        self.mlp = RegionMLP(region_width, config.embed_size)
+        self.pool = GPO()
+        self.normalise = config.normalise_images
+
+    def forward(
+        self, regions: Tensor, mask: Tensor, shortest: int = 0, guides: Tensor | None = None
+    ) -> Tensor:
+        """[B, R, width], [B, R] bool -> [B, D] float32; ``shortest`` as `GPO` takes it."""
+        if self.enhance is not None:
+            regions = self.enhance(regions, guides)
+        pooled = self.pool(self.project(regions) + self.mlp(regions), mask, shortest)
+        return unit_length(pooled) if self.normalise else pooled
+
+
+class TextEncoder(nn.Module):
+    """Token ids to one embedding."""
+
+    def __init__(self, config: VSEConfig, vocabulary: int):
+        super().__init__()
+        self.bert = build_bert(config.text, config.pretrained, vocabulary)
+        self.project = nn.Linear(self.bert.config.hidden_size, config.embed_size)
+        self.pool = GPO()
+        self.normalise = config.normalise_texts
+
+    def forward(self, tokens: Tensor, mask: Tensor, shortest: int = 0) -> Tensor:
+        """[B, L], [B, L] bool -> [B, D] float32; [CLS] and [SEP] are pooled, too."""
+        pooled = self.pool(self.project(bert_states(self.bert, tokens)), mask, shortest)
+        return unit_length(pooled) if self.normalise else pooled
+
+
+class VSE(RetrievalModel):
+    """Slot ``batch``: images against captions."""
+
+    Config = VSEConfig
+    slot_names: ClassVar[tuple[str, ...]] = ("batch",)
+    term_names: ClassVar[tuple[str, ...]] = ("batch",)
+    config: VSEConfig
+
+    def __init__(
+        self, config: VSEConfig, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
+    ):
+        super().__init__(config, slots, weights, facts)
+        self._check()
+        assert facts.region_width is not None
+        self.images = ImageEncoder(config, facts.region_width, self.enhancement())
+        self.texts = TextEncoder(config, facts.vocabulary)
+        if config.pretrained:
+            self.config, self.facts = settled(config, facts, self.texts.bert)
+            self.view = self.view_for(self.config)
+
+    def _check(self) -> None:
+        config = self.config
+        if self.facts.region_width is None:
+            raise ConfigError(
+                f"{type(self).__name__} reads pre-extracted regions, and this data has none"
+            )
+        needy = [name for name, slot in self.slots.items() if slot.needs_cosine]
+        if needy and not (config.normalise_images and config.normalise_texts):
+            raise ConfigError(
+                f"loss.slots.{needy[0]} needs cosines; type model.normalise_images=true "
+                "model.normalise_texts=true, or loss=infonce"
+            )
+
+    def enhancement(self) -> nn.Module | None:
+        """What works on the regions before all else: nothing here."""
+        return None
+
+    @classmethod
+    def view_for(cls, config: VSEConfig) -> View:
+        """Regions, a fifth of them left out in training; captions as epochs' unit."""
+        plain = TextView(max_length=config.text.max_position_embeddings)
+        augment = CaptionAugment() if config.caption_augment else None
+        return View(
+            kind="regions",
+            tokenizer=config.text.tokenizer or config.text.name,
+            text=dataclasses.replace(plain, augment=augment),
+            text_eval=plain,
+            regions=RegionView(drop=config.region_drop),
+            vocabulary_size=config.text.vocabulary_size,
+        )
+
+    def encode_images(self, batch: Batch) -> Encoded:
+        """Unit vectors [B, D] of the regions."""
+        assert batch.regions is not None and batch.region_mask is not None
+        given = batch.regions, batch.region_mask, batch.min_region_length, batch.guides
+        return Encoded(self.images(*given))
+
+    def encode_texts(self, batch: Batch) -> Encoded:
+        """Unit vectors [B, D] of the captions."""
+        assert batch.tokens is not None and batch.token_mask is not None
+        return Encoded(self.texts(batch.tokens, batch.token_mask, batch.min_token_length))
+
+    def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
+        """Term ``batch``."""
+        images, texts = self.encode_images(batch).pooled, self.encode_texts(batch).pooled
+        return self.batch_terms(images, texts, batch, clock, draws)
+
+    def batch_terms(
+        self, images: Tensor, texts: Tensor, batch: Batch, clock: Clock, draws: Draws
+    ) -> Terms:
+        """Term ``batch`` of embeddings [B, D]; the pairs of all ranks share it."""
+        terms = Terms({})
+        if self.wants("batch"):
+            assert batch.image_id is not None
+            images, texts = gather(images, "full"), gather(texts, "full")
+            pairs = batch.positive_pairs if world_size() == 1 else 0  # counted for one rank
+            scores = pair_scores(images, texts, gather(batch.image_id), pairs or None)
+            self.add_term(terms, "batch", scores, clock, draws)
+        return terms
+
+    def add_term(self, terms: Terms, slot: str, scores: Scores, clock: Clock, draws: Draws) -> None:
+        """The loss of ``slot`` as the term of that name, and what it reports."""
+        loss = self.slots[slot]
+        assert isinstance(loss, ScoreLoss)
+        terms.losses[slot] = loss(scores, clock, draws)
+        terms.report |= {f"{slot}_{key}": number for key, number in loss.report.items()}
+
+    def sleeping(self, clock: Clock) -> frozenset[str]:
+        """BERT's pooler and the unused norm."""
+        return frozenset({"texts.bert.pooler", "images.mlp.unused_norm"})
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
+        """Text without BERT, BERT, images; the losses' own parameters undecayed."""
+        texts = self.texts
+        groups = (
+            ("text", [texts.project, texts.pool], lr, weight_decay),
+            ("bert", [texts.bert], lr * self.config.bert_lr_factor, weight_decay),
+            ("image", [self.images], lr, weight_decay),
+            ("loss", [self.slots], lr, 0.0),
+        )
+        found = (
+            ParameterGroup(name, names_below(self, modules), rate, decay)
+            for name, modules, rate, decay in groups
+        )
+        return [group for group in found if group.names]

@@ -1,0 +1,96 @@
+"""Gated feed-forward blocks with a residual and RMSNorm. D width, M hidden width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from itr.errors import ConfigError
+
+GATES = ("single", "double", "cross")
+ACTIVATIONS = ("hswish", "swish")
+
+
+class _HSwish(torch.autograd.Function):
+    """Its gradient by hand: at -3 and -2 it is that of the part in between, whatever a version of
+    torch makes of the gradient of a clamp there; and nothing but x is kept for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x + 3.0).clamp_(0.0, 1.0).mul_(x).div_(6.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        slope = (2.0 * x).add_(3.0).masked_fill_(x < -3.0, 0.0).masked_fill_(x > -2.0, 1.0)
+        return slope.div_(6.0).mul_(grad)
+
+
+def hswish(x: Tensor) -> Tensor:
+    """x * clip(x + 3, 0, 1) / 6: what Multi-SEA's authors call hard-swish.
+
+    The usual one clips at 6. With 1, it is x / 6 from -2 on; their checkpoints need it so.
+    """
+    return _HSwish.apply(x)
+
+
+class GatedFeedForward(nn.Module):
+    """RMS(x + y), y behind one of three gates (`cross` is the dual gate that Multi-SEA published).
+
+    ``cross``: u = f(W1 x), v = Drop(W2 x), y = Drop(W3 (u v)) * f(W4 v).
+    ``double``: h = f(W1 x) * Drop(W2 x), y = f(W3 h) * Drop(W4 h).
+    ``single``: y = Drop(W2 (f(W1 x) * W3 x)).
+    f is ``hswish`` or ``swish``: x * sigmoid(``beta`` x). Raises ConfigError for other names.
+    """
+
+    dense1: nn.Linear
+    dense2: nn.Linear
+    dense3: nn.Linear
+    dense4: nn.Linear
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        dropout: float,
+        gate: str = "cross",
+        activation: str = "hswish",
+        beta: float = 1.0,
+    ):
+        super().__init__()
+        for key, value, known in (("gate", gate, GATES), ("activation", activation, ACTIVATIONS)):
+            if value not in known:
+                raise ConfigError(
+                    f"model.aformer.{key}: '{value}' is unknown; expected one of {', '.join(known)}"
+                )
+        self.gate, self.activation, self.beta = gate, activation, beta
+        shapes = {
+            "single": ((width, hidden), (hidden, width), (width, hidden)),
+            "double": ((width, hidden), (width, hidden), (hidden, width), (hidden, width)),
+            "cross": ((width, hidden), (width, hidden), (hidden, width), (hidden, width)),
+        }
+        for number, (rows, columns) in enumerate(shapes[gate], start=1):
+            setattr(self, f"dense{number}", nn.Linear(rows, columns))
+        self.norm = nn.RMSNorm(width, eps=1e-5)
+        self.dropout = nn.Dropout(dropout)
+
+    def act(self, x: Tensor) -> Tensor:
+        """The activation f."""
+        if self.activation == "hswish":
+            return hswish(x)
+        return F.silu(x) if self.beta == 1.0 else x * torch.sigmoid(self.beta * x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        if self.gate == "single":
+            y = self.dropout(self.dense2(self.act(self.dense1(x)) * self.dense3(x)))
+            return self.norm(x + y)
+        u, v = self.act(self.dense1(x)), self.dropout(self.dense2(x))
+        h = u * v
+        if self.gate == "double":
+            return self.norm(x + self.act(self.dense3(h)) * self.dropout(self.dense4(h)))
+        return self.norm(x + self.dropout(self.dense3(h)) * self.act(self.dense4(v)))

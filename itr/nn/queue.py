@@ -1,0 +1,92 @@
+"""A first-in-first-out queue of features of past batches. K rows, D width, N new rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from itr.errors import ConfigError
+
+INITS = {"normal": torch.randn, "uniform": torch.rand}
+OVERFLOWS = ("wrap", "refuse", "clip")
+NO_ID = -100  # id of a row that no batch has written yet: matches nothing
+
+
+class FeatureQueue(nn.Module):
+    """``features`` [K, D] float32, ``pointer`` [1] int64 and, with ``with_ids``, ``ids`` [K] int64.
+
+    All are buffers. Rows begin as random unit vectors, ``normal`` (any direction) or ``uniform``
+    (drawn from [0, 1), so all in the positive orthant), and ids as -100. ``overflow`` says what
+    happens to a batch that does not fit behind the pointer: ``wrap`` goes on at row 0, ``clip``
+    drops the rest of the batch, ``refuse`` asks for a K that N divides.
+
+    What a loss has seen of ``features`` is overwritten in place: enqueue after the backward pass
+    (``RetrievalModel.after_step``), or hand the loss a copy.
+    """
+
+    features: Tensor
+    pointer: Tensor
+    ids: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        size: int,
+        init: str = "normal",
+        with_ids: bool = False,
+        overflow: str = "wrap",
+    ):
+        super().__init__()
+        for key, value, known in (("init", init, tuple(INITS)), ("overflow", overflow, OVERFLOWS)):
+            if value not in known:
+                raise ConfigError(
+                    f"{key}: '{value}' is unknown; expected one of {', '.join(known)}"
+                )
+        if size < 1:
+            raise ConfigError(f"a queue of {size} rows: expected at least 1")
+        self.overflow, self.with_ids = overflow, with_ids
+        rows = INITS[init](size, width)
+        self.register_buffer("features", rows / rows.norm(dim=1, keepdim=True))
+        self.register_buffer("pointer", torch.zeros(1, dtype=torch.int64))
+        if with_ids:
+            self.register_buffer("ids", torch.full((size,), NO_ID))
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    def check_batch(self, count: int) -> None:
+        """Raises ConfigError if batches of ``count`` rows cannot be enqueued (``refuse`` only)."""
+        size = len(self)
+        if self.overflow == "refuse" and size % count:
+            fitting = max(divisor for divisor in range(1, count + 1) if size % divisor == 0)
+            raise ConfigError(
+                f"a queue of {size} rows is no multiple of a batch of {count}: some would not fit; "
+                f"type batch_size={fitting}, or make the queue {-(-size // count) * count} long"
+            )
+
+    @torch.no_grad()
+    def enqueue(self, rows: Tensor, ids: Tensor | None = None) -> None:
+        """Write ``rows`` [N, D] (and their ``ids`` [N]) behind the pointer and move it.
+
+        Of more than K rows only K are written: the last ones, or with ``clip`` the first ones.
+        Static shapes, nothing is asked of the device. Raises as `check_batch`.
+        """
+        assert (ids is not None) == self.with_ids
+        self.check_batch(len(rows))
+        size, count = len(self), len(rows)
+        first = 0 if self.overflow == "clip" else max(0, count - size)
+        taken = slice(first, first + size)
+        place = self.pointer + torch.arange(count, device=self.pointer.device)[taken]
+        slots, fits = place % size, place < size
+        self._write(self.features, rows[taken].to(self.features.dtype), slots, fits[:, None])
+        if ids is not None:
+            self._write(self.ids, ids[taken], slots, fits)
+        end = self.pointer + count
+        if self.overflow == "clip":
+            end = end.clamp(max=size)
+        self.pointer.copy_(end % size)
+
+    def _write(self, buffer: Tensor, values: Tensor, slots: Tensor, fits: Tensor) -> None:
+        if self.overflow == "clip":  # what does not fit writes back what is there
+            values = torch.where(fits, values, buffer[slots])
+        buffer.index_copy_(0, slots, values)

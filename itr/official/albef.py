@@ -1,0 +1,308 @@
+"""ALBEF: the authors' checkpoint <-> ours.
+
+Theirs is ``{model, optimizer, lr_scheduler, config, epoch}`` or the bare weights. Pre-training
+files say ``text_encoder.bert.*`` and hold a masked-word head, fine-tuned ones ``text_encoder.*``.
+Queues are stored as columns; one pointer serves both; the tied word head is stored twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from itr.errors import CheckpointError
+from itr.models.albef import ALBEF, ALBEFConfig, FusionTextConfig, ImageConfig
+from itr.nn.fusion_bert import LAYER_NAMES
+from itr.official.table import (
+    Imported,
+    NameTable,
+    Report,
+    load_pickle,
+    plain,
+    require_fit,
+    without_prefix,
+)
+from itr.view import Facts
+
+HEAD_WIDTH = 64  # of every released model
+BERT_MASK = 103  # bert-base-uncased's, which no file names
+POINTER, IDS = "queue_ptr", "idx_queue"
+QUEUES = ("image_queue", "text_queue")
+SAME = ("vision_proj", "text_proj")
+TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
+
+
+def name_table(text_layers: int, layers: int, pretrains: bool) -> NameTable:
+    """Names of all weights but queues, pointer and what is tied."""
+    pairs = [("temp", "temperature"), ("itm_head.", "itm_head.")]
+    for suffix, owner in (("", ""), ("_m", "twin.")):
+        pairs.append((f"visual_encoder{suffix}.", f"{owner}vision."))
+        pairs += [(f"{name}{suffix}.", f"{owner}{name}.") for name in SAME]
+        text = f"text_encoder{suffix}." + ("bert." if pretrains else "")
+        pairs.append((f"{text}embeddings.", f"{owner}text.embeddings."))
+        pairs += [
+            (f"{text}encoder.layer.{i}.", f"{owner}text.encoder.layer.{i}.")
+            for i in range(text_layers)
+        ]
+        pairs += [
+            (f"{text}encoder.layer.{i}.{a}", f"{owner}fusion.layers.{i - text_layers}.{b}")
+            for i in range(text_layers, layers)
+            for a, b in LAYER_NAMES.items()
+        ]
+        head = f"text_encoder{suffix}.cls.predictions."
+        pairs += [
+            (f"{head}transform.dense.", f"{owner}words.dense."),
+            (f"{head}transform.LayerNorm.", f"{owner}words.norm."),
+            (f"{head}bias", f"{owner}words.bias"),
+        ]
+    return NameTable(pairs)
+
+
+def table_of(config: ALBEFConfig) -> NameTable:
+    """The table for a model of ``config``."""
+    text = config.text
+    return name_table(text.fusion_layer, text.num_hidden_layers, config.task == "pretrain")
+
+
+def weights_in(payload: Any) -> dict[str, Tensor] | None:
+    """The weights in ``payload`` (see `load_pickle`), wherever they are; None if they are not
+    those of an ALBEF for retrieval or pre-training."""
+    state = payload.get("model", payload) if isinstance(payload, Mapping) else None
+    if not (isinstance(state, Mapping) and state and all(isinstance(k, str) for k in state)):
+        return None
+    state = without_prefix(state)
+    needed = ("visual_encoder.pos_embed", "vision_proj.weight", "itm_head.weight")
+    crossed = any(k.startswith("text_encoder.") and ".crossattention." in k for k in state)
+    return state if crossed and all(name in state for name in needed) else None
+
+
+def recognises(payload: Any) -> bool:
+    """Whether ``payload`` (see `load_pickle`) is a checkpoint of the authors of ALBEF."""
+    return weights_in(payload) is not None
+
+
+def told(config: ALBEFConfig) -> dict[str, Any]:
+    """What `read` must be told of a file whose weights are to go into a model of ``config``."""
+    heads = {"num_attention_heads": config.text.num_attention_heads}
+    return {**heads, "image_heads": config.image.heads}
+
+
+def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
+    """Read an authors' file: pre-training (a model of ``task=pretrain``) or fine-tuned.
+
+    ``text`` gives what no weight tells: ``tokenizer`` and ``name`` (bert-base-uncased),
+    ``num_attention_heads`` (64 wide each), ``dropout``, and ``image_heads``. Momentum weights that
+    the file lacks are copies of the others, queues that it lacks begin at random. Raises
+    CheckpointError for a file of another method and for weights that do not fit.
+    """
+    payload = load_pickle(path)
+    theirs = weights_in(payload)
+    if theirs is None:
+        found = sorted(map(str, payload))[:6] if isinstance(payload, Mapping) else type(payload)
+        raise CheckpointError(
+            f"{path}: not a checkpoint of the authors of ALBEF for retrieval or pre-training: "
+            f"found {found}; expected weights visual_encoder.*, text_encoder.*, vision_proj.*, "
+            "itm_head.*, bare or below 'model'"
+        )
+    bare = "model" not in payload
+    options = {} if bare else plain(payload.get("config") or {})
+    config, facts = _architecture(path, theirs, options, dict(text or {}))
+    state, report = to_ours(theirs, config)
+    with torch.device("meta"):
+        expected = ALBEF(config, nn.ModuleDict(), {}, facts).state_dict()
+    for name in expected:  # the copies begin as what they copy
+        if name.startswith("twin.") and name not in state:
+            state[name] = state.get(name.removeprefix("twin."), torch.empty(0))
+    optional = {name for name in expected if name.startswith(tuple(f"{q}." for q in QUEUES))}
+    report.missing = require_fit(path, state, expected, optional)
+    return Imported(
+        model_name="albef",
+        config=config,
+        facts=facts,
+        state=state,
+        report=report,
+        weights={"itc": 1.0, "itm": 1.0, "mlm": 1.0},
+        info={"task": config.task, "epoch": None if bare else plain(payload.get("epoch"))}
+        | {"opt": options},
+    )
+
+
+def to_ours(theirs: Mapping[str, Tensor], config: ALBEFConfig) -> tuple[dict[str, Tensor], Report]:
+    """The authors' weights by our names and shapes, and what became of each."""
+    table, report, state = table_of(config), Report(), {}
+    for name, value in theirs.items():
+        found: list[tuple[str, Tensor]] = []
+        if name in QUEUES:
+            found = [(f"{name}.features", value.t().contiguous())]
+        elif name == IDS:
+            found = [("text_queue.ids", value[0])]
+        elif name == POINTER:
+            found = [(f"{queue}.pointer", value.clone()) for queue in QUEUES]
+        elif name.endswith(("embeddings.position_ids", *TIED)):
+            report.ignored.append(name)
+            continue
+        else:
+            found = [(table.to_ours(name) or name, value)]  # unknown: `require_fit` lists it
+        for ours, tensor in found:
+            state[ours] = tensor
+            (report.matched.append(ours) if ours == name else report.renamed.append((name, ours)))
+    return state, report
+
+
+def official_state(model: ALBEF, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """All weights and buffers by the authors' names and shapes.
+
+    ``tensors`` by our names take the place of the model's own (gradients, say); what is stored
+    twice or constant is then left out. Momentum copies of the fusion layers that the model does
+    not keep are those of the layers themselves.
+    """
+    table = table_of(model.config)
+    given = model.state_dict() if tensors is None else tensors
+    state: dict[str, Tensor] = {}
+    for ours, value in given.items():
+        queue, _, part = ours.partition(".")
+        if queue in QUEUES:
+            if part == "features":
+                state[queue] = value.t().contiguous()
+            elif part == "ids":
+                state[IDS] = value[None]
+            else:
+                state[POINTER] = value
+        elif (name := table.to_official(ours)) is not None:
+            state[name] = value
+    return state if tensors is not None else {**state, **_repeated(model, state)}
+
+
+def _repeated(model: ALBEF, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the authors' code writes twice or holds as a constant."""
+    found: dict[str, Tensor] = {}
+    count = model.config.text.max_position_embeddings
+    for suffix in ("", "_m"):
+        text = f"text_encoder{suffix}." + ("bert." if model.pretrains else "")
+        found[f"{text}embeddings.position_ids"] = torch.arange(count)[None]
+        if model.pretrains:
+            words = state[f"{text}embeddings.word_embeddings.weight"]
+            bias = state[f"text_encoder{suffix}.cls.predictions.bias"]
+            for name, value in zip(TIED, (words, bias), strict=True):
+                found[f"text_encoder{suffix}.{name}"] = value
+    if not any(name.startswith("twin.fusion.") for name in model.state_dict()):
+        table, fusion = table_of(model.config), model.fusion.state_dict()
+        for name, value in fusion.items():
+            found[str(table.to_official(f"twin.fusion.{name}"))] = value
+    return found
+
+
+def export(model: ALBEF, epoch: int = 0) -> dict[str, Any]:
+    """What the authors' code would have saved (``torch.save`` it), less the optimiser's state."""
+    config = model.config
+    options = {
+        "image_res": config.image.size,
+        "queue_size": config.queue,
+        "embed_dim": config.embed_size,
+        "vision_width": config.image.width,
+        "momentum": config.momentum,
+        "alpha": config.alpha,
+        "distill": config.distill,
+        "warm_up": config.alpha_warmup,
+        "temp": config.temperature,
+    }
+    if model.pretrains:
+        options["mlm_probability"] = config.mask_probability
+    return {"model": official_state(model), "config": options, "epoch": epoch}
+
+
+# Sizes
+
+
+def _architecture(
+    path: Path, theirs: Mapping[str, Tensor], options: Mapping[str, Any], told: dict[str, Any]
+) -> tuple[ALBEFConfig, Facts]:
+    pretrains = any(name.startswith("text_encoder.bert.") for name in theirs)
+    try:
+        image = _image(path, theirs, told.pop("image_heads", None))
+        text, vocabulary = _text(path, theirs, "bert." if pretrains else "", told)
+        embed_size = len(theirs["vision_proj.weight"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: cannot tell the model's sizes, the weight {error} is missing or misshapen"
+        ) from error
+    base, fusion = ALBEFConfig(), f".encoder.layer.{text.fusion_layer}."
+
+    def option(name: str, default: Any) -> Any:
+        return type(default)(options.get(name, default))
+
+    config = replace(
+        base,
+        task="pretrain" if pretrains else "retrieval",
+        pretrained=False,
+        embed_size=embed_size,
+        queue=theirs["image_queue"].shape[1] if "image_queue" in theirs else base.queue,
+        momentum=option("momentum", base.momentum),
+        momentum_fusion=any(k.startswith("text_encoder_m.") and fusion in k for k in theirs),
+        distill=option("distill", base.distill),
+        alpha=option("alpha", base.alpha),
+        alpha_warmup=option("warm_up", base.alpha_warmup),
+        mask_probability=option("mlm_probability", base.mask_probability),
+        train_length=25 if pretrains else None,
+        crop_scale=0.2 if pretrains else base.crop_scale,
+        image=image,
+        text=text,
+    )
+    return config, Facts(vocabulary=vocabulary, mask_id=BERT_MASK)
+
+
+def _image(path: Path, theirs: Mapping[str, Tensor], heads: int | None) -> ImageConfig:
+    _, tokens, width = theirs["visual_encoder.pos_embed"].shape
+    patch = theirs["visual_encoder.patch_embed.proj.weight"].shape[-1]
+    hidden = len(theirs["visual_encoder.blocks.0.mlp.fc1.weight"])
+    return ImageConfig(
+        size=math.isqrt(tokens - 1) * patch,
+        patch=patch,
+        width=width,
+        depth=_count(theirs, "visual_encoder.blocks."),
+        heads=heads or _heads(path, width, "vision transformer", "image_heads"),
+        mlp_ratio=hidden / width,
+    )
+
+
+def _text(
+    path: Path, theirs: Mapping[str, Tensor], bert: str, told: Mapping[str, Any]
+) -> tuple[FusionTextConfig, int]:
+    prefix = f"text_encoder.{bert}"
+    embeddings, layer = f"{prefix}embeddings.", f"{prefix}encoder.layer."
+    positions, width = theirs[f"{embeddings}position_embeddings.weight"].shape
+    vocabulary = len(theirs[f"{embeddings}word_embeddings.weight"])
+    fused = [k for k in theirs if k.startswith(layer) and ".crossattention." in k]
+    text = FusionTextConfig(
+        hidden_size=width,
+        num_hidden_layers=_count(theirs, layer),
+        intermediate_size=len(theirs[f"{layer}0.intermediate.dense.weight"]),
+        max_position_embeddings=positions,
+        type_vocab_size=len(theirs[f"{embeddings}token_type_embeddings.weight"]),
+        fusion_layer=min(_numbers(fused, layer)),
+    )
+    heads = told.get("num_attention_heads") or _heads(path, width, "BERT", "num_attention_heads")
+    return replace(text, **{**told, "num_attention_heads": heads}), vocabulary
+
+
+def _heads(path: Path, width: int, what: str, key: str) -> int:
+    if width % HEAD_WIDTH:
+        raise CheckpointError(
+            f"{path}: its {what} is {width} wide, no multiple of the authors' {HEAD_WIDTH} a head, "
+            f"and weights do not tell the number of heads; give {key}"
+        )
+    return width // HEAD_WIDTH
+
+
+def _numbers(names: Iterable[str], prefix: str) -> set[int]:
+    return {int(k[len(prefix) :].split(".")[0]) for k in names if k.startswith(prefix)}
+
+
+def _count(names: Iterable[str], prefix: str) -> int:
+    return 1 + max(_numbers(names, prefix))

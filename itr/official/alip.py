@@ -1,0 +1,182 @@
+"""ALIP: the authors' checkpoint <-> ours.
+
+Theirs is a bare state dict whose names begin with ``module.``; it holds neither the running means
+of the gates nor a tokenizer. Files of OpenAI's CLIP and of open_clip bear the same names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from itr.errors import CheckpointError
+from itr.models.alip import ALIP, ALIPConfig, TextConfig, VisionConfig
+from itr.official.table import Imported, NameTable, Report, load_pickle, require_fit
+from itr.view import Facts
+
+WRAPPER = "module."
+PAIRS = (  # in the order in which they save
+    ("positional_embedding", "texts.positional_embedding"),
+    ("text_projection", "texts.text_projection"),
+    ("logit_scale", "logit_scale"),
+    ("visual.", "images."),
+    ("transformer.", "texts.transformer."),
+    ("token_embedding.", "texts.token_embedding."),
+    ("ln_final.", "texts.ln_final."),
+)
+NAMES = NameTable(PAIRS)
+# Plain numbers in OpenAI's files; where they are, so is its own activation.
+OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+TELLTALES = ("visual.conv1.weight", "token_embedding.weight", "text_projection", "logit_scale")
+HEAD_WIDTH = 64  # of every published CLIP; weights do not tell
+RESNET_STRIDE = 32
+
+
+def recognises(payload: Any) -> bool:
+    """Whether ``payload`` (see `load_pickle`) is a state dict of ALIP's authors (or of CLIP)."""
+    names = _unwrapped(payload)
+    return all(name in names for name in TELLTALES)
+
+
+def _unwrapped(payload: Any) -> dict[str, Tensor]:
+    """The weights of ``payload`` by what follows the last ``module.`` of a name."""
+    if isinstance(payload, Mapping) and isinstance(payload.get("state_dict"), Mapping):
+        payload = payload["state_dict"]  # as open_clip saves
+    if not isinstance(payload, Mapping):
+        return {}
+    return {
+        str(name).rpartition(WRAPPER)[2]: value
+        for name, value in payload.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
+    """The authors' ``.pt`` in our terms; no code in the file is executed.
+
+    ``text`` tells what weights do not: ``tokenizer``, and for towers that are not 64 wide a head,
+    ``num_attention_heads`` of the text tower and ``head_width`` of the image tower. Raises
+    CheckpointError for a damaged or foreign file, and for weights that are missing, unexpected or
+    misshapen.
+    """
+    payload = load_pickle(path)
+    if not recognises(payload):
+        found = ", ".join(sorted(_unwrapped(payload))[:8]) or type(payload).__name__
+        raise CheckpointError(
+            f"{path}: not a checkpoint of the authors of ALIP: found {found}; expected a state "
+            f"dict with {', '.join(TELLTALES)} (behind '{WRAPPER}' or not)"
+        )
+    theirs = _unwrapped(payload)
+    extras = [name for name in OPENAI_EXTRAS if theirs.pop(name, None) is not None]
+    theirs = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in theirs.items()
+    }
+    config, facts = _architecture(path, theirs, text or {})
+    config = replace(config, quick_gelu=bool(extras))
+    state, report = _rename(path, theirs, config, facts)
+    report.ignored += extras
+    return Imported(
+        model_name="alip",
+        config=config,
+        facts=facts,
+        state=state,
+        report=report,
+        weights={"raw": 1.0, "caption": 1.0},
+        info={},
+    )
+
+
+def _architecture(
+    path: Path, theirs: Mapping[str, Tensor], text: Mapping[str, Any]
+) -> tuple[ALIPConfig, Facts]:
+    try:
+        vision, image_size = _vision(theirs, text.get("head_width", HEAD_WIDTH))
+        vocabulary, width = theirs["token_embedding.weight"].shape
+        context = theirs["positional_embedding"].shape[0]
+        embed_dim = theirs["text_projection"].shape[1]
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(
+            f"{path}: cannot tell the model's sizes, the weight {error} is missing or misshapen"
+        ) from error
+    heads = text.get("num_attention_heads") or width // HEAD_WIDTH
+    if not heads or width % heads or (vision.width * _factor(vision)) % vision.head_width:
+        raise CheckpointError(
+            f"{path}: towers of width {width} (text) and {vision.width} (image) are not 64 wide a "
+            "head as every published one is, and weights do not tell their number of heads"
+        )
+    encoder = TextConfig(
+        context_length=context, width=width, heads=heads, layers=_blocks(theirs, "transformer.")
+    )
+    if text.get("tokenizer"):
+        encoder = replace(encoder, tokenizer=str(text["tokenizer"]))
+    config = ALIPConfig(embed_dim=embed_dim, image_size=image_size, vision=vision, text=encoder)
+    return config, Facts(vocabulary=vocabulary)
+
+
+def _factor(vision: VisionConfig) -> int:
+    """Width of the attention over that of the tower."""
+    return 1 if isinstance(vision.layers, int) else RESNET_STRIDE
+
+
+def _vision(theirs: Mapping[str, Tensor], head_width: int) -> tuple[VisionConfig, int]:
+    """The image tower's sizes, and the number of pixels of a side of its images."""
+    if "visual.class_embedding" in theirs:
+        width, _, patch, _ = theirs["visual.conv1.weight"].shape
+        hidden = theirs["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
+        grid = math.isqrt(theirs["visual.positional_embedding"].shape[0] - 1)
+        layers = _blocks(theirs, "visual.transformer.")
+        return VisionConfig(layers, width, patch, head_width, hidden / width), grid * patch
+    stages = [
+        len({n.split(".")[2] for n in theirs if n.startswith(f"visual.layer{stage}.")})
+        for stage in range(1, 5)
+    ]
+    width = theirs["visual.layer1.0.conv1.weight"].shape[0]
+    grid = math.isqrt(theirs["visual.attnpool.positional_embedding"].shape[0] - 1)
+    return VisionConfig(stages, width, None, head_width), grid * RESNET_STRIDE
+
+
+def _blocks(theirs: Mapping[str, Tensor], prefix: str) -> int:
+    prefix += "resblocks."
+    return 1 + max(int(n[len(prefix) :].split(".")[0]) for n in theirs if n.startswith(prefix))
+
+
+def _rename(
+    path: Path, theirs: Mapping[str, Tensor], config: ALIPConfig, facts: Facts
+) -> tuple[dict[str, Tensor], Report]:
+    report, state = Report(), {}
+    for name, value in theirs.items():
+        ours = NAMES.to_ours(name) or name  # unknown: `require_fit` lists it
+        if ours == name:
+            report.matched.append(name)
+        else:
+            report.renamed.append((name, ours))
+        state[ours] = value
+    with torch.device("meta"):
+        expected = ALIP(config, nn.ModuleDict(), {"raw": 1.0}, facts).state_dict()
+    unsaved = {name for name in expected if NAMES.to_official(name) is None}
+    report.missing = require_fit(path, state, expected, optional=unsaved)
+    return state, report
+
+
+def official_state(model: ALIP) -> dict[str, Tensor]:
+    """All weights of ``model`` by the authors' names (without ``module.``), in their order."""
+    named = {NAMES.to_official(name): value for name, value in model.state_dict().items()}
+    return {
+        name: value
+        for prefix, _ in PAIRS
+        for name, value in named.items()
+        if name is not None and name.startswith(prefix)
+    }
+
+
+def export(model: ALIP) -> OrderedDict[str, Tensor]:
+    """What the authors' code would have saved (``torch.save`` it); their loader reads it."""
+    return OrderedDict((WRAPPER + name, value) for name, value in official_state(model).items())

@@ -1,0 +1,297 @@
+"""Multi-SEA: the authors' checkpoint <-> ours.
+
+Theirs is a Lightning file ``{state_dict, hyper_parameters: {config}, epoch, global_step, ...}``. It
+holds weights that their model never uses: what is left of CLIP's text tower, a norm, and a
+convolution in each cross-attention. Neither the tokenizer nor RoBERTa's number of heads is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from itr.errors import CheckpointError
+from itr.models.multisea import AFormerConfig, MultiSEA, MultiSEAConfig
+from itr.nn.clip_weights import CLIPConfig, sizes_in
+from itr.nn.roberta import RobertaTextConfig
+from itr.official.table import Imported, NameTable, Report, load_pickle, plain, require_fit
+from itr.view import Facts
+
+SIDES = (("text_expert", "text"), ("image_expert", "image"))
+EXPERT = (
+    *((f"self_attention.self.{part}.", f"attention.{part}.") for part in ("query", "key", "value")),
+    ("self_attention.output.dense.", "attention.out."),
+    ("self_attention.output.attention_norm.", "attention.norm."),
+    *((f"cross_attention.attn.{part}.", f"cross.{part}.") for part in ("query", "key", "value")),
+    ("cross_attention.output.dense.", "cross.out."),
+    ("cross_attention.output.attention_norm.", "cross.norm."),
+    ("ffn.dense", "feedforward.dense"),
+    ("ffn.ffn_norm.", "feedforward.norm."),
+)
+QUEUES = {  # theirs -> ours, which hold a row for what is a column of theirs
+    "image_queue": "image_queue.features",
+    "text_queue": "text_queue.features",
+    "idx_queue": "image_queue.ids",
+    "queue_ptr": "image_queue.pointer",
+}
+SECOND_POINTER = "text_queue.pointer"  # always that of the images; theirs has one for both
+CLIP_TEXT = {  # never used; what OpenAI's ViT-B/16 has, for the files that we write
+    "visual_encoder.token_embedding.weight": (49408, 512),
+    "visual_encoder.positional_embedding": (77, 512),
+    "visual_encoder.ln_final.weight": (512,),
+    "visual_encoder.ln_final.bias": (512,),
+}
+UNUSED_NORM = "aformer.encoder.norm.weight"
+POSITION_IDS = "text_encoder.embeddings.position_ids"  # a constant, written by old transformers
+ROBERTA = "text_encoder."
+
+
+def is_unused(name: str) -> bool:
+    """Whether the authors' weight ``name`` takes part in nothing."""
+    return name in (*CLIP_TEXT, UNUSED_NORM, POSITION_IDS) or ".cross_attention.attn.dwc." in name
+
+
+def name_table(layers: int) -> NameTable:
+    """The table of names of an A-Former of ``layers``; queues are transposed, too."""
+    experts = [
+        (f"aformer.encoder.layers.{i}.{theirs}.{a}", f"aformer.{ours}.{i}.{b}")
+        for i in range(layers)
+        for theirs, ours in SIDES
+        for a, b in EXPERT
+    ]
+    return NameTable(
+        [
+            ("temp", "temp"),
+            ("alpha", "alpha"),
+            ("visual_encoder.visual.", "images.tower."),
+            ("vision_pooler.dense.", "images.pooler."),
+            ("vision_proj_f.", "images.project_feats."),
+            ("vision_proj_e.", "images.project_embeds."),
+            (ROBERTA, "texts.roberta."),
+            ("text_proj_f.", "texts.project_feats."),
+            ("text_proj_e.", "texts.project_embeds."),
+            ("aformer.pooler.dense.", "aformer.pooler."),
+            ("itm_head.", "itm_head."),
+            *experts,
+            *QUEUES.items(),
+        ]
+    )
+
+
+def to_ours(theirs: Mapping[str, Tensor], layers: int) -> tuple[dict[str, Tensor], Report]:
+    """The authors' weights by our names, and what became of each; unknown ones keep theirs."""
+    table, report, state = name_table(layers), Report(), {}
+    for name, value in theirs.items():
+        if is_unused(name):
+            report.ignored.append(name)
+            continue
+        ours = table.to_ours(name) or name
+        (report.matched.append(name) if ours == name else report.renamed.append((name, ours)))
+        state[ours] = _turned(name, value)
+    if "image_queue.pointer" in state:
+        state[SECOND_POINTER] = state["image_queue.pointer"]
+    return state, report
+
+
+def _turned(official: str, value: Tensor) -> Tensor:
+    """``value`` of a queue as the other side lays it out; its own inverse but for ids."""
+    if official in ("image_queue", "text_queue"):
+        return value.t().contiguous()
+    return value.flatten() if official == "idx_queue" else value
+
+
+def official_state(model: MultiSEA) -> dict[str, Tensor]:
+    """All weights and buffers of ``model`` by the authors' names and in their layout."""
+    table, state = name_table(model.config.aformer.layers), {}
+    for name, value in model.state_dict().items():
+        official = table.to_official(name)
+        if official is not None:
+            value = _turned(official, value)
+            state[official] = value[None] if official == "idx_queue" else value
+    return state
+
+
+def recognises(payload: Any) -> bool:
+    """Whether ``payload`` (see `load_pickle`) is a checkpoint of the authors of Multi-SEA."""
+    state = payload.get("state_dict") if isinstance(payload, Mapping) else None
+    return isinstance(state, Mapping) and {UNUSED_NORM, "itm_head.weight"} <= set(state)
+
+
+def told(config: MultiSEAConfig) -> dict[str, Any]:
+    """What `read` must be told of a file whose weights are to go into a model of ``config``."""
+    return {"num_attention_heads": config.text.num_attention_heads}
+
+
+def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
+    """The authors' file ``path``. ``text`` overrides what it does not say of RoBERTa.
+
+    Raises CheckpointError if it is none of theirs or its weights do not fit.
+    """
+    payload = load_pickle(path)
+    if not recognises(payload):
+        raise CheckpointError(
+            f"{path}: no checkpoint of the authors of Multi-SEA; expected a Lightning file whose "
+            "state_dict holds aformer.encoder.* and itm_head.*"
+        )
+    theirs: Mapping[str, Tensor] = payload["state_dict"]
+    options = plain((payload.get("hyper_parameters") or {}).get("config") or {})
+    config, facts = _architecture(path, theirs, options, text or {})
+    state, report = to_ours(theirs, config.aformer.layers)
+    with torch.device("meta"):
+        expected = MultiSEA(config, nn.ModuleDict(), {"itc": 1.0, "itm": 1.0}, facts).state_dict()
+    report.missing = require_fit(path, state, expected, optional=set())
+    info = {key: plain(payload.get(key)) for key in ("epoch", "global_step")}
+    return Imported(
+        model_name="multisea",
+        config=config,
+        facts=facts,
+        state=state,
+        report=report,
+        weights={"itc": 1.0, "itm": 1.0},
+        info={**info, "opt": options},
+    )
+
+
+def _architecture(
+    path: Path, theirs: Mapping[str, Tensor], options: Mapping[str, Any], text: Mapping[str, Any]
+) -> tuple[MultiSEAConfig, Facts]:
+    try:
+        roberta = _roberta_sizes(theirs)
+        vocabulary = theirs[f"{ROBERTA}embeddings.word_embeddings.weight"].shape[0]
+        image = _image_sizes(theirs, options)
+        layers = _layers(theirs, "aformer.encoder.layers.")
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: cannot tell the model's sizes, the weight {error} is missing or misshapen"
+        ) from error
+    if roberta["hidden_size"] != 768 and "num_attention_heads" not in text:
+        raise CheckpointError(
+            f"{path}: its RoBERTa is {roberta['hidden_size']} wide, not the authors' 768, and "
+            "weights do not tell the number of attention heads; give model.text.num_attention_heads"
+        )
+    return from_options(
+        options,
+        image=image,
+        text=replace(RobertaTextConfig(), **roberta, **text),
+        embed_size=theirs["itm_head.weight"].shape[1],
+        layers=layers,
+    ), Facts(vocabulary=vocabulary)
+
+
+def from_options(
+    options: Mapping[str, Any],
+    image: CLIPConfig,
+    text: RobertaTextConfig,
+    embed_size: int | None = None,
+    layers: int | None = None,
+) -> MultiSEAConfig:
+    """Our configuration for the authors' ``options``; what is given beside them wins."""
+    base, part = MultiSEAConfig(), AFormerConfig()
+    drop = float(options.get("drop_rate", part.attention_dropout))
+    return MultiSEAConfig(
+        pretrained=False,
+        embed_size=embed_size or int(options.get("hidden_size", base.embed_size)),
+        text_padding=int(
+            options.get("text_encoder_config", {}).get("max_text_len", base.text_padding)
+        ),
+        queue=int(options.get("queue_size", base.queue)),
+        negatives="all" if options.get("negative_all_rank", True) else "local",
+        distill=bool(options.get("distill", False)),
+        distill_weight=float(options.get("alpha", base.distill_weight)),
+        image=image,
+        text=text,
+        aformer=AFormerConfig(
+            layers=layers or int(options.get("num_top_layer", part.layers)),
+            heads=int(options.get("num_heads", part.heads)),
+            mlp_ratio=float(options.get("mlp_ratio", part.mlp_ratio)),
+            beta=float(options.get("beta", part.beta)),
+            attention_dropout=drop,
+        ),
+    )
+
+
+def _layers(theirs: Mapping[str, Tensor], prefix: str) -> int:
+    return 1 + max(int(n[len(prefix) :].split(".")[0]) for n in theirs if n.startswith(prefix))
+
+
+def _roberta_sizes(theirs: Mapping[str, Tensor]) -> dict[str, Any]:
+    embeddings, layer = f"{ROBERTA}embeddings.", f"{ROBERTA}encoder.layer."
+    positions, hidden = theirs[f"{embeddings}position_embeddings.weight"].shape
+    return {
+        "hidden_size": hidden,
+        "max_position_embeddings": positions,
+        "type_vocab_size": theirs[f"{embeddings}token_type_embeddings.weight"].shape[0],
+        "intermediate_size": theirs[f"{layer}0.intermediate.dense.weight"].shape[0],
+        "num_hidden_layers": _layers(theirs, layer),
+    }
+
+
+def _image_sizes(theirs: Mapping[str, Tensor], options: Mapping[str, Any]) -> CLIPConfig:
+    prefix = "visual_encoder.visual."
+    tower = {name[len(prefix) :]: v for name, v in theirs.items() if name.startswith(prefix)}
+    sizes = sizes_in(tower, replace(CLIPConfig(), trained_layers=4))
+    patches = tower["positional_embedding"].shape[0] - 1
+    kept = sizes.layers + 1  # here the last block is gone already
+    return replace(
+        sizes,
+        image_size=round(patches**0.5) * sizes.patch_size,
+        layers=kept,
+        trained_layers=min(4, kept),
+    )
+
+
+def export(model: MultiSEA, epoch: int = 0, updates: int = 0) -> dict[str, Any]:
+    """What the authors' code would have saved (``torch.save`` it); their loader reads it.
+
+    The weights that nothing uses are zeros. Optimiser and trainer state are left out.
+    """
+    state = official_state(model)
+    # One zero, shown as many: the file does not grow by what nobody reads.
+    state.update({name: torch.zeros(()).expand(shape) for name, shape in CLIP_TEXT.items()})
+    state[UNUSED_NORM] = torch.ones(model.config.embed_size)
+    for i in range(model.config.aformer.layers):
+        for theirs, _ in SIDES:
+            unused = f"aformer.encoder.layers.{i}.{theirs}.cross_attention.attn.dwc."
+            state[f"{unused}weight"] = torch.zeros(1, 1, 3, 3)
+            state[f"{unused}bias"] = torch.zeros(1)
+    return {
+        "epoch": epoch,
+        "global_step": updates,
+        "pytorch-lightning_version": "2.0.0",
+        "state_dict": state,
+        "hparams_name": "kwargs",
+        "hyper_parameters": {"config": to_options(model)},
+    }
+
+
+def to_options(model: MultiSEA) -> dict[str, Any]:
+    """The authors' options of ``model``: the inverse of `from_options`."""
+    config, part = model.config, model.config.aformer
+    return {
+        "arch": "aformer3_swiglu_queue_new",
+        "hidden_size": config.embed_size,
+        "num_top_layer": part.layers,
+        "num_heads": part.heads,
+        "mlp_ratio": part.mlp_ratio,
+        "beta": part.beta,
+        "drop_rate": part.attention_dropout,
+        "queue_size": config.queue,
+        "negative_all_rank": config.negatives == "all",
+        "distill": config.distill,
+        "alpha": config.distill_weight,
+        "image_encoder_config": {
+            "vit_name": "ViT-B-16",
+            "image_size": config.image.image_size,
+            "patch_size": config.image.patch_size,
+        },
+        "text_encoder_config": {
+            "tokenizer_name": config.text.name,
+            "tokenizer": config.text.name,
+            "max_text_len": config.text_padding,
+        },
+    }

@@ -1,0 +1,106 @@
+"""USER: the authors' checkpoint <-> ours. It holds neither momentum encoders nor queues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from itr.models.user import USER, USERConfig
+from itr.official import vse
+from itr.official.pair import fit, read_sides, sides, unknown_sizes, written
+from itr.official.table import Imported, NameTable
+
+SGE = (
+    ("img_enc.v_sa.embedding_local.0.", "images.enhance.guides.own.local."),
+    ("img_enc.v_sa.embedding_local.1.", "images.enhance.guides.own.local_norm."),
+    ("img_enc.v_sa.embedding_global.0.", "images.enhance.guides.own.whole."),
+    ("img_enc.v_sa.embedding_global.1.", "images.enhance.guides.own.whole_norm."),
+    ("img_enc.v_sa.embedding_common.0.", "images.enhance.guides.own.common."),
+)
+SLOTS = "img_enc.v_sa.embedding_local.1.weight"  # [R]
+# What the authors hold in memory only; queues are transposed there: [D, K].
+KEYS = (("img_enc.", "v_encoder_k."), ("txt_enc.", "t_encoder_k."))
+QUEUES = (("v_queue", "image_queue.features"), ("t_queue", "text_queue.features"))
+
+
+def name_table() -> NameTable:
+    """The table of names, momentum encoders and queues included."""
+    encoders = (*vse.ENCODERS, *SGE)
+    keys = [
+        (theirs.replace(query, key), f"twin.{ours}")
+        for query, key in KEYS
+        for theirs, ours in encoders
+        if theirs.startswith(query)
+    ]
+    return NameTable([*encoders, *keys, *QUEUES])
+
+
+def recognises(payload: Any) -> bool:
+    """Whether ``payload`` (see `load_pickle`) is a checkpoint of the authors of USER."""
+    return SLOTS in (sides(payload) or {})
+
+
+def from_options(options: Mapping[str, Any]) -> tuple[USERConfig, dict[str, float]]:
+    """Our configuration and the weights of the terms, for the authors' ``options``."""
+    base = USERConfig()
+    config = replace(
+        base,
+        **vse.encoder_options(options),
+        attention_scale=float(options.get("attention_lamda", base.attention_scale)),
+        queue_size=int(options.get("moco_M", base.queue_size)),
+        momentum=float(options.get("moco_r", base.momentum)),
+    )
+    batch, queue = options.get("loss_lamda", 20), bool(options.get("use_moco", 1))
+    return config, {"batch": float(batch), "queue": float(queue)}
+
+
+def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
+    """The authors' ``model_best.pth`` in our terms; no code in the file is executed.
+
+    The momentum encoders are set equal to the encoders, as theirs are at the start; the queues stay
+    random. ``text`` and what is raised: as `vse.read`.
+    """
+    theirs, options, info = read_sides(path, recognises, "USER")
+    sizes, facts = vse.sizes_of(path, theirs, text)
+    try:
+        (regions,) = theirs[SLOTS].shape
+    except ValueError as error:
+        raise unknown_sizes(path, error) from error
+    config, weights = from_options(options)
+    config = replace(config, **sizes, regions=regions)
+    facts = replace(facts, regions=regions)
+    with torch.device("meta"):
+        expected = USER(config, nn.ModuleDict(), weights, facts).state_dict()
+    kept = {name for name in expected if name.startswith(("twin.", "image_queue.", "text_queue."))}
+    state, report = fit(path, theirs, name_table(), expected, optional=kept)
+    state |= {name: state[name[5:]] for name in report.missing if name.startswith("twin.")}
+    report.missing = [name for name in report.missing if not name.startswith("twin.")]
+    return Imported("user", config, facts, state, report, weights, info)
+
+
+def official_state(model: USER) -> dict[str, Tensor]:
+    """Weights and buffers of ``model`` by the authors' names, momentum encoders and queues too."""
+    state = vse.official_state(model, name_table())
+    for theirs, _ in QUEUES:
+        if theirs in state:
+            state[theirs] = state[theirs].t()
+    return state
+
+
+def export(model: USER, epoch: int = 0, best_rsum: float = 0.0, updates: int = 0) -> dict[str, Any]:
+    """What the authors' code would have saved (``torch.save`` it); their loader reads it."""
+    config = model.config
+    options = {
+        **vse.written_options(model),
+        "attention_lamda": config.attention_scale,
+        "moco_M": config.queue_size,
+        "moco_r": config.momentum,
+        "loss_lamda": model.weights.get("batch", 20.0),
+        "use_moco": int(model.wants("queue")),
+    }
+    return written(official_state(model), options, epoch, best_rsum, updates)

@@ -1,0 +1,118 @@
+"""The second text of an image: another caption, or one from a file."""
+
+import json
+
+import numpy as np
+import pytest
+from pictures import entry, write_karpathy
+
+from itr.data.layouts import DataConfig, open_split
+from itr.data.loader import TrainLoader
+from itr.data.second import open_second
+from itr.data.text import open_tokenizer
+from itr.errors import ConfigError, DataError
+from itr.view import PixelView, TextView, View
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def view_of(unit="caption", second=True):
+    return View(
+        kind="pixels",
+        tokenizer="wordpiece",
+        unit=unit,
+        pixels=PixelView(size=4),
+        second_text=TextView(max_length=9, pad_to=9) if second else None,
+        vocabulary_size=200,
+    )
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A loader over six images with 1, 2, ... captions, each a letter; and its tokenizer."""
+    letters = iter(LETTERS)
+    counts = [1, 2, 3, 5, 5, 2]
+    images = [entry(n, "train", [next(letters) for _ in range(k)]) for n, k in enumerate(counts)]
+    write_karpathy(tmp_path, images)
+
+    def make(second_text, unit="caption", seed=0, **options):
+        data = DataConfig("tiny", str(tmp_path), second_text=second_text)
+        split = open_split(data, "train", "pixels", second=True)
+        view = view_of(unit)
+        tokenizer = open_tokenizer(view, [*split.captions(), *split.second_texts()])
+        table = tokenizer.tokenize(split.captions(), view.text)
+        second = open_second(split, view, tokenizer, None)
+        loader = TrainLoader(split, view, table, tokenizer, 3, seed, second=second, **options)
+        return loader, tokenizer
+
+    return make
+
+
+def drawn(loader, tokenizer, epoch=0):
+    """(caption, second text) of each pair of an epoch."""
+    pairs = []
+    for batch in loader.epoch(epoch):
+        assert batch.second_tokens.shape == (3, 9) and batch.second_mask.shape == (3, 9)
+        for caption, second in zip(batch.caption_id, batch.second_tokens, strict=True):
+            own = loader.split.captions()[int(caption)]
+            pairs.append((own, tokenizer.tokens[int(second[1])]))
+    return pairs
+
+
+@pytest.mark.parametrize("unit", ["caption", "pair"])
+def test_other_caption_is_another_of_the_same_image(make, unit):
+    loader, tokenizer = make("other_caption", unit)
+    owner = loader.split.text_to_image
+    number = {caption.lower(): n for n, caption in enumerate(loader.split.captions())}
+    seen = set()
+    for epoch in range(60):
+        for own, second in drawn(loader, tokenizer, epoch):
+            a, b = number[own.lower()], number[second]
+            assert owner[a] == owner[b] and (a != b or a == 0)  # the first image has one caption
+            seen.add((a, b))
+    others = sum(k * (k - 1) for k in loader.split.captions_per_image[1:])
+    assert len(seen) == others + 1  # every pair comes at last
+
+
+def test_other_caption_is_a_function_of_seed_and_epoch(make):
+    loader, tokenizer = make("other_caption")
+    assert drawn(loader, tokenizer, 3) == drawn(*make("other_caption", workers=2), 3)
+    assert drawn(loader, tokenizer, 3) != drawn(loader, tokenizer, 4)
+    assert drawn(loader, tokenizer, 3) != drawn(*make("other_caption", seed=1), 3)
+    (rest,) = list(loader.epoch(3, start_batch=loader.batches_per_epoch - 1))
+    assert np.array_equal(rest.second_tokens, list(loader.epoch(3))[-1].second_tokens)
+
+
+@pytest.mark.parametrize("key", [str, lambda n: f"{n:04d}.jpg"])
+def test_a_file_gives_one_to_each_image(make, tmp_path, key):
+    path = tmp_path / "blip.json"
+    path.write_text(json.dumps({key(n): f" {LETTERS[n]} z" for n in range(6)}))
+    loader, tokenizer = make(str(path))
+    owner = loader.split.text_to_image
+    number = {caption: n for n, caption in enumerate(loader.split.captions())}
+    for own, second in drawn(loader, tokenizer):
+        assert second == LETTERS[owner[number[own]]]
+
+
+def test_files_that_cannot_be_used(make, tmp_path):
+    path = tmp_path / "blip.json"
+    for content, word in (
+        ('{"0": "a", "1": " ", "2": "c", "3": "d", "4": 5}', "3 of 6 images .ids 1, 4, 5"),
+        ('["a"]', "holds a list"),
+        ('{"0": ', "no complete JSON"),
+    ):
+        path.write_text(content)
+        with pytest.raises(DataError, match=word):
+            make(str(path))
+    with pytest.raises(DataError, match="nowhere: cannot be read.*other_caption"):
+        make(str(tmp_path / "nowhere"))
+
+
+def test_a_set_without_second_texts_says_what_to_type(make):
+    with pytest.raises(ConfigError, match="data.second_text=other_caption.*data.second_text=FILE"):
+        make(None)
+
+
+def test_nothing_is_opened_where_none_is_wanted(make, tmp_path):
+    loader, tokenizer = make("other_caption")
+    assert open_second(loader.split, view_of(second=False), tokenizer, None) is None

@@ -1,0 +1,304 @@
+"""Shards of pictures and texts: what is read, what is left out and counted, what is refused."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from pictures import encoded, entry, photo, write_karpathy
+
+from itr.data import shard_lists
+from itr.data.images import decode, read_bytes
+from itr.data.layouts import DataConfig, open_split
+from itr.data.loader import TrainLoader, image_batches
+from itr.data.second import open_second
+from itr.data.shards import find_shards
+from itr.data.strings import Strings
+from itr.data.text import open_tokenizer
+from itr.errors import ConfigError, DataError
+from itr.view import PixelView, TextView, View
+
+VIEW = View(
+    kind="pixels",
+    tokenizer="wordpiece",
+    unit="pair",
+    second_text=TextView(),
+    pixels=PixelView(size=8),
+    pixels_eval=PixelView(size=8),
+    vocabulary_size=200,
+)
+
+
+def member(number, **changes):
+    """The members of one sample, by ending; ``None`` leaves one out."""
+    parts = {
+        "jpg": encoded(photo(seed=number)),
+        "txt": f"raw text {number} é".encode(),
+        "json": json.dumps({"synthetic_caption": f"picture {number}", "image_id": 7 * number}),
+        **changes,
+    }
+    return {k: v.encode() if isinstance(v, str) else v for k, v in parts.items() if v is not None}
+
+
+def write_tar(path, samples, folder=""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, parts in samples.items():
+            for kind, content in parts.items():
+                info = tarfile.TarInfo(f"{folder}{key}.{kind}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+def write_shards(root, count=3, size=4, **changes):
+    for shard in range(count):
+        numbers = range(shard * size, (shard + 1) * size)
+        samples = {f"{n:06d}": member(n, **changes) for n in numbers}
+        write_tar(root / "wds" / f"{shard:05d}.tar", samples)
+    return root / "wds"
+
+
+def config(root, **options):
+    return DataConfig(name="tiny", root=str(root), cache=str(root / "cache"), **options)
+
+
+def opened(root, split="train", second=True, **options):
+    return open_split(config(root, **options), split, "pixels", second)
+
+
+def test_records_are_the_samples_in_order(tmp_path):
+    write_shards(tmp_path)
+    split = opened(tmp_path)
+    assert split.layout == "shards" and split.n_images == split.n_captions == 12
+    assert [r.image_id for r in split.records] == [7 * n for n in range(12)]
+    assert split.captions() == [f"raw text {n} é" for n in range(12)]
+    assert list(split.second) == [f"picture {n}" for n in range(12)]
+    for number, record in enumerate(split.records):
+        assert read_bytes(record.image) == encoded(photo(seed=number))
+    assert split.notes == ()
+
+
+def test_names_with_folders_dots_and_capital_endings(tmp_path):
+    samples = {"a.b": {}, "000001": member(1)}
+    samples["000002"] = {k.upper(): v for k, v in member(2).items()}
+    write_tar(tmp_path / "a.tar", samples, folder="deep/er/")
+    split = opened(tmp_path)
+    assert split.captions() == ["raw text 1 é", "raw text 2 é"]
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_long_names(tmp_path, form):
+    with tarfile.open(tmp_path / "a.tar", "w", format=form) as tar:
+        for kind, content in member(1).items():
+            info = tarfile.TarInfo(f"{'long' * 60}.{kind}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    assert opened(tmp_path).n_images == 1
+
+
+def test_shards_are_named_in_several_ways(tmp_path):
+    folder = write_shards(tmp_path / "elsewhere")
+    for pattern, count in (
+        (folder, 3),
+        (folder / "*.tar", 3),
+        (folder / "{00000..00001}.tar", 2),
+        (folder / "00002.tar", 1),
+    ):
+        assert len(find_shards(str(pattern))) == count
+    assert opened(tmp_path, shards=str(folder / "{00001..00002}.tar")).n_images == 8
+    with pytest.raises(DataError, match="3 of 6 tars do not exist.*00003.tar"):
+        find_shards(str(folder / "{00000..00005}.tar"))
+    with pytest.raises(DataError, match="no .tar there"):
+        find_shards(str(tmp_path))
+
+
+BROKEN = {
+    "no picture": {"jpg": None},
+    "an empty picture": {"jpg": b""},
+    "a truncated JPEG": {"jpg": encoded(photo())[:300]},
+    "no .txt": {"txt": None},
+    "an empty text": {"txt": b" \n"},
+    "text that is not UTF-8": {"txt": b"caf\xe9"},
+    "JSON that cannot be read": {"json": '{"synthetic_caption": "a'},
+    "JSON that is no object": {"json": "[1]"},
+    "an empty synthetic_caption": {"json": '{"synthetic_caption": " "}'},
+    "no synthetic_caption": {"json": "{}"},
+}
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_broken_samples_are_left_out_and_counted(tmp_path, reason):
+    samples = {f"{n:06d}": member(n) for n in range(6)}
+    samples["000002"] = member(2, **BROKEN[reason])
+    write_tar(tmp_path / "a.tar", samples)
+    with pytest.raises(DataError, match=rf"1 with {reason}.*data.max_broken=0.01"):
+        opened(tmp_path)
+    split = opened(tmp_path, max_broken=0.2)
+    assert [r.image_id for r in split.records] == [0, 7, 21, 28, 35]
+    assert split.notes == (f"left out: 1 with {reason}",)
+
+
+def test_pngs_and_samples_without_json(tmp_path):
+    samples = {f"{n:06d}": member(n, jpg=None, json=None) for n in range(3)}
+    for number, sample in enumerate(samples.values()):
+        sample["png"] = encoded(photo(seed=number), "PNG")
+    write_tar(tmp_path / "a.tar", samples)
+    split = opened(tmp_path)
+    assert split.n_images == 3 and split.second is None
+    assert [r.image_id for r in split.records] == [0, 1, 2]
+
+
+def damage(path, how):
+    """Cut, empty or spoil a tar of four samples."""
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        third, last = tar.getmember("000006.jpg").offset, tar.getmembers()[-1]
+    if how == "cut in a member":
+        path.write_bytes(whole[: third + 600])
+    elif how == "cut in a header":
+        path.write_bytes(whole[: third + 100])
+    elif how == "spoilt header":
+        path.write_bytes(whole[:third] + b"\x55" * 512 + whole[third + 512 :])
+    elif how == "cut after a member":
+        path.write_bytes(whole[:third])
+    elif how == "cut at the end":
+        path.write_bytes(whole[: last.offset_data + 512])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_bytes(b"no tar at all " * 99)
+
+
+@pytest.mark.parametrize("how, left", [
+    ("cut in a member", 1), ("cut in a header", 1), ("spoilt header", 1), ("cut after a member", 1),
+    ("cut at the end", 3), ("empty", 0), ("text", 0),
+])  # fmt: skip
+def test_damaged_tars_are_noticed(tmp_path, how, left):
+    """The last sample before the fault may lack members, so it is left out as well."""
+    folder = write_shards(tmp_path)
+    damage(folder / "00001.tar", how)
+    with pytest.raises(DataError, match=f"about {4 - left} lost in 1 damaged tars.*00001.tar"):
+        opened(tmp_path)
+    split = opened(tmp_path, max_broken=0.5)
+    assert split.n_images == 8 + left
+    (note,) = split.notes
+    assert "00001.tar" in note and "what follows in it is not read" in note
+    for record in split.records:
+        decode(read_bytes(record.image), "any")
+
+
+def test_lists_are_kept_and_made_again_when_a_tar_changes(tmp_path, monkeypatch):
+    folder = write_shards(tmp_path)
+    first = opened(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_lists, "_make", None)  # reading must not need it
+        again = opened(tmp_path)
+    assert again.captions() == first.captions() and list(again.second) == list(first.second)
+    assert np.array_equal(again.records.images, first.records.images)
+    write_tar(folder / "00001.tar", {"000099": member(99)})
+    assert opened(tmp_path).n_images == 9
+    for path in (tmp_path / "cache").glob("shard-*"):
+        path.write_bytes(path.read_bytes()[:-30])
+    assert opened(tmp_path).n_images == 9
+
+
+def test_second_key(tmp_path):
+    write_shards(tmp_path, json=json.dumps({"blip": "a thing"}))
+    assert opened(tmp_path).second is None
+    assert list(opened(tmp_path, second_key="blip").second) == ["a thing"] * 12
+
+
+def test_held_out_samples(tmp_path):
+    write_shards(tmp_path)
+    parts = {name: opened(tmp_path, name, held_out=2) for name in ("train", "val", "test")}
+    ids = [[r.image_id // 7 for r in part.records] for part in parts.values()]
+    assert ids == [list(range(8)), [8, 9], [10, 11]]
+    assert list(parts["val"].second) == ["picture 8", "picture 9"]
+    assert read_bytes(parts["test"].records[1].image) == encoded(photo(seed=11))
+    with pytest.raises(ConfigError, match="held_out=1000"):
+        opened(tmp_path, "val")
+    with pytest.raises(ConfigError, match="take all 12 samples"):
+        opened(tmp_path, held_out=6)
+
+
+def test_which_layout_is_read(tmp_path):
+    """Shards where their synthetic captions are wanted, annotations otherwise."""
+    write_shards(tmp_path)
+    write_karpathy(tmp_path, [entry(n, "train") for n in range(3)])
+    assert opened(tmp_path).layout == "shards"
+    assert opened(tmp_path, second=False).layout == "karpathy"
+    assert opened(tmp_path, second_text="other_caption").layout == "karpathy"
+    assert opened(tmp_path, layout="karpathy").layout == "karpathy"
+    assert opened(tmp_path, second=False, layout="shards").layout == "shards"
+    folder = str(tmp_path / "wds")
+    assert opened(tmp_path, second=False, shards=folder).layout == "shards"
+
+
+# Training from shards
+
+
+def loader_of(split, tmp_path, batch_size=3, **options):
+    tokenizer = open_tokenizer(VIEW, [*split.captions(), *split.second_texts()])
+    table = tokenizer.tokenize(split.captions(), VIEW.text)
+    second = open_second(split, VIEW, tokenizer, tmp_path / "cache")
+    loader = TrainLoader(split, VIEW, table, tokenizer, batch_size, 0, second=second, **options)
+    return loader, tokenizer
+
+
+def spelled(tokenizer, ids):
+    words = " ".join(tokenizer.tokens[i] for i in ids if i != tokenizer.pad_id)
+    return words.replace(" ##", "").removeprefix("[CLS] ").removesuffix(" [SEP]")
+
+
+def test_a_batch_holds_picture_text_and_second_text_of_one_sample(tmp_path):
+    write_shards(tmp_path)
+    split = opened(tmp_path)
+    loader, tokenizer = loader_of(split, tmp_path)
+    (every,) = image_batches(split, VIEW, 12)
+    seen = []
+    for batch in loader.epoch(0):
+        for row, number in enumerate(batch.image_id.tolist()):
+            seen.append(number)
+            assert spelled(tokenizer, batch.tokens[row]) == f"raw text {number} e"
+            assert spelled(tokenizer, batch.second_tokens[row]) == f"picture {number}"
+            assert torch.equal(batch.pixels[row], every.pixels[number])
+        assert batch.second_mask.sum() == (batch.second_tokens != 0).sum()
+    assert sorted(seen) == list(range(12))
+
+
+def spoil(root, number):
+    """Grey noise where the picture's data is: its ends look whole, decoding fails."""
+    jpeg = encoded(photo(seed=number))
+    return member(number, jpg=jpeg[:20] + bytes(len(jpeg) - 40) + jpeg[-20:])
+
+
+def test_pictures_that_cannot_be_decoded_give_way(tmp_path, caplog):
+    samples = {f"{n:06d}": member(n) for n in range(12)}
+    for number in (4, 5):
+        samples[f"{number:06d}"] = spoil(tmp_path, number)
+    write_tar(tmp_path / "a.tar", samples)
+    split = opened(tmp_path, max_broken=0.2)
+    for workers in (0, 2):
+        loader, _ = loader_of(split, tmp_path, workers=workers)
+        found = [i for batch in loader.epoch(0) for i in batch.image_id.tolist()]
+        assert sorted(found) == sorted([6 if n in (4, 5) else n for n in range(12)])
+        assert loader.broken == {4, 5}
+    assert "a.tar" in caplog.text and "left out" in caplog.text
+    strict, _ = loader_of(opened(tmp_path, max_broken=0.1), tmp_path)
+    with pytest.raises(DataError, match="a.tar.*no picture that can be decoded"):
+        list(strict.epoch(0))
+
+
+# Strings
+
+
+def test_strings_are_a_sequence():
+    texts = ["", "é漢", "a", "", "end"]
+    strings = Strings.of(texts)
+    assert list(strings) == texts and strings[-1] == "end" and list(strings[1:3]) == texts[1:3]
+    assert list(Strings.joined([strings, Strings.of([]), strings[2:]])) == [*texts, *texts[2:]]
+    assert len(Strings.joined([])) == 0
+    with pytest.raises(IndexError):
+        strings[5]

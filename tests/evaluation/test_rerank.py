@@ -1,0 +1,121 @@
+"""Two stages against one query at a time, ranks of shortlists against whole matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from itr.errors import ConfigError, DataError
+from itr.evaluation.ranks import rank_scores
+from itr.evaluation.rerank import RerankConfig, Shortlist, check_rerank, rank_shortlists, rerank
+from itr.models.base import Encoded
+
+
+class Matcher:
+    """A second stage that can be written down: products of tokens, plus a term by direction."""
+
+    def __init__(self, symmetric: bool):
+        self.symmetric_rerank, self.scored, self.images = symmetric, 0, 0
+        self.extra: Mapping[str, float] = {"both": 0.0, "i2t": 0.0, "t2i": 5.0}
+
+    def rerank(self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str) -> Tensor:
+        assert images.tokens is not None and texts.tokens is not None
+        assert (pairs[1:, 0] >= pairs[:-1, 0]).all()  # image by image
+        self.scored, self.images = self.scored + len(pairs), self.images + len(images.pooled)
+        i, t = pairs.unbind(1)
+        return (images.tokens[i] * texts.tokens[t]).sum(dim=(1, 2)) + self.extra[direction]
+
+
+def world(images: int, texts: int) -> tuple[Encoded, Encoded]:
+    generator = torch.Generator().manual_seed(0)
+
+    def side(count: int) -> Encoded:
+        return Encoded(
+            torch.randn(count, 4, generator=generator),
+            torch.randn(count, 3, 5, generator=generator),
+        )
+
+    return side(images), side(texts)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("k", "batch_size"), [(10, 7), (12, 1000), (500, 64)])
+def test_equals_one_query_at_a_time(symmetric: bool, k: int, batch_size: int) -> None:
+    images, texts = world(15, 40)
+    model: Any = Matcher(symmetric)
+    i2t, t2i = rerank(model, images, texts, RerankConfig(k=k, batch_size=batch_size))
+    assert images.tokens is not None and texts.tokens is not None
+    extra = 0.0 if symmetric else 5.0
+    for query in range(15):
+        best = (texts.pooled @ images.pooled[query]).argsort(descending=True)[: min(k, 40)]
+        assert i2t.candidates[query].tolist() == best.tolist()
+        for place, text in enumerate(best.tolist()):
+            expected = (images.tokens[query] * texts.tokens[text]).sum()
+            torch.testing.assert_close(i2t.scores[query, place], expected)
+    for query in range(40):
+        best = (images.pooled @ texts.pooled[query]).argsort(descending=True)[: min(k, 15)]
+        assert t2i.candidates[query].tolist() == best.tolist()
+        for place, image in enumerate(best.tolist()):
+            expected = (images.tokens[image] * texts.tokens[query]).sum() + extra
+            torch.testing.assert_close(t2i.scores[query, place], expected)
+
+
+def test_each_pair_is_scored_once_and_each_image_prepared_once() -> None:
+    images, texts = world(15, 40)
+    model: Any = Matcher(symmetric=True)
+    lists = rerank(model, images, texts, RerankConfig(k=12, batch_size=1000))
+    pairs = {(i, int(t)) for i, row in enumerate(lists[0].candidates) for t in row}
+    pairs |= {(int(i), t) for t, row in enumerate(lists[1].candidates) for i in row}
+    assert model.scored == len(pairs) and model.images == 15
+
+
+def test_scores_that_are_not_finite() -> None:
+    images, texts = world(12, 12)
+    assert images.tokens is not None
+    images.tokens[3] = torch.nan
+    model: Any = Matcher(symmetric=True)
+    with pytest.raises(DataError, match=r"re-ranked scores are not finite"):
+        rerank(model, images, texts, RerankConfig(k=10))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_ranks_equal_those_of_the_whole_matrix(data: st.DataObject) -> None:
+    images = data.draw(st.integers(2, 6))
+    counts = data.draw(st.lists(st.integers(1, 4), min_size=images, max_size=images))
+    owner = np.repeat(np.arange(images), counts)
+    seed = data.draw(st.integers(0, 10**6))
+    ties = data.draw(st.sampled_from(["pessimistic", "optimistic", "mean"]))
+    generator = torch.Generator().manual_seed(seed)
+
+    def shortlist(queries: int, candidates: int) -> tuple[Shortlist, Tensor]:
+        k = 1 + seed % candidates
+        chosen = torch.rand(queries, candidates, generator=generator).topk(k).indices
+        scores = torch.randint(0, 4, (queries, k), generator=generator).float()  # planted ties
+        whole = torch.full((queries, candidates), -1e9).scatter(1, chosen, scores)
+        return Shortlist(chosen, scores), whole
+
+    (i2t, forward), (t2i, backward) = shortlist(images, len(owner)), shortlist(len(owner), images)
+    found = rank_shortlists(i2t, t2i, owner, ties)
+    assert found.i2t.tolist() == rank_scores(forward, owner, ties).i2t.tolist()
+    assert found.t2i.tolist() == rank_scores(backward.t(), owner, ties).t2i.tolist()
+
+
+@pytest.mark.parametrize(
+    ("config", "reranks", "message"),
+    [
+        (RerankConfig(k=9), True, r"rerank\.k: 9; expected at least 10"),
+        (RerankConfig(batch_size=0), True, r"rerank\.batch_size: 0"),
+        (RerankConfig(enabled=True), False, r"HREM scores by its embeddings alone"),
+    ],
+)
+def test_refused(config: RerankConfig, reranks: bool, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_rerank(config, reranks, "HREM")

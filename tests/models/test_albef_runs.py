@@ -1,0 +1,113 @@
+"""ALBEF from files on disk to results: pre-training, fine-tuning from it, both stages, eval.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from itr import checkpoint
+from itr.errors import CheckpointError, ConfigError
+from itr.models.build import restore
+from itr.official import albef as official
+from itr.training.eval_job import evaluate
+from itr.training.train_job import train
+from tests.conftest import compose
+
+SMALL = (
+    "model=albef",
+    "data=scenes",
+    "data.prepare.train=60",
+    "data.prepare.val=20",
+    "data.prepare.test=20",
+    "batch_size=20",
+    "trainer.max_steps=4",
+    "model.queue=40",
+    "model.image.size=32",
+    "model.image.width=32",
+    "model.image.depth=1",
+    "model.text.hidden_size=32",
+    "model.text.num_hidden_layers=2",
+    "model.text.fusion_layer=1",
+    "model.text.intermediate_size=32",
+    "rerank.k=12",
+    "tracker=none",
+    "device=cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def here(world: Path) -> tuple[str, ...]:
+    return (*SMALL, f"data.root={world / 'data'}", f"data.cache={world / 'cache'}")
+
+
+@pytest.fixture(scope="module")
+def pretrained(here: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "pretrained"
+    train(compose("train", [*here, "task=pretrain", f"out={out}"]))
+    return out
+
+
+def test_pretraining_trains_three_terms(pretrained: Path) -> None:
+    logged = (pretrained / "metrics.jsonl").read_text()
+    assert all(f'"train/{term}"' in logged for term in ("itc", "itm", "mlm"))
+    assert "recipe: albef_scenes_pretrain" in (pretrained / "train.log").read_text()
+
+
+def finetune(here: tuple[str, ...], out: Path, *more: str) -> dict[str, Any]:
+    return train(compose("train", [*here, f"out={out}", *more]))
+
+
+def test_fine_tuning_from_a_run_and_both_stages(
+    here: tuple[str, ...], pretrained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    larger = ("model.image.size=48", "model.momentum_fusion=true")
+    results = finetune(here, out, f"model.init={pretrained}", *larger)
+    said = " ".join((out / "train.log").read_text().split())
+    assert "resized (2): twin.vision.pos_embed, vision.pos_embed" in said
+    assert "left as initialised (1): text_queue.ids" in said
+    assert "words.dense.weight" in said.split("not used")[1]
+    assert results["test/rerank_k"] == 12
+    checked = f"checkpoint={out}"
+    again = evaluate(compose("eval", [checked, "device=cpu"]))
+    first = evaluate(compose("eval", [checked, "device=cpu", "rerank.enabled=false"]))
+    for way in ("i2t", "t2i"):
+        for key in ("r1", "r5", "r10"):
+            assert again[f"test/{way}_{key}"] == pytest.approx(results[f"test/{way}_{key}"])
+            stage = f"test/first_stage/{way}_{key}"
+            assert first[f"test/{way}_{key}"] == pytest.approx(results[stage])
+    whole = evaluate(compose("eval", [checked, "device=cpu", "rerank.k=100"]))
+    assert whole["test/rerank_k"] == 100
+    assert whole["test/t2i_r10"] >= 0
+
+
+def test_fine_tuning_from_an_authors_file(
+    here: tuple[str, ...], pretrained: Path, tmp_path: Path
+) -> None:
+    path = pretrained / "checkpoints" / "best.safetensors"
+    source = restore(path, checkpoint.read_meta(path))
+    torch.save(official.export(source), tmp_path / "ALBEF.pth")  # type: ignore[arg-type]
+    size = f"model.text.vocabulary_size={source.facts.vocabulary}"
+    out = tmp_path / "run"
+    finetune(here, out, f"model.init={tmp_path / 'ALBEF.pth'}", "trainer.max_steps=1", size)
+    assert "weights are those of" in (out / "train.log").read_text()
+
+
+def test_weights_that_do_not_fit(here: tuple[str, ...], pretrained: Path, tmp_path: Path) -> None:
+    out = f"out={tmp_path / 'run'}"
+    with pytest.raises(CheckpointError, match=r"weights of another size: .*expected"):
+        train(compose("train", [*here, out, f"model.init={pretrained}", "model.image.width=16"]))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        train(compose("train", [*here, f"{out}2", f"model.init={tmp_path / 'nowhere'}"]))
+
+
+def test_options_that_are_refused(here: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rerank\.k: 5; expected at least 10"):
+        train(compose("train", [*here, "rerank.k=5", f"out={tmp_path / 'run'}"]))
+    with pytest.raises(ConfigError, match=r"task=pretrain: HREM has no such stage"):
+        train(compose("train", ["model=hrem", "task=pretrain", f"out={tmp_path / 'run'}"]))
+    with pytest.raises(ConfigError, match=r"rerank\.enabled=true: HREM scores by"):
+        train(compose("train", ["model=hrem", "rerank.enabled=true", f"out={tmp_path / 'run'}"]))

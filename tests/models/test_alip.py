@@ -1,0 +1,407 @@
+"""ALIP against plain second implementations, its speed laws, other files and losses, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from itr.batch import Batch
+from itr.clock import Clock
+from itr.draws import Draws
+from itr.errors import CheckpointError, ConfigError, DataError
+from itr.models.alip import ALIP, AdaptiveGates, GateConfig
+from itr.models.build import build_model
+from itr.official import alip as official
+from itr.official.__main__ import main
+from itr.official.loading import load_official, recognise
+from itr.training.config import check_config
+from itr.training.eval_job import evaluate
+from itr.training.optim import build_optimizer
+from itr.training.train_job import train
+from itr.view import Facts
+from tests.conftest import compose
+from tests.models.tiny import operators
+
+VOCABULARY, LENGTH, PIXELS = 30, 12, 16
+MOST_OPERATORS, MOST_OF_CRITERION = 445, 112  # forward and backward, views left out
+SYNCS = {"_local_scalar_dense", "nonzero", "is_nonzero"}
+SIZES = (
+    "model.embed_dim=16",
+    f"model.image_size={PIXELS}",
+    "model.vision.layers=2",
+    "model.vision.width=64",
+    "model.vision.patch_size=8",
+    "model.text.tokenizer=clip-from-captions",
+    "model.text.vocabulary_size=520",
+    "model.text.width=64",
+    "model.text.heads=1",
+    "model.text.layers=2",
+)
+
+
+def build(*overrides: str) -> ALIP:
+    """The model as ``train.py model=alip ...`` builds it."""
+    sizes = (*SIZES, f"model.text.context_length={LENGTH}")
+    values = compose("train", ["model=alip", *sizes, *overrides])
+    torch.manual_seed(0)
+    model = build_model(check_config(values).model, values["loss"], Facts(vocabulary=VOCABULARY))
+    assert isinstance(model, ALIP)
+    return model
+
+
+def texts(pairs: int, longest: int, generator: torch.Generator) -> Tensor:
+    """Ids that end with the largest one, then zeros; one text is ``longest`` ids long."""
+    lengths = torch.randint(2, longest + 1, (pairs,), generator=generator)
+    lengths[0] = longest
+    tokens = torch.randint(1, VOCABULARY - 1, (pairs, longest), generator=generator)
+    place = torch.arange(longest)
+    tokens = torch.where(place < lengths[:, None], tokens, 0)
+    return torch.where(place == lengths[:, None] - 1, VOCABULARY - 1, tokens)
+
+
+def batch(pairs: int = 6, ids: list[int] | None = None, seed: int = 1) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    image_id = torch.arange(pairs) if ids is None else torch.tensor(ids)
+    return Batch(
+        image_id=image_id,
+        caption_id=torch.arange(pairs),
+        pixels=torch.randn(pairs, 3, PIXELS, PIXELS, generator=generator),
+        tokens=texts(pairs, LENGTH, generator),
+        second_tokens=texts(pairs, 7, generator),
+        positive_pairs=int((image_id[:, None] == image_id).sum()),
+    )
+
+
+def total_of(model: ALIP, given: Batch) -> Tensor:
+    model.before_step(Clock())
+    return torch.stack(list(model(given, Clock(), Draws()).losses.values())).sum()
+
+
+# The gates
+
+
+def naive_gates(
+    steps: list[tuple[Tensor, Tensor, Tensor]], config: GateConfig
+) -> list[list[list[float]]]:
+    """Weights [step][W_s, W_t, W_c][sample], sample by sample in double precision."""
+    means, found = [config.start] * 3, []
+    for x, t, c in steps:
+        similarities = [
+            [float(a.double() @ b.double()) for a, b in zip(left, right, strict=True)]
+            for left, right in ((t, c), (x, t), (x, c))
+        ]
+        for k, values in enumerate(similarities):
+            mean = sum(values) / len(values)
+            means[k] = (1 - config.momentum) * mean + config.momentum * means[k]
+        weights: list[list[float]] = [[], [], []]
+        for s_tc, s_xt, s_xc in zip(*similarities, strict=True):
+            low = s_tc < means[0]
+            gains = (
+                math.exp(config.gamma_sample * (s_tc - means[0])),
+                math.exp(config.gamma_pair * (s_xt - means[1])),
+                math.exp(config.gamma_pair * (s_xc - means[2])),
+            )
+            on = (config.sample, config.raw, config.caption)
+            for k in range(3):
+                weights[k].append(gains[k] if low and on[k] else 1.0)
+        found.append(weights)
+    return found
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GateConfig(momentum=0.5),
+        GateConfig(momentum=0.9, gamma_sample=1.0, gamma_pair=3.0, start=0.2),
+        GateConfig(momentum=0.5, sample=False),
+        GateConfig(momentum=0.5, raw=False, caption=False),
+    ],
+)
+def test_gates(config: GateConfig) -> None:
+    generator, gates, steps = torch.Generator().manual_seed(0), AdaptiveGates(config), []
+    for _ in range(5):
+        x, t, c = torch.nn.functional.normalize(torch.randn(3, 7, 4, generator=generator), dim=-1)
+        c[0] = t[0]  # a caption that says what the raw text says is never low
+        steps.append((x, t, c))
+    for given, expected in zip(steps, naive_gates(steps, config), strict=True):
+        found = gates(*given)
+        torch.testing.assert_close(torch.stack(list(found)), torch.tensor(expected))
+        assert all(float(weight[0]) == 1.0 for weight in found)
+
+
+def test_running_means_are_saved() -> None:
+    model = build()
+    total_of(model, batch())
+    again = build()
+    again.load_state_dict(model.state_dict())
+    assert not torch.equal(again.gates.means, torch.ones(3))
+    assert torch.equal(total_of(again, batch(seed=2)), total_of(model, batch(seed=2)))
+
+
+# The towers
+
+
+def test_texts_may_be_cut_to_their_longest() -> None:
+    model, given = build().eval(), batch()
+    assert given.second_tokens is not None
+    longer = torch.nn.functional.pad(given.second_tokens, (0, LENGTH - 7))
+    with torch.no_grad():
+        short = model.encode_texts(Batch(tokens=given.second_tokens)).pooled
+        full = model.encode_texts(Batch(tokens=longer)).pooled
+    torch.testing.assert_close(short, full, atol=1e-6, rtol=1e-5)
+
+
+def test_checkpointed_activations_change_no_number() -> None:
+    grads = []
+    for switch in ("false", "true"):
+        model = build(f"model.activation_checkpointing={switch}")
+        total_of(model.train(), batch()).backward()
+        grads.append([p.grad for p in model.parameters()])
+    for plain, recomputed in zip(*grads, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_a_residual_image_tower_trains() -> None:
+    sizes = ("model.image_size=32", "model.vision.layers=[1,1,1,1]", "model.vision.width=8")
+    model = build(*sizes)
+    given = dataclasses.replace(batch(), pixels=torch.randn(6, 3, 32, 32))
+    total_of(model.train(), given).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.eval().encode_images(given).pooled.shape == (6, 16)
+
+
+# Training
+
+
+@pytest.mark.parametrize("loss", ["infonce", "triplet", "uto", "sigmoid"])
+def test_other_losses_reach_both_towers(loss: str) -> None:
+    model = build(f"loss={loss}").train()
+    total = total_of(model, batch())
+    total.backward()
+    assert torch.isfinite(total)
+    for weight in (model.images.conv1.weight, model.texts.token_embedding.weight):
+        assert weight.grad is not None and weight.grad.abs().sum() > 0
+
+
+def test_it_learns_a_batch_by_heart() -> None:
+    model = build().train()
+    config = check_config(compose("train", ["model=alip", "optim.lr=3e-3"]))
+    optimizer, given, totals = build_optimizer(model, config.optim), batch(), []
+    for _ in range(25):
+        total = total_of(model, given)
+        totals.append(total.item())
+        total.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    # The first totals are small because the gates start closed.
+    assert totals[-1] < 0.5 * max(totals), totals
+    with torch.no_grad():
+        x, t = (model.train(False).encode_images(given), model.encode_texts(given))
+    assert (x.pooled @ t.pooled.t()).argmax(dim=1).tolist() == list(range(6))
+
+
+def test_half_precision_stays_close() -> None:
+    model, given = build().train(), batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = total_of(model, given)
+    half.backward()
+    model.gates.means.fill_(1.0)
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(total_of(model, given).item(), rel=0.03)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_a_term_without_weight_is_not_computed() -> None:
+    model = build("loss.weights.caption=0")
+    assert list(model(batch(), Clock(), Draws()).losses) == ["raw"]
+
+
+def test_images_that_come_twice_are_no_negatives() -> None:
+    given, whole = batch(ids=[0, 0, 1, 2, 3, 4]), batch()
+    assert total_of(build(), given) != total_of(build(), whole)
+    alone = total_of(build(), batch(ids=[5] * 6))
+    alone.backward()
+    assert torch.isfinite(alone)
+
+
+def test_the_temperature_stays_in_its_range() -> None:
+    model = build()
+    for value, kept in ((7.0, math.log(100)), (-0.3, 0.0), (3.0, 3.0)):
+        with torch.no_grad():
+            model.logit_scale.fill_(value)
+        model.before_step(Clock())
+        assert float(model.logit_scale.detach()) == pytest.approx(kept)
+
+
+def test_what_is_decayed() -> None:
+    model = build()
+    groups = {group.name: group for group in model.parameter_groups(1e-3, 0.2)}
+    decayed, spared = set(groups["towers"].names), set(groups["undecayed"].names)
+    assert {"images.conv1.weight", "texts.text_projection"} <= decayed
+    assert {"logit_scale", "images.ln_pre.weight", "texts.ln_final.bias"} <= spared
+    assert groups["undecayed"].weight_decay == 0.0
+    assert decayed | spared == {name for name, _ in model.named_parameters()}
+    habit = build("model.decay_all=true", "loss=sigmoid").parameter_groups(1e-3, 0.2)
+    assert [(g.name, g.weight_decay) for g in habit] == [("towers", 0.2), ("loss", 0.0)]
+    assert "logit_scale" in habit[0].names
+
+
+def test_a_step_asks_the_device_nothing_and_its_operators_do_not_grow() -> None:
+    counts = []
+    for pairs in (4, 16):
+        model, given = build().train(), batch(pairs)
+        counts.append(operators(lambda model=model, given=given: total_of(model, given).backward()))
+    assert not SYNCS & set(counts[0]), counts[0]
+    assert counts[0] == counts[1]
+    assert sum(counts[0].values()) <= MOST_OPERATORS, sum(counts[0].values())
+
+
+def test_gates_and_losses_are_few_operators() -> None:
+    model = build()
+    x, t, c = (
+        torch.nn.functional.normalize(torch.randn(5, 16), dim=1).requires_grad_() for _ in range(3)
+    )
+
+    def criterion() -> None:
+        terms = model.criterion(x, t, c, torch.arange(5), 5, Clock(), Draws())
+        torch.stack(list(terms.losses.values())).sum().backward()
+
+    assert sum(operators(criterion).values()) <= MOST_OF_CRITERION
+
+
+def test_from_files_to_recalls_and_back(world: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    places = [f"data.root={world / 'data'}", f"data.cache={world / 'cache'}", "device=cpu"]
+    tiny = [
+        *SIZES,
+        "data.prepare.train=60",
+        "data.prepare.val=20",
+        "data.prepare.test=20",
+        "batch_size=20",
+        "trainer.epochs=2",
+        "tracker=none",
+        f"out={run}",
+    ]
+    results = train(compose("train", ["model=alip", *places, *tiny]))
+    assert results["updates"] == 6 and results["test/n_captions"] == 100
+    assert results["recipe"] == "alip_scenes_retrieval"
+    again = evaluate(compose("eval", [f"checkpoint={run}", *places[:2], "device=cpu"]))
+    assert {k: v for k, v in again.items() if k.startswith("test/")} == {
+        k: v for k, v in results.items() if k.startswith("test/")
+    }
+
+
+# Other people's files
+
+
+def test_files_of_openai_and_open_clip(tmp_path: Path) -> None:
+    model = build()
+    state = official.official_state(model)
+    halves = {name: value.half() for name, value in state.items()}
+    extras = {name: torch.tensor(7) for name in official.OPENAI_EXTRAS}
+    torch.save({**halves, **extras}, tmp_path / "openai.pt")
+    torch.save({"epoch": 3, "state_dict": official.export(model)}, tmp_path / "open_clip.pt")
+    for name, quick in (("openai", True), ("open_clip", False)):
+        path = tmp_path / f"{name}.pt"
+        assert recognise(path) == "alip"
+        loaded, imported = load_official(path, "alip")
+        assert imported.config.quick_gelu is quick and imported.report.missing == ["gates.means"]
+        assert isinstance(loaded, ALIP) and loaded.config.image_size == PIXELS
+        for key, value in official.official_state(loaded).items():
+            assert value.dtype == torch.float32
+            torch.testing.assert_close(value, halves[key].float() if quick else state[key])
+    assert sorted(official.read(tmp_path / "openai.pt").report.ignored) == sorted(extras)
+
+
+def test_convert_and_export_give_the_authors_file_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, ours, back = (tmp_path / name for name in ("a.pt", "b.safetensors", "c.pt"))
+    torch.save(official.export(build()), theirs)
+    assert main(["convert", str(theirs), str(ours)]) == 0
+    assert main(["export", str(ours), str(back)]) == 0
+    first, second = (torch.load(path, weights_only=True) for path in (theirs, back))
+    assert list(first) == list(second)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert main(["inspect", str(theirs)]) == 0
+    shown = capsys.readouterr().out
+    assert "method: alip" in shown and "gates.means" in shown
+
+
+def test_weights_of_another_resolution_fit() -> None:
+    small, large = build(), build("model.image_size=32")
+    fitted = large.fit_weights(small.state_dict())
+    large.load_state_dict(fitted)
+    first = small.state_dict()["images.positional_embedding"]
+    assert torch.equal(large.state_dict()["images.positional_embedding"][0], first[0])
+    corner = large.state_dict()["images.positional_embedding"][1]
+    torch.testing.assert_close(corner, first[1])  # corners stay where they were
+
+
+# Bad input
+
+
+def broken(**fields: Any) -> Batch:
+    return dataclasses.replace(batch(), **fields)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (broken(second_tokens=None), "data.second_text=other_caption or data.second_text=FILE"),
+        (broken(tokens=torch.ones(6, LENGTH + 1, dtype=torch.long)), f"has {LENGTH} positions"),
+        (broken(pixels=torch.ones(6, 3, 24, 24)), "24 x 24 pixels.*type model.image_size=24"),
+        (broken(pixels=torch.ones(6, 3, 1, 1)), "1 x 1 pixels"),
+    ],
+)
+def test_bad_batches(given: Batch, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        total_of(build(), given)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.gather_grad=none", "model.gather_grad: 'none' is unknown; expected one of full, l"),
+        ("model.temperature=0.001", r"model.temperature: 0.001 is outside \[0.01, 1\]"),
+        ("model.crop=[0.9,0.5]", r"model.crop: \[0.9, 0.5\]; expected two shares"),
+        ("model.gates.momentum=1.5", "model.gates.momentum: 1.5 must lie between 0 and 1"),
+        ("model.image_size=20", "patches of 8 pixels do not divide 20"),
+        ("model.text.heads=5", "5 attention heads do not divide a width of 64"),
+        ("model.vision.patch_size=null", "model.vision.patch_size: has no value"),
+        ("model.vision.layers=[1,1,1]", "a multiple of 32 pixels and four stages"),
+        ("model.vision.head_width=0", "model.vision.head_width"),
+    ],
+)
+def test_bad_options(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(override)
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    good = official.export(build())
+    path = tmp_path / "file.pt"
+
+    def fault(payload: Any, **text: Any) -> str:
+        torch.save(payload, path)
+        with pytest.raises(CheckpointError) as caught:
+            official.read(path, text)
+        return str(caught.value)
+
+    assert "not a checkpoint of the authors of ALIP" in fault({"model": [1, 2]})
+    assert "missing (1): texts.ln_final.bias" in fault(
+        {k: v for k, v in good.items() if k != "module.ln_final.bias"}
+    )
+    assert "unexpected (1): queue" in fault({**good, "module.queue": torch.zeros(2)})
+    narrow = {**good, "module.visual.proj": torch.zeros(64, 15)}
+    assert "shape (1): images.proj (64, 15), expected (64, 16)" in fault(narrow)
+    assert "do not tell their number of heads" in fault(good, num_attention_heads=5)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="not a readable PyTorch checkpoint"):
+        official.read(path)

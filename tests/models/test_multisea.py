@@ -1,0 +1,456 @@
+"""Multi-SEA against a literal second implementation, its speed laws, its starts, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, RobertaConfig, RobertaModel
+
+from itr.batch import Batch
+from itr.clock import Clock
+from itr.draws import Draws
+from itr.errors import CheckpointError, ConfigError, DataError
+from itr.losses.infonce import InfoNCE
+from itr.losses.triplet import Triplet
+from itr.models.base import Encoded
+from itr.models.build import build_slots
+from itr.models.multisea import AFormerConfig, MultiSEA, MultiSEAConfig
+from itr.nn.agent import AFormer, Rows
+from itr.nn.clip_weights import CLIPConfig, build_clip_vision, clip_vision_weights
+from itr.nn.roberta import RobertaTextConfig
+from itr.view import Facts
+from tests.models import multisea_plain as plain
+from tests.models.tiny import operators
+
+VOCABULARY = 40
+SYNCS = ("_local_scalar_dense", "nonzero", "is_nonzero")
+
+
+def config(**fields: Any) -> MultiSEAConfig:
+    base = MultiSEAConfig(
+        pretrained=False,
+        embed_size=16,
+        text_padding=12,
+        queue=10,
+        image=CLIPConfig(
+            image_size=16, patch_size=4, width=16, layers=3, head_width=8, trained_layers=1
+        ),
+        text=RobertaTextConfig(
+            tokenizer="roberta-from-captions",
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=20,
+            dropout=0.0,
+        ),
+        aformer=AFormerConfig(
+            layers=3, heads=2, mlp_ratio=2.0, agents=8, attention_dropout=0.0, dropout=0.0
+        ),
+    )
+    return dataclasses.replace(base, **fields)
+
+
+def build(loss: nn.Module | None = None, **fields: Any) -> MultiSEA:
+    torch.manual_seed(0)
+    slots = nn.ModuleDict({"itc": loss or InfoNCE()})
+    return MultiSEA(config(**fields), slots, {"itc": 1.0, "itm": 1.0}, Facts(VOCABULARY))
+
+
+def batch(pairs: int = 6, ids: list[int] | None = None, length: int = 12) -> Batch:
+    random = torch.Generator().manual_seed(1)
+    lengths = torch.randint(3, length + 1, (pairs,), generator=random)
+    lengths[0] = length
+    mask = torch.arange(length) < lengths[:, None]
+    tokens = torch.randint(5, VOCABULARY, (pairs, length), generator=random)
+    return Batch(
+        image_id=torch.arange(pairs) if ids is None else torch.tensor(ids),
+        pixels=torch.randn(pairs, 3, 16, 16, generator=random),
+        tokens=torch.where(mask, tokens, 1),
+        token_mask=mask,
+    )
+
+
+def freeze(model: MultiSEA) -> None:
+    asleep = model.sleeping(Clock())
+    below = tuple(f"{name}." for name in asleep)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not (name in asleep or name.startswith(below)))
+
+
+def step(model: MultiSEA, given: Batch, draws: Draws, clock: Clock | None = None) -> Tensor:
+    clock = clock or Clock(epoch=1, batches_per_epoch=4)
+    model.before_step(clock)
+    total = sum(model(given, clock, draws).losses.values(), torch.zeros(()))
+    total.backward()
+    model.after_step(clock)
+    return total.detach()
+
+
+# Against plain implementations
+
+
+def test_losses_and_gradients_are_those_of_the_literal_rewriting() -> None:
+    model, given = build().train(), batch(ids=[0, 1, 2, 2, 3, 4])
+    model.image_queue.ids[:3] = torch.tensor([2, 7, 0])
+
+    class Fixed(Draws):
+        """Picks the same column whether rows come together or one by one."""
+
+        def categorical(self, weights: Tensor) -> Tensor:
+            return weights.argmax(dim=-1)
+
+    found = model(given, Clock(epoch=1), Fixed()).losses
+    itc, itm = plain.losses(model, given, Fixed())
+    torch.testing.assert_close(found["itc"], itc)
+    torch.testing.assert_close(found["itm"], itm)
+    ours = torch.autograd.grad(
+        found["itc"] + found["itm"], [model.temp, model.alpha, model.itm_head.weight]
+    )
+    theirs = torch.autograd.grad(itc + itm, [model.temp, model.alpha, model.itm_head.weight])
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 12, 40])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_first_row_alone_is_the_first_of_all(length: int, training: bool) -> None:
+    torch.manual_seed(length)
+    stack = AFormer(16, 2, 24, layers=2, agents=8, attention_dropout=0.0, dropout=0.0)
+    stack.train(training)
+    mask = torch.arange(length) < torch.tensor([length, max(1, length // 2)])[:, None]
+    queries = Rows(torch.randn(2, length, 16), mask, torch.tensor([0, 1, 1]))
+    others = Rows(
+        torch.randn(3, 7, 16), torch.ones(3, 7, dtype=torch.bool), torch.tensor([2, 0, 2])
+    )
+    short = stack.fused("text", queries, others)
+    whole = stack.fused("text", queries, others, first_only=False)
+    assert short[-1].shape == (3, 1, 16)
+    torch.testing.assert_close(short[-1], whole[-1][:, :1])
+    torch.testing.assert_close(short[-2], whole[-2])
+
+
+def gallery(model: MultiSEA, images: int, captions: int) -> tuple[Encoded, Encoded]:
+    random = torch.Generator().manual_seed(5)
+    mask = torch.arange(12) < torch.randint(3, 13, (captions, 1), generator=random)
+    return (
+        Encoded(torch.randn(images, 16, generator=random), torch.randn(images, 17, 16)),
+        Encoded(torch.randn(captions, 16, generator=random), torch.randn(captions, 12, 16), mask),
+    )
+
+
+@torch.inference_mode()
+def test_reranked_scores_are_those_of_one_query_at_a_time() -> None:
+    from itr.evaluation.rerank import RerankConfig, rerank
+
+    model = build().eval()
+    images, texts = gallery(model, 7, 20)
+    expected = plain.score_matrix(model, images, texts, k=10)
+    found = rerank(model, images, texts, RerankConfig(k=10, batch_size=13))
+    for shortlist, scores in zip(found, expected, strict=True):
+        torch.testing.assert_close(scores.gather(1, shortlist.candidates), shortlist.scores)
+        assert ((scores != -100.0).sum(dim=1) == shortlist.scores.shape[1]).all()
+
+
+def test_padding_is_arithmetic_but_its_ids_are_not() -> None:
+    model, given = build().eval(), batch()
+    assert given.tokens is not None and given.token_mask is not None
+    other = dataclasses.replace(given, tokens=torch.where(given.token_mask, given.tokens, 17))
+    with torch.no_grad():
+        a, b = model.encode_texts(given), model.encode_texts(other)
+        torch.testing.assert_close(a.pooled, b.pooled)
+        torch.testing.assert_close(a.tokens, b.tokens)
+        images = model.encode_images(given)
+        pairs = torch.arange(6)[:, None].expand(-1, 2)
+        short = Encoded(a.pooled, a.tokens[:, :11], a.mask[:, :11])  # type: ignore[index]
+        some = pairs[1:]  # but for the one caption that fills the padding
+        whole = model.rerank(images, a, some, "t2i")
+        assert (whole - model.rerank(images, short, some, "t2i")).abs().max() > 1e-7
+
+
+# What each option does
+
+
+def test_options_change_what_they_name() -> None:
+    given = batch()
+    reference = build().train()
+    base = reference(given, Clock(epoch=1), Draws()).losses
+    share = build(distill=True, distill_weight=0.5).train()
+    soft = share(given, Clock(epoch=1), Draws()).losses["itc"]
+    assert soft != base["itc"]
+    started = share(given, Clock(batch=0, batches_per_epoch=4), Draws()).losses["itc"]
+    torch.testing.assert_close(started, base["itc"])  # ramped up in the first epoch
+    hinge = build(Triplet(negatives="sum"), distill=True).train()
+    assert hinge(given, Clock(epoch=1), Draws()).losses["itc"].isfinite()
+    raw = build(enhance=False).eval()
+    with torch.no_grad():
+        feats = raw.encode_texts(given).pooled
+        torch.testing.assert_close(feats, raw.texts(given.tokens, given.token_mask)[0])
+    for fields in (
+        {"queue": 0},
+        {"itm_depths": [3, 1, 0]},
+        {"negatives": "local"},
+        {"aformer": dataclasses.replace(config().aformer, agents=0)},
+        {"aformer": dataclasses.replace(config().aformer, gate="single", activation="swish")},
+    ):
+        assert step(build(**fields).train(), given, Draws()).isfinite()
+
+
+def test_temperature_and_share_stay_in_range_in_training_alone() -> None:
+    model = build()
+    with torch.no_grad():
+        model.temp.fill_(9.0)
+        model.alpha.fill_(0.01)
+        model.eval().encode_images(batch())
+        assert model.temp == 9.0
+        model.before_step(Clock())
+    assert model.temp == 3.0
+    torch.testing.assert_close(model.alpha.detach(), torch.tensor(0.2))
+
+
+def test_the_queue_drops_what_does_not_fit() -> None:
+    model, draws = build().train(), Draws()
+    for pointer in (6, 0, 6):
+        step(model, batch(), draws)
+        assert model.image_queue.pointer == model.text_queue.pointer == pointer
+    assert model.image_queue.ids.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]
+
+
+def test_frozen_weights_stay_and_all_others_move() -> None:
+    model = build().train()
+    freeze(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    step(model, batch(), Draws())
+    optimizer.step()
+    still = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    tower = "images.tower."
+    frozen = {"class_embedding", "positional_embedding", "conv1.weight"}
+    frozen |= {"ln_pre.weight", "ln_pre.bias"}
+    blocks = tuple(f"{tower}transformer.resblocks.{i}." for i in (0, 1))
+    expected = {tower + name for name in frozen} | {n for n in before if n.startswith(blocks)}
+    assert still == expected
+    groups = {name: g for g in model.parameter_groups(1.0, 0.1) for name in g.names}
+    assert groups.keys() == before.keys()
+    assert groups["alpha"].lr == 1e-4 and groups["temp"].lr == 5e-4
+    assert groups["texts.roberta.pooler.dense.weight"].lr == pytest.approx(0.1)
+
+
+def test_unwanted_terms_sleep() -> None:
+    model = build()
+    model.weights = {"itc": 1.0, "itm": 0.0}
+    assert {"itm_head", "aformer.text.0.cross"} <= model.sleeping(Clock())
+    assert set(model.train()(batch(), Clock(), Draws()).losses) == {"itc"}
+    model.weights = {"itc": 0.0, "itm": 1.0}
+    assert "slots.itc" in model.sleeping(Clock())
+
+
+# Speed
+
+
+def test_a_step_never_asks_the_device_and_keeps_its_operators() -> None:
+    counts = []
+    for pairs in (6, 12):
+        model, draws = build(queue=64).train(), Draws()
+        freeze(model)
+        step(model, batch(pairs), draws)
+        counts.append(operators(lambda m=model, n=pairs, d=draws: step(m, batch(n), d)))
+        assert not [name for name in SYNCS if name in counts[-1]]
+    small, large = (sum(count.values()) for count in counts)
+    assert small == large <= 2850
+
+
+@torch.no_grad()
+def test_reranking_never_asks_the_device_and_projects_each_image_once() -> None:
+    model = build().eval()
+    images, texts = gallery(model, 3, 30)
+    pairs = torch.stack([torch.arange(30) // 10, torch.arange(30)], dim=1)
+    rows: list[int] = []
+    handle = model.aformer.text[0].cross.key.register_forward_hook(  # type: ignore[union-attr]
+        lambda _module, inputs, _output: rows.append(inputs[0].shape[0])
+    )
+    counts = operators(lambda: model.rerank(images, texts, pairs, "t2i"))
+    handle.remove()
+    assert rows == [3]
+    counts += operators(lambda: model.rerank(images, texts, pairs, "i2t"))
+    assert not [name for name in SYNCS if name in counts]
+    assert sum(counts.values()) <= 520
+
+
+# Starting points
+
+
+def test_clip_weights_from_hugging_face_and_from_openai_files(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
+    )
+    theirs = CLIPVisionModel(sizes).eval()
+    theirs.save_pretrained(tmp_path / "clip")
+    image = CLIPConfig(name=str(tmp_path / "clip"), image_size=16, head_width=8)
+    tower = build_clip_vision(image, pretrained=True).eval()
+    pixels = batch().pixels
+    assert pixels is not None and len(tower.transformer.resblocks) == 2
+    with torch.no_grad():
+        states = theirs(pixels, output_hidden_states=True).hidden_states[2]
+        torch.testing.assert_close(tower.tokens(pixels), states)
+    openai = {f"visual.{k}": v.half() for k, v in clip_vision_weights(image.name).items()}
+    torch.save({**openai, "logit_scale": torch.zeros(())}, tmp_path / "plain.pt")
+    torch.jit.save(torch.jit.script(_Tree.of(openai)), tmp_path / "archive.pt")
+    for file in ("plain.pt", "archive.pt"):
+        larger = dataclasses.replace(image, name=str(tmp_path / file), image_size=24)
+        again = build_clip_vision(larger, pretrained=True)
+        assert again.positional_embedding.shape == (37, 16)
+        torch.testing.assert_close(
+            again.transformer.resblocks[1].mlp.c_fc.weight,  # type: ignore[union-attr]
+            tower.transformer.resblocks[1].mlp.c_fc.weight,  # type: ignore[union-attr]
+            rtol=1e-3,
+            atol=1e-3,
+        )
+
+
+class _Tree(nn.Module):
+    """Modules that hold weights under dotted names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    @staticmethod
+    def of(weights: dict[str, Tensor]) -> _Tree:
+        root = _Tree()
+        for name, value in weights.items():
+            *path, leaf = name.split(".")
+            module: nn.Module = root
+            for part in path:
+                if part not in dict(module.named_children()):
+                    module.add_module(part, _Tree())
+                module = module.get_submodule(part)
+            module.register_buffer(leaf, value)
+        return root
+
+
+def test_pretrained_towers_settle_the_sizes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 64, "num_attention_heads": 2}
+    text = RobertaConfig(vocab_size=50, num_hidden_layers=2, max_position_embeddings=20, **small)
+    RobertaModel(text).save_pretrained(tmp_path / "roberta")
+    vision = CLIPVisionConfig(num_hidden_layers=4, image_size=16, patch_size=8, **small)
+    CLIPVisionModel(vision).save_pretrained(tmp_path / "clip")
+    model = build(
+        pretrained=True,
+        image=CLIPConfig(name=str(tmp_path / "clip"), image_size=16, head_width=8),
+        text=RobertaTextConfig(name=str(tmp_path / "roberta")),
+    )
+    assert model.view.tokenizer == str(tmp_path / "roberta")
+    found = model.config
+    assert (found.pretrained, found.image.layers, found.image.patch_size) == (False, 3, 8)
+    assert (found.text.hidden_size, found.text.num_hidden_layers) == (16, 2)
+    assert model.facts.vocabulary == 50
+    again = MultiSEA(found, nn.ModuleDict(), {}, model.facts)
+    again.load_state_dict({k: v for k, v in model.state_dict().items() if "slots" not in k})
+    with pytest.raises(ConfigError, match=r"text_padding=40.*type model.text_padding=18"):
+        build(
+            pretrained=True,
+            text_padding=40,
+            image=found.image.__class__(name=str(tmp_path / "clip"), image_size=16, head_width=8),
+            text=RobertaTextConfig(name=str(tmp_path / "roberta")),
+        )
+
+
+def test_weights_of_another_resolution_fit() -> None:
+    small, large = build(), build(image=dataclasses.replace(config().image, image_size=24))
+    fitted = large.fit_weights(small.state_dict())
+    large.load_state_dict(fitted)
+    assert fitted["images.tower.positional_embedding"].shape == (37, 16)
+
+
+# Bad input
+
+
+def test_a_batch_without_negatives_trains_on_what_there_is() -> None:
+    for ids in ([3, 3, 3, 3], [0]):
+        model = build().train()
+        assert step(model, batch(len(ids), ids), Draws()).isfinite()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    # Only positives count: the matching term is that of their own logits.
+    model, given = build().train(), batch(4, [3, 3, 3, 3])
+    found = model(given, Clock(epoch=1), Draws()).losses["itm"]
+    images = model.image_side(given.pixels)  # type: ignore[arg-type]
+    texts = model.text_side(given.tokens, given.token_mask)  # type: ignore[arg-type]
+    own = torch.arange(4)
+    rows = Rows(texts.embeds, texts.mask, own), Rows(images.embeds, None, own)
+    logits = [model.match_logits("text", *rows), model.match_logits("image", *rows[::-1])]
+    expected = -torch.stack([part.log_softmax(1)[:, 1].mean() for part in logits]).mean()
+    torch.testing.assert_close(found, expected)
+
+
+def test_confident_rows_still_have_a_negative() -> None:
+    model, given = build().train(), batch(3)
+    with torch.no_grad():
+        model.texts.project_feats.weight.mul_(3e3)
+        model.images.project_feats.weight.mul_(3e3)
+    assert step(model, given, Draws()).isfinite()
+    images = model.image_side(given.pixels)  # type: ignore[arg-type]
+    texts = model.text_side(given.tokens, given.token_mask)  # type: ignore[arg-type]
+    feats = (images.feats.detach(), texts.feats.detach(), given.image_id)
+    found = model.hard_negatives(images, texts, given.image_id, feats, Draws())  # type: ignore[arg-type]
+    assert found.has_image.all() and found.has_text.all()
+    assert (found.images != torch.arange(3)).all() and (found.texts != torch.arange(3)).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text_padding": 30}, r"text_padding=30: .* positions for 18 ids"),
+        ({"itm_depths": [4]}, r"itm_depths: \[4\]; .* from 0 to model.aformer.layers=3"),
+        ({"itm_depths": []}, r"itm_depths"),
+        ({"negatives": "some"}, r"negatives: 'some' is unknown; expected all or local"),
+        ({"embed_size": 15}, r"2 attention heads do not divide a width of 15"),
+        ({"image": CLIPConfig(image_size=15, width=16, head_width=8)}, r"patches of 16"),
+        ({"image": CLIPConfig(layers=2, trained_layers=3)}, r"layers=2, trained_layers=3"),
+        ({"image": CLIPConfig(width=100)}, r"head_width: 64 does not divide a width of 100"),
+        ({"text": RobertaTextConfig(tokenizer="wordpiece")}, r"type model.text.pad_id=0"),
+        ({"aformer": AFormerConfig(gate="triple")}, r"gate: 'triple' is unknown"),
+    ],
+)
+def test_options_that_cannot_be_used(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(**fields)
+
+
+def test_weights_that_cannot_be_found_or_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model.image.name.*nowhere.*pretrained=false"):
+        build_clip_vision(CLIPConfig(name=str(tmp_path / "nowhere")), pretrained=True)
+    (tmp_path / "broken.pt").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match=r"broken.pt.*truncated"):
+        build_clip_vision(CLIPConfig(name=str(tmp_path / "broken.pt")), pretrained=True)
+    torch.save({"visual.proj": torch.zeros(2, 2)}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match=r"holds no CLIP vision Transformer"):
+        build_clip_vision(CLIPConfig(name=str(tmp_path / "other.pt")), pretrained=True)
+
+
+def test_images_of_another_size_and_losses_that_need_cosines() -> None:
+    with pytest.raises(DataError, match=r"32 x 32"):
+        build().encode_images(Batch(pixels=torch.zeros(1, 3, 32, 32)))
+    loss = {"name": "x", "default": {"_target_": "itr.losses.triplet.DistanceWeightedTriplet"}}
+    with pytest.raises(ConfigError, match=r"needs cosine similarities.*plain dot products"):
+        build_slots(loss, MultiSEA)
+
+
+def test_the_start_is_the_papers() -> None:
+    model = build()
+    assert model.temp.item() == 1.0 and math.isclose(model.alpha.item(), 0.7, rel_tol=1e-6)
+    norms = model.text_queue.features.norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones_like(norms))
+    assert (model.text_queue.features >= 0).all() and (model.image_queue.ids == -100).all()

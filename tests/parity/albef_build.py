@@ -1,0 +1,131 @@
+"""Our ALBEF, batches and clocks from what a golden case of ALBEF says, whatever its sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from harness import Case
+from torch import Tensor, nn
+
+from itr.batch import Batch
+from itr.draws import ReplayedDraws
+from itr.losses.infonce import InfoNCE
+from itr.models.albef import ALBEF, ALBEFConfig, FusionTextConfig, ImageConfig
+from itr.nn.bert import SIZES
+from itr.official.albef import official_state, table_of, to_ours
+from itr.view import Facts
+
+MASK_ID = 4  # of the fixtures' vocabularies
+WEIGHTS = {"itc": 1.0, "itm": 1.0, "mlm": 1.0}
+
+
+class Recorder(ReplayedDraws):
+    """Replays draws and keeps the weights that they were asked for."""
+
+    def __init__(self, recorded: Iterable[Tensor]):
+        super().__init__(list(recorded))
+        self.weights: list[Tensor] = []
+
+    def categorical(self, weights: Tensor) -> Tensor:
+        self.weights.append(weights)
+        return super().categorical(weights)
+
+
+def draws_of(case: Case, prefix: str = "") -> Recorder:
+    """The recorded draws below ``in.draw.<prefix>``: negatives in one, then those of the words."""
+    given = case.below(f"in.draw.{prefix}")
+    recorded = [torch.cat([given["neg_image_idx"], given["neg_text_idx"]])]
+    recorded += [
+        given[f"mlm_{name}"].bool()
+        for name in ("select", "replace80", "random50")
+        if f"mlm_{name}" in given
+    ]
+    if "mlm_random_words" in given:
+        recorded.append(given["mlm_random_words"])
+    return Recorder(recorded)
+
+
+def image_config(vit: Mapping[str, Any]) -> ImageConfig:
+    return ImageConfig(
+        size=vit["img_size"],
+        patch=vit["patch_size"],
+        width=vit["embed_dim"],
+        depth=vit["depth"],
+        heads=vit["num_heads"],
+        mlp_ratio=vit["mlp_ratio"],
+    )
+
+
+def text_config(bert: Mapping[str, Any]) -> FusionTextConfig:
+    sizes = {key: bert[key] for key in SIZES if key in bert}
+    return FusionTextConfig(
+        **sizes, dropout=bert["hidden_dropout_prob"], fusion_layer=bert["fusion_layer"]
+    )
+
+
+def config_of(case: Case, task: str, **fields: Any) -> ALBEFConfig:
+    """The authors' habits included: the numbers come from their code."""
+    sizes, hyper = case.data["model"], case.data.get("hyper", {})
+    pretrains = task == "pretrain"
+    options: dict[str, Any] = {
+        "embed_size": sizes["embed_dim"],
+        "queue": hyper.get("queue_size", 8),
+        "momentum": hyper.get("momentum", 0.995),
+        "alpha": hyper.get("alpha", 0.4),
+        "alpha_warmup": hyper.get("warm_up", pretrains),
+        "distill": hyper.get("distill", True),
+        "mask_probability": hyper.get("mlm_probability", 0.15),
+        "clamp_temperature": pretrains,
+        "image": image_config(sizes["vit"]),
+        "text": text_config(sizes["bert_config"]),
+    }
+    return ALBEFConfig(
+        task=task,
+        pretrained=False,
+        momentum_fusion=True,
+        negative_floor=0.0,
+        **{**options, **fields},
+    )
+
+
+def facts_of(case: Case) -> Facts:
+    return Facts(vocabulary=case.data["model"]["bert_config"]["vocab_size"], mask_id=MASK_ID)
+
+
+def model_of(case: Case, task: str = "retrieval", **fields: Any) -> ALBEF:
+    """A model of the case's sizes with its ``state.*`` loaded."""
+    slots = nn.ModuleDict({"itc": InfoNCE()})
+    model = ALBEF(config_of(case, task, **fields), slots, WEIGHTS, facts_of(case))
+    load_official(model, case.below("state."))
+    return model
+
+
+def load_official(model: ALBEF, theirs: Mapping[str, Tensor]) -> None:
+    """Every weight must be there, unless the case holds no momentum encoders and queues."""
+    state, _ = to_ours(theirs, model.config)
+    result = model.load_state_dict(state, strict=False)
+    whole = any("_m." in name for name in theirs)
+    lost = [
+        k for k in result.missing_keys if whole or not k.startswith(("twin.", "image_q", "text_q"))
+    ]
+    assert not lost and not result.unexpected_keys, (lost, result.unexpected_keys)
+
+
+def gradients(model: ALBEF) -> dict[str, Tensor]:
+    """Gradients by the authors' names."""
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return official_state(model, found)
+
+
+def batch_of(pixels: Tensor, ids: Tensor, mask: Tensor, image_id: Tensor | None) -> Batch:
+    if image_id is None:  # pre-training: every pair is an image of its own
+        image_id = torch.arange(len(ids))
+    return Batch(image_id=image_id, pixels=pixels, tokens=ids, token_mask=mask.bool())
+
+
+def official_names(model: ALBEF) -> dict[str, str]:
+    """Our names of parameters -> the authors'."""
+    table = table_of(model.config)
+    return {name: str(table.to_official(name)) for name, _ in model.named_parameters()}
