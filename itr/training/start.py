@@ -13,7 +13,6 @@ from itr.errors import CheckpointError
 from itr.models.base import RetrievalModel
 from itr.official.loading import IMPORTERS, recognise
 from itr.training import state
-from itr.training.progress import log
 
 SHOWN = 8  # names in a line of the log
 
@@ -32,10 +31,10 @@ def stored_tokenizer(source: str | None) -> Tokenizer | None:
     return None if stored is None else Tokenizer.from_json(stored)
 
 
-def start_from(model: RetrievalModel, name: str, source: str) -> None:
+def start_from(model: RetrievalModel, name: str, source: str) -> list[str]:
     """Take the weights of ``source`` (``model.init``) that ``model``, of method ``name``, has.
 
-    What was taken, changed, not used and left as initialised is logged. Raises CheckpointError for
+    Returns lines for the log: what was taken, changed, not used and left as initialised. Raises CheckpointError for
     another method and for weights of other sizes; queues of another size begin anew.
     """
     path = state.resolve(Path(source))
@@ -57,7 +56,7 @@ def start_from(model: RetrievalModel, name: str, source: str) -> None:
         )
     model.load_state_dict({**own, **taken})
     changed = [k for k in taken if given[k].shape != taken[k].shape]
-    log.info("start: %d of %d weights are those of %s", len(taken), len(own), path)
+    told = [f"start: {len(taken)} of {len(own)} weights are those of {path}"]
     for what, names in (
         ("resized", changed),
         ("not used", [k for k in given if k not in taken]),
@@ -65,7 +64,8 @@ def start_from(model: RetrievalModel, name: str, source: str) -> None:
     ):
         if names:
             rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            log.info("start: %s (%d): %s%s", what, len(names), ", ".join(names[:SHOWN]), rest)
+            told.append(f"start: {what} ({len(names)}): {', '.join(names[:SHOWN])}{rest}")
+    return told
 
 
 def _weights(path: Path, name: str, model: RetrievalModel) -> dict[str, Tensor]:

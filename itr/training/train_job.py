@@ -43,6 +43,7 @@ class Parts:
     evaluators: dict[str, Evaluator]
     device: torch.device
     precision: str
+    told: list[str]  # of the weights that training starts from, for the log
 
 
 def train(values: dict[str, Any]) -> dict[str, Any]:
@@ -100,8 +101,7 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
         tokenizer.vocabulary_size, mask_id=tokenizer.mask_id, **_region_shape(splits["train"])
     )
     model = build_model(config.model, values["loss"], facts).to(device)
-    if init is not None:
-        start_from(model, config.model["name"], init)
+    told = [] if init is None else start_from(model, config.model["name"], init)
 
     def table(name: str, text: TextView) -> TokenTable:
         return build_table(tokenizer, splits[name].captions(), text, Path(data.cache))
@@ -132,7 +132,7 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
         )
         for name in names[1:]
     }
-    return Parts(splits, tokenizer, model, loader, evaluators, device, precision)
+    return Parts(splits, tokenizer, model, loader, evaluators, device, precision, told)
 
 
 def _run(
@@ -247,6 +247,8 @@ def _announce(config: TrainConfig, folder: Path, parts: Parts, sizes: tuple[int,
         sizes[0] / 1e6,
         sizes[1] / 1e6,
     )
+    for line in parts.told:
+        log.info("%s", line)
     if config.select_on == "test":
         log.warning(
             "select_on=test: the checkpoint is chosen on the TEST split, as the authors did; "

@@ -52,7 +52,7 @@ def test_overrides_win_over_the_recipe() -> None:
         ("trainer.epochs=many", "trainer.epochs"),
         ("batch_size=0", "batch_size: 0 must be at least 1"),
         ("precision=fp8", "precision: 'fp8' is unknown; expected one of auto, fp32"),
-        ("optim.schedule.kind=linear", "optim.schedule.kind: 'linear' is unknown"),
+        ("optim.schedule.kind=exponential", "optim.schedule.kind: 'exponential' is unknown"),
         ("optim.schedule.milestones=[9,3]", "must be in rising order"),
         ("devices=8", "devices=8"),
         ("model._target_=os.system", "is no part of this package"),
