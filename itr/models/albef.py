@@ -68,6 +68,7 @@ class ALBEFConfig:
     embed_size: int = 256
     queue: int = 65536
     temperature: float = 0.07  # at the start; learnt
+    temperature_lr_factor: float = 1.0  # a high rate must not reach it: 0.07 is soon 0.01
     clamp_temperature: bool = True  # false: free in fine-tuning, as the authors' is
     momentum: float = 0.995
     momentum_fusion: bool = False  # also keep momentum copies that fine-tuning never uses
@@ -409,14 +410,19 @@ class ALBEF(RetrievalModel):
         """Without decay: vectors (biases, norms) and whatever a loss owns. All else decays, tables
         of embeddings and the temperature included."""
         owned = {id(parameter) for parameter in self.slots.parameters()}
+        factor, alone = self.config.temperature_lr_factor, "temperature"
         free: list[str] = []
         decaying: list[str] = []
         for name, parameter in self.named_parameters():
-            (free if parameter.ndim == 1 or id(parameter) in owned else decaying).append(name)
-        return [
+            if factor == 1.0 or name != alone:
+                (free if parameter.ndim == 1 or id(parameter) in owned else decaying).append(name)
+        groups = [
             ParameterGroup("no_decay", tuple(free), lr, 0.0),
             ParameterGroup("decay", tuple(decaying), lr, weight_decay),
         ]
+        if factor != 1.0:
+            groups.append(ParameterGroup(alone, (alone,), lr * factor, weight_decay))
+        return groups
 
     def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``state`` of another ALBEF with position embeddings resized to this one's image."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from itr.errors import ConfigError
-from itr.nn.gated import GatedFeedForward
+from itr.nn.gated import GatedFeedForward, RMSNorm
 
 Modality = Literal["text", "image"]
 HIDDEN = torch.finfo(torch.float32).min  # what is added to the logits of a hidden row; finite
@@ -94,7 +94,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
-        self.norm = nn.RMSNorm(width, eps=1e-5)
+        self.norm = RMSNorm(width)
         self.dropout = nn.Dropout(dropout)
 
     def split(self, rows: Tensor) -> Tensor:

@@ -38,6 +38,17 @@ def hswish(x: Tensor) -> Tensor:
     return _HSwish.apply(x)
 
 
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * w over the last axis, in float32 whatever comes in."""
+
+    def __init__(self, width: int):
+        super().__init__(width, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D] float32."""
+        return super().forward(x.float())
+
+
 class GatedFeedForward(nn.Module):
     """RMS(x + y), y behind one of three gates (`cross` is the dual gate that Multi-SEA published).
 
@@ -75,7 +86,7 @@ class GatedFeedForward(nn.Module):
         }
         for number, (rows, columns) in enumerate(shapes[gate], start=1):
             setattr(self, f"dense{number}", nn.Linear(rows, columns))
-        self.norm = nn.RMSNorm(width, eps=1e-5)
+        self.norm = RMSNorm(width)
         self.dropout = nn.Dropout(dropout)
 
     def act(self, x: Tensor) -> Tensor:

@@ -280,6 +280,7 @@ def test_from_files_to_recalls_and_back(world: Path, tmp_path: Path) -> None:
     places = [f"data.root={world / 'data'}", f"data.cache={world / 'cache'}", "device=cpu"]
     tiny = [
         *SIZES,
+        "data.second_text=null",  # the captions of the shards
         "data.prepare.train=60",
         "data.prepare.val=20",
         "data.prepare.test=20",

@@ -454,3 +454,14 @@ def test_the_start_is_the_papers() -> None:
     norms = model.text_queue.features.norm(dim=1)
     torch.testing.assert_close(norms, torch.ones_like(norms))
     assert (model.text_queue.features >= 0).all() and (model.image_queue.ids == -100).all()
+
+
+def test_half_precision_stays_near() -> None:
+    model, given, draws = build().train(), batch(), [Draws(3), Draws(3)]
+    whole = model(given, Clock(epoch=1), draws[0]).losses
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(given, Clock(epoch=1), draws[1]).losses
+    sum(half.values(), torch.zeros(())).backward()
+    for name, value in whole.items():
+        assert half[name].dtype == torch.float32
+        torch.testing.assert_close(half[name], value, rtol=0.02, atol=0.02)
