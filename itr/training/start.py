@@ -34,8 +34,9 @@ def stored_tokenizer(source: str | None) -> Tokenizer | None:
 def start_from(model: RetrievalModel, name: str, source: str) -> list[str]:
     """Take the weights of ``source`` (``model.init``) that ``model``, of method ``name``, has.
 
-    Returns lines for the log: what was taken, changed, not used and left as initialised. Raises CheckpointError for
-    another method and for weights of other sizes; queues of another size begin anew.
+    Returns lines for the log: what was taken, changed, not used and left as initialised. Raises
+    CheckpointError for another method and for weights of other sizes; queues of another size begin
+    anew.
     """
     path = state.resolve(Path(source))
     given = _weights(path, name, model)
