@@ -108,8 +108,11 @@ class Trainer:
         while not self.finished:
             for batch in self._batches():
                 self._micro_batch(batch)
-                if self.clock.batch % self.accumulate == 0 or self._epoch_ends:
+                updates = self.clock.batch % self.accumulate == 0 or self._epoch_ends
+                if updates:
                     self._update()
+                self.model.after_step(self.clock)
+                if updates:
                     self._after_update(display)
                 if self.finished:
                     break
@@ -136,7 +139,6 @@ class Trainer:
         weighted = [self.model.weights[key] * value for key, value in terms.losses.items()]
         total = torch.stack([value.float() for value in weighted]).sum()
         self.scaler.scale(total / self.accumulate).backward()
-        self.model.after_step(self.clock)
         self.clock.forwards += 1
         self.clock.batch += 1
         self.window.totals.append(total.detach())
