@@ -140,4 +140,4 @@ def test_another_methods_or_sizes_checkpoint_is_refused(
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"broken.ckpt.*not a readable PyTorch checkpoint"):
-        train(compose("train", [*here, out, f"model.init={broken}"]))
+        train(compose("train", [*here, f"{out}2", f"model.init={broken}"]))
