@@ -259,6 +259,15 @@ class ALBEF(RetrievalModel):
 
     # The training step
 
+    def sleeping(self, clock: Clock) -> frozenset[str]:
+        """What belongs to terms without a weight."""
+        asleep = set() if self.wants("itm") else {"itm_head"}
+        if self.pretrains and not self.wants("mlm"):
+            asleep.add("words")
+        if not self.wants("itm") and not (self.pretrains and self.wants("mlm")):
+            asleep.add("fusion")
+        return frozenset(asleep if self.wants("itc") else asleep | {"vision_proj", "text_proj"})
+
     def before_step(self, clock: Clock) -> None:
         """Keep the temperature in its range; move the momentum encoders."""
         if self.config.clamp_temperature:

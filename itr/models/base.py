@@ -104,7 +104,10 @@ class RetrievalModel(nn.Module, ABC):
         """Called after each micro-batch, also when the update is skipped (enqueue, clamps)."""
 
     def rerank(self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str) -> Tensor:
-        """Final scores [P] of ``pairs`` [P, 2] (image row, text row), sorted by image."""
+        """Final scores [P] of ``pairs`` [P, 2] (image row, text row), sorted by image.
+
+        ``direction`` is ``i2t`` or ``t2i``; ``both`` where ``symmetric_rerank`` holds.
+        """
         raise NotImplementedError(f"{type(self).__name__} scores by its embeddings alone")
 
     def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -96,8 +96,14 @@ def unknown_sizes(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def rename(theirs: Mapping[str, Tensor], table: NameTable) -> tuple[dict[str, Tensor], Report]:
-    """``theirs`` by our names, less what nobody needs; unknown ones keep their own name."""
+def fit(
+    path: Path,
+    theirs: Mapping[str, Tensor],
+    table: NameTable,
+    expected: Mapping[str, Tensor],
+    optional: set[str],
+) -> tuple[dict[str, Tensor], Report]:
+    """``theirs`` by our names, less what nobody needs. Raises CheckpointError as `require_fit`."""
     report, state = Report(), {}
     for name, value in theirs.items():
         if name == POSITION_IDS:
@@ -106,18 +112,6 @@ def rename(theirs: Mapping[str, Tensor], table: NameTable) -> tuple[dict[str, Te
         ours = table.to_ours(name) or name  # unknown: `require_fit` lists it
         report.renamed.append((name, ours))
         state[ours] = value
-    return state, report
-
-
-def fit(
-    path: Path,
-    theirs: Mapping[str, Tensor],
-    table: NameTable,
-    expected: Mapping[str, Tensor],
-    optional: set[str],
-) -> tuple[dict[str, Tensor], Report]:
-    """`rename`, and `require_fit` on the result."""
-    state, report = rename(theirs, table)
     report.missing = require_fit(path, state, expected, optional)
     return state, report
 

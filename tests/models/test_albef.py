@@ -171,6 +171,26 @@ def test_hard_losses_get_hard_targets(caplog: pytest.LogCaptureFixture) -> None:
     assert all(torch.isfinite(value) for value in losses.values())
 
 
+def test_terms_without_weight_let_their_modules_sleep() -> None:
+    model, given = build(task="pretrain"), batch()
+    for weights in ({"itc": 0.0}, {"itm": 0.0}, {"mlm": 0.0}, {"itm": 0.0, "mlm": 0.0}):
+        model.weights = {"itc": 1.0, "itm": 1.0, "mlm": 1.0, **weights}
+        model.zero_grad()
+        step(model, given, Clock(), Draws(0))
+        idle = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is None}
+        busy = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+        assert model.sleeping(Clock()) == (idle - busy) - {"temperature"}, weights
+
+
+def test_the_temperature_may_have_a_rate_of_its_own() -> None:
+    rates = {group.name: group for group in build().parameter_groups(1.0, 0.1)}
+    assert "temperature" in rates["decay"].names and len(rates) == 2
+    slow = {g.name: g for g in build(temperature_lr_factor=0.1).parameter_groups(1.0, 0.1)}
+    assert slow["temperature"].names == ("temperature",) and slow["temperature"].lr == 0.1
+    names = [name for group in slow.values() for name in group.names]
+    assert sorted(names) == sorted(name for name, _ in build().named_parameters())
+
+
 # Where there is nothing to choose from
 
 
