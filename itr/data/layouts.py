@@ -150,7 +150,11 @@ PIXEL_READERS = {"karpathy": _read_karpathy, "lists": _read_list, "shards": _rea
 def _root(data: DataConfig) -> Path:
     root = Path(data.root).expanduser()
     if not data.root or not root.is_dir():
-        raise DataError(f"data.root={data.root}: no such folder; type data.root=DIR")
+        raise DataError(
+            f"data.root={data.root}: no such folder; expected region arrays (<split>{IMS}, "
+            f"<split>{CAPS}, also in {data.name}_precomp/ or {data.name}/precomp/), pictures with "
+            "dataset_*.json, or tar shards; found nothing. Type data.root=DIR"
+        )
     return root
 
 

@@ -121,7 +121,7 @@ def test_layout_is_found_by_looking(tmp_path, place):
 
 
 def test_missing_root_layout_and_split_are_explained(tmp_path):
-    with pytest.raises(DataError, match="no such folder; type data.root=DIR"):
+    with pytest.raises(DataError, match="no such folder; expected .*_ims.npy.* Type data.root=DIR"):
         open_split(config(tmp_path / "nowhere"), "train", "regions")
     (tmp_path / "pictures").mkdir()
     with pytest.raises(DataError) as error:
