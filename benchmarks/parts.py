@@ -19,7 +19,7 @@ from itr.batch import Batch
 from itr.models.albef import ALBEF
 from itr.models.albef import Keys as MomentumKeys
 from itr.models.alip import ALIP
-from itr.models.hrem import HREM, Side
+from itr.models.hrem import HREM, Side, fragment_overlap
 from itr.models.multisea import MultiSEA
 from itr.models.multisea import Side as StageTwo
 from itr.models.user import USER, Keys, queue_scores
@@ -30,9 +30,9 @@ from itr.training.optim import clip_gradients
 Part = tuple[str, Callable[[], object], Callable[[], object]]  # what, ours, literal
 
 
-def leaf(*shape: int, unit: bool = False) -> Tensor:
+def leaf(*shape: int, unit: bool = False, seed: int = 0) -> Tensor:
     """A random tensor that gathers a gradient."""
-    values = torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
     return (F.normalize(values, dim=-1) if unit else values).requires_grad_()
 
 
@@ -45,7 +45,7 @@ def masks(batch: Batch) -> tuple[Tensor, Tensor]:
 def parts(both: Twosome) -> Iterator[Part]:
     """The parts of the method of ``both``."""
     known = {HREM: _hrem, USER: _user, VSE: _gpo, ALIP: _alip, ALBEF: _albef, MultiSEA: _multisea}
-    yield from known[type(both.model)](both)  # type: ignore[index, operator]
+    yield from known[type(both.model)](both)
     both.ours_backward(), both.literal_backward()
     yield (
         "clipping and AdamW",
@@ -65,26 +65,24 @@ def _hrem(both: Twosome) -> Iterator[Part]:
     ids, sides = batch.image_id, masks(batch)
     width = model.config.embed_size
     fragments = [leaf(*mask.shape, width) for mask in sides]
-    related = [leaf(*mask.shape, width) for mask in sides]
-
-    def pools() -> list[Tensor]:
-        return [
-            0.8 * masked_top2_mean(f, mask) + 0.2 * masked_mean(r, mask)
-            for f, r, mask in zip(fragments, related, sides, strict=True)
-        ]
-
-    def literal_pools() -> list[Tensor]:
-        return [
-            0.8 * hrem.top2_pool(f, lengths_of(mask)) + 0.2 * hrem.mean_pool(r, lengths_of(mask))
-            for f, r, mask in zip(fragments, related, sides, strict=True)
-        ]
-
+    regions, words = (values.detach() for values in fragments)
+    lengths = [lengths_of(mask) for mask in sides]
+    for what, ours, literal in (
+        ("top-2 pooling of regions", masked_top2_mean, hrem.top2_pool),
+        ("mean pooling of regions", masked_mean, hrem.mean_pool),
+    ):
+        yield (
+            what,
+            lambda pool=ours: pool(fragments[0], sides[0]).sum().backward(),
+            lambda pool=literal: pool(fragments[0], lengths[0]).sum().backward(),
+        )
+    given = [Side(f[:, 0], f[:, 0], f, m) for f, m in zip((regions, words), sides, strict=True)]
     yield (
-        "pooling of both sides",
-        lambda: torch.cat(pools()).sum().backward(),
-        lambda: torch.cat(literal_pools()).sum().backward(),
+        "adjacency, forward",
+        lambda: fragment_overlap(given[0], given[1], model.config.graph),
+        lambda: hrem.overlap(words, lengths[1], regions, model.config.graph.topk),
     )
-    raw = [leaf(len(batch), width) for _ in sides]
+    raw = [leaf(len(batch), width, seed=seed) for seed in (1, 2)]
 
     def graph() -> None:
         given = [
@@ -97,8 +95,7 @@ def _hrem(both: Twosome) -> Iterator[Part]:
 
     def literal_graph() -> None:
         given = [(vse.l2norm(r), r, f.detach()) for r, f in zip(raw, fragments, strict=True)]
-        lengths = lengths_of(sides[1])
-        both.total(both.literal.criterion(*given, lengths, ids, multinomial)).backward()
+        both.total(both.literal.criterion(*given, lengths[1], ids, multinomial)).backward()
 
     yield "graph and losses", graph, literal_graph
 
@@ -145,7 +142,7 @@ def _user(both: Twosome) -> Iterator[Part]:
     ids = batch.image_id
     yield from _gpo(both)
     yield "momentum encoders follow", model.twin.update, both.literal.move_keys
-    v, u = (leaf(len(batch), model.config.embed_size, unit=True) for _ in range(2))
+    v, u = (leaf(len(batch), model.config.embed_size, unit=True, seed=n) for n in (1, 2))
     v_keys, u_keys = v.detach().clone(), u.detach().clone()
 
     def ours() -> None:
@@ -167,7 +164,7 @@ def _alip(both: Twosome) -> Iterator[Part]:
     model, batch = both.model, both.batch
     assert isinstance(model, ALIP) and batch.image_id is not None
     ids = batch.image_id
-    x, t, c = (leaf(len(batch), model.config.embed_dim, unit=True) for _ in range(3))
+    x, t, c = (leaf(len(batch), model.config.embed_dim, unit=True, seed=n) for n in (1, 2, 3))
 
     def ours() -> None:
         terms = model.criterion(x, t, c, ids, batch.positive_pairs, both.clock, both.draws)
@@ -182,7 +179,7 @@ def _albef(both: Twosome) -> Iterator[Part]:
     assert batch.token_mask is not None
     ids, mask, size = batch.image_id, batch.token_mask, model.config.embed_size
     yield "momentum encoders follow", model.twin.update, literal.move_keys
-    v, u = (leaf(len(batch), size, unit=True) for _ in range(2))
+    v, u = (leaf(len(batch), size, unit=True, seed=n) for n in (1, 2))
     keys = MomentumKeys(v.detach().clone(), u.detach().clone(), torch.zeros(0))
     scores = model.contrast(v, u, keys, ids, 0.4)
 
@@ -222,12 +219,12 @@ def _multisea(both: Twosome) -> Iterator[Part]:
     ids, mask, width = batch.image_id, batch.token_mask, model.config.embed_size
     patches = model.images.tower.grid**2 + 1
     images, texts = leaf(len(batch), patches, width), leaf(*mask.shape, width)
-    v, u = leaf(len(batch), width), leaf(len(batch), width)
+    v, u = (leaf(len(batch), width, unit=True, seed=n) for n in (1, 2))
     full = torch.ones(images.shape[:2], dtype=torch.bool)
 
     def enhance() -> None:
         for kind, x, there in (("image", images, None), ("text", texts, mask)):
-            model.aformer.alone(kind, x, there)[-1].sum().backward()  # type: ignore[arg-type]
+            model.aformer.alone(kind, x, there)[-1].sum().backward()
 
     def literal_enhance() -> None:
         for kind, x, there in (("image", images, full), ("text", texts, mask)):

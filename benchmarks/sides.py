@@ -130,11 +130,12 @@ class Twosome:
         self.literal_optimizer.zero_grad()
 
 
-def compare_step(case: Case) -> float:
-    """Assert equal losses and gradients on equal draws, without dropout; twice, so that queues and
-    running means count. Gives the largest relative difference of a gradient."""
+def compare_step(case: Case, batches: int = 1) -> float:
+    """Assert equal losses and gradients on equal draws, without dropout; from the second of
+    ``batches`` on, queues and running means count. Gives the largest relative difference of a
+    gradient."""
     both, worst = Twosome(case, *case.no_dropout), 0.0
-    for _ in range(2):
+    for _ in range(batches):
         draws = Recorded()
         found = both.ours_backward(draws)
         expected = both.literal_backward(draws.replay())
@@ -194,7 +195,7 @@ def operators(action: Callable[[], Any]) -> tuple[int, int]:
     seen: Counter[str] = Counter()
 
     class Counting(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             if not func.is_view:
                 seen[func.overloadpacket.__name__] += 1
             return func(*args, **(kwargs or {}))

@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the code beside this file
 
 from benchmarks.cases import CASES, Case, tiny  # noqa: E402
-from benchmarks.parts import parts  # noqa: E402
+from benchmarks.parts import Part, parts  # noqa: E402
 from benchmarks.sides import (  # noqa: E402
     Evaluations,
     Twosome,
@@ -53,30 +53,33 @@ def say(*words: Any) -> None:
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-clock = time.perf_counter  # main() chooses
+Action = Callable[[], Any]
 
 
-def seconds(action: Callable[[], Any]) -> float:
-    """Seconds of one call."""
-    started = clock()
-    action()
-    return clock() - started
+@dataclass
+class Timer:
+    """Calls two things in turn and gives the medians of their seconds."""
 
+    clock: Callable[[], float]
+    limit: float  # seconds that the pairs of one method's whole steps may take
 
-def in_turn(
-    ours: Callable[[], Any], literal: Callable[[], Any], limit: float, most: int = 9
-) -> tuple[float, float, int]:
-    """Median seconds of both, called in turn: at least 3 pairs, ``most``, or ``limit`` seconds.
+    def seconds(self, action: Action) -> float:
+        """Seconds of one call."""
+        started = self.clock()
+        action()
+        return self.clock() - started
 
-    The ratio is that of the medians; a first call of each is not counted.
-    """
-    ours(), literal()
-    found: tuple[list[float], list[float]] = ([], [])
-    started = time.perf_counter()
-    while len(found[0]) < 3 or (len(found[0]) < most and time.perf_counter() - started < limit):
-        found[0].append(seconds(ours))
-        found[1].append(seconds(literal))
-    return statistics.median(found[0]), statistics.median(found[1]), len(found[0])
+    def in_turn(
+        self, ours: Action, literal: Action, share: float, least: int = 3, most: int = 9
+    ) -> tuple[float, float, int]:
+        """Medians of ours and of literal, and the number of pairs: ``least``, and more up to
+        ``most`` as long as ``share`` of the limit is not spent. Call both once before."""
+        found: tuple[list[float], list[float]] = ([], [])
+        end = time.perf_counter() + share * self.limit
+        while len(found[0]) < least or (len(found[0]) < most and time.perf_counter() < end):
+            found[0].append(self.seconds(ours))
+            found[1].append(self.seconds(literal))
+        return statistics.median(found[0]), statistics.median(found[1]), len(found[0])
 
 
 def numbers(times: tuple[float, float, int], unit: float, digits: int) -> Row:
@@ -86,45 +89,40 @@ def numbers(times: tuple[float, float, int], unit: float, digits: int) -> Row:
     return [*cells, f"{literal / ours:.2f}", str(pairs)]
 
 
-def measure(case: Case, tables: Tables, limit: float) -> None:
+def measure(case: Case, tables: Tables, timer: Timer) -> None:
     """Compare, then time, one method."""
-    started = time.perf_counter()
     worst = compare_step(case)
     both = Twosome(case)
-    counts = [operators(both.ours), operators(both.literally)]
-    times = in_turn(both.ours, both.literally, limit)
-    (ops, syncs), (literal_ops, literal_syncs) = counts
+    counts = zip(operators(both.ours), operators(both.literally), strict=True)  # also warms up
+    times = timer.in_turn(both.ours, both.literally, 1.0)
+    cells = [f"{ours:,} / {literal:,}" for ours, literal in counts]
     tables.steps.append(
-        [
-            case.name,
-            str(case.pairs),
-            *numbers(times, 1000, 0),
-            f"{ops:,} / {literal_ops:,}",
-            f"{syncs} / {literal_syncs}",
-            f"{worst:.0e}",
-        ]
+        [case.name, str(case.pairs), *numbers(times, 1000, 0), *cells, f"{worst:.0e}"]
     )
     say(f"{case.name}: step {times[0]:.2f} s against {times[1]:.2f} s")
-    for what, ours, literal in parts(both):
-        times = in_turn(ours, literal, limit / 8)
-        tables.parts.append([case.name, what, *numbers(times, 1000, 1)])
-        say(f"{case.name}: {what} {times[0] * 1000:.1f} ms against {times[1] * 1000:.1f} ms")
+    measure_parts(case, parts(both), tables, timer)
     del both
     if case.name == "alip":
         fair = Twosome(case, checkpointing=False)
-        times = in_turn(fair.ours, fair.literally, limit / 2)
-        tables.parts.append(
-            [case.name, "the whole step, checkpointing off on both sides", *numbers(times, 1000, 1)]
-        )
+        what = "the whole step, checkpointing off"
+        measure_parts(case, iter([(what, fair.ours, fair.literally)]), tables, timer)
         del fair
     with tempfile.TemporaryDirectory() as folder:
         evaluations = Evaluations(case, Path(folder))
         compare_metrics(case, evaluations.ours(), evaluations.literally())
-        times = in_turn(evaluations.ours, evaluations.literally, limit / 2, most=5)
+        times = timer.in_turn(evaluations.ours, evaluations.literally, 0.5, least=2, most=5)
     what = f"{case.images} x 5" + (f", k = {case.rerank_k}" if case.rerank_k else "")
     tables.evaluations.append([case.name, what, *numbers(times, 1, 2)])
     say(f"{case.name}: evaluation {times[0]:.2f} s against {times[1]:.2f} s")
-    say(f"{case.name}: done in {time.perf_counter() - started:.0f} s")
+
+
+def measure_parts(case: Case, found: Iterator[Part], tables: Tables, timer: Timer) -> None:
+    """Time parts of a step."""
+    for what, ours, literal in found:
+        ours(), literal()
+        times = timer.in_turn(ours, literal, 0.1)
+        tables.parts.append([case.name, what, *numbers(times, 1000, 1)])
+        say(f"{case.name}: {what} {times[0] * 1000:.1f} ms against {times[1] * 1000:.1f} ms")
 
 
 def table(head: Row, rows: list[Row]) -> str:
@@ -140,8 +138,8 @@ momentum loop and an AdamW loop over weights, cloned queues, each pair's image p
 77-word contexts, every image encoded once for each of its captions (region methods), one query a
 time, one argsort a query. Towers (BERT, ViT, RoBERTa, CLIP, the layers of HREM's graph) and all
 weights are those of `itr` on both sides. Before a method is timed, both sides must give the same
-loss (1e-5) and gradients (1e-4 of each tensor's norm; the column has the largest difference) over
-two steps with the same draws and no dropout, and the same recalls.
+loss (1e-5) and gradients (1e-4 of each tensor's norm; the column has the largest difference) with
+the same draws and no dropout, and the same recalls (over several steps: `tests/test_literal.py`).
 
 A step is forward, backward, clipping, AdamW, momentum and queues in float32, with the recipe's
 dropout (ALBEF: distillation at 0.4; HREM: graph on; VSE: hardest negatives; Multi-SEA: an update
@@ -154,7 +152,7 @@ Sizes: 36 x 2048 regions (HREM and VSE leave a fifth out), joint width 1024, BER
 width 256, captions of 8 to 24 ids, USER's queue 2,048. ALIP: ViT-B/32 at 224 pixels and text, 4
 layers of width 256 each, texts of 8 to 32 ids; its literal step computes activations twice, as the
 public code always does. ALBEF: ViT/16 at 224, 4 layers, text 3 + 3 layers, width 192, queue 65,536;
-evaluation: 145 image tokens, text 2 + 2 layers, width 64. Multi-SEA: 197 patches, 40 words, A-Former
+evaluation: 145 image tokens, text 2 + 2 layers, width 64. Multi-SEA: 197 patches, A-Former
 of 4 layers, width 128, queue 1,000; evaluation: 65 patches, width 64.
 """
 
@@ -186,26 +184,26 @@ def report(tables: Tables, options: argparse.Namespace) -> str:
 
 def main(arguments: list[str] | None = None) -> str:
     """Measure, print, and give the page."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--methods", default=",".join(CASES))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=12.0, help="of pairs of steps, a method")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of pairs of steps, a method")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine")
     parser.add_argument("--tiny", action="store_true", help="sizes for a test of this script")
     parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="words for it")
     parser.add_argument("--out", type=Path, help="also write the page to this file")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    globals()["clock"] = CLOCKS[options.clock]
-    tables, started = Tables(), time.perf_counter()
-    names = options.methods.split(",")
+    timer, tables = Timer(CLOCKS[options.clock], options.seconds), Tables()
+    names, started, page = options.methods.split(","), time.perf_counter(), ""
     for number, name in enumerate(names, start=1):
         say(f"[{number}/{len(names)}, {time.perf_counter() - started:.0f} s] {name} ...")
-        measure(tiny(CASES[name]) if options.tiny else CASES[name], tables, options.seconds)
-    page = report(tables, options)
+        measure(tiny(CASES[name]) if options.tiny else CASES[name], tables, timer)
+        page = report(tables, options)
+        if options.out is not None:
+            options.out.write_text(page)
     print(page)
-    if options.out is not None:
-        options.out.write_text(page)
+    say(f"{time.perf_counter() - started:.0f} s in all")
     return page
 
 

@@ -93,7 +93,7 @@ def text_fields(table: TokenTable, view: View, captions: np.ndarray) -> dict[str
 def region_batch(split: Split, table: TokenTable, view: View, pairs: int) -> Batch:
     """``pairs`` pairs; of the regions as many are left out as ``view`` says."""
     random, images = np.random.default_rng(1), np.arange(pairs)
-    keep = random.random((pairs, split.regions.shape[1])) >= view.regions.drop  # type: ignore[union-attr]
+    keep = random.random((pairs, split.regions.shape[1])) >= view.regions.drop
     keep[:, : max(1, view.regions.min_pad)] = True
     fields = Regions(split).fetch(images, keep, view.regions.min_pad)
     return Batch(

@@ -83,7 +83,7 @@ class Literal:
         t = F.normalize(model.text_proj(texts[:, 0]), dim=-1)
         self.move_keys()
         with torch.no_grad():
-            image_tokens = slow["vision"].forward_features(pixels)  # type: ignore[operator]
+            image_tokens = slow["vision"].forward_features(pixels)
             v_keys = F.normalize(slow["vision_proj"](image_tokens[:, 0]), dim=-1)
             states = self.words(slow["text"], tokens, mask)
             t_keys = F.normalize(slow["text_proj"](states[:, 0]), dim=-1)
@@ -152,27 +152,10 @@ class Literal:
     def evaluate(self, split: Split, tokens: TokenTable, k: int) -> dict[str, float]:
         """Recalls of ``split``, the ``k`` best of each query ordered again, one query a time."""
         model = self.model.eval()
-        length = model.config.eval_length
-        ids = np.zeros((len(tokens), length), dtype=np.int64)
-        mask = torch.zeros(ids.shape, dtype=torch.bool)
-        for row in range(len(tokens)):
-            known = tokens.ids(row)[:length]
-            ids[row, : len(known)], mask[row, : len(known)] = known, True
-        states = torch.cat(
-            [
-                self.words(model.text, part, part_mask)
-                for part, part_mask in zip(
-                    torch.from_numpy(ids).split(256), mask.split(256), strict=True
-                )
-            ]
-        )
+        states, mask = self.all_words(tokens)
         t = F.normalize(model.text_proj(states[:, 0]), dim=-1)
-        images = torch.cat(
-            [
-                model.vision.forward_features(batch.pixels)
-                for batch in image_batches(split, model.view, 64)
-            ]
-        )
+        read = image_batches(split, model.view, 64)
+        images = torch.cat([model.vision.forward_features(batch.pixels) for batch in read])
         v = F.normalize(model.vision_proj(images[:, 0]), dim=-1)
         similarity = v @ t.t()
         i2t = torch.full(similarity.shape, NOT_RANKED)
@@ -183,6 +166,18 @@ class Literal:
         t2i = torch.full(similarity.t().shape, NOT_RANKED)
         for i, row in enumerate(similarity.t()):
             at = row.topk(k).indices
-            fused = fuse(model.fusion, states[i].repeat(k, 1, 1), mask[i].repeat(k, 1), images[at])
+            words, there = states[i].repeat(k, 1, 1), mask[i].repeat(k, 1)
+            fused = fuse(model.fusion, words, there, images[at])
             t2i[i, at] = model.itm_head(fused[:, 0])[:, 1]
         return metrics(i2t.numpy(), t2i.numpy(), split.text_to_image)
+
+    def all_words(self, tokens: TokenTable) -> tuple[Tensor, Tensor]:
+        """States [C, L, D] and masks of all captions, all of one length."""
+        length = self.model.config.eval_length
+        ids = np.zeros((len(tokens), length), dtype=np.int64)
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        for row in range(len(tokens)):
+            known = tokens.ids(row)[:length]
+            ids[row, : len(known)], mask[row, : len(known)] = known, True
+        parts = zip(torch.from_numpy(ids).split(256), mask.split(256), strict=True)
+        return torch.cat([self.words(self.model.text, *part) for part in parts]), mask

@@ -40,7 +40,7 @@ class Literal:
     def __init__(self, model: ALIP, checkpointing: bool = True):
         self.model, self.length = model, model.config.text.context_length
         model.texts.transformer.checkpointing = checkpointing
-        model.images.transformer.checkpointing = checkpointing  # type: ignore[union-attr]
+        model.images.transformer.checkpointing = checkpointing
         self.means = [torch.tensor(model.config.gates.start) for _ in range(3)]
         self.shown: list[float] = []
 

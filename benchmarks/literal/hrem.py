@@ -127,34 +127,19 @@ class Literal:
         self, images: Encoded, texts: Encoded, lengths: Tensor, ids: Tensor, choose: Choose
     ) -> dict[str, Tensor]:
         """All terms of encoded sides."""
-        model, config = self.model, self.model.config
+        cutoff = self.model.config.cutoff
         (v, _, regions), (u, _, words) = images, texts
         match = ids.unsqueeze(0) == ids.unsqueeze(1)
 
         def loss(a: Tensor, b: Tensor) -> Tensor:
             s = a.mm(b.t())
-            there = direction(s, match, config.cutoff, choose)
-            return there + direction(s.t(), match.t(), config.cutoff, choose)
+            return direction(s, match, cutoff, choose) + direction(s.t(), match, cutoff, choose)
 
         terms = {"base": loss(v, u)}
-        relevance = model.relevance
-        p_t2i, p_i2t, q_t2i, q_i2t = overlap(
-            words.detach(), lengths, regions.detach(), config.graph.topk
-        )
-        t2i, i2t = relevance.t2i(q_t2i)[..., 0] + p_t2i, relevance.i2t(q_i2t)[..., 0] + p_i2t
-        near = [nearness(v, v), i2t, t2i, nearness(u, u)]
-        links = [v @ v.t(), p_i2t, p_t2i, u @ u.t()]
-        rows = []
-        for i in (0, 2):
-            blocks = []
-            for block, link in zip(near[i : i + 2], links[i : i + 2], strict=True):
-                connected = connections(link.detach(), config.graph.threshold)
-                scaled = config.graph.mask_weight * block
-                blocks.append(scaled.masked_fill(~connected, float("-inf")))
-            rows.append(torch.cat(blocks, dim=1))
+        bias, t2i, i2t = self.bias(v, u, regions.detach(), words.detach(), lengths)
         x = torch.cat([v, u]).unsqueeze(0)
-        for layer in model.graph.layers:
-            x = layer(x, torch.cat(rows))
+        for layer in self.model.graph.layers:
+            x = layer(x, bias)
         v2, u2 = F.normalize(x[0, : len(v)], dim=1), F.normalize(x[0, len(v) :], dim=1)
         terms["cross"] = loss(v, u2) + loss(v2, u)
         terms["graph"] = loss(v2, u2)
@@ -164,6 +149,21 @@ class Literal:
             q, p = learned.softmax(dim=1), target.softmax(dim=1)
             terms["reg"] = terms["reg"] + (q * (q.log() - p.log())).sum() / len(q)
         return terms
+
+    def bias(
+        self, v: Tensor, u: Tensor, regions: Tensor, words: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The attention bias [2B, 2B] and the learned relevance both ways, [B, B]."""
+        graph, relevance = self.model.config.graph, self.model.relevance
+        p_t2i, p_i2t, q_t2i, q_i2t = overlap(words, lengths, regions, graph.topk)
+        t2i, i2t = relevance.t2i(q_t2i)[..., 0] + p_t2i, relevance.i2t(q_i2t)[..., 0] + p_i2t
+        near = [nearness(v, v), i2t, t2i, nearness(u, u)]
+        blocks = []
+        for block, link in zip(near, [v @ v.t(), p_i2t, p_t2i, u @ u.t()], strict=True):
+            connected = connections(link.detach(), graph.threshold)
+            blocks.append((graph.mask_weight * block).masked_fill(~connected, float("-inf")))
+        rows = [torch.cat(blocks[:2], dim=1), torch.cat(blocks[2:], dim=1)]
+        return torch.cat(rows), t2i, i2t
 
     def evaluate(self, split: Split, tokens: TokenTable) -> dict[str, float]:
         """Recalls of ``split``."""
