@@ -205,6 +205,11 @@ MULTISEA = Case(
 CASES = {case.name: case for case in (HREM, USER, VSE, ALIP, ALBEF, MULTISEA)}
 
 
+def shrunk(case: Case, by: int) -> Case:
+    """The same model on smaller batches and galleries, for a busy machine."""
+    return replace(case, pairs=max(4, case.pairs // by), images=max(25, case.images // by))
+
+
 def tiny(case: Case) -> Case:
     """The same method in a size for tests."""
     small = _bert(16, 1)

@@ -25,7 +25,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the code beside this file
 
-from benchmarks.cases import CASES, Case, tiny  # noqa: E402
+from benchmarks.cases import CASES, Case, shrunk, tiny  # noqa: E402
 from benchmarks.parts import Part, parts  # noqa: E402
 from benchmarks.sides import (  # noqa: E402
     Evaluations,
@@ -134,12 +134,13 @@ def table(head: Row, rows: list[Row]) -> str:
 NOTES = """
 Literal: `benchmarks/literal/<method>.py`, the same arithmetic with the loops and passes of the
 public code: loops over samples, captions and queries, one draw a time, a GRU pass a sample, a
-momentum loop and an AdamW loop over weights, cloned queues, each pair's image projected anew, whole
-77-word contexts, every image encoded once for each of its captions (region methods), one query a
-time, one argsort a query. Towers (BERT, ViT, RoBERTa, CLIP, the layers of HREM's graph) and all
-weights are those of `itr` on both sides. Before a method is timed, both sides must give the same
-loss (1e-5) and gradients (1e-4 of each tensor's norm; the column has the largest difference) with
-the same draws and no dropout, and the same recalls (over several steps: `tests/test_literal.py`).
+momentum loop (ALBEF's also over the half that retrieval never uses) and an AdamW loop over weights,
+cloned queues, each pair's image projected anew, whole 77-word contexts, every image encoded once
+for each of its captions (region methods), one query a time, one argsort a query. Towers (BERT, ViT,
+RoBERTa, CLIP, the layers of HREM's graph) and all weights are those of `itr` on both sides. Before
+a method is timed, both sides must give the same loss (1e-5) and gradients (1e-4 of each tensor's
+norm; the column has the largest difference) with the same draws and no dropout, and the same
+recalls (over several steps: `tests/test_literal.py`).
 
 A step is forward, backward, clipping, AdamW, momentum and queues in float32, with the recipe's
 dropout (ALBEF: distillation at 0.4; HREM: graph on; VSE: hardest negatives; Multi-SEA: an update
@@ -152,8 +153,8 @@ Sizes: 36 x 2048 regions (HREM and VSE leave a fifth out), joint width 1024, BER
 width 256, captions of 8 to 24 ids, USER's queue 2,048. ALIP: ViT-B/32 at 224 pixels and text, 4
 layers of width 256 each, texts of 8 to 32 ids; its literal step computes activations twice, as the
 public code always does. ALBEF: ViT/16 at 224, 4 layers, text 3 + 3 layers, width 192, queue 65,536;
-evaluation: 145 image tokens, text 2 + 2 layers, width 64. Multi-SEA: 197 patches, A-Former
-of 4 layers, width 128, queue 1,000; evaluation: 65 patches, width 64.
+evaluation: 145 image tokens, text 2 + 2 layers, width 64. Multi-SEA: 197 patches, A-Former of 4
+layers, width 128, queue 1,000; evaluation: 65 patches, width 64.
 """
 
 
@@ -189,6 +190,7 @@ def main(arguments: list[str] | None = None) -> str:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=8.0, help="of pairs of steps, a method")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine")
+    parser.add_argument("--shrink", type=int, default=1, help="divides batches and galleries")
     parser.add_argument("--tiny", action="store_true", help="sizes for a test of this script")
     parser.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="words for it")
     parser.add_argument("--out", type=Path, help="also write the page to this file")
@@ -198,7 +200,8 @@ def main(arguments: list[str] | None = None) -> str:
     names, started, page = options.methods.split(","), time.perf_counter(), ""
     for number, name in enumerate(names, start=1):
         say(f"[{number}/{len(names)}, {time.perf_counter() - started:.0f} s] {name} ...")
-        measure(tiny(CASES[name]) if options.tiny else CASES[name], tables, timer)
+        case = tiny(CASES[name]) if options.tiny else CASES[name]
+        measure(case if options.shrink == 1 else shrunk(case, options.shrink), tables, timer)
         page = report(tables, options)
         if options.out is not None:
             options.out.write_text(page)
