@@ -1,0 +1,34 @@
+"""The fast forms against literal re-writings of each method, at a tiny size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cases import CASES, tiny
+from benchmarks.sides import Evaluations, compare_metrics, compare_step
+from benchmarks.step_times import main
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_step_gives_the_loss_and_gradients_of_the_literal_rewriting(name: str) -> None:
+    compare_step(tiny(CASES[name]), batches=2)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_evaluation_gives_the_recalls_of_the_literal_rewriting(name: str, tmp_path: Path) -> None:
+    case = tiny(CASES[name])
+    both = Evaluations(case, tmp_path)
+    compare_metrics(case, both.ours(), both.literally())
+
+
+def test_the_script_prints_a_row_for_whatever_it_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--tiny", "--seconds=0", "--methods=alip,vse", f"--out={tmp_path / 'steps.md'}"])
+    page = (tmp_path / "steps.md").read_text()
+    assert page in capsys.readouterr().out
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith(("| alip", "| vse"))]
+    assert len(rows) == 5 + 6  # a step, its parts, an evaluation
+    assert min(float(row[4]) for row in rows) > 0
