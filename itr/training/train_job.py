@@ -19,6 +19,7 @@ from itr.data.records import Split
 from itr.data.second import open_second
 from itr.data.text import Tokenizer, TokenTable, build_table, open_tokenizer
 from itr.evaluation.evaluator import Evaluator
+from itr.models import pairs
 from itr.models.base import RetrievalModel
 from itr.models.build import build_model, model_class, model_config, model_meta
 from itr.results.tables import results_table, write_results
@@ -249,6 +250,8 @@ def _announce(config: TrainConfig, folder: Path, parts: Parts, sizes: tuple[int,
     )
     for line in parts.told:
         log.info("%s", line)
+    for line in pairs.notes(parts.model):
+        log.warning("%s", line)
     if config.select_on == "test":
         log.warning(
             "select_on=test: the checkpoint is chosen on the TEST split, as the authors did; "

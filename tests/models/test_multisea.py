@@ -16,7 +16,6 @@ from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import CheckpointError, ConfigError, DataError
-from itr.losses.infonce import InfoNCE
 from itr.losses.triplet import Triplet
 from itr.models.base import Encoded
 from itr.models.build import build_slots
@@ -24,57 +23,20 @@ from itr.models.multisea import AFormerConfig, MultiSEA, MultiSEAConfig
 from itr.nn.agent import AFormer, Rows
 from itr.nn.clip_weights import CLIPConfig, build_clip_vision, clip_vision_weights
 from itr.nn.roberta import RobertaTextConfig
-from itr.view import Facts
 from tests.models import multisea_plain as plain
-from tests.models.tiny import operators
-
-VOCABULARY = 40
-SYNCS = ("_local_scalar_dense", "nonzero", "is_nonzero")
+from tests.models.tiny import SYNCS, build_directly, config_of, operators, pixel_batch
 
 
 def config(**fields: Any) -> MultiSEAConfig:
-    base = MultiSEAConfig(
-        pretrained=False,
-        embed_size=16,
-        text_padding=12,
-        queue=10,
-        image=CLIPConfig(
-            image_size=16, patch_size=4, width=16, layers=3, head_width=8, trained_layers=1
-        ),
-        text=RobertaTextConfig(
-            tokenizer="roberta-from-captions",
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=24,
-            max_position_embeddings=20,
-            dropout=0.0,
-        ),
-        aformer=AFormerConfig(
-            layers=3, heads=2, mlp_ratio=2.0, agents=8, attention_dropout=0.0, dropout=0.0
-        ),
-    )
-    return dataclasses.replace(base, **fields)
+    return config_of(MultiSEA, "multisea", **fields)
 
 
 def build(loss: nn.Module | None = None, **fields: Any) -> MultiSEA:
-    torch.manual_seed(0)
-    slots = nn.ModuleDict({"itc": loss or InfoNCE()})
-    return MultiSEA(config(**fields), slots, {"itc": 1.0, "itm": 1.0}, Facts(VOCABULARY))
+    return build_directly(MultiSEA, "multisea", loss, **fields)
 
 
 def batch(pairs: int = 6, ids: list[int] | None = None, length: int = 12) -> Batch:
-    random = torch.Generator().manual_seed(1)
-    lengths = torch.randint(3, length + 1, (pairs,), generator=random)
-    lengths[0] = length
-    mask = torch.arange(length) < lengths[:, None]
-    tokens = torch.randint(5, VOCABULARY, (pairs, length), generator=random)
-    return Batch(
-        image_id=torch.arange(pairs) if ids is None else torch.tensor(ids),
-        pixels=torch.randn(pairs, 3, 16, 16, generator=random),
-        tokens=torch.where(mask, tokens, 1),
-        token_mask=mask,
-    )
+    return pixel_batch(pairs, length, ids, pad=1)
 
 
 def freeze(model: MultiSEA) -> None:
@@ -445,7 +407,7 @@ def test_images_of_another_size_and_losses_that_need_cosines() -> None:
         build().encode_images(Batch(pixels=torch.zeros(1, 3, 32, 32)))
     loss = {"name": "x", "default": {"_target_": "itr.losses.triplet.DistanceWeightedTriplet"}}
     with pytest.raises(ConfigError, match=r"needs cosine similarities.*plain dot products"):
-        build_slots(loss, MultiSEA)
+        build_slots(loss, MultiSEA, config())
 
 
 def test_the_start_is_the_papers() -> None:
