@@ -101,6 +101,9 @@ class RetrievalModel(nn.Module, ABC):
     def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
         """Every parameter, in exactly one group; by module, never by substring."""
 
+    def check_batch(self, share: int) -> None:
+        """Raises ConfigError if the method cannot train on batches of ``share`` pairs a device."""
+
     def wants(self, term: str) -> bool:
         """Whether ``term`` counts at all (its weight is not 0)."""
         return self.weights.get(term, 0.0) != 0.0

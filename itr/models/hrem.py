@@ -330,6 +330,12 @@ class HREM(RetrievalModel):
                 f"model.graph.intra_connection: '{graph.intra_connection}' is unknown; "
                 "expected intra or cross"
             )
+        positions = self.config.text.max_position_embeddings
+        if not 1 <= graph.topk <= positions:
+            raise ConfigError(
+                f"model.graph.topk={graph.topk}: captions are padded to it, so it must lie between "
+                f"1 and the text encoder's {positions} positions"
+            )
         if not 0.0 < graph.threshold <= 1.0:
             raise ConfigError(
                 f"model.graph.threshold={graph.threshold}: a share of the batch, in (0, 1]"

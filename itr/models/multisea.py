@@ -201,6 +201,8 @@ class MultiSEA(RetrievalModel):
             raise ConfigError(
                 f"model.negatives: '{config.negatives}' is unknown; expected all or local"
             )
+        if config.queue < 0:
+            raise ConfigError(f"model.queue={config.queue}: expected at least 0 (no queue)")
         layers = config.aformer.layers
         if not config.itm_depths or not all(0 <= d <= layers for d in config.itm_depths):
             raise ConfigError(

@@ -103,6 +103,8 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     )
     model = build_model(config.model, values["loss"], facts).to(device)
     told = [] if init is None else start_from(model, config.model["name"], init)
+    model.check_batch(config.batch_size)
+    view = model.view  # pre-trained weights may have fewer positions than was thought
 
     def table(name: str, text: TextView) -> TokenTable:
         return build_table(tokenizer, splits[name].captions(), text, Path(data.cache))

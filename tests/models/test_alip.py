@@ -22,6 +22,7 @@ from itr.official.loading import load_official, recognise
 from itr.training.config import check_config
 from itr.training.eval_job import evaluate
 from itr.training.optim import build_optimizer
+from itr.training.start import start_from
 from itr.training.train_job import train
 from tests.conftest import compose
 from tests.models import tiny
@@ -281,6 +282,34 @@ def test_files_of_openai_and_open_clip(tmp_path: Path) -> None:
             assert value.dtype == torch.float32
             torch.testing.assert_close(value, halves[key].float() if quick else state[key])
     assert sorted(official.read(tmp_path / "openai.pt").report.ignored) == sorted(extras)
+
+
+def test_openais_archive_is_evaluated_and_starts_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A TorchScript file in half precision, with numbers and masks beside the weights."""
+    model, path = build("model.quick_gelu=true"), tmp_path / "ViT-B-32.pt"
+    halves = {name: value.half() for name, value in official.official_state(model).items()}
+    blocks = [f"transformer.resblocks.{block}.attn_mask" for block in range(2)]
+    masks = {name: torch.zeros(LENGTH, LENGTH) for name in blocks}
+    for extras in ({}, {**masks, "input_resolution": torch.tensor(PIXELS)}):
+        tiny.save_archive({**halves, **extras}, path)
+        assert recognise(path) == "alip" and main(["inspect", str(path)]) == 0
+        loaded, imported = load_official(path, "alip")
+        assert imported.config.quick_gelu and sorted(imported.report.ignored) == sorted(extras)
+        with torch.no_grad():
+            given = batch()
+            found, expected = (one.eval().encode_images(given).pooled for one in (loaded, model))
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+    fresh = build("model.quick_gelu=true", "model.image_size=24", f"model.init={path}")
+    told = start_from(fresh, "alip", str(path))
+    assert "resized (1): images.positional_embedding" in " ".join(told)
+    assert torch.equal(fresh.texts.text_projection, halves["text_projection"].float())
+    with pytest.raises(CheckpointError, match="model.quick_gelu=true, and another activation"):
+        start_from(build(), "alip", str(path))
+    path.write_bytes(path.read_bytes()[:3000])
+    assert main(["inspect", str(path)]) == 2
+    assert "ViT-B-32.pt" in capsys.readouterr().err
 
 
 def test_convert_and_export_give_the_authors_file_back(

@@ -24,7 +24,7 @@ from itr.nn.agent import AFormer, Rows
 from itr.nn.clip_weights import CLIPConfig, build_clip_vision, clip_vision_weights
 from itr.nn.roberta import RobertaTextConfig
 from tests.models import multisea_plain as plain
-from tests.models.tiny import SYNCS, build_directly, config_of, operators, pixel_batch
+from tests.models.tiny import SYNCS, build_directly, config_of, operators, pixel_batch, save_archive
 
 
 def config(**fields: Any) -> MultiSEAConfig:
@@ -269,7 +269,7 @@ def test_clip_weights_from_hugging_face_and_from_openai_files(tmp_path: Path) ->
         torch.testing.assert_close(tower.tokens(pixels), states)
     openai = {f"visual.{k}": v.half() for k, v in clip_vision_weights(image.name).items()}
     torch.save({**openai, "logit_scale": torch.zeros(())}, tmp_path / "plain.pt")
-    torch.jit.save(torch.jit.script(_Tree.of(openai)), tmp_path / "archive.pt")
+    save_archive(openai, tmp_path / "archive.pt")
     for file in ("plain.pt", "archive.pt"):
         larger = dataclasses.replace(image, name=str(tmp_path / file), image_size=24)
         again = build_clip_vision(larger, pretrained=True)
@@ -280,26 +280,6 @@ def test_clip_weights_from_hugging_face_and_from_openai_files(tmp_path: Path) ->
             rtol=1e-3,
             atol=1e-3,
         )
-
-
-class _Tree(nn.Module):
-    """Modules that hold weights under dotted names."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-    @staticmethod
-    def of(weights: dict[str, Tensor]) -> _Tree:
-        root = _Tree()
-        for name, value in weights.items():
-            *path, leaf = name.split(".")
-            module: nn.Module = root
-            for part in path:
-                if part not in dict(module.named_children()):
-                    module.add_module(part, _Tree())
-                module = module.get_submodule(part)
-            module.register_buffer(leaf, value)
-        return root
 
 
 def test_pretrained_towers_settle_the_sizes(tmp_path: Path) -> None:

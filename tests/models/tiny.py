@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -261,3 +262,28 @@ def operators(function: Callable[[], Any]) -> Counter[str]:
     with Counting():
         function()
     return seen
+
+
+def save_archive(weights: dict[str, Tensor], path: Path) -> None:
+    """A TorchScript archive that holds ``weights``, as OpenAI's files of CLIP do."""
+    torch.jit.save(torch.jit.script(_Tree.of(weights)), path)
+
+
+class _Tree(nn.Module):
+    """Modules that hold weights under dotted names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    @staticmethod
+    def of(weights: dict[str, Tensor]) -> _Tree:
+        root = _Tree()
+        for name, value in weights.items():
+            *path, leaf = name.split(".")
+            module: nn.Module = root
+            for part in path:
+                if part not in dict(module.named_children()):
+                    module.add_module(part, _Tree())
+                module = module.get_submodule(part)
+            module.register_buffer(leaf, value)
+        return root
