@@ -25,6 +25,16 @@ class Draws:
         race = torch.empty_like(weights).exponential_(1.0, generator=self.generator)
         return (weights / race).argmax(dim=-1)
 
+    def columns(self, weights: Tensor) -> Tensor:
+        """For each cell of ``weights`` [N, M] (as `categorical`'s) a column of its row, int64
+        [N, M], drawn as the row's weights say; cells are independent. Inverts their running sum."""
+        bounds = weights.cumsum(dim=1)
+        total = bounds[:, -1:]
+        uniform = torch.rand(weights.shape, generator=self.generator, device=weights.device)
+        found = torch.searchsorted(bounds, uniform * total, right=True)
+        # Rounding may lift a draw onto the total, behind the last column that has a weight.
+        return found.minimum((bounds >= total).int().argmax(dim=1, keepdim=True))
+
     def bernoulli(self, probability: float, shape: Sequence[int], device: torch.device) -> Tensor:
         """A bool tensor of ``shape``, True with ``probability``."""
         uniform = torch.rand(tuple(shape), generator=self.generator, device=device)

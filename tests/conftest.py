@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import subprocess
 import sys
@@ -59,9 +61,14 @@ def tiny(world: Path, tmp_path: Path) -> list[str]:
 
 def compose(config_name: str, overrides: list[str]) -> dict[str, Any]:
     """The resolved configuration as the entry points hand it on."""
+    return copy.deepcopy(_composed(config_name, tuple(overrides)))
+
+
+@functools.cache  # a second each
+def _composed(config_name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        config = hydra.compose(config_name, overrides=overrides)
+        config = hydra.compose(config_name, overrides=list(overrides))
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}

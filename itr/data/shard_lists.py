@@ -257,8 +257,7 @@ def _write(path: Path, made: ShardList) -> None:
                 )
                 file.close()
                 os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+            finally:
+                Path(file.name).unlink(missing_ok=True)
     except OSError as error:
         log.warning("%s: the list of a shard is not kept (%s)", path, error)

@@ -35,7 +35,7 @@ def open_tokenizer(view: View, captions: Sequence[str]) -> Tokenizer:
     Raises ConfigError when it cannot be found or used.
     """
     if view.tokenizer not in ("wordpiece", *FROM_CAPTIONS):
-        return Tokenizer.from_bert(view.tokenizer)
+        return Tokenizer.from_files(view.tokenizer)
     clean = cleaner_of(view.text)
     captions = [clean(caption) for caption in captions]
     if style := FROM_CAPTIONS.get(view.tokenizer):

@@ -66,8 +66,7 @@ def _write_table(path: Path, table: TokenTable) -> None:
                 np.savez(file, flat=table.flat, words=table.words, offsets=table.offsets)
                 file.close()
                 os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+            finally:
+                Path(file.name).unlink(missing_ok=True)
     except OSError as error:
         log.warning("%s: token ids are not kept (%s)", path, error)

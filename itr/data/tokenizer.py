@@ -67,7 +67,7 @@ class Tokenizer:
         return cls(tokens, lowercase)
 
     @staticmethod
-    def from_bert(name_or_dir: str) -> Tokenizer:
+    def from_files(name_or_dir: str) -> Tokenizer:
         """The tokenizer of a BERT, RoBERTa or CLIP, told apart by its files.
 
         ``name_or_dir`` is a local directory, a name on the Hugging Face hub, or ``open_clip`` (the

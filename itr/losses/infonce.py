@@ -41,7 +41,7 @@ class InfoNCE(ScoreLoss):
             self.log_scale: Tensor = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale, persistent=False)
-        self.use_model_scale, self.max_scale, self.learnable = use_model_scale, max_scale, learnable
+        self.uses_scale, self.learns_scale, self.max_scale = use_model_scale, learnable, max_scale
 
     def forward(self, scores: Scores, clock: Clock, draws: Draws) -> Tensor:
         """The mean of both directions, a scalar."""
@@ -51,10 +51,10 @@ class InfoNCE(ScoreLoss):
             return (_cross_entropy(scores, scale) + _cross_entropy(scores.reverse(), scale)) / 2
 
     def _scale(self, scores: Scores) -> Tensor:
-        if self.use_model_scale and scores.scale is not None:
+        if self.uses_scale and scores.scale is not None:
             return scores.scale.float()
         scale = self.log_scale.exp()
-        return scale.clamp(max=self.max_scale) if self.learnable else scale
+        return scale.clamp(max=self.max_scale) if self.learns_scale else scale
 
 
 def _cross_entropy(scores: Scores, scale: Tensor) -> Tensor:

@@ -50,20 +50,18 @@ class Scores:
             cosine=self.cosine,
         )
 
-    def count_matches(self) -> int:
-        """Number of True entries of ``match``; asks the device only where it was not counted."""
-        return self.n_match if self.n_match is not None else int(self.match.sum())
-
 
 class ScoreLoss(nn.Module):
     """A loss over one `Scores`. Combines the two directions as its paper does.
 
     ``report`` holds detached scalars of the last call that are for logging only.
-    ``needs_cosine`` and ``needs_draws`` let a pairing that makes no sense be refused at start-up.
+    The other attributes let a pairing that makes no sense be refused at start-up.
     """
 
-    needs_cosine = False
-    uses_soft = False
+    needs_cosine = False  # it is defined on cosine similarities only
+    uses_soft = False  # it reads soft targets where there are any
+    uses_scale = False  # it reads the model's own temperature where there is one
+    learns_scale = False  # it has a temperature of its own to learn
 
     def __init__(self) -> None:
         super().__init__()

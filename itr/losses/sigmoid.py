@@ -35,7 +35,7 @@ class Sigmoid(ScoreLoss):
         super().__init__()
         if temperature <= 0:
             raise ConfigError(f"temperature={temperature}: expected more than 0")
-        self.use_model_scale = use_model_scale
+        self.uses_scale, self.learns_scale = use_model_scale, learnable
         for name, value in (("log_scale", -math.log(temperature)), ("bias", bias)):
             if learnable:
                 setattr(self, name, nn.Parameter(torch.tensor(value)))
@@ -48,7 +48,7 @@ class Sigmoid(ScoreLoss):
     def forward(self, scores: Scores, clock: Clock, draws: Draws) -> Tensor:
         """A scalar."""
         with torch.autocast(scores.values.device.type, enabled=False):
-            own = not self.use_model_scale or scores.scale is None
+            own = not self.uses_scale or scores.scale is None
             scale = self.log_scale.exp() if own else scores.scale.float()  # type: ignore[union-attr]
             self.report = {"scale": scale.detach(), "bias": self.bias.detach()}
             cost = self._cost(scores, scale)

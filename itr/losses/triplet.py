@@ -65,23 +65,31 @@ class DistanceWeightedTriplet(ScoreLoss):
     def directions(self, sides: Sequence[Scores], draws: Draws) -> Tensor:
         """The loss of each of ``sides`` with its queries as anchors; draws once a side, in order.
 
-        Sides are stacked row upon row, so that two take no more operations than one.
+        Sides are stacked row upon row, so that two take no more operations than one. Where nobody
+        has counted the matches (repeats of an image in a queue), a negative is drawn for every
+        cell and that of a match counts: the same in distribution, and nothing asks the device.
         """
         with torch.autocast(sides[0].values.device.type, enabled=False):
             width = max(side.values.shape[1] for side in sides)
             values = torch.cat([_widen(side.values.float(), width, -2.0) for side in sides])
             match = torch.cat([_widen(side.match, width, False) for side in sides])
             weight, exhausted = self.sampling_weights(values, match)
-            counts = [side.count_matches() for side in sides]
-            anchor, positive = matching_pairs(match, sum(counts))
-            drawn = [draws.categorical(part) for part in weight[anchor].split(counts)]
-            s_an, s_ap = values[anchor, torch.stack([torch.cat(drawn), positive])]
-            cost = F.relu(s_an - s_ap + self.margin)
+            rows = counts = [len(side.values) for side in sides]
+            known = [side.n_match for side in sides if side.n_match is not None]
+            anchor = torch.arange(len(values), device=values.device)
+            if len(known) == len(sides):
+                counts = known
+                anchor, positive = matching_pairs(match, sum(counts))
+                drawn = [draws.categorical(part) for part in weight[anchor].split(counts)]
+                s_an, s_ap = values[anchor, torch.stack([torch.cat(drawn), positive])]
+                cost = F.relu(s_an - s_ap + self.margin)
+            else:
+                s_an = values.gather(1, draws.columns(weight))
+                cost = F.relu(s_an - values + self.margin).masked_fill(~match, 0.0).sum(dim=1)
             if any(side.weight is not None for side in sides):
                 cost = cost * torch.cat([_row_weight(side) for side in sides])[anchor]
             if self.exhausted == "drop":
                 cost = cost.masked_fill(exhausted[anchor], 0.0)
-            rows = [len(side.values) for side in sides]
             self.report = {"exhausted_anchors": exhausted.sum()}
             totals = torch.stack([part.sum() for part in cost.split(counts)])
             if self.exhausted == "zero":

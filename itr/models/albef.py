@@ -11,7 +11,6 @@ v, t: image and caption vectors; g: the momentum encoders'.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError, DataError
 from itr.losses.score import ScoreLoss, Scores
-from itr.models.base import Encoded, ParameterGroup, RetrievalModel, Terms
+from itr.models.base import Encoded, ParameterGroup, RetrievalModel, SlotScores, Terms
 from itr.nn.bank import bank_products, soft_targets
 from itr.nn.bert import load_bert, settled
 from itr.nn.fusion_bert import (
@@ -53,9 +52,9 @@ from itr.nn.queue import FeatureQueue
 from itr.nn.vit import POSITIONS, ImageConfig, load_vit_weights, random_vit
 from itr.view import Facts, PixelView, TextView, View
 
-log = logging.getLogger("itr")
 TASKS = ("retrieval", "pretrain")
 TEMPERATURES = (0.001, 0.5)
+NEEDS_ITC = {"vision_proj", "text_proj", "slots.itc"}
 
 
 @dataclass
@@ -187,11 +186,20 @@ class ALBEF(RetrievalModel):
                 f"model.task: '{config.task}' is unknown; expected one of {', '.join(TASKS)} "
                 "(task=pretrain sets it)"
             )
+        if config.queue < 1:
+            raise ConfigError(
+                f"model.queue={config.queue}: expected at least 1, e.g. model.queue=1"
+            )
         if not 0 < text.fusion_layer < text.num_hidden_layers:
             raise ConfigError(
                 f"model.text.fusion_layer: {text.fusion_layer} must lie between 1 and "
                 f"{text.num_hidden_layers - 1}, so that BERT's {text.num_hidden_layers} layers "
                 "(model.text.num_hidden_layers) give a text half and a fusion half"
+            )
+        if self.slots and not (self.pretrains or self.wants("itc") or self.wants("itm")):
+            raise ConfigError(
+                "loss.weights: task=retrieval has no term mlm, and itc and itm count nothing; type "
+                "loss.weights.itc=1"
             )
         if self.pretrains and self.facts.mask_id is None:
             raise ConfigError(
@@ -201,13 +209,6 @@ class ALBEF(RetrievalModel):
             raise ConfigError(
                 "model.text.tokenizer=wordpiece: a built vocabulary does not fit pre-trained "
                 "weights; type model.pretrained=false, or leave model.text.tokenizer=null"
-            )
-        deaf = [name for name, slot in self.slots.items() if not slot.uses_soft]
-        if config.distill and deaf:
-            log.warning(
-                "loss.slots.%s takes no soft targets: distillation is off in it, its targets are "
-                "the hard matches",
-                deaf[0],
             )
 
     @classmethod
@@ -235,6 +236,11 @@ class ALBEF(RetrievalModel):
             vocabulary_size=text.vocabulary_size,
         )
 
+    @classmethod
+    def slot_scores(cls, config: ALBEFConfig, slot: str) -> SlotScores:
+        """Cosines, at a temperature of the model's own, with the momentum encoders' targets."""
+        return SlotScores(soft="model.distill" if config.distill else None, scale=True)
+
     def encode_images(self, batch: Batch) -> Encoded:
         """Unit vectors [B, E], and all image tokens for re-ranking."""
         assert batch.pixels is not None
@@ -260,13 +266,15 @@ class ALBEF(RetrievalModel):
     # The training step
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
-        """What belongs to terms without a weight."""
+        """What belongs to terms without a weight, and a temperature that no loss reads."""
         asleep = set() if self.wants("itm") else {"itm_head"}
+        if not (self.wants("itc") and self.scaled(["itc"])):
+            asleep.add("temperature")
         if self.pretrains and not self.wants("mlm"):
             asleep.add("words")
         if not self.wants("itm") and not (self.pretrains and self.wants("mlm")):
             asleep.add("fusion")
-        return frozenset(asleep if self.wants("itc") else asleep | {"vision_proj", "text_proj"})
+        return frozenset(asleep if self.wants("itc") else asleep | NEEDS_ITC)
 
     def before_step(self, clock: Clock) -> None:
         """Keep the temperature in its range; move the momentum encoders."""

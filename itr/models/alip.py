@@ -26,7 +26,14 @@ from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError, DataError
 from itr.losses.score import ScoreLoss, Scores, pair_scores
-from itr.models.base import Encoded, ParameterGroup, RetrievalModel, Terms, names_below
+from itr.models.base import (
+    Encoded,
+    ParameterGroup,
+    RetrievalModel,
+    SlotScores,
+    Terms,
+    names_below,
+)
 from itr.nn.clip_resnet import CLIPResNet
 from itr.nn.clip_towers import CLIPTextTransformer, CLIPVisionTransformer
 from itr.nn.position import resize_positions
@@ -216,6 +223,11 @@ class ALIP(RetrievalModel):
             vocabulary_size=text.vocabulary_size,
         )
 
+    @classmethod
+    def slot_scores(cls, config: ALIPConfig, slot: str) -> SlotScores:
+        """Cosines, at a temperature of the model's own."""
+        return SlotScores(scale=True)
+
     def encode_images(self, batch: Batch) -> Encoded:
         """Unit vectors [B, D] of the images."""
         assert batch.pixels is not None
@@ -276,6 +288,12 @@ class ALIP(RetrievalModel):
             **{f"mean_{name}": value.clone() for name, value in means},
             **{f"weight_{name}": value.mean() for name, value in gates._asdict().items()},
         }
+
+    def sleeping(self, clock: Clock) -> frozenset[str]:
+        """Losses of terms without a weight, and a temperature that no loss reads."""
+        wanted = [name for name in self.slot_names if self.wants(name)]
+        idle = {f"slots.{name}" for name in self.slot_names if name not in wanted}
+        return frozenset(idle if self.scaled(wanted) else idle | {"logit_scale"})
 
     @torch.no_grad()
     def before_step(self, clock: Clock) -> None:

@@ -33,6 +33,16 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class SlotScores:
+    """What a model of one configuration hands to a slot: it decides which losses fit there."""
+
+    cosine: bool = True  # values lie in [-1, 1]
+    mend: str = ""  # what to type to get cosines, where they can be had
+    soft: str | None = None  # the option that hands soft targets in; None: hard matches only
+    scale: bool = False  # the model has a temperature of its own
+
+
+@dataclass(frozen=True)
 class ParameterGroup:
     """Parameters that share a learning rate; ``names`` are those of ``named_parameters``."""
 
@@ -52,8 +62,6 @@ class RetrievalModel(nn.Module, ABC):
     Config: ClassVar[type]  # the dataclass of `conf/model/<name>.yaml`, less `_target_` and `name`
     slot_names: ClassVar[tuple[str, ...]]
     term_names: ClassVar[tuple[str, ...]]
-    cosine: ClassVar[bool] = True  # `Encoded.pooled` has unit length
-    slot_cosine: ClassVar[Mapping[str, bool]] = {}  # slots whose scores are no cosines: False
     tasks: ClassVar[tuple[str, ...]] = ("retrieval",)  # values of `task=` that it can be trained on
     symmetric_rerank: ClassVar[bool] = False  # `rerank` ignores the direction: pairs scored once
 
@@ -72,6 +80,11 @@ class RetrievalModel(nn.Module, ABC):
     def view_for(cls, config: Any) -> View:
         """How a model of this configuration wants its data (known before it is built)."""
 
+    @classmethod
+    def slot_scores(cls, config: Any, slot: str) -> SlotScores:
+        """What a model of this configuration hands to ``slot`` (known before it is built)."""
+        return SlotScores()
+
     @abstractmethod
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
         """The loss terms of one micro-batch; keys are among ``term_names``."""
@@ -88,9 +101,16 @@ class RetrievalModel(nn.Module, ABC):
     def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
         """Every parameter, in exactly one group; by module, never by substring."""
 
+    def check_batch(self, share: int) -> None:
+        """Raises ConfigError if the method cannot train on batches of ``share`` pairs a device."""
+
     def wants(self, term: str) -> bool:
         """Whether ``term`` counts at all (its weight is not 0)."""
         return self.weights.get(term, 0.0) != 0.0
+
+    def scaled(self, slots: Iterable[str]) -> bool:
+        """Whether the loss in any of ``slots`` reads the model's temperature."""
+        return any(slot in self.slots and self.slots[slot].uses_scale for slot in slots)
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
         """Names of the modules (or single parameters) that take no part at ``clock``: no gradient,

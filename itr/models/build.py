@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from itr.errors import CheckpointError, ConfigError
 from itr.instantiate import build, check, locate, nearest
 from itr.losses.score import ScoreLoss
 from itr.models.base import RetrievalModel
+from itr.models.pairs import judge
 from itr.view import Facts
 
 
@@ -30,19 +32,22 @@ def model_config(node: Mapping[str, Any]) -> Any:
     return check(node, model_class(node).Config, "model")
 
 
-def build_slots(loss: Mapping[str, Any], cls: type[RetrievalModel]) -> nn.ModuleDict:
-    """The losses of a ``loss`` node, one for each slot of ``cls``.
+GENERIC = "loss=triplet, distance_triplet, uto, infonce or sigmoid fills any slot"
+
+
+def build_slots(loss: Mapping[str, Any], cls: type[RetrievalModel], config: Any) -> nn.ModuleDict:
+    """The losses of a ``loss`` node, one for each slot of a ``cls`` of configuration ``config``.
 
     ``loss.slots`` maps slot -> node; ``loss.default`` fills the slots that it leaves out. Raises
     ConfigError for a slot that the model has not, a slot without a loss, or a loss that cannot
-    work on the slot's scores.
+    work on the slot's scores (`itr.models.pairs`).
     """
     given, default = dict(loss.get("slots") or {}), loss.get("default")
     for slot in given:
         if slot not in cls.slot_names:
             raise ConfigError(
                 f"loss.slots.{slot}: {cls.__name__} has no such slot{nearest(slot, cls.slot_names)}"
-                f" (its slots: {', '.join(cls.slot_names)}); choose another loss=..."
+                f" (its slots: {', '.join(cls.slot_names)}); {GENERIC}"
             )
     slots = nn.ModuleDict()
     for slot in cls.slot_names:
@@ -50,14 +55,12 @@ def build_slots(loss: Mapping[str, Any], cls: type[RetrievalModel]) -> nn.Module
         if node is None:
             raise ConfigError(
                 f"loss '{loss.get('name')}' gives no slot '{slot}'; {cls.__name__} needs "
-                f"{', '.join(cls.slot_names)}"
+                f"{', '.join(cls.slot_names)}; {GENERIC}"
             )
         slots[slot] = module = _build_loss(node, f"loss.slots.{slot}")
-        if module.needs_cosine and not cls.slot_cosine.get(slot, cls.cosine):
-            raise ConfigError(
-                f"loss.slots.{slot}: {type(module).__name__} needs cosine similarities, but the "
-                f"'{slot}' scores of {cls.__name__} are plain dot products; choose loss=infonce"
-            )
+        verdict = judge(cls, config, slot, module)
+        if verdict.kind == "refused":
+            raise ConfigError(f"loss.slots.{slot}: {verdict.reason}")
     return slots
 
 
@@ -71,7 +74,8 @@ def _build_loss(node: Any, where: str) -> ScoreLoss:
 
 
 def check_weights(weights: Mapping[str, float], cls: type[RetrievalModel]) -> dict[str, float]:
-    """The weight of each term. Raises ConfigError for a term that the model does not have."""
+    """The weight of each term. Raises ConfigError for a term that the model does not have, and for
+    weights that are no amounts or leave nothing to train."""
     for term in weights:
         if term not in cls.term_names:
             raise ConfigError(
@@ -82,14 +86,23 @@ def check_weights(weights: Mapping[str, float], cls: type[RetrievalModel]) -> di
         raise ConfigError(
             f"loss.weights.{missing[0]}: has no value; type loss.weights.{missing[0]}=1"
         )
+    for term, weight in weights.items():
+        if not 0.0 <= weight < math.inf:
+            raise ConfigError(f"loss.weights.{term}={weight}: expected a number from 0 on")
+    if not any(weights.values()):
+        raise ConfigError(
+            f"loss.weights: every one is 0, nothing would be trained; type loss.weights."
+            f"{cls.term_names[0]}=1"
+        )
     return {term: float(weights[term]) for term in cls.term_names}
 
 
 def build_model(model: Mapping[str, Any], loss: Mapping[str, Any], facts: Facts) -> RetrievalModel:
     """A model with its losses, its weights random or pre-trained as ``model`` says."""
     cls = model_class(model)
-    slots = build_slots(loss, cls)
-    return cls(model_config(model), slots, check_weights(loss.get("weights") or {}, cls), facts)
+    config = model_config(model)
+    slots = build_slots(loss, cls, config)
+    return cls(config, slots, check_weights(loss.get("weights") or {}, cls), facts)
 
 
 def model_meta(model: RetrievalModel) -> dict[str, Any]:
@@ -112,8 +125,9 @@ def restore(path: Path, meta: Mapping[str, Any]) -> RetrievalModel:
     try:
         cls = model_class(node)
         # A converted authors' file names no losses: it evaluates.
-        slots = build_slots(meta["loss"], cls) if meta["loss"] else nn.ModuleDict()
-        model = cls(model_config(node), slots, meta["weights"], Facts(**meta["facts"]))
+        config = model_config(node)
+        slots = build_slots(meta["loss"], cls, config) if meta["loss"] else nn.ModuleDict()
+        model = cls(config, slots, meta["weights"], Facts(**meta["facts"]))
     except ConfigError as error:
         raise CheckpointError(f"{path}: its configuration cannot be used: {error}") from error
     checkpoint.load_weights(model, checkpoint.read_tensors(path, "model/"), str(path))

@@ -23,7 +23,14 @@ from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError
 from itr.losses.score import ScoreLoss, pair_scores
-from itr.models.base import Encoded, ParameterGroup, RetrievalModel, Terms, names_below
+from itr.models.base import (
+    Encoded,
+    ParameterGroup,
+    RetrievalModel,
+    SlotScores,
+    Terms,
+    names_below,
+)
 from itr.nn.attention import TransformerLayer
 from itr.nn.bert import TextConfig, bert_states, build_bert, settled
 from itr.nn.pool import masked_mean, masked_top2_mean, unit_length
@@ -315,7 +322,7 @@ class HREM(RetrievalModel):
             self.view = self.view_for(self.config)
 
     def _check(self) -> None:
-        config, graph = self.config, self.config.graph
+        graph = self.config.graph
         if self.facts.region_width is None:
             raise ConfigError("HREM reads pre-extracted regions, and this data has none")
         if graph.intra_connection not in ("intra", "cross"):
@@ -323,14 +330,15 @@ class HREM(RetrievalModel):
                 f"model.graph.intra_connection: '{graph.intra_connection}' is unknown; "
                 "expected intra or cross"
             )
+        positions = self.config.text.max_position_embeddings
+        if not 1 <= graph.topk <= positions:
+            raise ConfigError(
+                f"model.graph.topk={graph.topk}: captions are padded to it, so it must lie between "
+                f"1 and the text encoder's {positions} positions"
+            )
         if not 0.0 < graph.threshold <= 1.0:
             raise ConfigError(
                 f"model.graph.threshold={graph.threshold}: a share of the batch, in (0, 1]"
-            )
-        needy = [name for name, slot in self.slots.items() if slot.needs_cosine]
-        if not config.normalise and needy:
-            raise ConfigError(
-                f"loss.slots.{needy[0]} needs cosines; type model.normalise=true or loss=infonce"
             )
         if not self.wants("base") and (graph.warmup != 0 or self._graph_sleeps(Clock())):
             raise ConfigError(
@@ -354,6 +362,11 @@ class HREM(RetrievalModel):
             padding_is_arithmetic=True,
             vocabulary_size=text.vocabulary_size,
         )
+
+    @classmethod
+    def slot_scores(cls, config: HREMConfig, slot: str) -> SlotScores:
+        """Cosines where embeddings are normalised."""
+        return SlotScores(cosine=config.normalise, mend="model.normalise=true")
 
     def encode_images(self, batch: Batch) -> Encoded:
         """Unit vectors [B, D] of the regions."""

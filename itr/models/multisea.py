@@ -25,7 +25,14 @@ from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError
 from itr.losses.score import ScoreLoss, Scores
-from itr.models.base import Encoded, ParameterGroup, RetrievalModel, Terms, names_below
+from itr.models.base import (
+    Encoded,
+    ParameterGroup,
+    RetrievalModel,
+    SlotScores,
+    Terms,
+    names_below,
+)
 from itr.nn.agent import AFormer, Modality, Rows, at_depths
 from itr.nn.bert import settled
 from itr.nn.clip_towers import CLIPVisionTransformer
@@ -150,8 +157,6 @@ class MultiSEA(RetrievalModel):
     Config = MultiSEAConfig
     slot_names = ("itc",)
     term_names = ("itc", "itm")
-    cosine = False
-    slot_cosine = {"itc": False}
     config: MultiSEAConfig
 
     def __init__(
@@ -196,6 +201,8 @@ class MultiSEA(RetrievalModel):
             raise ConfigError(
                 f"model.negatives: '{config.negatives}' is unknown; expected all or local"
             )
+        if config.queue < 0:
+            raise ConfigError(f"model.queue={config.queue}: expected at least 0 (no queue)")
         layers = config.aformer.layers
         if not config.itm_depths or not all(0 <= d <= layers for d in config.itm_depths):
             raise ConfigError(
@@ -244,6 +251,13 @@ class MultiSEA(RetrievalModel):
             pixels_eval=pixels,
             padding_is_arithmetic=True,
             vocabulary_size=config.text.vocabulary_size,
+        )
+
+    @classmethod
+    def slot_scores(cls, config: MultiSEAConfig, slot: str) -> SlotScores:
+        """Plain dot products, at a temperature of the model's own."""
+        return SlotScores(
+            cosine=False, soft="model.distill" if config.distill else None, scale=True
         )
 
     # Stages 1 and 2
@@ -437,8 +451,11 @@ class MultiSEA(RetrievalModel):
             first = image.layers - image.trained_layers
             frozen += [f"transformer.resblocks.{i}" for i in range(first)]
             names |= {f"images.tower.{name}" for name in frozen}
+        soft = self.config.distill and self.slots["itc"].uses_soft  # they carry its gradient
         if not self.wants("itc"):
-            names.add("slots.itc")
+            names |= {"slots.itc", "temp"}
+        elif not soft and not self.scaled(["itc"]):
+            names.add("temp")
         if not self.wants("itm"):
             names.add("itm_head")
             names |= {f"aformer.{kind}.{i}.cross" for kind in KINDS for i in range(part.layers)}

@@ -83,7 +83,7 @@ class SelfGuide(nn.Module):
         if regions.shape[1] != self.regions:
             raise DataError(_other_count(regions.shape[1], self.regions))
         if self.training and len(regions) < 2:
-            raise ConfigError("batch_size=1: batch normalisation needs at least 2 pairs")
+            raise ConfigError(TOO_SMALL)
         shares = self.shares(regions)
         return unit_length((shares[:, None].to(regions.dtype) @ regions).squeeze(1))
 
@@ -122,6 +122,10 @@ class Enhancement(nn.Module):
         return enhanced
 
 
+TOO_SMALL = (
+    "batch_size: one pair a device, but batch normalisation in the enhancement needs at least 2 "
+    "pairs; type a batch_size of at least 2 for each device, or model.enhance=none"
+)
 NO_GUIDES = (
     "model.enhance: a CLIP-guided enhancement reads one vector of a frozen CLIP for each image, "
     "and this data has none; put <split>_clip.npy [rows, width] beside <split>_ims.npy, for every "
@@ -197,6 +201,11 @@ class USER(VSE):
                 f"model.enhance: '{config.enhance}' is unknown; expected one of "
                 f"{', '.join(ENHANCEMENTS)}"
             )
+        if config.queue_size < 1 and self.wants("queue"):
+            raise ConfigError(
+                f"model.queue_size={config.queue_size}: expected at least 1; without a queue type "
+                "loss.weights.queue=0"
+            )
         if config.enhance == "none":
             return
         if "cge" in config.enhance and facts.guide_width is None:
@@ -233,6 +242,11 @@ class USER(VSE):
             elif "_queue." in name and (name not in fitted or fitted[name].shape != own.shape):
                 fitted[name] = own
         return fitted
+
+    def check_batch(self, share: int) -> None:
+        """The enhancement normalises over a batch of at least 2."""
+        if share < 2 and "sge" in self.config.enhance:
+            raise ConfigError(TOO_SMALL)
 
     def before_step(self, clock: Clock) -> None:
         """The momentum encoders follow."""

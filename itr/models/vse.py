@@ -20,7 +20,14 @@ from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError
 from itr.losses.score import ScoreLoss, Scores, pair_scores
-from itr.models.base import Encoded, ParameterGroup, RetrievalModel, Terms, names_below
+from itr.models.base import (
+    Encoded,
+    ParameterGroup,
+    RetrievalModel,
+    SlotScores,
+    Terms,
+    names_below,
+)
 from itr.nn.bert import TextConfig, bert_states, build_bert, settled
 from itr.nn.gpo import GPO
 from itr.nn.pool import unit_length
@@ -107,16 +114,9 @@ class VSE(RetrievalModel):
             self.view = self.view_for(self.config)
 
     def _check(self) -> None:
-        config = self.config
         if self.facts.region_width is None:
             raise ConfigError(
                 f"{type(self).__name__} reads pre-extracted regions, and this data has none"
-            )
-        needy = [name for name, slot in self.slots.items() if slot.needs_cosine]
-        if needy and not (config.normalise_images and config.normalise_texts):
-            raise ConfigError(
-                f"loss.slots.{needy[0]} needs cosines; type model.normalise_images=true "
-                "model.normalise_texts=true, or loss=infonce"
             )
 
     def enhancement(self) -> nn.Module | None:
@@ -135,6 +135,14 @@ class VSE(RetrievalModel):
             text_eval=plain,
             regions=RegionView(drop=config.region_drop),
             vocabulary_size=config.text.vocabulary_size,
+        )
+
+    @classmethod
+    def slot_scores(cls, config: VSEConfig, slot: str) -> SlotScores:
+        """Cosines where both sides are normalised."""
+        return SlotScores(
+            cosine=config.normalise_images and config.normalise_texts,
+            mend="model.normalise_images=true model.normalise_texts=true",
         )
 
     def encode_images(self, batch: Batch) -> Encoded:
@@ -174,8 +182,9 @@ class VSE(RetrievalModel):
         terms.report |= {f"{slot}_{key}": number for key, number in loss.report.items()}
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
-        """BERT's pooler and the unused norm."""
-        return frozenset({"texts.bert.pooler", "images.mlp.unused_norm"})
+        """BERT's pooler, the unused norm, and losses of terms without a weight."""
+        idle = {f"slots.{name}" for name in self.slot_names if not self.wants(name)}
+        return frozenset({"texts.bert.pooler", "images.mlp.unused_norm"} | idle)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
         """Text without BERT, BERT, images; the losses' own parameters undecayed."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from itr.errors import CheckpointError
 from itr.models.alip import ALIP, ALIPConfig, TextConfig, VisionConfig
+from itr.nn.jit_archive import is_jit_archive
 from itr.official.table import Imported, NameTable, Report, load_pickle, require_fit
 from itr.view import Facts
 
@@ -32,8 +33,8 @@ PAIRS = (  # in the order in which they save
     ("ln_final.", "texts.ln_final."),
 )
 NAMES = NameTable(PAIRS)
-# Plain numbers in OpenAI's files; where they are, so is its own activation.
-OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+# Plain numbers, and a mask for each text block, in OpenAI's files; no weights.
+OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 TELLTALES = ("visual.conv1.weight", "token_embedding.weight", "text_projection", "logit_scale")
 HEAD_WIDTH = 64  # of every published CLIP; weights do not tell
 RESNET_STRIDE = 32
@@ -74,13 +75,16 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
             f"dict with {', '.join(TELLTALES)} (behind '{WRAPPER}' or not)"
         )
     theirs = _unwrapped(payload)
-    extras = [name for name in OPENAI_EXTRAS if theirs.pop(name, None) is not None]
+    extras = [name for name in theirs if name.rpartition(".")[2] in OPENAI_EXTRAS]
+    for name in extras:
+        del theirs[name]
+    openai = bool(extras) or is_jit_archive(path)  # they were trained with another activation
     theirs = {
         name: value.float() if value.is_floating_point() else value
         for name, value in theirs.items()
     }
     config, facts = _architecture(path, theirs, text or {})
-    config = replace(config, quick_gelu=bool(extras))
+    config = replace(config, quick_gelu=openai)
     state, report = _rename(path, theirs, config, facts)
     report.ignored += extras
     return Imported(
@@ -91,6 +95,22 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
         report=report,
         weights={"raw": 1.0, "caption": 1.0},
         info={},
+    )
+
+
+def told(config: ALIPConfig) -> dict[str, Any]:
+    """What `read` must be told of a file whose weights are to go into a model of ``config``."""
+    vision, text = config.vision, config.text
+    return {"num_attention_heads": text.heads, "head_width": vision.head_width}
+
+
+def misfit(theirs: ALIPConfig, ours: ALIPConfig) -> str | None:
+    """What no weight shows and yet must agree."""
+    if theirs.quick_gelu == ours.quick_gelu:
+        return None
+    return (
+        f"these weights were trained with model.quick_gelu={str(theirs.quick_gelu).lower()}, and "
+        "another activation spoils them; type that"
     )
 
 

@@ -81,7 +81,7 @@ def convert(
         **model_meta(model),
         "model_name": imported.model_name,
         "loss": None,
-        "tokenizer": Tokenizer.from_bert(tokenizer).to_json() if tokenizer else None,
+        "tokenizer": Tokenizer.from_files(tokenizer).to_json() if tokenizer else None,
         "official": {"file": path.name, **imported.info},
     }
     checkpoint.write(target, {f"model/{k}": v for k, v in model.state_dict().items()}, meta)

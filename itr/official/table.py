@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from itr.errors import CheckpointError
+from itr.nn.jit_archive import is_jit_archive, read_jit_archive
 from itr.view import Facts
 
 
@@ -73,13 +74,16 @@ class Imported:
 
 
 def load_pickle(path: Path) -> Any:
-    """The contents of a ``torch.save`` file: tensors, plain values and `argparse.Namespace` only.
+    """The contents of a ``torch.save`` file: tensors, plain values and `argparse.Namespace` only;
+    of a TorchScript archive (OpenAI's CLIP) its tensors by their dotted names.
 
     Raises CheckpointError if the file is missing, truncated, not of this kind, or would need code
     of its own to be executed.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected an authors' checkpoint (.pth)")
+    if is_jit_archive(path):
+        return read_jit_archive(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -124,7 +124,7 @@ def check_config(values: Mapping[str, Any]) -> TrainConfig:
             "type devices=1 nodes=1"
         )
     check_optim(config.optim)
-    model_config(config.model)
+    model = model_config(config.model)
     cls = model_class(config.model)
     if config.task.name not in cls.tasks:
         raise ConfigError(
@@ -134,6 +134,6 @@ def check_config(values: Mapping[str, Any]) -> TrainConfig:
     reranks = cls.rerank is not RetrievalModel.rerank
     if config.rerank.enabled or (reranks and config.rerank.enabled is None):
         check_rerank(config.rerank, reranks, cls.__name__)
-    build_slots(config.loss.__dict__, cls)
+    build_slots(config.loss.__dict__, cls, model)
     check_weights(config.loss.weights, cls)
     return config

@@ -106,7 +106,7 @@ def _load(path: Path, config: EvalConfig) -> Loaded:
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
     else:  # a converted authors' file
         asked = (config.model.get("text") or {}).get("tokenizer")
-        tokenizer = Tokenizer.from_bert(asked or model.view.tokenizer)
+        tokenizer = Tokenizer.from_files(asked or model.view.tokenizer)
     run = meta.get("config", {})
     origin = {
         "checkpoint": str(path),
@@ -134,7 +134,7 @@ def _load_official(path: Path, config: EvalConfig) -> Loaded:
     data = _data_config(config, None)
     origin = {"checkpoint": str(path), "model": name, "data": data.name, "official": True}
     origin |= {f"official/{key}": value for key, value in imported.info.items() if key != "opt"}
-    return Loaded(model, Tokenizer.from_bert(model.view.tokenizer), data, origin)
+    return Loaded(model, Tokenizer.from_files(model.view.tokenizer), data, origin)
 
 
 def _told(text: dict[str, Any]) -> dict[str, Any]:

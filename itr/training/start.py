@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def stored_tokenizer(source: str | None) -> Tokenizer | None:
     """
     if source is None:
         return None
-    path = state.resolve(Path(source))
+    path = state.resolve(Path(source), "model.init")
     if path.suffix != ".safetensors":
         return None
     stored = checkpoint.read_meta(path)["tokenizer"]
@@ -38,7 +39,7 @@ def start_from(model: RetrievalModel, name: str, source: str) -> list[str]:
     CheckpointError for another method and for weights of other sizes; queues of another size begin
     anew.
     """
-    path = state.resolve(Path(source))
+    path = state.resolve(Path(source), "model.init")
     given = _weights(path, name, model)
     fitted, own = model.fit_weights(given), model.state_dict()
     taken = {k: v for k, v in fitted.items() if k in own and v.shape == own[k].shape}
@@ -57,16 +58,24 @@ def start_from(model: RetrievalModel, name: str, source: str) -> list[str]:
         )
     model.load_state_dict({**own, **taken})
     changed = [k for k in taken if given[k].shape != taken[k].shape]
-    told = [f"start: {len(taken)} of {len(own)} weights are those of {path}"]
+    share = f"all {len(own)}" if len(taken) == len(own) else f"{len(taken)} of {len(own)}"
+    told = [f"start: {share} weights are those of {path}"]
     for what, names in (
         ("resized", changed),
         ("not used", [k for k in given if k not in taken]),
         ("left as initialised", [k for k in own if k not in taken]),
     ):
         if names:
-            rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            told.append(f"start: {what} ({len(names)}): {', '.join(names[:SHOWN])}{rest}")
+            told.append(f"start: {what} ({len(names)}): {_listed(names)}")
     return told
+
+
+def _listed(names: list[str]) -> str:
+    """``names``, or where they are many, how many each module has."""
+    if len(names) <= SHOWN:
+        return ", ".join(names)
+    modules = Counter(".".join(n.split(".")[: 2 if n.startswith("twin.") else 1]) for n in names)
+    return ", ".join(f"{module}.* ({count})" for module, count in modules.items())
 
 
 def _weights(path: Path, name: str, model: RetrievalModel) -> dict[str, Tensor]:
@@ -81,5 +90,11 @@ def _weights(path: Path, name: str, model: RetrievalModel) -> dict[str, Tensor]:
         return checkpoint.read_tensors(path, "model/")
     importer: Any = IMPORTERS[name][0]
     # An importer may need to be told what no weight says, such as numbers of heads.
-    told = importer.told(model.config) if hasattr(importer, "told") else None
-    return importer.read(path, told).state
+    if hasattr(importer, "told"):
+        told = importer.told(model.config)
+    else:
+        told = {"num_attention_heads": model.config.text.num_attention_heads}
+    imported = importer.read(path, told)
+    if hasattr(importer, "misfit") and (fault := importer.misfit(imported.config, model.config)):
+        raise CheckpointError(f"model.init={path}: {fault}")
+    return imported.state

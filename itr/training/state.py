@@ -19,8 +19,9 @@ from itr.training.optim import load_state_tensors, state_tensors
 BEST, LAST = "best.safetensors", "last.safetensors"
 
 
-def resolve(path: Path) -> Path:
-    """The checkpoint file that ``path`` means: a file, or the best of a run directory.
+def resolve(path: Path, key: str = "checkpoint") -> Path:
+    """The checkpoint file that ``path`` means, the value of ``key``: a file, or the best of a run
+    directory.
 
     Raises CheckpointError that says what was looked for.
     """
@@ -31,11 +32,11 @@ def resolve(path: Path) -> Path:
             return candidate
     if not path.exists():
         raise CheckpointError(
-            f"checkpoint={path}: does not exist; expected a run directory, a *.safetensors file "
+            f"{key}={path}: does not exist; expected a run directory, a *.safetensors file "
             "of this suite, or an authors' checkpoint"
         )
     raise CheckpointError(
-        f"checkpoint={path}: no checkpoints/{BEST} in this folder; has the run reached its first "
+        f"{key}={path}: no checkpoints/{BEST} in this folder; has the run reached its first "
         "validation?"
     )
 

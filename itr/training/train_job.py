@@ -19,6 +19,7 @@ from itr.data.records import Split
 from itr.data.second import open_second
 from itr.data.text import Tokenizer, TokenTable, build_table, open_tokenizer
 from itr.evaluation.evaluator import Evaluator
+from itr.models import pairs
 from itr.models.base import RetrievalModel
 from itr.models.build import build_model, model_class, model_config, model_meta
 from itr.results.tables import results_table, write_results
@@ -102,6 +103,8 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     )
     model = build_model(config.model, values["loss"], facts).to(device)
     told = [] if init is None else start_from(model, config.model["name"], init)
+    model.check_batch(config.batch_size)
+    view = model.view  # pre-trained weights may have fewer positions than was thought
 
     def table(name: str, text: TextView) -> TokenTable:
         return build_table(tokenizer, splits[name].captions(), text, Path(data.cache))
@@ -249,6 +252,8 @@ def _announce(config: TrainConfig, folder: Path, parts: Parts, sizes: tuple[int,
     )
     for line in parts.told:
         log.info("%s", line)
+    for line in pairs.notes(parts.model):
+        log.warning("%s", line)
     if config.select_on == "test":
         log.warning(
             "select_on=test: the checkpoint is chosen on the TEST split, as the authors did; "

@@ -34,7 +34,7 @@ CAPTIONS = [
 
 @pytest.fixture(scope="module")
 def clip():
-    return Tokenizer.from_bert("open_clip")
+    return Tokenizer.from_files("open_clip")
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +69,15 @@ def test_clip_ids_equal_open_clips_on_mixed_text(clip, theirs, captions):
 
 def test_ways_to_name_clips_vocabulary(clip, tmp_path):
     for source in (VOCABULARY, VOCABULARY.parent):
-        assert Tokenizer.from_bert(str(source)).fingerprint == clip.fingerprint
+        assert Tokenizer.from_files(str(source)).fingerprint == clip.fingerprint
     hugging_face(clip, tmp_path / "hf", ("<|startoftext|>", "<|endoftext|>"))
-    assert Tokenizer.from_bert(str(tmp_path / "hf")).fingerprint == clip.fingerprint
+    assert Tokenizer.from_files(str(tmp_path / "hf")).fingerprint == clip.fingerprint
     (tmp_path / VOCABULARY.name).write_bytes(VOCABULARY.read_bytes()[:9999])
     with pytest.raises(ConfigError, match="cannot be read"):
-        Tokenizer.from_bert(str(tmp_path))
+        Tokenizer.from_files(str(tmp_path))
     (tmp_path / VOCABULARY.name).write_bytes(gzip.compress(b"title\na b\n"))
     with pytest.raises(ConfigError, match="expected 48894 merges"):
-        Tokenizer.from_bert(str(tmp_path))
+        Tokenizer.from_files(str(tmp_path))
 
 
 def hugging_face(tokenizer, folder, last=()):
@@ -166,7 +166,7 @@ def test_open_tokenizer_learns_from_cleaned_captions():
 def test_vocabularies_that_cannot_be_used(tmp_path):
     tokenizer = BytePairs.learn(corpus(), 600, "roberta")
     hugging_face(tokenizer, tmp_path / "good")
-    assert Tokenizer.from_bert(str(tmp_path / "good")).fingerprint == tokenizer.fingerprint
+    assert Tokenizer.from_files(str(tmp_path / "good")).fingerprint == tokenizer.fingerprint
     faults = {
         "gaps": lambda v: v | {"zz": 9999},
         "lacks <mask>": lambda v: {("mask" if k == "<mask>" else k): n for k, n in v.items()},
@@ -177,11 +177,11 @@ def test_vocabularies_that_cannot_be_used(tmp_path):
     for word, change in faults.items():
         path.write_text(json.dumps(change(dict(vocabulary))))
         with pytest.raises(ConfigError, match=word):
-            Tokenizer.from_bert(str(tmp_path / "good"))
+            Tokenizer.from_files(str(tmp_path / "good"))
     path.write_text(json.dumps(vocabulary))
     (tmp_path / "good" / "merges.txt").write_text("a b c\n")
     with pytest.raises(ConfigError, match="merges that are not of two"):
-        Tokenizer.from_bert(str(tmp_path / "good"))
+        Tokenizer.from_files(str(tmp_path / "good"))
     with pytest.raises(CheckpointError, match="damaged"):
         Tokenizer.from_json('{"merges": [["a"]], "tokens": ["a"], "style": "clip"}')
 

@@ -142,29 +142,29 @@ def write_bert(folder, config=None, vocabulary=VOCABULARY):
     return folder
 
 
-def test_from_bert_reads_vocab_and_options(tmp_path):
+def test_from_files_reads_vocab_and_options(tmp_path):
     vocabulary = [*VOCABULARY, "A", "É", "é"]
     folder = write_bert(tmp_path / "cased", {"do_lower_case": False}, vocabulary)
-    cased = Tokenizer.from_bert(str(folder))
+    cased = Tokenizer.from_files(str(folder))
     ids = cased.tokenize(["A É a"], TextView()).ids(0).tolist()
     assert [vocabulary[i] for i in ids] == ["[CLS]", "A", "É", "a", "[SEP]"]
     accents = {"do_lower_case": True, "strip_accents": False}
-    kept = Tokenizer.from_bert(str(write_bert(tmp_path / "accents", accents, vocabulary)))
+    kept = Tokenizer.from_files(str(write_bert(tmp_path / "accents", accents, vocabulary)))
     assert vocabulary[kept.tokenize(["É"], TextView()).ids(0)[1]] == "é"
-    default = Tokenizer.from_bert(str(write_bert(tmp_path / "default")))
+    default = Tokenizer.from_files(str(write_bert(tmp_path / "default")))
     assert default.fingerprint == Tokenizer.from_vocab(VOCABULARY).fingerprint
     (tmp_path / "default" / "vocab.txt").write_bytes("\r\n".join(VOCABULARY).encode())
-    assert Tokenizer.from_bert(str(tmp_path / "default")).fingerprint == default.fingerprint
+    assert Tokenizer.from_files(str(tmp_path / "default")).fingerprint == default.fingerprint
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
-def test_from_bert_reads_what_transformers_saves(tmp_path, lowercase):
+def test_from_files_reads_what_transformers_saves(tmp_path, lowercase):
     vocabulary = {token: number for number, token in enumerate([*VOCABULARY, "A"])}
     official = BertTokenizer(vocab=vocabulary, do_lower_case=lowercase)
     official.save_pretrained(tmp_path / "bert")
     for name in ("vocab.txt", "tokenizer_config.json"):  # tokenizer.json alone has to do
         (tmp_path / "bert" / name).unlink(missing_ok=True)
-    tokenizer = Tokenizer.from_bert(str(tmp_path / "bert"))
+    tokenizer = Tokenizer.from_files(str(tmp_path / "bert"))
     captions = ["A bad faced CAFÉ, badhead!", "漢a漢", "zz ? b-a"]
     table = tokenizer.tokenize(captions, TextView())
     assert [table.ids(i).tolist() for i in range(3)] == official(captions)["input_ids"]
@@ -174,13 +174,13 @@ def test_berts_that_cannot_be_used(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="neither vocab.txt nor"):
-        Tokenizer.from_bert(str(tmp_path / "empty"))
+        Tokenizer.from_files(str(tmp_path / "empty"))
     with pytest.raises(ConfigError, match="not a directory.*model.pretrained=false"):
-        Tokenizer.from_bert(str(tmp_path / "nowhere" / "bert"))
+        Tokenizer.from_files(str(tmp_path / "nowhere" / "bert"))
     write_bert(tmp_path / "broken")
     (tmp_path / "broken" / "tokenizer_config.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
-        Tokenizer.from_bert(str(tmp_path / "broken"))
+        Tokenizer.from_files(str(tmp_path / "broken"))
 
 
 def test_json_round_trip(tokenizer):

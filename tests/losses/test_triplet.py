@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import naive_hrem as naive
 import pytest
 import torch
@@ -25,7 +27,9 @@ def unit(*shape: int, spread: float = 1.0) -> Tensor:
 def square(ids: list[int], spread: float = 1.0, width: int = 6) -> Scores:
     rows = len(ids)
     queries, candidates = unit(rows, width, spread=spread), unit(rows, width, spread=spread)
-    return pair_scores(queries.requires_grad_(), candidates, torch.tensor(ids))
+    image_id = torch.tensor(ids)
+    pairs = int((image_id[:, None] == image_id).sum())
+    return pair_scores(queries.requires_grad_(), candidates, image_id, pairs)
 
 
 def queued(ids: list[int], queues: tuple[int, int], spread: float = 0.6) -> Scores:
@@ -35,7 +39,7 @@ def queued(ids: list[int], queues: tuple[int, int], spread: float = 0.6) -> Scor
         others = torch.tensor([*ids, *torch.randint(0, 5, (length,)).tolist()])
         values = unit(len(ids), 6, spread=spread) @ unit(len(others), 6, spread=spread).t()
         match = torch.tensor(ids)[:, None] == others
-        sides.append(Scores(values, match, torch.arange(len(ids))))
+        sides.append(Scores(values, match, torch.arange(len(ids)), n_match=int(match.sum())))
     sides[0].back = sides[1]
     return sides[0]
 
@@ -93,7 +97,8 @@ def exhausted_scores() -> Scores:
     values = torch.full((4, 4), 0.3) + 0.6 * torch.eye(4)
     values[1, [0, 2, 3]] = -0.5
     values[[0, 1, 3], 2] = -0.5
-    return Scores(values.requires_grad_(), torch.eye(4, dtype=torch.bool), torch.arange(4))
+    match = torch.eye(4, dtype=torch.bool)
+    return Scores(values.requires_grad_(), match, torch.arange(4), n_match=4)
 
 
 def test_an_exhausted_anchor_is_dropped_alone_or_spoils_its_direction():
@@ -119,6 +124,46 @@ def test_a_negative_is_drawn_as_often_as_its_weight_says():
         share = torch.bincount(drawn[:, row], minlength=5) / n
         sigma = (weight[row] * (1 - weight[row]) / n).sqrt()
         assert ((share - weight[row]).abs() <= 5 * sigma + 1e-6).all()
+
+
+def uncounted(scores: Scores) -> Scores:
+    """The same, but nobody has counted the matches."""
+    back = scores.back and dataclasses.replace(scores.back, n_match=None)
+    return dataclasses.replace(scores, n_match=None, back=back)
+
+
+@pytest.mark.parametrize("scores", [square([0, 1, 1, 2, 0], 0.3), queued([0, 1, 1, 2], (7, 3))])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_uncounted_matches_give_the_same_loss_on_average(scores: Scores, weighted: bool):
+    """Against the expectation over negatives, pair by pair."""
+    scores = uncounted(scores)
+    if weighted:
+        scores.weight = torch.linspace(0.5, 2.0, len(scores.values))
+    loss, draws, expected = DistanceWeightedTriplet(margin=0.7), Draws(3), 0.0
+    for side in (scores, scores.reverse()):
+        chance, _ = loss.sampling_weights(side.values, side.match)
+        for i, j in side.match.nonzero().tolist():
+            cost = (side.values[i] - side.values[i, j] + 0.7).clamp(min=0)
+            row = 1.0 if side.weight is None else float(side.weight[i])
+            expected += row * float((chance[i] * cost).sum().detach())
+    found = torch.stack([loss(scores, Clock(), draws) for _ in range(600)]).detach()
+    assert abs(found.mean() - expected) <= 5 * found.std() / 600**0.5 + 1e-5
+
+
+def test_uncounted_matches_of_exhausted_anchors():
+    scores = uncounted(exhausted_scores())
+    kept = DistanceWeightedTriplet(margin=1.0)(scores, Clock(), Draws(0))
+    torch.testing.assert_close(kept, torch.tensor(6 * (1.0 - 0.9 + 0.3)))
+    zeroing = DistanceWeightedTriplet(margin=1.0, exhausted="zero")
+    assert zeroing(scores, Clock(), Draws(0)) == 0.0
+
+
+def test_a_column_for_each_cell_is_drawn_as_its_row_says():
+    weight = torch.tensor([[0.0, 0.2, 0.0, 0.5, 0.3, 0.0], [0.0] * 5 + [1e-30], [1.0] * 6])
+    drawn = torch.stack([Draws(seed).columns(weight) for seed in range(500)])
+    share = torch.nn.functional.one_hot(drawn, 6).float().mean(dim=(0, 2))
+    expected = weight / weight.sum(dim=1, keepdim=True)
+    assert ((share - expected).abs() <= 5 * (expected * (1 - expected) / 3000).sqrt()).all()
 
 
 def hinge(scores: Scores, margin: float, hardest: bool, mask_repeats: bool) -> float:

@@ -16,66 +16,30 @@ from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import CheckpointError, ConfigError, DataError
 from itr.models.alip import ALIP, AdaptiveGates, GateConfig
-from itr.models.build import build_model
 from itr.official import alip as official
 from itr.official.__main__ import main
 from itr.official.loading import load_official, recognise
 from itr.training.config import check_config
 from itr.training.eval_job import evaluate
 from itr.training.optim import build_optimizer
+from itr.training.start import start_from
 from itr.training.train_job import train
-from itr.view import Facts
 from tests.conftest import compose
-from tests.models.tiny import operators
+from tests.models import tiny
+from tests.models.tiny import ALL_SIZES, CAPTION, PIXELS, SYNCS, batch_for, operators
 
-VOCABULARY, LENGTH, PIXELS = 30, 12, 16
+LENGTH, SIZES = CAPTION, ALL_SIZES["alip"]
 MOST_OPERATORS, MOST_OF_CRITERION = 445, 112  # forward and backward, views left out
-SYNCS = {"_local_scalar_dense", "nonzero", "is_nonzero"}
-SIZES = (
-    "model.embed_dim=16",
-    f"model.image_size={PIXELS}",
-    "model.vision.layers=2",
-    "model.vision.width=64",
-    "model.vision.patch_size=8",
-    "model.text.tokenizer=clip-from-captions",
-    "model.text.vocabulary_size=520",
-    "model.text.width=64",
-    "model.text.heads=1",
-    "model.text.layers=2",
-)
 
 
 def build(*overrides: str) -> ALIP:
-    """The model as ``train.py model=alip ...`` builds it."""
-    sizes = (*SIZES, f"model.text.context_length={LENGTH}")
-    values = compose("train", ["model=alip", *sizes, *overrides])
-    torch.manual_seed(0)
-    model = build_model(check_config(values).model, values["loss"], Facts(vocabulary=VOCABULARY))
+    model = tiny.build("alip", *overrides)
     assert isinstance(model, ALIP)
     return model
 
 
-def texts(pairs: int, longest: int, generator: torch.Generator) -> Tensor:
-    """Ids that end with the largest one, then zeros; one text is ``longest`` ids long."""
-    lengths = torch.randint(2, longest + 1, (pairs,), generator=generator)
-    lengths[0] = longest
-    tokens = torch.randint(1, VOCABULARY - 1, (pairs, longest), generator=generator)
-    place = torch.arange(longest)
-    tokens = torch.where(place < lengths[:, None], tokens, 0)
-    return torch.where(place == lengths[:, None] - 1, VOCABULARY - 1, tokens)
-
-
 def batch(pairs: int = 6, ids: list[int] | None = None, seed: int = 1) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    image_id = torch.arange(pairs) if ids is None else torch.tensor(ids)
-    return Batch(
-        image_id=image_id,
-        caption_id=torch.arange(pairs),
-        pixels=torch.randn(pairs, 3, PIXELS, PIXELS, generator=generator),
-        tokens=texts(pairs, LENGTH, generator),
-        second_tokens=texts(pairs, 7, generator),
-        positive_pairs=int((image_id[:, None] == image_id).sum()),
-    )
+    return batch_for("alip", pairs, ids, seed)
 
 
 def total_of(model: ALIP, given: Batch) -> Tensor:
@@ -318,6 +282,34 @@ def test_files_of_openai_and_open_clip(tmp_path: Path) -> None:
             assert value.dtype == torch.float32
             torch.testing.assert_close(value, halves[key].float() if quick else state[key])
     assert sorted(official.read(tmp_path / "openai.pt").report.ignored) == sorted(extras)
+
+
+def test_openais_archive_is_evaluated_and_starts_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A TorchScript file in half precision, with numbers and masks beside the weights."""
+    model, path = build("model.quick_gelu=true"), tmp_path / "ViT-B-32.pt"
+    halves = {name: value.half() for name, value in official.official_state(model).items()}
+    blocks = [f"transformer.resblocks.{block}.attn_mask" for block in range(2)]
+    masks = {name: torch.zeros(LENGTH, LENGTH) for name in blocks}
+    for extras in ({}, {**masks, "input_resolution": torch.tensor(PIXELS)}):
+        tiny.save_archive({**halves, **extras}, path)
+        assert recognise(path) == "alip" and main(["inspect", str(path)]) == 0
+        loaded, imported = load_official(path, "alip")
+        assert imported.config.quick_gelu and sorted(imported.report.ignored) == sorted(extras)
+        with torch.no_grad():
+            given = batch()
+            found, expected = (one.eval().encode_images(given).pooled for one in (loaded, model))
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+    fresh = build("model.quick_gelu=true", "model.image_size=24", f"model.init={path}")
+    told = start_from(fresh, "alip", str(path))
+    assert "resized (1): images.positional_embedding" in " ".join(told)
+    assert torch.equal(fresh.texts.text_projection, halves["text_projection"].float())
+    with pytest.raises(CheckpointError, match="model.quick_gelu=true, and another activation"):
+        start_from(build(), "alip", str(path))
+    path.write_bytes(path.read_bytes()[:3000])
+    assert main(["inspect", str(path)]) == 2
+    assert "ViT-B-32.pt" in capsys.readouterr().err
 
 
 def test_convert_and_export_give_the_authors_file_back(

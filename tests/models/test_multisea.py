@@ -17,7 +17,6 @@ from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import CheckpointError, ConfigError, DataError
-from itr.losses.infonce import InfoNCE
 from itr.losses.triplet import Triplet
 from itr.models.base import Encoded
 from itr.models.build import build_slots
@@ -25,56 +24,19 @@ from itr.models.multisea import AFormerConfig, MultiSEA, MultiSEAConfig
 from itr.nn.agent import AFormer, Rows
 from itr.nn.clip_weights import CLIPConfig, build_clip_vision, clip_vision_weights
 from itr.nn.roberta import RobertaTextConfig
-from itr.view import Facts
-from tests.models.tiny import operators
-
-VOCABULARY = 40
-SYNCS = ("_local_scalar_dense", "nonzero", "is_nonzero")
+from tests.models.tiny import SYNCS, build_directly, config_of, operators, pixel_batch, save_archive
 
 
 def config(**fields: Any) -> MultiSEAConfig:
-    base = MultiSEAConfig(
-        pretrained=False,
-        embed_size=16,
-        text_padding=12,
-        queue=10,
-        image=CLIPConfig(
-            image_size=16, patch_size=4, width=16, layers=3, head_width=8, trained_layers=1
-        ),
-        text=RobertaTextConfig(
-            tokenizer="roberta-from-captions",
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=24,
-            max_position_embeddings=20,
-            dropout=0.0,
-        ),
-        aformer=AFormerConfig(
-            layers=3, heads=2, mlp_ratio=2.0, agents=8, attention_dropout=0.0, dropout=0.0
-        ),
-    )
-    return dataclasses.replace(base, **fields)
+    return config_of(MultiSEA, "multisea", **fields)
 
 
 def build(loss: nn.Module | None = None, **fields: Any) -> MultiSEA:
-    torch.manual_seed(0)
-    slots = nn.ModuleDict({"itc": loss or InfoNCE()})
-    return MultiSEA(config(**fields), slots, {"itc": 1.0, "itm": 1.0}, Facts(VOCABULARY))
+    return build_directly(MultiSEA, "multisea", loss, **fields)
 
 
 def batch(pairs: int = 6, ids: list[int] | None = None, length: int = 12) -> Batch:
-    random = torch.Generator().manual_seed(1)
-    lengths = torch.randint(3, length + 1, (pairs,), generator=random)
-    lengths[0] = length
-    mask = torch.arange(length) < lengths[:, None]
-    tokens = torch.randint(5, VOCABULARY, (pairs, length), generator=random)
-    return Batch(
-        image_id=torch.arange(pairs) if ids is None else torch.tensor(ids),
-        pixels=torch.randn(pairs, 3, 16, 16, generator=random),
-        tokens=torch.where(mask, tokens, 1),
-        token_mask=mask,
-    )
+    return pixel_batch(pairs, length, ids, pad=1)
 
 
 def freeze(model: MultiSEA) -> None:
@@ -307,7 +269,7 @@ def test_clip_weights_from_hugging_face_and_from_openai_files(tmp_path: Path) ->
         torch.testing.assert_close(tower.tokens(pixels), states)
     openai = {f"visual.{k}": v.half() for k, v in clip_vision_weights(image.name).items()}
     torch.save({**openai, "logit_scale": torch.zeros(())}, tmp_path / "plain.pt")
-    torch.jit.save(torch.jit.script(_Tree.of(openai)), tmp_path / "archive.pt")
+    save_archive(openai, tmp_path / "archive.pt")
     for file in ("plain.pt", "archive.pt"):
         larger = dataclasses.replace(image, name=str(tmp_path / file), image_size=24)
         again = build_clip_vision(larger, pretrained=True)
@@ -318,26 +280,6 @@ def test_clip_weights_from_hugging_face_and_from_openai_files(tmp_path: Path) ->
             rtol=1e-3,
             atol=1e-3,
         )
-
-
-class _Tree(nn.Module):
-    """Modules that hold weights under dotted names."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-    @staticmethod
-    def of(weights: dict[str, Tensor]) -> _Tree:
-        root = _Tree()
-        for name, value in weights.items():
-            *path, leaf = name.split(".")
-            module: nn.Module = root
-            for part in path:
-                if part not in dict(module.named_children()):
-                    module.add_module(part, _Tree())
-                module = module.get_submodule(part)
-            module.register_buffer(leaf, value)
-        return root
 
 
 def test_pretrained_towers_settle_the_sizes(tmp_path: Path) -> None:
@@ -445,7 +387,7 @@ def test_images_of_another_size_and_losses_that_need_cosines() -> None:
         build().encode_images(Batch(pixels=torch.zeros(1, 3, 32, 32)))
     loss = {"name": "x", "default": {"_target_": "itr.losses.triplet.DistanceWeightedTriplet"}}
     with pytest.raises(ConfigError, match=r"needs cosine similarities.*plain dot products"):
-        build_slots(loss, MultiSEA)
+        build_slots(loss, MultiSEA, config())
 
 
 def test_the_start_is_the_papers() -> None:

@@ -22,9 +22,8 @@ from itr.official.loading import load_official, recognise
 from itr.training.config import check_config
 from itr.training.train_job import train
 from tests.conftest import compose
-from tests.models.tiny import SIZES, Steps, batch, build, operators
+from tests.models.tiny import SIZES, SYNCS, Steps, batch, build, operators
 
-SYNCS = {"_local_scalar_dense", "nonzero", "is_nonzero"}
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "user"
 
 

@@ -10,9 +10,7 @@ from itr.draws import Draws
 from itr.errors import ConfigError
 from itr.training.config import check_config
 from tests.conftest import compose
-from tests.models.tiny import Steps, batch, build, operators
-
-SYNCS = {"_local_scalar_dense", "nonzero", "is_nonzero"}
+from tests.models.tiny import SYNCS, Steps, batch, build, operators
 
 
 @pytest.mark.parametrize("data", ["f30k", "coco"])

@@ -1,18 +1,23 @@
-"""Small models of the region family and batches for them, made as the entry points make them."""
+"""Small models of all methods and batches for them, made as the entry points make them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
+from itr.instantiate import check
+from itr.losses.infonce import InfoNCE
 from itr.models.base import RetrievalModel
 from itr.models.build import build_model
 from itr.training.config import check_config
@@ -20,28 +25,173 @@ from itr.training.optim import build_optimizer, clip_gradients
 from itr.view import Facts
 from tests.conftest import compose
 
-WIDTH, REGIONS, VOCABULARY = 12, 6, 40
+WIDTH, REGIONS, VOCABULARY, MASK = 12, 6, 40, 4
+PIXELS, CAPTION = 16, 12  # pixels of a side, most ids of a caption that a pixel model reads
+SYNCS = {"_local_scalar_dense", "nonzero", "is_nonzero"}
 SIZES = (
     "model.embed_size=16",
     "model.pretrained=false",
     "model.text.tokenizer=wordpiece",
-    "model.text.hidden_size=16",
     "model.text.intermediate_size=16",
     "model.text.num_hidden_layers=1",
+    "model.text.hidden_size=16",
     "model.text.num_attention_heads=2",
     "model.text.max_position_embeddings=32",
 )
-USER_SIZES = (f"model.regions={REGIONS}", "model.queue_size=24")
+ALL_SIZES = {
+    "hrem": (*SIZES, "model.heads=2", "model.graph.warmup=0", "model.graph.topk=3"),
+    "user": (*SIZES, f"model.regions={REGIONS}", "model.queue_size=24"),
+    "vse": SIZES,
+    "alip": (
+        "model.embed_dim=16",
+        f"model.image_size={PIXELS}",
+        "model.vision.layers=2",
+        "model.vision.width=64",
+        "model.vision.patch_size=8",
+        "model.text.tokenizer=clip-from-captions",
+        "model.text.vocabulary_size=520",
+        "model.text.width=64",
+        "model.text.heads=1",
+        "model.text.layers=2",
+        f"model.text.context_length={CAPTION}",
+    ),
+    "albef": (
+        "model.pretrained=false",
+        "model.embed_size=8",
+        "model.queue=12",
+        f"model.image.size={PIXELS}",
+        "model.image.patch=4",
+        "model.image.width=12",
+        "model.image.depth=2",
+        "model.image.heads=3",
+        "model.text.tokenizer=wordpiece",
+        "model.text.hidden_size=16",
+        "model.text.num_hidden_layers=4",
+        "model.text.num_attention_heads=2",
+        "model.text.intermediate_size=24",
+        "model.text.max_position_embeddings=20",
+        "model.text.dropout=0.0",
+        "model.text.fusion_layer=2",
+    ),
+    "multisea": (
+        "model.pretrained=false",
+        "model.embed_size=16",
+        f"model.text_padding={CAPTION}",
+        "model.queue=10",
+        f"model.image.image_size={PIXELS}",
+        "model.image.patch_size=4",
+        "model.image.width=16",
+        "model.image.layers=3",
+        "model.image.head_width=8",
+        "model.image.trained_layers=1",
+        "model.text.tokenizer=roberta-from-captions",
+        "model.text.hidden_size=16",
+        "model.text.num_hidden_layers=1",
+        "model.text.num_attention_heads=2",
+        "model.text.intermediate_size=24",
+        "model.text.max_position_embeddings=20",
+        "model.text.dropout=0.0",
+        "model.aformer.layers=3",
+        "model.aformer.heads=2",
+        "model.aformer.mlp_ratio=2.0",
+        "model.aformer.agents=8",
+        "model.aformer.attention_dropout=0.0",
+        "model.aformer.dropout=0.0",
+    ),
+}
+# A run of a pixel model from files to results.
+RUN = (
+    "data=scenes",
+    "data.prepare.train=60",
+    "data.prepare.val=20",
+    "data.prepare.test=20",
+    "rerank.k=12",
+    "tracker=none",
+    "device=cpu",
+)
+
+
+def facts_for(name: str, **known: int | None) -> Facts:
+    """What the data of `batch_for` would say of itself."""
+    regions = {"region_width": WIDTH, "regions": REGIONS, "guide_width": None}
+    own = regions if name in ("hrem", "user", "vse") else {}
+    return Facts(VOCABULARY, **{"mask_id": MASK, **own, **known})  # type: ignore[arg-type]
 
 
 def build(name: str, *overrides: str, **facts: int | None) -> RetrievalModel:
-    """The model as ``train.py model=<name> ...`` builds it, for data of `WIDTH`."""
-    sizes = (*SIZES, *USER_SIZES) if name == "user" else SIZES
-    values = compose("train", [f"model={name}", *sizes, *overrides])
+    """The model as ``train.py model=<name> ...`` builds it, for the data of `batch_for`."""
+    return build_from(compose("train", [f"model={name}", *ALL_SIZES[name], *overrides]), **facts)
+
+
+def build_from(values: dict[str, Any], **facts: int | None) -> RetrievalModel:
+    """The model of a resolved configuration."""
     config = check_config(values)
-    known = {"region_width": WIDTH, "regions": REGIONS, **facts}
     torch.manual_seed(0)
-    return build_model(config.model, values["loss"], Facts(VOCABULARY, **known))
+    return build_model(config.model, values["loss"], facts_for(config.model["name"], **facts))
+
+
+def config_of(cls: type[RetrievalModel], name: str, **fields: Any) -> Any:
+    """``cls``'s own defaults in the sizes of method ``name``, and then ``fields``."""
+    sizes = [size.removeprefix("model.") for size in ALL_SIZES[name]]
+    return dataclasses.replace(check(OmegaConf.from_dotlist(sizes), cls.Config, "model"), **fields)
+
+
+def build_directly(
+    cls: type[RetrievalModel], name: str, loss: nn.Module | None = None, **fields: Any
+) -> Any:
+    """A model of `config_of` with every weight 1 and one ``loss`` (InfoNCE) in all slots."""
+    torch.manual_seed(0)
+    slots = nn.ModuleDict({slot: loss or InfoNCE() for slot in cls.slot_names})
+    weights = dict.fromkeys(cls.term_names, 1.0)
+    return cls(config_of(cls, name, **fields), slots, weights, facts_for(name))
+
+
+def batch_for(name: str, size: int = 6, ids: list[int] | None = None, seed: int = 1) -> Batch:
+    """A random batch that the model of `build` reads; ``ids`` [size] are those of the images."""
+    image_id = torch.arange(size) if ids is None else torch.tensor(ids)
+    pairs = int((image_id[:, None] == image_id).sum())
+    if name in ("hrem", "user", "vse"):
+        return batch(size, seed=seed, image_id=image_id, positive_pairs=pairs)
+    if name != "alip":
+        longest, pad = (CAPTION, 1) if name == "multisea" else (9, 0)
+        return pixel_batch(size, longest, ids, pad, seed)
+    random = torch.Generator().manual_seed(seed)
+    return Batch(
+        image_id=image_id,
+        caption_id=torch.arange(size),
+        pixels=torch.randn(size, 3, PIXELS, PIXELS, generator=random),
+        tokens=clip_texts(size, CAPTION, random),
+        second_tokens=clip_texts(size, 7, random),
+        positive_pairs=pairs,
+    )
+
+
+def pixel_batch(
+    size: int = 6, longest: int = 9, ids: list[int] | None = None, pad: int = 0, seed: int = 1
+) -> Batch:
+    """Pictures and captions of 3 to ``longest`` ids, all of which begin with id 2."""
+    random = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, longest + 1, (size,), generator=random)
+    lengths[0] = longest
+    mask = torch.arange(longest) < lengths[:, None]
+    tokens = torch.randint(5, VOCABULARY, (size, longest), generator=random)
+    tokens[:, 0] = 2
+    return Batch(
+        image_id=torch.arange(size) if ids is None else torch.tensor(ids),
+        pixels=torch.randn(size, 3, PIXELS, PIXELS, generator=random),
+        tokens=torch.where(mask, tokens, pad),
+        token_mask=mask,
+    )
+
+
+def clip_texts(size: int, longest: int, random: torch.Generator) -> Tensor:
+    """Ids that end with the largest one, then zeros; one text is ``longest`` ids long."""
+    lengths = torch.randint(2, longest + 1, (size,), generator=random)
+    lengths[0] = longest
+    tokens = torch.randint(1, VOCABULARY - 1, (size, longest), generator=random)
+    place = torch.arange(longest)
+    tokens = torch.where(place < lengths[:, None], tokens, 0)
+    return torch.where(place == lengths[:, None] - 1, VOCABULARY - 1, tokens)
 
 
 def batch(size: int = 8, shortest: int = 3, seed: int = 0, **fields: Any) -> Batch:
@@ -69,11 +219,15 @@ class Steps:
 
     def __init__(self, name: str, model: RetrievalModel):
         config = check_config(compose("train", [f"model={name}"]))
-        self.model, self.clock, self.draws = model.train(), Clock(), Draws()
-        asleep = tuple(f"{module}." for module in model.sleeping(self.clock))
+        self.model, self.clock, self.draws = model.train(), Clock(batches_per_epoch=4), Draws()
         for parameter_name, parameter in model.named_parameters():
-            parameter.requires_grad_(not parameter_name.startswith(asleep))
+            parameter.requires_grad_(not self.sleeps(parameter_name))
         self.optimizer = build_optimizer(model, config.optim)
+
+    def sleeps(self, parameter: str) -> bool:
+        """Whether the model says that the parameter of this name takes no part."""
+        asleep = self.model.sleeping(self.clock)
+        return parameter in asleep or parameter.startswith(tuple(f"{name}." for name in asleep))
 
     def micro_batch(self, given: Batch) -> torch.Tensor:
         """The weighted sum of the terms, after the backward pass."""
@@ -86,10 +240,13 @@ class Steps:
 
     def __call__(self, given: Batch) -> torch.Tensor:
         total = self.micro_batch(given)
+        self.update()
+        return total
+
+    def update(self) -> None:
         clip_gradients(self.model.parameters(), 2.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return total
 
 
 def operators(function: Callable[[], Any]) -> Counter[str]:
@@ -105,3 +262,28 @@ def operators(function: Callable[[], Any]) -> Counter[str]:
     with Counting():
         function()
     return seen
+
+
+def save_archive(weights: dict[str, Tensor], path: Path) -> None:
+    """A TorchScript archive that holds ``weights``, as OpenAI's files of CLIP do."""
+    torch.jit.save(torch.jit.script(_Tree.of(weights)), path)
+
+
+class _Tree(nn.Module):
+    """Modules that hold weights under dotted names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    @staticmethod
+    def of(weights: dict[str, Tensor]) -> _Tree:
+        root = _Tree()
+        for name, value in weights.items():
+            *path, leaf = name.split(".")
+            module: nn.Module = root
+            for part in path:
+                if part not in dict(module.named_children()):
+                    module.add_module(part, _Tree())
+                module = module.get_submodule(part)
+            module.register_buffer(leaf, value)
+        return root

@@ -57,7 +57,7 @@ def retrieval_e2e(case: Case) -> None:
     whole = Case(case.path.with_name(f"{case.data['state_from']}.json"))
     model = model_of(case).eval()
     load_official(model, whole.below("state."))
-    tokenizer = Tokenizer.from_bert("open_clip")
+    tokenizer = Tokenizer.from_files("open_clip")
     view = model.view_for(dataclasses.replace(model.config, prompt=case.data["prompt_prefix"]))
     length = case.data["tower_config"]["text_cfg"]["context_length"]
     for name, expected in case.data["data"].items():

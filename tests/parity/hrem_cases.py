@@ -247,11 +247,11 @@ def triplet(case: Case) -> None:
         setattr(loss, ours, constants.get(theirs, getattr(loss, ours)))
     images = case["in.img_emb"].clone().requires_grad_()
     texts = case["in.cap_emb"].clone().requires_grad_()
-    scores = pair_scores(images, texts, case["in.img_ids"])
+    scores = pair_scores(images, texts, ids := case["in.img_ids"], _pairs(ids))
     draws = Recorder([case["in.draw.i2t"], case["in.draw.t2i"]])
     value = loss(scores, Clock(), draws)
     value.backward()
-    anchor, positive = matching_pairs(scores.match, scores.count_matches())
+    anchor, positive = matching_pairs(scores.match, _pairs(ids))
     case.check("out.loss", value)
     case.check("out.similarity", scores.values)
     case.check("out.pair_anchor", anchor)
@@ -262,8 +262,13 @@ def triplet(case: Case) -> None:
     case.check("grad.in.cap_emb", texts.grad)
 
 
+def _pairs(ids: Tensor) -> int:
+    return int((ids[:, None] == ids[None, :]).sum())
+
+
 def _given_scores(values: Tensor, ids: Tensor) -> Scores:
-    return Scores(values, ids[:, None] == ids[None, :], torch.arange(len(ids)))
+    match = ids[:, None] == ids[None, :]
+    return Scores(values, match, torch.arange(len(ids)), n_match=_pairs(ids))
 
 
 def triplet_edge(case: Case) -> None:
@@ -290,7 +295,7 @@ def triplet_sampling(case: Case) -> None:
     loss = loss_of("trip", case.data.get("official_options", {}))
     assert isinstance(loss, DistanceWeightedTriplet)
     scores = _given_scores(case["in.sim"], case["in.img_ids"])
-    anchor, _ = matching_pairs(scores.match, scores.count_matches())
+    anchor, _ = matching_pairs(scores.match, scores.n_match or 0)
     weight = loss.sampling_weights(scores.values, scores.match)[0][anchor]
     case.check("out.weight", weight)
     for name in ("indices", "exponential_race_indices"):

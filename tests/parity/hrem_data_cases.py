@@ -33,7 +33,7 @@ def text_tokens(case: Case) -> None:
     case.holds("another BERT vocabulary", digest == case.data["bert_vocab_sha256"])
     for name, tokenizer in (
         ("tiny", Tokenizer.from_vocab(case.data["tiny_vocab"])),
-        ("bert", Tokenizer.from_bert(str(folder))),
+        ("bert", Tokenizer.from_files(str(folder))),
     ):
         table = tokenizer.tokenize(captions, TextView())
         for number, ids in enumerate(case.data[f"{name}_ids"]):

