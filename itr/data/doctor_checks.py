@@ -181,7 +181,7 @@ def check_regions(split: Split, report: Report, advance: Advance) -> dict[bytes,
         spread = np.ptp(np.where(np.isfinite(chunk), chunk, 0), axis=(1, 2))
         bad += (first + np.flatnonzero(~finite)).tolist()
         flat += (first + np.flatnonzero(finite & (spread == 0))).tolist()
-        by_row += [hashlib.blake2b(np.ascontiguousarray(r), digest_size=16).digest() for r in chunk]
+        by_row += [hashlib.blake2b(r.tobytes(), digest_size=16).digest() for r in chunk]
         if finite.any():
             good = chunk[finite]
             total += float(good.sum(dtype=np.float64))
