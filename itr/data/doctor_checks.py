@@ -139,7 +139,7 @@ def check_pictures(
     usable = len(places) - len(broken)
     statistics = report.splits[-1].statistics
     statistics |= {"broken_pictures": len(broken), "mean_pixels": pixels // max(1, usable)}
-    statistics["summary"] = f"{usable:,} decoded" + (f", {len(broken)} broken" if broken else "")
+    statistics["summary"] = f"{usable:,}" + (f", {len(broken)} broken" if broken else "")
     return digests
 
 
@@ -202,7 +202,7 @@ def check_regions(split: Split, report: Report, advance: Advance) -> dict[bytes,
         "zeros": zeros / count,
         "rows_not_finite": len(bad),
         "rows_flat": len(flat),
-        "summary": f"{array.shape[1]} x {array.shape[2]} {array.dtype.name}",
+        "summary": f"{array.shape[1]}x{array.shape[2]} {array.dtype.name}",
     }
     digests: dict[bytes, list[int]] = {}
     for number, record in enumerate(split.records):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from itr.data.records import OTHER_CAPTION, Record, Slice, Split
+from itr.data.samples import Samples
 
 ROWS = 64  # of a region array that are hashed, evenly spread
 DIGITS = 16
@@ -34,8 +35,8 @@ def describe(split: Split) -> dict[str, Any]:
 def content_hash(split: Split) -> str:
     """Sixteen hex digits that name what ``split`` holds."""
     digest = hashlib.sha256()
-    if hasattr(split.records, "blocks"):  # kept as arrays: millions of samples
-        for block in split.records.blocks():
+    if isinstance(split.records, Samples):  # millions of them, kept as arrays
+        for block in _blocks(split.records):
             digest.update(block)
     else:
         for line in _lines(split.records):
@@ -48,6 +49,15 @@ def content_hash(split: Split) -> str:
     if split.second == OTHER_CAPTION:
         digest.update(OTHER_CAPTION.encode())
     return digest.hexdigest()[:DIGITS]
+
+
+def _blocks(samples: Samples) -> Iterable[bytes]:
+    yield json.dumps([os.path.basename(path) for path in samples.paths]).encode()
+    for numbers in (samples.shards, samples.images, samples.ids, samples.text_ids):
+        yield numbers.astype(np.int64).tobytes()
+    for texts in (samples.texts, samples.second):
+        yield np.diff(texts.offsets).tobytes()
+        yield texts.block[texts.offsets[0] : texts.offsets[-1]].tobytes()
 
 
 def _lines(records: Iterable[Record]) -> Iterable[bytes]:
