@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from itr.data import karpathy, precomp
-from itr.data.layouts import KINDS, SHARD_FOLDERS
-from itr.data.lists import FOLDERS
+from itr.data import arrow, coco, karpathy, lists, pair_table, precomp, shards
+from itr.data.layouts import KINDS
+from itr.data.options import DataConfig
+from itr.errors import DataError
 
 SPLIT_NAMES = ("train", "restval", "val", "dev", "test", "testall")
-LIST = re.compile(rf"(?P<name>.+)_(?P<split>{'|'.join(SPLIT_NAMES)})\.json")
+NAMED = {  # layouts with a file for each split: below which folders, and how files are called
+    "lists": (lists.FOLDERS, lists.NAMES),
+    "arrow": (arrow.FOLDERS, arrow.NAMES),
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,10 @@ def find_layouts(root: Path) -> list[Found]:
     finders = {
         "precomp": _precomp,
         "karpathy": _karpathy,
-        "lists": _lists,
+        "lists": lambda root: _named("lists", root),
+        "coco": _coco,
+        "arrow": lambda root: _named("arrow", root),
+        "table": _table,
         "shards": _shards,
     }
     return [found for finder in finders.values() for found in finder(root)]
@@ -67,21 +73,46 @@ def _karpathy_splits(path: Path) -> list[str]:
         return ["train"]
 
 
-def _lists(root: Path) -> Iterator[Found]:
-    for folder in (*FOLDERS, "albef"):
+def _named(layout: str, root: Path) -> Iterator[Found]:
+    folders, pattern = NAMED[layout]
+    for folder in folders:
         names: dict[str, list[str]] = {}
-        for path in sorted((root / folder).glob("*.json")):
-            if match := LIST.fullmatch(path.name):
-                if match["name"] != "captions" and not path.name.startswith(karpathy.PREFIX):
-                    names.setdefault(match["name"], []).append(match["split"])
+        for path in sorted((root / folder).glob("*")):
+            if match := pattern.fullmatch(path.name):
+                names.setdefault(match["name"], []).append(match["split"])
         for name, splits in names.items():
-            yield Found("lists", root / folder, name, _ordered(splits))
+            if "train" in splits and layout == "arrow":
+                splits = [split for split in splits if split != arrow.FOLDED]
+            yield Found(layout, root / folder, name, _ordered(splits))
+
+
+def _coco(root: Path) -> Iterator[Found]:
+    place = coco.find(DataConfig(root.name, str(root)))
+    if place is not None:
+        yield Found("coco", root, root.name, _ordered(place.splits()))
+
+
+def _table(root: Path) -> Iterator[Found]:
+    names: dict[str, list[str]] = {}
+    for path in sorted(root.iterdir()):
+        if match := pair_table.NAMES.fullmatch(path.name):
+            names.setdefault(match["name"] or "", []).append(match["split"])
+    for name in names:
+        try:
+            place = pair_table.find(DataConfig(name or root.name, str(root)))
+            splits = ["train"] if place is None else place.splits()
+        except DataError:  # for the reader to say
+            splits = ["train"]
+        yield Found("table", root, name or root.name, _ordered(splits))
 
 
 def _shards(root: Path) -> Iterator[Found]:
-    for folder in SHARD_FOLDERS:
-        if any((root / folder).glob("*.tar")):
-            yield Found("shards", root / folder, root.name, ("train",))
+    for folder in shards.FOLDERS:
+        if not (root / folder).is_dir():
+            continue
+        place = shards.find(DataConfig(root.name, str(root / folder), shards=None))
+        if place is not None and place.path == root / folder:
+            yield Found("shards", root / folder, root.name, _ordered(place.splits()))
 
 
 def _ordered(splits: list[str]) -> tuple[str, ...]:
