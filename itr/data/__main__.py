@@ -1,4 +1,4 @@
-"""Data sets on disk: python -m itr.data check | bench | features ...; each has --help."""
+"""Data sets on disk: python -m itr.data check | convert | bench | features ...; each has --help."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 COMMANDS = {  # command -> module with main(arguments) -> exit code, and what it does
     "check": ("itr.data.doctor", "what is in a folder, and what is wrong with it"),
+    "convert": ("itr.data.convert", "a data set from one layout into another"),
     "bench": ("itr.data.bench", "samples a second of each stage of reading"),
     "features": ("itr.data.features", "region-like features of pictures from a timm backbone"),
 }

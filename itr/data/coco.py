@@ -83,7 +83,11 @@ def _records(path: Path) -> tuple[list[Record], tuple[str, ...]]:
     images, annotations = (_list(path, content, key) for key in ("images", "annotations"))
     captions: dict[int, list[tuple[int, str]]] = {}
     for number, image in enumerate(images):
-        captions.setdefault(_id(f"{path}: images[{number}]", image, "id"), [])
+        where = f"{path}: images[{number}]"
+        image_id = _id(where, image, "id")
+        if image_id in captions:
+            raise DataError(f"{where}: id {image_id} is another image's, too; each needs its own")
+        captions[image_id] = []
     for number, entry in enumerate(annotations):
         where = f"{path}: annotations[{number}]"
         image_id = _id(where, entry, "image_id")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from itr.batch import Batch
 from itr.data import chance
+from itr.data.order import shuffled
 from itr.data.pixels import BrokenPicture, Pixels
 from itr.data.records import Split
 from itr.data.regions import Regions
@@ -76,6 +77,10 @@ class TrainLoader:
                 f"batch_size={self.samples} or less"
             )
         self.batch_size = batch_size
+        self.shards = split.shards  # of each image
+        if self.shards is not None and not self.by_image:
+            self.shards = self.shards[split.text_to_image]
+        _require_shards(split, world, workers)
         self.rank, self.share = rank, batch_size // world
         self.workers, self.pin_memory = workers, pin_memory
         self.pixels = Pixels(split, view.pixels, late) if view.kind == "pixels" else None
@@ -104,8 +109,7 @@ class TrainLoader:
 
     def order(self, epoch: int) -> np.ndarray:
         """The captions of ``epoch`` in their order, int64 [number of captions, or of images]."""
-        draws = chance.uniform(self.seed, epoch, chance.ORDER, np.arange(self.samples))
-        order = np.argsort(draws, kind="stable")
+        order = shuffled(self.seed, epoch, self.samples, self.shards)
         if not self.by_image:
             return order
         draws = chance.uniform(self.seed, epoch, chance.CAPTION, order)
@@ -271,6 +275,20 @@ def caption_batches(
         )
 
     return _run(assemble, _slices(order, batch_size), workers=0)
+
+
+def _require_shards(split: Split, world: int, workers: int) -> None:
+    """Raise ConfigError where readers outnumber the shards: they would wait for one file."""
+    if split.shards is None:
+        return
+    count, readers = len(np.unique(split.shards)), world * max(1, workers)
+    if readers > count:
+        raise ConfigError(
+            f"{split.source}: {count} shards for {world} devices x {max(1, workers)} workers = "
+            f"{readers} readers; type runtime.workers={count // world if count >= world else 0}"
+            + (f" devices={count}" if count < world else "")
+            + ", or write more, smaller shards: python -m itr.data convert --help"
+        )
 
 
 def _positive(batch_size: int) -> None:

@@ -33,17 +33,14 @@ def read_ids(folder: Path, split: str, rows: int, step: int, share: int) -> Ids 
     path = folder / f"{split}{IDS}"
     if not path.is_file():
         return None
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").split()
-    images = rows // step
+    lines, images = _lines(path), rows // step
     if len(lines) not in (images, rows, images * share):
         raise DataError(
             f"{path}: {len(lines)} ids for {images} images; expected one an image, or one a "
-            f"caption ({images * share})"
+            f"caption ({images * share}); repair the file, or remove it: images are then numbered"
         )
     every = len(lines) // images
     for number, line in enumerate(lines):
-        if not line.isascii() or not line.isdigit():
-            raise DataError(f"{path}, line {number + 1}: {line[:20]!r} is no id; expected a number")
         if line != lines[number - number % every]:
             raise DataError(
                 f"{path}, line {number + 1}: id {line}, but image {number // every} began with "
@@ -59,6 +56,29 @@ def read_ids(folder: Path, split: str, rows: int, step: int, share: int) -> Ids 
     if files and None not in named:
         numbers = [number for number in named if number is not None]
     return Ids(numbers, files)
+
+
+def row_names(folder: Path, split: str, rows: int) -> list[str]:
+    """The name of the picture (or the id) of each of the ``rows`` of a region array.
+
+    Raises DataError where nothing says whose they are.
+    """
+    path = folder / f"{split}{IDS}"
+    if not path.is_file():
+        raise DataError(f"{path}: not found; it says whose rows {split}_ims.npy holds, a line each")
+    lines = _lines(path)
+    if not lines or rows % len(lines):
+        raise DataError(f"{path}: {len(lines)} ids for {rows} rows of {split}_ims.npy")
+    names = _files(folder / MAPPING, lines) or lines
+    return [name for name in names for _ in range(rows // len(lines))]
+
+
+def _lines(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").split()
+    for number, line in enumerate(lines, start=1):
+        if not line.isascii() or not line.isdigit():
+            raise DataError(f"{path}, line {number}: {line[:20]!r} is no id; expected a number")
+    return lines
 
 
 def _files(path: Path, ids: list[str]) -> list[str]:
