@@ -95,6 +95,7 @@ class TrainLoader:
         self.second_texts: Texts | None = None
         if second is not None:
             self.second_texts = Texts(second.table, view.second_text or view.text)
+        self.tokenizer = tokenizer
         self.vocabulary, self.mask_id = tokenizer.vocabulary_size, tokenizer.mask_id
         if view.text.augment is not None and self.mask_id is None:
             raise ConfigError(
