@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,26 +47,49 @@ def text_in(where: str, image: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def place_pictures(path: Path, records: Sequence[Record], pictures: str | None) -> list[Record]:
+def require_apart(places: Iterable[tuple[str, str, Record]]) -> None:
+    """Raise DataError if two of ``places`` (where, split, record) share a picture or an id."""
+    files: dict[str, tuple[str, str]] = {}
+    ids: dict[int, str] = {}
+    for where, split, record in places:
+        file = str(record.image)
+        if file in files:
+            first, other = files[file]
+            both = f"in split '{split}' and '{other}'" if other != split else "twice"
+            raise DataError(
+                f"{where}: picture {file} stands {both}; the first is {first}. Keep one entry, "
+                "with all captions"
+            )
+        if record.image_id in ids:
+            raise DataError(
+                f"{where} ({file}): image id {record.image_id} is that of {ids[record.image_id]}, "
+                "too; every image needs an id of its own"
+            )
+        files[file], ids[record.image_id] = (where, split), where
+
+
+def place_pictures(
+    path: Path, records: Sequence[Record], pictures: str | None, folders: Sequence[str] = ()
+) -> list[Record]:
     """``records`` of the annotations ``path`` with whole paths; every picture is there.
 
-    ``pictures`` is the folder of the pictures (None: found beside ``path``). Raises DataError that
-    counts and names what is missing.
+    ``pictures`` is the folder of the pictures (None: found beside ``path``; ``folders`` are further
+    names of it). Raises DataError that counts and names what is missing.
     """
-    base = _picture_folder(path, str(records[0].image), pictures)
+    base = _picture_folder(path, str(records[0].image), pictures, folders)
     _require_pictures(path, base, records)
     return [dataclasses.replace(r, image=str(base / str(r.image))) for r in records]
 
 
-def _picture_folder(path: Path, first: str, pictures: str | None) -> Path:
+def _picture_folder(path: Path, first: str, pictures: str | None, folders: Sequence[str]) -> Path:
     """The folder below which the pictures lie, judged by the first of them."""
     if pictures is not None:
         base = Path(pictures).expanduser()
         if not base.is_dir():
             raise DataError(f"data.images={pictures}: no such folder; type data.images=DIR")
         return base
-    tried = [path.parent, *(path.parent / name for name in PICTURE_FOLDERS), path.parent.parent]
-    tried += [path.parent.parent / name for name in PICTURE_FOLDERS]
+    names = ("", *folders, *PICTURE_FOLDERS)
+    tried = [base / name for base in (path.parent, path.parent.parent) for name in names]
     for base in tried:
         if (base / first).is_file():
             return base

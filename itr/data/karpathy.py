@@ -9,31 +9,68 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from itr.data.annotations import kind, load_json, place_pictures, text_in
+from itr.data.annotations import kind, load_json, place_pictures, require_apart, text_in
+from itr.data.options import DataConfig
+from itr.data.places import root_of, set_names, split_in
 from itr.data.records import Record, Split
 from itr.errors import DataError
-from itr.instantiate import nearest
 
 PREFIX = "dataset_"
 FOLDED = {"restval": "train"}  # COCO: val images that nobody validates on
-ALIASES = {"dev": "val", "testall": "test"}  # what other layouts call them
-FILE_NAMES = {"f30k": "flickr30k"}  # data.name -> what the files call the set
+USUAL = ("train", "val", "test", "dev", "testall")
 
 
-def find_annotations(root: Path, name: str) -> tuple[Path | None, tuple[str, ...]]:
-    """The annotation file of data set ``name`` below ``root`` (None: there is none), and notes.
+@dataclass(frozen=True)
+class Karpathy:
+    """An annotation file; ``pictures`` is their folder (None: found beside it)."""
+
+    path: Path
+    pictures: str | None = None
+    decoder: str = "torchvision"
+    notes: tuple[str, ...] = ()
+    layout: str = "karpathy"
+    holds: str = "pixels"
+
+    def splits(self) -> list[str]:
+        """Its splits; ``restval`` is part of ``train``."""
+        return list(self._records())
+
+    def read(self, split: str) -> Split:
+        """One split; no picture is opened."""
+        splits = self._records()
+        name = split_in(split, splits, str(self.path))
+        odd = [f"{key} ({len(own)} images)" for key, own in splits.items() if key not in USUAL]
+        notes = (f"{self.path}: also has splits {', '.join(odd)}",) if odd else ()
+        placed = place_pictures(self.path, splits[name], self.pictures)
+        return Split(
+            name,
+            self.layout,
+            placed,
+            decoder=self.decoder,
+            source=str(self.path),
+            notes=(*self.notes, *notes),
+        )
+
+    def _records(self) -> dict[str, list[Record]]:
+        stat = self.path.stat()
+        return _read(self.path, stat.st_size, stat.st_mtime_ns)
+
+
+def find(data: DataConfig) -> Karpathy | None:
+    """The annotation file of the data set below ``data.root``; None: there is none.
 
     Raises DataError where several files would do and none bears the name.
     """
-    folders = [root, root / name, root / "annotations"]
-    names = dict.fromkeys((name, FILE_NAMES.get(name, name)))
+    root = root_of(data)
+    folders = [root, root / data.name, root / "annotations"]
     for folder in folders:
-        for known in names:
+        for known in set_names(data.name):
             if (path := folder / f"{PREFIX}{known}.json").is_file():
-                return path, ()
+                return Karpathy(path, data.images, data.decoder)
     found = [path for folder in folders for path in sorted(folder.glob(f"{PREFIX}*.json"))]
     if len(found) > 1:
         raise DataError(
@@ -41,26 +78,9 @@ def find_annotations(root: Path, name: str) -> tuple[Path | None, tuple[str, ...
             f"{found[0].stem.removeprefix(PREFIX)} to choose one"
         )
     if not found:
-        return None, ()
-    return found[0], (f"no file is named after data.name={name}: using {found[0]}",)
-
-
-def read_split(path: Path, split: str, pictures: str | None = None) -> Split:
-    """The split called ``split`` in the annotation file ``path``; no picture is opened.
-
-    ``pictures`` is the folder of the pictures (None: found beside the file). Raises DataError that
-    names the file and entry for anything that cannot be used, missing pictures included.
-    """
-    stat = path.stat()
-    splits = _read(path, stat.st_size, stat.st_mtime_ns)
-    name = split if split in splits else ALIASES.get(split, split)
-    if name not in splits:
-        raise DataError(
-            f"{path}: has no split '{split}'{nearest(split, splits)}; its splits: "
-            f"{', '.join(f'{key} ({len(value)})' for key, value in splits.items())}"
-        )
-    placed = place_pictures(path, splits[name], pictures)
-    return Split(name, "karpathy", placed, source=str(path))
+        return None
+    note = f"no file is named after data.name={data.name}: using {found[0]}"
+    return Karpathy(found[0], data.images, data.decoder, (note,))
 
 
 @functools.lru_cache(maxsize=1)  # three splits are opened one after the other
@@ -74,11 +94,15 @@ def _read(path: Path, size: int, changed: int) -> dict[str, list[Record]]:
             f"{kind(images if isinstance(content, dict) else content)}"
         )
     splits: dict[str, list[Record]] = {}
+    places: list[tuple[str, str, Record]] = []
     first_caption = 0
     for number, image in enumerate(images):
-        split, record = _record(f"{path}: images[{number}]", image, number, first_caption)
+        where = f"{path}: images[{number}]"
+        split, record = _record(where, image, number, first_caption)
         splits.setdefault(FOLDED.get(split, split), []).append(record)
+        places.append((where, split, record))
         first_caption += len(record.captions)
+    require_apart(places)
     return splits
 
 

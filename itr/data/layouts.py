@@ -1,48 +1,47 @@
-"""What a data set is called and where it lies; finds its layout on disk and opens splits."""
+"""Finds the layout of a data set on disk and opens its splits.
+
+Of several layouts in one folder the first of `ORDER` that the model can read is taken;
+``data.layout=`` chooses. Where a synthetic caption is wanted, what holds one comes first.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from itr.data import karpathy, lists, precomp, shards
+from itr.data import arrow, coco, karpathy, lists, pair_table, precomp, shards
 from itr.data.images import DECODERS
-from itr.data.precomp import CAPS, IMS, splits_in
-from itr.data.records import OTHER_CAPTION, Split
-from itr.data.second import read_second
+from itr.data.noise import mismatch
+from itr.data.options import DataConfig
+from itr.data.places import Place, listing, root_of
+from itr.data.records import OTHER_CAPTION, Record, Split
+from itr.data.second import join_second
 from itr.errors import ConfigError, DataError
 from itr.instantiate import nearest
 
-# What a layout holds; of several in one folder the first that fits is read.
-KINDS = {"precomp": "regions", "karpathy": "pixels", "lists": "pixels", "shards": "pixels"}
+__all__ = ["KINDS", "LAYOUTS", "DataConfig", "open_split", "places_in"]
+
+FINDERS: dict[str, Callable[[DataConfig], Place | None]] = {
+    "precomp": precomp.find,
+    "karpathy": karpathy.find,
+    "lists": lists.find,
+    "coco": coco.find,
+    "arrow": arrow.find,
+    "table": pair_table.find,
+    "shards": shards.find,
+}
+KINDS = {name: "regions" if name == "precomp" else "pixels" for name in FINDERS}
 LAYOUTS = ("auto", *KINDS)
-SHARD_FOLDERS = ("", "wds", "shards")  # below data.root
-
-
-@dataclass
-class DataConfig:
-    """Options of ``conf/data/<name>.yaml``."""
-
-    name: str
-    root: str
-    layout: str = "auto"  # how the files are laid out; auto: found by looking
-    splits: dict[str, str] = field(  # train, val, test -> names on disk
-        default_factory=lambda: {"train": "train", "val": "dev", "test": "test"}
-    )
-    protocols: list[str] = field(default_factory=list)  # how the test split is evaluated
-    dev_captions: int | None = None  # authors' habit: a split `dev` is cut to 5000; None: all
-    images: str | None = None  # folder of the pictures; None: found beside the annotations
-    decoder: str = "torchvision"  # of pictures; pillow: the authors' arithmetic, slower
-    second_text: str | None = None  # other_caption, or a JSON file image id -> caption; None: the
-    # synthetic captions that shards hold
-    shards: str | None = None  # folder of .tar files, or DIR/{00000..01505}.tar; None: looked for
-    second_key: str = "synthetic_caption"  # of the .json members
-    held_out: int = 0  # samples at the end of the shards that are test, and as many before val
-    max_broken: float = 0.01  # share of broken samples in shards at which a run stops
-    cache: str = ".cache/itr"  # where token ids are kept
-    prepare: Any = None  # node of what makes the data set on first use
+ORDER = tuple(KINDS)
+SECOND_FIRST = ("shards", "table")  # what may hold synthetic captions
+EXPECTED = (
+    "dataset_{name}.json (Karpathy's layout), {name}_train.json (lists, as ALBEF's), "
+    "captions_train.json (COCO's), {name}_caption_karpathy_train.arrow, train.csv (or .tsv, "
+    ".jsonl, .parquet), or tar shards"
+)
 
 
 def open_split(data: DataConfig, split: str, kind: str, second: bool = False) -> Split:
@@ -53,22 +52,110 @@ def open_split(data: DataConfig, split: str, kind: str, second: bool = False) ->
     file) for data that cannot.
     """
     _check_options(data, kind)
+    place, notes = _choose(data, kind, second)
+    opened = _read(place, data.splits.get(split, split))
+    opened = dataclasses.replace(opened, notes=(*opened.notes, *notes))
+    if data.unique_captions:
+        opened = _without_repeats(opened)
+    if second:
+        opened = _with_second(data, opened)
+    if split == "train":
+        opened = mismatch(opened, data)
+        if kind == "pixels":  # one bad picture does not end a run of hours
+            opened.may_break = max(opened.may_break, int(data.max_broken * opened.n_images))
+    return opened
+
+
+def places_in(data: DataConfig) -> dict[str, Place]:
+    """Every layout that ``data`` names or that lies below ``data.root``, by name, in `ORDER`."""
+    if data.train is not None:
+        names: tuple[str, ...] = ("table",)
+    else:
+        names = ("shards",) if data.shards is not None else ORDER
+    if data.layout != "auto":
+        names = (data.layout,)
+    found = {name: FINDERS[name](data) for name in names}
+    return {name: place for name, place in found.items() if place is not None}
+
+
+def _choose(data: DataConfig, kind: str, second: bool) -> tuple[Place, tuple[str, ...]]:
+    """The layout to read, and what to log about the choice."""
+    names = [name for name in ORDER if KINDS[name] == kind]
+    if second and data.second_text is None:
+        names.sort(key=lambda name: name not in SECOND_FIRST)
+    for name, key in (("table", data.train), ("shards", data.shards)):
+        if key is not None and kind == "pixels" and data.layout == "auto":
+            names = [name]
+    if data.layout != "auto":
+        names = [data.layout]
+    found: dict[str, Place] = {}
+    for name in names:
+        try:
+            place = FINDERS[name](data)
+        except DataError:
+            if not found:  # else it is not read anyway
+                raise
+            continue
+        if place is not None:
+            found[name] = place
+    if not found:
+        raise _nothing(data, kind)
+    chosen, *others = found
+    also = f"also there, not read: {', '.join(others)} (data.layout=NAME chooses)"
+    return found[chosen], (also,) if others else ()
+
+
+def _nothing(data: DataConfig, kind: str) -> DataError:
+    root = root_of(data)
     if kind == "regions":
-        return _read_precomp(data, split)
-    # Only shards hold synthetic captions; everything else has its pictures and captions in files.
-    own_second = second and data.second_text is None
-    files = ("karpathy", "lists")
-    order = ("shards", *files) if own_second else (*files, "shards")
-    for layout in order if data.layout == "auto" else (data.layout,):
-        opened = PIXEL_READERS[layout](data, split)
-        if opened is not None:
-            return _with_second(data, opened) if second else opened
-    raise DataError(
+        return DataError(
+            f"data.root={data.root}: no precomp layout for data.name={data.name}; expected <split>"
+            f"{precomp.IMS} and <split>{precomp.CAPS} there, in {data.name}{precomp.ENDING}/ or in "
+            f"{data.name}/precomp/; found there: {listing(root)}. Type data.root=DIR, or make "
+            "regions from pictures: python -m itr.data features --help"
+        )
+    return DataError(
         f"data.root={data.root}: no pictures for data.name={data.name}; expected "
-        f"{karpathy.PREFIX}{data.name}.json (Karpathy's layout), {data.name}_{split}.json (a list, "
-        f"as ALBEF's) or shards (*.tar); found {_listing(_root(data))}. Type data.root=DIR, "
-        "data.name=NAME or data.shards=DIR"
+        f"{EXPECTED.format(name=data.name)}; found {listing(root)}. Type data.root=DIR, "
+        "data.name=NAME, data.shards=DIR or data.train=FILE"
     )
+
+
+def _read(place: Place, names: str) -> Split:
+    """The split ``names`` on disk; ``a+b``: both, one after the other."""
+    splits = [place.read(name) for name in names.split("+")]
+    if len(splits) == 1:
+        return splits[0]
+    if place.holds == "regions":
+        raise ConfigError(
+            f"data.splits: '{names}' joins splits of regions, which lie in arrays of their own; "
+            "join the files, or name one split"
+        )
+    records: list[Record] = [record for split in splits for record in split.records]
+    seconds = [split.second_texts() for split in splits]
+    return dataclasses.replace(
+        splits[0],
+        name=names,
+        records=records,
+        second=list(itertools.chain(*seconds)) if all(seconds) else None,
+        may_break=sum(split.may_break for split in splits),
+        source=" + ".join(dict.fromkeys(split.source for split in splits)),
+        notes=tuple(dict.fromkeys(note for split in splits for note in split.notes)),
+    )
+
+
+def _without_repeats(split: Split) -> Split:
+    """``split`` with each caption of an image once: the first."""
+    records = []
+    for record in split.records:
+        first = {caption: n for n, caption in reversed(list(enumerate(record.captions)))}
+        kept = sorted(first.values())
+        texts = tuple(record.captions[n] for n in kept)
+        ids = tuple(record.caption_ids[n] for n in kept)
+        records.append(dataclasses.replace(record, captions=texts, caption_ids=ids))
+    lost = split.n_captions - sum(len(record.captions) for record in records)
+    note = f"data.unique_captions: {lost} repeated captions of the same image are left out"
+    return dataclasses.replace(split, records=records, notes=(*split.notes, note))
 
 
 def _with_second(data: DataConfig, split: Split) -> Split:
@@ -77,18 +164,18 @@ def _with_second(data: DataConfig, split: Split) -> Split:
         return split
     if data.second_text == OTHER_CAPTION:
         return dataclasses.replace(split, second=OTHER_CAPTION)
-    texts = read_second(Path(data.second_text).expanduser(), split.records)
-    return dataclasses.replace(split, second=texts)
+    return join_second(Path(data.second_text).expanduser(), split, data.max_broken)
 
 
 def _check_options(data: DataConfig, kind: str) -> None:
-    for key, value, known in (
-        ("layout", data.layout, LAYOUTS),
-        ("decoder", data.decoder, DECODERS),
-    ):
-        if value not in known:
+    known: Mapping[str, tuple[Any, tuple[str, ...]]] = {
+        "layout": (data.layout, LAYOUTS),
+        "decoder": (data.decoder, DECODERS),
+    }
+    for key, (value, names) in known.items():
+        if value not in names:
             raise ConfigError(
-                f"data.{key}={value}: unknown{nearest(value, known)} (known: {', '.join(known)})"
+                f"data.{key}={value}: unknown{nearest(value, names)} (known: {', '.join(names)})"
             )
     if data.layout != "auto" and KINDS[data.layout] != kind:
         fitting = [name for name, holds in KINDS.items() if holds == kind]
@@ -98,89 +185,8 @@ def _check_options(data: DataConfig, kind: str) -> None:
         )
     if data.dev_captions is not None and data.dev_captions < 1:
         raise ConfigError(f"data.dev_captions={data.dev_captions}: expected null or at least 1")
-
-
-def _read_precomp(data: DataConfig, split: str) -> Split:
-    name = data.splits.get(split, split)
-    folder, notes = find_precomp(data, name)
-    opened = precomp.read_split(folder, name, data.dev_captions)
-    return dataclasses.replace(opened, notes=(*notes, *opened.notes))
-
-
-def _read_karpathy(data: DataConfig, split: str) -> Split | None:
-    """None: there are no annotations."""
-    if data.shards is not None and data.layout == "auto":
-        return None
-    path, notes = karpathy.find_annotations(_root(data), data.name)
-    if path is None:
-        return None
-    opened = karpathy.read_split(path, data.splits.get(split, split), data.images)
-    return dataclasses.replace(opened, decoder=data.decoder, notes=(*notes, *opened.notes))
-
-
-def _read_list(data: DataConfig, split: str) -> Split | None:
-    """None: there is no list of this split."""
-    if data.shards is not None and data.layout == "auto":
-        return None
-    path = lists.find_list(_root(data), data.name, data.splits.get(split, split))
-    if path is None:
-        return None
-    return dataclasses.replace(lists.read_list(path, split, data.images), decoder=data.decoder)
-
-
-def _read_shards(data: DataConfig, split: str) -> Split | None:
-    """None: there are no shards, or they do not hold this split."""
-    if data.shards is not None:
-        paths = shards.find_shards(data.shards)
-    else:
-        folders = [_root(data) / name for name in SHARD_FOLDERS]
-        folder = next((f for f in folders if any(f.glob("*.tar"))), None)
-        if folder is None:
-            return None
-        paths = shards.find_shards(str(folder))
-    opened = shards.read_split(
-        paths, split, data.second_key, data.held_out, data.max_broken, data.cache
-    )
-    return dataclasses.replace(opened, decoder=data.decoder)
-
-
-PIXEL_READERS = {"karpathy": _read_karpathy, "lists": _read_list, "shards": _read_shards}
-
-
-def _root(data: DataConfig) -> Path:
-    root = Path(data.root).expanduser()
-    if not data.root or not root.is_dir():
-        raise DataError(
-            f"data.root={data.root}: no such folder; expected region arrays (<split>{IMS}, "
-            f"<split>{CAPS}, also in {data.name}_precomp/ or {data.name}/precomp/), pictures with "
-            "dataset_*.json, or tar shards; found nothing. Type data.root=DIR"
-        )
-    return root
-
-
-def _listing(root: Path) -> str:
-    found = sorted(f"{p.name}/" if p.is_dir() else p.name for p in root.iterdir())
-    return (", ".join(found[:12]) + (", ..." if len(found) > 12 else "")) or "nothing"
-
-
-def find_precomp(data: DataConfig, split: str) -> tuple[Path, tuple[str, ...]]:
-    """The folder below ``data.root`` with SCAN's files, and what to log about the choice.
-
-    ``split`` is a name on disk; a folder that holds it is preferred. Raises DataError that lists
-    what was expected and what was found.
-    """
-    root = _root(data)
-    expected = [root, root / f"{data.name}_precomp", root / data.name / "precomp"]
-    holding = [folder for folder in expected if splits_in(folder)]
-    notes: tuple[str, ...] = ()
-    if not holding:
-        holding = [f for f in sorted(root.glob("*_precomp")) if f not in expected and splits_in(f)]
-        if len(holding) == 1:
-            notes = (f"no folder is named after data.name={data.name}: using {holding[0]}",)
-    if not holding or (len(holding) > 1 and holding[0] not in expected):
-        raise DataError(
-            f"data.root={data.root}: no precomp layout for data.name={data.name}; expected "
-            f"<split>{IMS} and <split>{CAPS} in one of {', '.join(map(str, expected))}; "
-            f"found there: {_listing(root)}. Type data.root=DIR or data.name=NAME"
-        )
-    return next((f for f in holding if split in splits_in(f)), holding[0]), notes
+    for key, share in (("noise", data.noise), ("max_broken", data.max_broken)):
+        if not 0 <= share <= 1:
+            raise ConfigError(f"data.{key}={share:g}: expected a share from 0 to 1")
+    if data.held_out < 0:
+        raise ConfigError(f"data.held_out={data.held_out:g}: expected 0 or more")

@@ -7,33 +7,59 @@ of the same ``image`` are one record, in the order of their first.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from itr.data.annotations import kind, load_json, place_pictures, text_in
-from itr.data.karpathy import ALIASES, FILE_NAMES
+from itr.data.options import DataConfig
+from itr.data.places import coco_id, find_files, root_of, split_in
 from itr.data.records import Record, Split
 from itr.errors import DataError
 
-FOLDERS = ("", "data", "annotations")  # below data.root
+FOLDERS = ("", "data", "annotations", "albef")  # below data.root
+# COCO's own files are called alike, and hold other things.
+NAMES = re.compile(
+    r"(?P<name>(?!captions_|instances_|person_|dataset_).+)_(?P<split>train|val|dev|test)\.json"
+)
 
 
-def find_list(root: Path, name: str, split: str) -> Path | None:
-    """The list of ``split``, as it or other layouts call it; None: there is none."""
-    for folder in FOLDERS:
-        for known in dict.fromkeys((name, FILE_NAMES.get(name, name))):
-            for part in (split, ALIASES.get(split, split)):
-                if (path := root / folder / f"{known}_{part}.json").is_file():
-                    return path
-    return None
+@dataclass(frozen=True)
+class Lists:
+    """The lists of a data set; ``pictures`` is the folder that ``image`` is relative to."""
+
+    path: Path
+    files: dict[str, Path]
+    pictures: str | None = None
+    decoder: str = "torchvision"
+    notes: tuple[str, ...] = ()
+    layout: str = "lists"
+    holds: str = "pixels"
+
+    def splits(self) -> list[str]:
+        """Those of which there is a list."""
+        return list(self.files)
+
+    def read(self, split: str) -> Split:
+        """One list; no picture is opened."""
+        name = split_in(split, list(self.files), str(self.path))
+        path = self.files[name]
+        placed = place_pictures(path, _records(path), self.pictures)
+        return Split(
+            name, self.layout, placed, decoder=self.decoder, source=str(path), notes=self.notes
+        )
 
 
-def read_list(path: Path, split: str, pictures: str | None = None) -> Split:
-    """The split in ``path``; no picture is opened.
+def find(data: DataConfig) -> Lists | None:
+    """The lists of the data set below ``data.root``; None: there are none."""
+    root = root_of(data)
+    found = find_files([root / folder for folder in FOLDERS], NAMES, data.name)
+    if found is None:
+        return None
+    return Lists(found.folder, found.by_split, data.images, data.decoder, found.notes)
 
-    ``pictures`` is the folder that the items' ``image`` is relative to (None: found by looking).
-    Raises DataError that names the file and item for anything that cannot be used.
-    """
+
+def _records(path: Path) -> list[Record]:
     items = load_json(path)
     if not isinstance(items, list) or not items:
         raise DataError(f"{path}: is {kind(items)}; expected a list of items with image, caption")
@@ -45,15 +71,14 @@ def read_list(path: Path, split: str, pictures: str | None = None) -> Split:
         if not isinstance(item, dict):
             raise DataError(f"{where}: expected an object, found {kind(item)}")
         image = text_in(where, item, "image")
-        ids.setdefault(image, _image_id(item, len(ids)))
+        ids.setdefault(image, _image_id(item, image, len(ids)))
         for caption in _captions(where, item):
             captions.setdefault(image, []).append((number, caption))
             number += 1
-    records = [
+    return [
         Record(ids[image], image, tuple(t for _, t in own), tuple(n for n, _ in own))
         for image, own in captions.items()
     ]
-    return Split(split, "lists", place_pictures(path, records, pictures), source=str(path))
 
 
 def _captions(where: str, item: dict[str, Any]) -> list[str]:
@@ -68,7 +93,10 @@ def _captions(where: str, item: dict[str, Any]) -> list[str]:
     return captions
 
 
-def _image_id(item: dict[str, Any], default: int) -> int:
-    """COCO's id, which ends the file's name (COCO_val2014_000000391895.jpg), or a running one."""
-    match = re.search(r"COCO_\w+?_0*(\d+)\.", str(item["image"]))
-    return int(match.group(1)) if match else default
+def _image_id(item: dict[str, Any], image: str, default: int) -> int:
+    """COCO's id, which the file's name ends with; the item's, if it is a number; a running one."""
+    own = item.get("image_id")
+    named = coco_id(image)
+    if named is not None:
+        return named
+    return own if isinstance(own, int) and not isinstance(own, bool) else default

@@ -9,15 +9,17 @@ from __future__ import annotations
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from itr.batch import Batch
 from itr.data import chance
+from itr.data.order import shuffled
 from itr.data.pixels import BrokenPicture, Pixels
 from itr.data.records import Split
 from itr.data.regions import Regions
@@ -35,7 +37,10 @@ class TrainLoader:
 
     ``batch_size`` counts pairs over all ``world`` ranks; a rank gets its contiguous share of each
     batch. An epoch runs over captions or, for ``view.unit`` image and pair, over images with one
-    drawn caption each. Raises ConfigError, or DataError if the split fills no batch.
+    drawn caption each. ``late`` leaves to `Batch.to` what can be done there; ``resident`` is the
+    region array on the device; ``bucket`` (0: off) puts captions of like length together inside
+    windows of as many batches; ``broken`` are images known to be unusable. Raises ConfigError, or
+    DataError if the split fills no batch.
     """
 
     def __init__(
@@ -51,6 +56,10 @@ class TrainLoader:
         world: int = 1,
         pin_memory: bool = False,
         second: SecondTexts | None = None,
+        late: bool = False,
+        resident: Tensor | None = None,
+        bucket: int = 0,
+        broken: Iterable[int] = (),
     ):
         self.split, self.view, self.seed = split, view, seed
         self.by_image = view.unit != "caption"
@@ -68,16 +77,25 @@ class TrainLoader:
                 f"batch_size={self.samples} or less"
             )
         self.batch_size = batch_size
+        self.shards = split.shards  # of each image
+        if self.shards is not None and not self.by_image:
+            self.shards = self.shards[split.text_to_image]
+        _require_shards(split, world, workers)
         self.rank, self.share = rank, batch_size // world
         self.workers, self.pin_memory = workers, pin_memory
-        self.pixels = Pixels(split, view.pixels) if view.kind == "pixels" else None
-        self.regions = Regions(split) if view.kind == "regions" else None
-        self.broken: set[int] = set()  # images whose pictures could not be decoded
+        self.pixels = Pixels(split, view.pixels, late) if view.kind == "pixels" else None
+        self.regions = Regions(split, resident) if view.kind == "regions" else None
+        self.broken = set(broken)  # images whose pictures could not be decoded
+        if bucket and view.padding_is_arithmetic:
+            log.warning("trainer.bucket=%d: off, the model's padding is arithmetic", bucket)
+            bucket = 0
+        self.bucket = bucket
         self.texts = Texts(tokens, view.text)
         self.second = second
         self.second_texts: Texts | None = None
         if second is not None:
             self.second_texts = Texts(second.table, view.second_text or view.text)
+        self.tokenizer = tokenizer
         self.vocabulary, self.mask_id = tokenizer.vocabulary_size, tokenizer.mask_id
         if view.text.augment is not None and self.mask_id is None:
             raise ConfigError(
@@ -92,8 +110,7 @@ class TrainLoader:
 
     def order(self, epoch: int) -> np.ndarray:
         """The captions of ``epoch`` in their order, int64 [number of captions, or of images]."""
-        draws = chance.uniform(self.seed, epoch, chance.ORDER, np.arange(self.samples))
-        order = np.argsort(draws, kind="stable")
+        order = shuffled(self.seed, epoch, self.samples, self.shards)
         if not self.by_image:
             return order
         draws = chance.uniform(self.seed, epoch, chance.CAPTION, order)
@@ -103,10 +120,30 @@ class TrainLoader:
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch`` from ``start_batch`` on: the same whatever ``workers`` is."""
         count = self.batches_per_epoch
-        batches = self.order(epoch)[: count * self.batch_size].reshape(count, self.batch_size)
+        order = self.order(epoch)[: count * self.batch_size]
+        if self.bucket:
+            order = self._bucketed(epoch, order)
+        batches = order.reshape(count, self.batch_size)
         mine = slice(self.rank * self.share, (self.rank + 1) * self.share)
         assemble = functools.partial(self._assemble, epoch)
         return _run(assemble, list(batches[start_batch:, mine]), self.workers)
+
+    def _bucketed(self, epoch: int, order: np.ndarray) -> np.ndarray:
+        """``order`` with captions of like length together inside windows of ``bucket`` batches.
+
+        Within a batch the shuffled order stays, and the batches of a window are shuffled: which
+        rank gets a row, and when a length comes, is still chance.
+        """
+        out = []
+        for first in range(0, len(order), self.bucket * self.batch_size):
+            window = order[first : first + self.bucket * self.batch_size]
+            by_length = np.argsort(self.texts.table.lengths[window], kind="stable")
+            batches = np.sort(by_length.reshape(-1, self.batch_size), axis=1)
+            draws = chance.uniform(
+                self.seed, epoch, chance.BUCKET, first + np.arange(len(batches)) * self.batch_size
+            )
+            out.append(window[batches[np.argsort(draws)]].ravel())
+        return np.concatenate(out)
 
     def _assemble(self, epoch: int, captions: np.ndarray) -> Batch:
         """A batch of ``captions``; a pair whose picture is broken gives way to the next one.
@@ -150,7 +187,7 @@ class TrainLoader:
         """The image side of a `Batch`: ``images`` [B] as they are shown with ``captions`` [B]."""
         if self.pixels is not None:
             uniforms = self.pixels.drawn(self.seed, epoch, captions)
-            return {"pixels": self.pixels.fetch(images, uniforms)}
+            return self.pixels.fields(images, uniforms)
         assert self.regions is not None
         keep = self.kept_regions(epoch, captions) if self.view.regions.drop > 0 else None
         return self.regions.fetch(images, keep, self.view.regions.min_pad)
@@ -199,14 +236,13 @@ class TrainLoader:
         return ids[stays], kept
 
 
-def image_batches(split: Split, view: View, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+def image_batches(
+    split: Split, view: View, batch_size: int, workers: int = 0, late: bool = False
+) -> Iterator[Batch]:
     """Each image of ``split`` once, in record order, as ``view`` wants it for evaluation."""
     fetch: Callable[[np.ndarray], dict[str, Any]]
     if view.kind == "pixels":
-        pixels = Pixels(split, view.pixels_eval)
-
-        def fetch(images: np.ndarray) -> dict[str, Any]:
-            return {"pixels": pixels.fetch(images)}
+        fetch = Pixels(split, view.pixels_eval, late).fields
     else:
         regions = Regions(split)
 
@@ -240,6 +276,20 @@ def caption_batches(
         )
 
     return _run(assemble, _slices(order, batch_size), workers=0)
+
+
+def _require_shards(split: Split, world: int, workers: int) -> None:
+    """Raise ConfigError where readers outnumber the shards: they would wait for one file."""
+    if split.shards is None:
+        return
+    count, readers = len(np.unique(split.shards)), world * max(1, workers)
+    if readers > count:
+        raise ConfigError(
+            f"{split.source}: {count} shards for {world} devices x {max(1, workers)} workers = "
+            f"{readers} readers; type runtime.workers={count // world if count >= world else 0}"
+            + (f" devices={count}" if count < world else "")
+            + ", or write more, smaller shards: python -m itr.data convert --help"
+        )
 
 
 def _positive(batch_size: int) -> None:

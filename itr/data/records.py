@@ -68,6 +68,11 @@ class Split:
         """Number of captions over all images."""
         return len(self.text_to_image)
 
+    @property
+    def shards(self) -> np.ndarray | None:
+        """Which shard each image lies in, int64 [N]; None: it is not read from shards."""
+        return getattr(self.records, "shards", None)
+
     def captions(self) -> list[str]:
         """Every caption, image by image."""
         return [caption for record in self.records for caption in record.captions]

@@ -7,24 +7,125 @@ Samples that cannot be used are left out, counted and reported.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from itr.data.records import Record, Slice, Split
+from itr.data.options import DataConfig
+from itr.data.places import ALIASES, root_of
+from itr.data.records import Split
+from itr.data.samples import Samples
 from itr.data.shard_lists import ShardList, list_shard
-from itr.data.strings import Strings
 from itr.errors import ConfigError, DataError
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # {00000..01505}: the width counts
+FOLDERS = ("", "wds", "shards")  # below data.root
+ROLES = ("train", "val", "test")
 SHOWN = 3  # faults named in a message
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The tars of a data set, by split: in folders of that name, or all of them training's."""
+
+    path: Path
+    tars: dict[str, list[Path]]
+    second_key: str = "synthetic_caption"
+    held_out: float = 0
+    max_broken: float = 0.01
+    cache: str | Path | None = None
+    decoder: str = "torchvision"
+    notes: tuple[str, ...] = field(default=())
+    layout: str = "shards"
+    holds: str = "pixels"
+
+    def splits(self) -> list[str]:
+        """Those that have tars, and what is held out."""
+        return list(ROLES) if self._holds_out else list(self.tars)
+
+    @property
+    def _holds_out(self) -> bool:
+        return bool(self.held_out) and list(self.tars) == ["train"]
+
+    def read(self, split: str) -> Split:
+        """One split; no picture is decoded.
+
+        Raises ConfigError for a split that there is not, DataError if more than ``max_broken`` of
+        the samples is broken.
+        """
+        name = split if split in self.splits() else ALIASES.get(split, split)
+        if name not in self.splits():
+            raise ConfigError(
+                f"{self.path}: shards hold training samples only, not '{split}'; type "
+                "data.held_out=1000 to keep the last 1000 as test and as many before them as val"
+                if list(self.tars) == ["train"]
+                else f"{self.path}: has no folder '{split}' of tars, only {', '.join(self.tars)}"
+            )
+        paths = self.tars[name if name in self.tars else "train"]
+        lists = self.lists(paths)
+        notes = report(paths, lists, self.max_broken, self.second_key)
+        samples = Samples.of(paths, lists)
+        total = len(samples)
+        if any(shard.has_second.any() for shard in lists):
+            samples = samples.only(samples.second.lengths > 0)
+        if self._holds_out:
+            samples = samples.part(_part(name, len(samples), self.held_out, str(self.path)))
+        second = samples.second if len(samples) and samples.second.lengths.all() else None
+        return Split(
+            name,
+            self.layout,
+            samples,
+            second=second,
+            may_break=int(self.max_broken * total),
+            decoder=self.decoder,
+            source=str(paths[0] if len(paths) == 1 else paths[0].parent),
+            notes=(*self.notes, *notes),
+        )
+
+    def lists(self, paths: Sequence[Path]) -> list[ShardList]:
+        """The list of each of ``paths``; shows progress where there are many."""
+        quiet = not Console().is_terminal or len(paths) < 9
+        shown = track(paths, "listing shards", transient=True, disable=quiet)
+        return [list_shard(path, self.second_key, self.cache) for path in shown]
+
+
+def find(data: DataConfig) -> Shards | None:
+    """The shards that ``data.shards`` names, or those below ``data.root``; None: there are none.
+
+    Raises DataError if ``data.shards`` names none.
+    """
+    tars: dict[str, list[Path]] = {}
+    if data.shards is not None:
+        place = Path(data.shards).expanduser()
+        tars = _by_split(place) or {"train": find_shards(data.shards)}
+    else:
+        folders = [root_of(data) / name for name in FOLDERS]
+        place = next((f for f in folders if _tars(f) or _by_split(f)), folders[0])
+        tars = _by_split(place) or ({"train": _tars(place)} if _tars(place) else {})
+    if not tars:
+        return None
+    options: dict[str, Any] = {
+        key: getattr(data, key)
+        for key in ("second_key", "held_out", "max_broken", "cache", "decoder")
+    }
+    return Shards(place, tars, **options)
+
+
+def _tars(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.tar"))
+
+
+def _by_split(folder: Path) -> dict[str, list[Path]]:
+    """Tars in folders called train, val and test; none where there is no such train."""
+    found = {role: _tars(folder / role) for role in ROLES}
+    return {role: tars for role, tars in found.items() if tars} if found["train"] else {}
 
 
 def find_shards(pattern: str) -> list[Path]:
@@ -34,7 +135,7 @@ def find_shards(pattern: str) -> list[Path]:
     """
     place = Path(pattern).expanduser()
     if place.is_dir():
-        found = sorted(place.glob("*.tar"))
+        found = _tars(place)
     elif match := RANGE.search(pattern):
         first, last = match.groups()
         before, after = pattern[: match.start()], pattern[match.end() :]
@@ -52,84 +153,47 @@ def find_shards(pattern: str) -> list[Path]:
     return found
 
 
-def read_split(
-    paths: Sequence[Path],
-    split: str,
-    second_key: str = "synthetic_caption",
-    held_out: int = 0,
-    max_broken: float = 0.01,
-    cache: str | Path | None = None,
-) -> Split:
-    """The split ``train``, ``val`` or ``test`` of the shards ``paths``; no picture is decoded.
-
-    The last ``held_out`` samples are test, as many before them val. The lists of the tars are kept
-    in ``cache``. Raises ConfigError for a split that there is not, DataError if more than the share
-    ``max_broken`` of the samples is broken or none has a text.
-    """
-    shown = track(
-        paths, "listing shards", transient=True, disable=not Console().is_terminal or len(paths) < 9
-    )
-    lists = [list_shard(path, second_key, cache) for path in shown]
-    has_second = any(shard.has_second.any() for shard in lists)
-    if has_second:
-        lists = [_with_second(shard, second_key) for shard in lists]
-    notes = _report(paths, lists, max_broken)
-    samples = Samples(paths, lists)
-    part = _part(split, len(samples), held_out, str(paths[0].parent))
-    second = Strings.joined([shard.second for shard in lists])[part] if has_second else None
-    return Split(
-        split,
-        "shards",
-        samples.part(part),
-        second=second,
-        may_break=int(max_broken * len(samples)),
-        source=str(paths[0] if len(paths) == 1 else paths[0].parent),
-        notes=notes,
-    )
-
-
-def _with_second(shard: ShardList, second_key: str) -> ShardList:
-    """Where samples have second texts, one without is broken."""
-    lacking = int((~shard.has_second).sum())
-    if not lacking:
-        return shard
-    kept = shard.only(shard.has_second)
-    return dataclasses.replace(kept, broken={**kept.broken, f"no {second_key}": lacking})
-
-
-def _part(split: str, total: int, held_out: int, source: str) -> slice:
-    ends = {"train": (0, total - 2 * held_out)}
-    if held_out:
-        ends |= {
-            "val": (total - 2 * held_out, total - held_out),
-            "test": (total - held_out, total),
-        }
-    if split not in ends:
+def _part(split: str, total: int, held_out: float, source: str) -> slice:
+    """The last ``held_out`` samples are test, as many before them val."""
+    size = int(held_out) if held_out >= 1 else round(held_out * total)
+    first, last = {
+        "train": (0, total - 2 * size),
+        "val": (total - 2 * size, total - size),
+        "test": (total - size, total),
+    }[split]
+    if not 0 <= first < last:
         raise ConfigError(
-            f"{source}: shards hold training samples only, not '{split}'; type data.held_out=1000 "
-            "to keep the last 1000 as test and as many before them as val"
-        )
-    first, last = ends[split]
-    if first >= last:
-        raise ConfigError(
-            f"data.held_out={held_out}: val and test would take all {total} samples of {source}"
+            f"data.held_out={held_out:g}: val and test would take all {total} samples of {source}"
         )
     return slice(first, last)
 
 
-def _report(
-    paths: Sequence[Path], lists: Sequence[ShardList], max_broken: float
+def report(
+    paths: Sequence[Path], lists: Sequence[ShardList], max_broken: float, second_key: str
 ) -> tuple[str, ...]:
-    """What to log of what was left out; raises DataError if that is too much."""
-    usable = sum(map(len, lists))
+    """What to log of what is left out; raises DataError if that is too much.
+
+    Where some samples have a second text, one without is broken.
+    """
     reasons: Counter[str] = Counter()
-    for shard in lists:
+    named: dict[str, str] = {}
+    for path, shard in zip(paths, lists, strict=True):
         reasons.update(shard.broken)
+        for reason, key in shard.examples.items():
+            named.setdefault(reason, f"{path.name}: {key}")
+    having = [int(shard.has_second.sum()) for shard in lists]
+    usable = sum(map(len, lists))
+    if 0 < sum(having) < usable:
+        reasons[f"no {second_key}"] = usable - sum(having)
+        usable = sum(having)
     faults = [f"{p}: {s.fault}" for p, s in zip(paths, lists, strict=True) if s.fault]
     typical = int(np.median([len(shard) for shard in lists if not shard.fault] or [0]))
     lost = sum(max(0, typical - len(shard)) for shard in lists if shard.fault)
     broken = sum(reasons.values())
-    listed = [f"{count} with {reason}" for reason, count in reasons.most_common()]
+    listed = [
+        f"{count} with {reason}" + (f" (such as {named[reason]})" if reason in named else "")
+        for reason, count in reasons.most_common()
+    ]
     share = (broken + lost) / max(1, usable + broken + lost)
     if not usable or share > max_broken:
         raise DataError(
@@ -140,48 +204,3 @@ def _report(
         )
     notes = [f"left out: {', '.join(listed)}"] if listed else []
     return (*notes, *(f"{fault}; what follows in it is not read" for fault in faults))
-
-
-class Samples(Sequence[Record]):
-    """The samples of all shards as records, made when they are asked for."""
-
-    def __init__(self, paths: Sequence[Path], lists: Sequence[ShardList]):
-        self.paths = [str(path) for path in paths]
-        self.shards = np.repeat(np.arange(len(lists)), [len(shard) for shard in lists])
-        self.images = np.concatenate([shard.images for shard in lists])
-        self.ids = np.concatenate([shard.ids for shard in lists])
-        self.texts = Strings.joined([shard.texts for shard in lists])
-        self.first = 0
-
-    def part(self, part: slice) -> Samples:
-        """Some of the samples; their ids stay."""
-        found = object.__new__(Samples)
-        found.paths, found.shards, found.images = self.paths, self.shards[part], self.images[part]
-        found.ids, found.texts = self.ids[part], self.texts[part]
-        found.first = self.first + part.indices(len(self))[0]
-        return found
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    @property
-    def caption_counts(self) -> np.ndarray:
-        """Captions of each record: one."""
-        return np.ones(len(self), np.int64)
-
-    @overload
-    def __getitem__(self, place: int) -> Record: ...
-    @overload
-    def __getitem__(self, place: slice) -> Samples: ...
-    def __getitem__(self, place: int | slice) -> Record | Samples:
-        if isinstance(place, slice):
-            return self.part(place)
-        place = range(len(self))[place]  # raises IndexError, counts from the end
-        offset, size = self.images[place].tolist()
-        number = self.first + place
-        return Record(
-            image_id=int(self.ids[place]) if self.ids[place] >= 0 else number,
-            image=Slice(self.paths[self.shards[place]], offset, size),
-            captions=(self.texts[place],),
-            caption_ids=(number,),
-        )

@@ -31,6 +31,17 @@ class Strings(Sequence[str]):
         blocks = [np.zeros(0, np.uint8), *used]
         return cls(np.concatenate(blocks), offsets)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Bytes of each string, int64 [n]."""
+        return np.diff(self.offsets)
+
+    def take(self, places: np.ndarray) -> Strings:
+        """The strings at ``places``, int64, one after the other."""
+        parts = (self.block[self.offsets[n] : self.offsets[n + 1]] for n in places.tolist())
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[places])]).astype(np.int64)
+        return Strings(np.concatenate([np.zeros(0, np.uint8), *parts]), offsets)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

@@ -137,7 +137,8 @@ def test_broken_samples_are_left_out_and_counted(tmp_path, reason):
         opened(tmp_path)
     split = opened(tmp_path, max_broken=0.2)
     assert [r.image_id for r in split.records] == [0, 7, 21, 28, 35]
-    assert split.notes == (f"left out: 1 with {reason}",)
+    such = "" if reason == "no synthetic_caption" else " (such as a.tar: 000002)"
+    assert split.notes == (f"left out: 1 with {reason}{such}",)
 
 
 def test_pngs_and_samples_without_json(tmp_path):

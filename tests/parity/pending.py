@@ -11,5 +11,5 @@ NOT_BUILT: dict[str, tuple[str, ...]] = {
         "ve_forward",
         "vqa_",
     ),
-    "multisea": ("arrow",),
+    "multisea": (),
 }

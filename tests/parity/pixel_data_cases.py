@@ -6,6 +6,7 @@ which is the default, lies from it is measured in tests/data/test_transforms.py.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +19,15 @@ from PIL import Image
 from torch import Tensor
 
 from itr.data.cleaners import CLEANERS
-from itr.data.images import decode
+from itr.data.images import decode, read_bytes
+from itr.data.layouts import DataConfig, open_split
+from itr.data.loader import image_batches
 from itr.data.randaugment import ARGUMENTS, SIGNED, Operation, apply_operation
+from itr.data.records import Split
 from itr.data.table import Texts
 from itr.data.text import Tokenizer
 from itr.data.transforms import Choices, normalise, transform
-from itr.view import PixelView, TextView
+from itr.view import PixelView, TextView, View
 
 # Pictures
 
@@ -195,6 +199,52 @@ def albef_text_preprocessing(case: Case) -> None:
     _check_ids(case, "answer", padded(tokenizer, answers, TextView()))
 
 
+# Files
+
+
+def multisea_arrow(case: Case) -> None:
+    """Their preparation script's files as our reader sees them, and as their data set does."""
+    folder, files = case.path.parent, case.data["files"]
+
+    def opened(part: str, **options: Any) -> Split:
+        splits = {"train": part, "val": part, "test": part}
+        data = DataConfig("f30k", str(folder), layout="arrow", splits=splits, **options)
+        return open_split(data, "val", "pixels")
+
+    for part, told in files.items():
+        rows = opened(part).records
+        case.holds(f"{part}: {told['num_rows']} rows", len(rows) == told["num_rows"])
+        for row, expected in zip(rows, told["rows"], strict=True):
+            data = read_bytes(row.image)
+            case.holds(f"{part}: name", row.extra["file"] == expected["image_id"])
+            case.holds(f"{part}: captions", list(row.captions) == expected["caption"])
+            case.holds(f"{part}: bytes", len(data) == expected["image_bytes"])
+            digest = hashlib.sha256(data).hexdigest()
+            case.holds(f"{part}: picture", digest == expected["image_sha256"])
+    train = opened("train+val", unique_captions=True)  # the authors' habits
+    case.equal("training images", train.n_images, case.data["train_dataset"]["len"])
+    counts = case.data["train_dataset"]["captions_after_dedup"]
+    case.equal("captions without repeats", train.captions_per_image, counts)
+    test, told = opened("test", unique_captions=True, decoder="pillow"), case.data["test_dataset"]
+    mapped = [(int(k), *v) for k, v in told["index_mapper"].items()]
+    owner, first = test.text_to_image, test.first_caption
+    ours = [(n, int(owner[n]), int(n - first[owner[n]])) for n in range(test.n_captions)]
+    case.holds("caption -> (image, place)", ours == mapped)
+    texts = [sorted(record.captions) for record in test.records]
+    case.holds("captions as sets", texts == told["captions_as_sets"])
+    size = PixelView(size=case.data["image_size"], resize="shortest", premultiply=True)
+    view = View(kind="pixels", tokenizer=str(folder), pixels_eval=size)
+    (batch,) = image_batches(test, view, 2)
+    # The case's own note allows another JPEG decoder this much.
+    case.check("out.test_image", batch.pixels, atol=case.data["tolerance"]["image"]["atol"])
+    case.check("out.test_image_index", batch.image_id)
+    case.check("out.test_text_list_index", test.text_to_image)
+    length = case.data["max_text_len"]
+    padding = TextView(max_length=length, pad_to=length)
+    ids = padded(Tokenizer.from_bert(str(folder)), test.captions(), padding)["tokens"]
+    case.holds("shape of the ids", list(ids.shape) == [test.n_captions, length])
+
+
 def _check_ids(case: Case, name: str, fields: dict[str, Any]) -> None:
     case.check(f"out.{name}_ids", fields["tokens"])
     case.check(f"out.{name}_mask", fields["token_mask"].long())
@@ -211,6 +261,7 @@ ALBEF: dict[str, Runner] = {
     "text_preprocessing": albef_text_preprocessing,
 }
 MULTISEA: dict[str, Runner] = {
+    "arrow": multisea_arrow,
     "image_preprocess": multisea_image_preprocess,
     "text_preprocess": multisea_text_preprocess,
 }

@@ -1,0 +1,28 @@
+"""Data sets on disk: python -m itr.data check | convert | bench | features ...; each has --help."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {  # command -> module with main(arguments) -> exit code, and what it does
+    "check": ("itr.data.doctor", "what is in a folder, and what is wrong with it"),
+    "convert": ("itr.data.convert", "a data set from one layout into another"),
+    "bench": ("itr.data.bench", "samples a second of each stage of reading"),
+    "features": ("itr.data.features", "region-like features of pictures from a timm backbone"),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; its exit code."""
+    if not arguments or arguments[0] not in COMMANDS:
+        print("usage: python -m itr.data COMMAND ...", file=sys.stderr)
+        for name, (_, what) in COMMANDS.items():
+            print(f"  {name:10s} {what}", file=sys.stderr)
+        return 2
+    module, _ = COMMANDS[arguments[0]]
+    return importlib.import_module(module).main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

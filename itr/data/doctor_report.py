@@ -1,0 +1,119 @@
+"""What the doctor found: counts and findings, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+NOTE, WARNING, REFUSED = 0, 1, 2  # the exit code is the highest
+LEVELS = ("note", "warning", "refused")
+MEANING = (
+    "clean",
+    "faults that training skips, converts or warns about",
+    "training would refuse this",
+)
+COLOURS = ("cyan", "yellow", "red")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing worth saying; ``message`` names the file and what is wrong."""
+
+    level: int
+    layout: str
+    split: str
+    message: str
+
+
+@dataclass
+class SplitReport:
+    """A split of a layout: counts, statistics and its content hash."""
+
+    layout: str
+    split: str
+    source: str
+    images: int
+    captions: int
+    hash: str
+    statistics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Report:
+    """Everything about one folder."""
+
+    root: str
+    splits: list[SplitReport] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def say(self, level: int, layout: str, split: str, message: str) -> None:
+        """Add a finding; what was said of another split of the layout is not said again."""
+        if not any(f.message == message and f.layout == layout for f in self.findings):
+            self.findings.append(Finding(level, layout, split, message))
+
+    @property
+    def exit_code(self) -> int:
+        """0 clean, 1 faults that training lives with, 2 it would refuse."""
+        return max((finding.level for finding in self.findings), default=NOTE)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "root": self.root,
+            "exit_code": self.exit_code,
+            "verdict": MEANING[self.exit_code],
+            "splits": [vars(split) for split in self.splits],
+            "findings": [{**vars(f), "level": LEVELS[f.level]} for f in self.findings],
+        }
+
+    def show(self, console: Console) -> None:
+        """The table, the findings (the worst last, where the eye is) and the verdict."""
+        for table in self._tables():
+            console.print(table)
+        for finding in sorted(self.findings, key=lambda f: f.level):
+            label = f"[{COLOURS[finding.level]}]{LEVELS[finding.level]:>8}[/]"
+            where = " ".join(part for part in (finding.layout, finding.split) if part)
+            console.print(
+                f"{label}  {escape(where)}: {escape(finding.message)}",
+                soft_wrap=True,
+                highlight=False,
+            )
+        verdict = f"[{COLOURS[self.exit_code]}]{MEANING[self.exit_code]}[/]"
+        console.print(f"{escape(self.root)}: {verdict}", soft_wrap=True, highlight=False)
+
+    def _tables(self) -> Iterator[Table]:
+        """One a layout; narrow enough for 80 columns."""
+        for layout in dict.fromkeys(split.layout for split in self.splits):
+            table = Table(
+                title=layout, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+            )
+            table.add_column("split")
+            for name in ("images", "captions", "each", "words", "max"):
+                table.add_column(name, justify="right")
+            table.add_column("usable", no_wrap=True)
+            table.add_column("content", no_wrap=True)
+            for split in self.splits:
+                if split.layout == layout:
+                    table.add_row(*_row(split))
+            yield table
+
+
+def _row(split: SplitReport) -> list[str]:
+    values = split.statistics
+    low, high = values["captions_per_image"]
+    return [
+        split.split,
+        f"{split.images:,}",
+        f"{split.captions:,}",
+        str(low) if low == high else f"{low}-{high}",
+        f"{values['words_mean']:.1f}",
+        str(values["words_longest"]),
+        values.get("summary", ""),
+        split.hash,
+    ]

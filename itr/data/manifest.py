@@ -1,0 +1,82 @@
+"""What a split holds, in a few lines and sixteen hex digits: logged with every run.
+
+The digits are a hash of ids, captions, names and sizes of the pictures, and of some region rows;
+never of where the files lie. Equal digits: the same records. It opens no picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from itr.data.records import OTHER_CAPTION, Record, Slice, Split
+from itr.data.samples import Samples
+
+ROWS = 64  # of a region array that are hashed, evenly spread
+DIGITS = 16
+
+
+def describe(split: Split) -> dict[str, Any]:
+    """Layout, counts and content hash of ``split``, as plain JSON values."""
+    return {
+        "layout": split.layout,
+        "source": split.source,
+        "images": split.n_images,
+        "captions": split.n_captions,
+        "hash": content_hash(split),
+    }
+
+
+def content_hash(split: Split) -> str:
+    """Sixteen hex digits that name what ``split`` holds."""
+    digest = hashlib.sha256()
+    if isinstance(split.records, Samples):  # millions of them, kept as arrays
+        for block in _blocks(split.records):
+            digest.update(block)
+    else:
+        for line in _lines(split.records):
+            digest.update(line)
+    if split.regions is not None:
+        digest.update(repr((split.regions.shape, split.regions.dtype.str)).encode())
+        places = np.linspace(0, len(split.regions) - 1, ROWS).astype(np.int64)
+        for row in np.unique(places).tolist():
+            digest.update(split.regions[row].tobytes())
+    if split.second == OTHER_CAPTION:
+        digest.update(OTHER_CAPTION.encode())
+    return digest.hexdigest()[:DIGITS]
+
+
+def _blocks(samples: Samples) -> Iterable[bytes]:
+    yield json.dumps([os.path.basename(path) for path in samples.paths]).encode()
+    for numbers in (samples.shards, samples.images, samples.ids, samples.text_ids):
+        yield numbers.astype(np.int64).tobytes()
+    for texts in (samples.texts, samples.second):
+        yield np.diff(texts.offsets).tobytes()
+        yield texts.block[texts.offsets[0] : texts.offsets[-1]].tobytes()
+
+
+def _lines(records: Iterable[Record]) -> Iterable[bytes]:
+    for record in records:
+        image = record.image
+        if isinstance(image, Slice):
+            place: list[Any] = [os.path.basename(image.path), image.offset, image.size]
+        elif isinstance(image, str):
+            place = [os.path.basename(image), os.path.getsize(image)]
+        else:
+            place = [int(image)]
+        line = [record.image_id, place, list(record.captions), list(record.caption_ids)]
+        yield json.dumps(line).encode() + b"\n"
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the splits whose content differs between two manifests (split -> `describe`)."""
+    return [
+        name
+        for name, found in before.items()
+        if name in now and found.get("hash") != now[name].get("hash")
+    ]

@@ -1,0 +1,112 @@
+"""The samples of shards as records that are made when they are asked for. N samples, C captions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from itr.data.records import Record, Slice
+from itr.data.shard_lists import ShardList
+from itr.data.strings import Strings
+
+
+@dataclass(frozen=True)
+class Samples(Sequence[Record]):
+    """Records in the order of the tars; ids that no file gives are running numbers."""
+
+    paths: list[str]
+    shards: np.ndarray  # [N] int64: which of the paths a sample lies in
+    images: np.ndarray  # [N, 2] int64: where its picture begins, and its bytes
+    ids: np.ndarray  # [N] int64
+    caption_counts: np.ndarray  # [N] int64
+    text_ids: np.ndarray  # [C] int64
+    keys: Strings  # [N]
+    names: Strings  # [N]
+    texts: Strings  # [C]
+    second: Strings  # [N]
+    starts: np.ndarray = dataclasses.field(init=False)  # [N + 1]: a sample's first caption
+
+    @classmethod
+    def of(cls, paths: Sequence[Path], lists: Sequence[ShardList]) -> Samples:
+        """All samples of the tars ``paths``."""
+        ids = np.concatenate([shard.ids for shard in lists])
+        text_ids = np.concatenate([shard.text_ids for shard in lists])
+        return cls(
+            [str(path) for path in paths],
+            np.repeat(np.arange(len(lists)), [len(shard) for shard in lists]),
+            np.concatenate([shard.images for shard in lists]),
+            np.where(ids < 0, np.arange(len(ids)), ids),
+            np.concatenate([shard.counts for shard in lists]),
+            np.where(text_ids < 0, np.arange(len(text_ids)), text_ids),
+            *(
+                Strings.joined([getattr(shard, key) for shard in lists])
+                for key in ("keys", "names", "texts", "second")
+            ),
+        )
+
+    def __post_init__(self) -> None:
+        starts = np.concatenate([[0], np.cumsum(self.caption_counts)])
+        object.__setattr__(self, "starts", starts)
+
+    def part(self, part: slice) -> Samples:
+        """Some of the samples, one after the other; their ids stay."""
+        first, last, _ = part.indices(len(self))
+        last = max(first, last)
+        texts = slice(int(self.starts[first]), int(self.starts[last]))
+        return Samples(
+            self.paths,
+            self.shards[first:last],
+            self.images[first:last],
+            self.ids[first:last],
+            self.caption_counts[first:last],
+            self.text_ids[texts],
+            self.keys[first:last],
+            self.names[first:last],
+            self.texts[texts],
+            self.second[first:last],
+        )
+
+    def only(self, keep: np.ndarray) -> Samples:
+        """The samples where ``keep`` [N] is True; their ids stay."""
+        if keep.all():
+            return self
+        places = np.flatnonzero(keep)
+        texts = np.flatnonzero(np.repeat(keep, self.caption_counts))
+        return Samples(
+            self.paths,
+            self.shards[keep],
+            self.images[keep],
+            self.ids[keep],
+            self.caption_counts[keep],
+            self.text_ids[texts],
+            self.keys.take(places),
+            self.names.take(places),
+            self.texts.take(texts),
+            self.second.take(places),
+        )
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    @overload
+    def __getitem__(self, place: int) -> Record: ...
+    @overload
+    def __getitem__(self, place: slice) -> Samples: ...
+    def __getitem__(self, place: int | slice) -> Record | Samples:
+        if isinstance(place, slice):
+            return self.part(place)
+        place = range(len(self))[place]  # raises IndexError, counts from the end
+        offset, size = self.images[place].tolist()
+        texts = slice(int(self.starts[place]), int(self.starts[place + 1]))
+        return Record(
+            image_id=int(self.ids[place]),
+            image=Slice(self.paths[self.shards[place]], offset, size),
+            captions=tuple(self.texts[texts]),
+            caption_ids=tuple(self.text_ids[texts].tolist()),
+            extra={"file": self.names[place], "key": self.keys[place]},
+        )

@@ -1,0 +1,130 @@
+"""`python -m itr.data convert`: what comes back is what went in, through every layout."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import worlds
+from worlds import PARTS, make_items
+
+from itr.data.__main__ import main
+from itr.data.images import read_bytes
+from itr.data.layouts import DataConfig, open_split
+
+TARGETS = {
+    "karpathy": "out/dataset_coco.json",
+    "arrow": "out/arrow",
+    "shards": "out/wds",
+    "table": "out/pairs.jsonl",
+}
+
+
+def config(path, layout, **options):
+    data = DataConfig("coco", str(path), layout=layout, cache=str(path.parent / "cache"), **options)
+    if layout == "table":
+        return dataclasses.replace(data, train=str(path))
+    return dataclasses.replace(data, root=str(path.parent if path.suffix == ".json" else path))
+
+
+def seen(data, ids=True):
+    parts = {part: open_split(data, part, "pixels") for part in PARTS}
+    return {
+        part: [
+            (r.image_id, r.caption_ids if ids else (), r.captions, read_bytes(r.image))
+            for r in split.records
+        ]
+        for part, split in parts.items()
+    }
+
+
+def convert(*arguments, fails=False):
+    assert main(["convert", *map(str, arguments)]) == (2 if fails else 0)
+
+
+@pytest.mark.parametrize("source, target", itertools.permutations(TARGETS, 2))
+def test_there_and_back(tmp_path, source, target, capsys):
+    items = make_items()
+    begin = tmp_path / "begin"
+    worlds.write(source, begin, items)
+    ids = source != "arrow"  # as others write it, it holds no ids of captions
+    wanted = {
+        part: [
+            (i.cocoid, tuple(i.sentids) if ids else (), i.captions, i.jpeg)
+            for i in items
+            if i.part == part
+        ]
+        for part in PARTS
+    }
+    path = tmp_path / TARGETS[target]
+    convert(begin, path)
+    assert seen(config(path, target), ids) == wanted
+    told = capsys.readouterr().out
+    assert f"wrote {target} layout" in told and "train with" in told
+    assert "train: 6 images, 21 captions" in told
+    back = tmp_path / "back" / TARGETS[source]
+    convert(path, back)
+    assert seen(config(back, source), ids) == wanted
+    convert(path, path, fails=True)
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_second_texts_go_along_or_into_a_file_of_their_own(tmp_path, capsys):
+    items = make_items()
+    worlds.write("shards", tmp_path / "begin", items)
+    convert(tmp_path / "begin", tmp_path / "pairs.csv")
+    convert(tmp_path / "begin", tmp_path / "arrow")
+    assert f"data.second_text={tmp_path / 'arrow' / 'second.json'}" in capsys.readouterr().out
+    wanted = [item.second for item in items if item.part == "train"]
+    table = config(tmp_path / "pairs.csv", "table")
+    assert list(open_split(table, "train", "pixels", second=True).second) == wanted
+    arrow = config(tmp_path / "arrow", "arrow", second_text=str(tmp_path / "arrow" / "second.json"))
+    assert list(open_split(arrow, "train", "pixels", second=True).second) == wanted
+
+
+def test_regions_there_and_back(tmp_path, capsys):
+    """Precomp from its own arrays, and from annotations whose regions another folder holds."""
+    items = make_items(captions=5)
+    worlds.write("precomp", tmp_path / "begin", items)
+    worlds.write("karpathy", tmp_path / "pixels", items)
+    source = tmp_path / "begin" / "coco_precomp"
+    splits = {"train": "train", "val": "dev", "test": "testall"}
+
+    def regions(folder):
+        data = DataConfig("coco", str(folder), splits=splits)
+        opened = [open_split(data, part, "regions") for part in PARTS]
+        return [
+            [(r.image_id, r.captions, s.regions[r.image].tobytes()) for r in s.records]
+            for s in opened
+        ]
+
+    convert(source, tmp_path / "a_precomp")
+    assert regions(tmp_path / "a_precomp") == regions(source)
+    convert(tmp_path / "pixels", tmp_path / "b_precomp", "--regions", source)
+    assert np.load(tmp_path / "b_precomp" / "dev_ims.npy").shape == (3, 6, 12)
+    splits["test"] = "test"
+    found = regions(tmp_path / "b_precomp")
+    splits["test"] = "testall"
+    assert found == regions(source)
+    convert(tmp_path / "pixels", tmp_path / "c_precomp", fails=True)
+    assert "--regions DIR" in capsys.readouterr().err
+
+
+def test_what_cannot_be_converted_says_why_and_leaves_nothing(tmp_path, capsys):
+    items = make_items()
+    worlds.write("karpathy", tmp_path / "begin", items)
+    worlds.write("precomp", tmp_path / "regions", make_items((6, 2, 2), captions=5))
+    for arguments, words in (
+        ((tmp_path / "begin", tmp_path / "any"), "--to karpathy"),
+        ((tmp_path / "nowhere", tmp_path / "arrow"), "no such file or folder"),
+        ((tmp_path / "regions", tmp_path / "arrow"), "holds region arrays"),
+        ((tmp_path / "begin", tmp_path / "x_precomp", "--regions", tmp_path / "regions" /
+          "coco_precomp"), "1 to 6 captions, and precomp wants the same"),
+    ):  # fmt: skip
+        convert(*arguments, fails=True)
+        assert words in capsys.readouterr().err
+        assert not arguments[1].exists()
+    data = ("--regions", tmp_path / "regions" / "coco_precomp", "--captions", 5)
+    convert(tmp_path / "begin", tmp_path / "x_precomp", *data, fails=True)
+    assert "no regions of 2 pictures" in capsys.readouterr().err
+    assert not (tmp_path / "x_precomp").exists()
