@@ -55,6 +55,7 @@ class RetrievalModel(nn.Module, ABC):
     cosine: ClassVar[bool] = True  # `Encoded.pooled` has unit length
     slot_cosine: ClassVar[Mapping[str, bool]] = {}  # slots whose scores are no cosines: False
     tasks: ClassVar[tuple[str, ...]] = ("retrieval",)  # values of `task=` that it can be trained on
+    one_loss: ClassVar[bool] = True  # pairs of all ranks share a loss; False: each rank has its own
     symmetric_rerank: ClassVar[bool] = False  # `rerank` ignores the direction: pairs scored once
 
     def __init__(

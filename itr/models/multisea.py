@@ -149,6 +149,7 @@ class MultiSEA(RetrievalModel):
 
     Config = MultiSEAConfig
     slot_names = ("itc",)
+    one_loss = False
     term_names = ("itc", "itm")
     cosine = False
     slot_cosine = {"itc": False}
