@@ -5,6 +5,7 @@ Every function works without a process group, where it answers for one process.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -57,6 +58,7 @@ def join(cuda: bool, timeout: float) -> None:
         "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout)
     )
     _waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
+    atexit.register(leave)
 
 
 def leave() -> None:
@@ -128,6 +130,13 @@ def add_up(own: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(own)
     return own
+
+
+def copy_first(tensors: Iterable[Tensor]) -> None:
+    """Each of ``tensors`` becomes what rank 0 has, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 class Agreement:

@@ -36,8 +36,9 @@ class TrainLoader:
     """Shuffled training batches; the last, incomplete one of an epoch is left out.
 
     ``batch_size`` counts pairs over all ``world`` ranks; a rank gets its contiguous share of each
-    batch, padded as the whole batch is, so that the ranks together hold what one would. An epoch runs over captions or, for ``view.unit`` image and pair, over images with one
-    drawn caption each. Raises ConfigError, or DataError if the split fills no batch.
+    batch, padded as the whole batch is, so that the ranks together hold what one would. An epoch
+    runs over captions or, for ``view.unit`` image and pair, over images with one drawn caption
+    each. Raises ConfigError, or DataError if the split fills no batch.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ from itr.parallel import add_up, gather_objects, world_size
 from itr.view import View
 
 log = logging.getLogger("itr")
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Evaluator:

@@ -66,3 +66,10 @@ def across_ranks(model: nn.Module) -> int:
 def batch_norms(model: nn.Module) -> list[str]:
     """Names of the batch normalisations below ``model``."""
     return [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+
+
+def statistics(model: nn.Module) -> list[Tensor]:
+    """Running means and variances of the batch normalisations below ``model``."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    found = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    return [buffer for buffer in found if buffer is not None]
