@@ -32,6 +32,7 @@ class Batch:
     second_mask: Tensor | None = None  # [B, L2] bool
     # Host-side facts, counted at collation so that no step has to ask the device.
     positive_pairs: int = 0  # how many True in image_id[:, None] == image_id[None, :]
+    shared_pairs: int = 0  # the same of the whole batch, of which this is one rank's share
     min_region_length: int = 0  # fewest real regions in one row
     min_token_length: int = 0  # fewest real token ids in one row
     # What is cheaper where the model is (normalising pixels, looking up regions): `to` does it.

@@ -128,6 +128,7 @@ class ALBEF(RetrievalModel):
     Config = ALBEFConfig
     slot_names = ("itc",)
     tasks = TASKS
+    one_loss = False
     term_names = ("itc", "itm", "mlm")
     symmetric_rerank = True
     config: ALBEFConfig

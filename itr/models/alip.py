@@ -249,7 +249,8 @@ class ALIP(RetrievalModel):
         x = _unit(self.images(batch.pixels))
         # One after the other: each is as long as its own longest text, and captions are short.
         t, c = (_unit(self.texts(tokens)) for tokens in (batch.tokens, batch.second_tokens))
-        return self.criterion(x, t, c, batch.image_id, batch.positive_pairs, clock, draws)
+        pairs = batch.positive_pairs if parallel.world_size() == 1 else batch.shared_pairs
+        return self.criterion(x, t, c, batch.image_id, pairs, clock, draws)
 
     def criterion(
         self,
@@ -261,9 +262,9 @@ class ALIP(RetrievalModel):
         clock: Clock,
         draws: Draws,
     ) -> Terms:
-        """Both terms from this rank's unit embeddings [B, D] float32 and image ids [B]."""
+        """Both terms from this rank's unit embeddings [B, D] float32 and image ids [B];
+        ``positive_pairs`` are counted over all ranks (0: not counted)."""
         gradient = GATHER[self.config.gather_grad]
-        alone = parallel.world_size() == 1
         with torch.autocast(ids.device.type, enabled=False):
             x, t, c = parallel.gather(torch.stack([x, t, c], dim=1), gradient).unbind(dim=1)
             ids = parallel.gather(ids)
@@ -271,7 +272,7 @@ class ALIP(RetrievalModel):
             terms = Terms({}, self._report(gates))
             for name, texts, pair in (("raw", t, gates.raw), ("caption", c, gates.caption)):
                 if self.wants(name):
-                    scores = pair_scores(x, texts, ids, (alone and positive_pairs) or None)
+                    scores = pair_scores(x, texts, ids, positive_pairs or None)
                     scores.weight, scores.scale = gates.sample * pair, self.logit_scale.exp()
                     terms.losses[name] = self._loss(name, scores, clock, draws)
         return terms

@@ -63,6 +63,7 @@ class RetrievalModel(nn.Module, ABC):
     slot_names: ClassVar[tuple[str, ...]]
     term_names: ClassVar[tuple[str, ...]]
     tasks: ClassVar[tuple[str, ...]] = ("retrieval",)  # values of `task=` that it can be trained on
+    one_loss: ClassVar[bool] = True  # pairs of all ranks share a loss; False: each rank has its own
     symmetric_rerank: ClassVar[bool] = False  # `rerank` ignores the direction: pairs scored once
 
     def __init__(

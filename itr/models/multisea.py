@@ -156,6 +156,7 @@ class MultiSEA(RetrievalModel):
 
     Config = MultiSEAConfig
     slot_names = ("itc",)
+    one_loss = False
     term_names = ("itc", "itm")
     config: MultiSEAConfig
 

@@ -169,7 +169,7 @@ class VSE(RetrievalModel):
         if self.wants("batch"):
             assert batch.image_id is not None
             images, texts = gather(images, "full"), gather(texts, "full")
-            pairs = batch.positive_pairs if world_size() == 1 else 0  # counted for one rank
+            pairs = batch.positive_pairs if world_size() == 1 else batch.shared_pairs
             scores = pair_scores(images, texts, gather(batch.image_id), pairs or None)
             self.add_term(terms, "batch", scores, clock, draws)
         return terms
