@@ -13,10 +13,11 @@ from itr.errors import ConfigError, UserError
 from itr.instantiate import nearest
 from itr.training import rundir
 from itr.training.sweep import watch
-from itr.training.sweep.grid import Job, grid_jobs
+from itr.training.sweep.grid import Job, corner_choices, grid_jobs, make_job
 from itr.training.sweep.pool import Pool, make_slots
-from itr.training.sweep.report import DONE, FAILED, make_rows, table
+from itr.training.sweep.report import DONE, FAILED, make_rows, sorted_rows, table
 from itr.training.sweep.runner import Runner, run_grid
+from itr.training.sweep.search import Search, run_search
 from itr.training.sweep.show import Board
 from itr.training.sweep.spec import Sweep, read_sweep
 
@@ -110,7 +111,7 @@ def _run(options: Options, console: Console) -> int:
     sweep = read_sweep(options.file).replace(options.overrides)
     folder = options.out / "sweeps" / sweep.name
     if options.method == "optuna":
-        raise ConfigError("not yet")
+        return _search(options, sweep, folder, console)
     jobs = grid_jobs(sweep, options.out)
     if options.dry:
         _list(jobs, Pool(sweep.program, [], folder), console)
@@ -118,8 +119,31 @@ def _run(options: Options, console: Console) -> int:
     runner = _runner(options, sweep, folder, jobs, console)
     console.print(f"{sweep.name}: {len(jobs)} jobs", highlight=False)
     interrupted = run_grid(runner, jobs)
+    console.print(table(sweep, make_rows(runner.outcomes.values()), sweep.name))
+    return conclude(runner, interrupted)
+
+
+def _search(options: Options, sweep: Sweep, folder: Path, console: Console) -> int:
+    if options.trials is None:
+        raise ConfigError("method=optuna: how many trials in all? type trials=30")
+    metric = sweep.metric or DEFAULT_METRIC
+    tried = [make_job(sweep, choices.items(), options.out) for choices in corner_choices(sweep)]
+    if options.dry:
+        raise ConfigError("dry=true: a search decides on its jobs as it goes")
+    runner = _runner(options, sweep, folder, tried, console)
+    search = Search(runner, sweep, options.out, metric, options.trials, options.pruner)
+    console.print(f"{sweep.name}: {options.trials} trials for the best {metric}", highlight=False)
+    try:
+        interrupted = run_search(search)
+    finally:
+        search.close()
     outcomes = list(runner.outcomes.values())
-    console.print(table(sweep, make_rows(outcomes), sweep.name))
+    rows = sorted_rows(outcomes, sweep.maximize)
+    console.print(table(sweep, rows, sweep.name, searched=True))
+    best = search.best()
+    if best is not None:
+        command = shlex.join(["python", sweep.program, *best.job.arguments])
+        runner.board.say(f"best {metric} {best.value:.4g}: {command}")
     return conclude(runner, interrupted)
 
 

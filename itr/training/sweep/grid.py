@@ -18,7 +18,7 @@ from itr.errors import ConfigError
 from itr.training import rundir
 from itr.training.config import check_config
 from itr.training.launch import CONF, explain
-from itr.training.sweep.spec import Sweep, argument
+from itr.training.sweep.spec import Parameter, Sweep, argument
 
 SEED = "seed"
 
@@ -102,6 +102,25 @@ def grid_jobs(sweep: Sweep, out: Path) -> list[Job]:
     ]
     _refuse_doubles(sweep, jobs)
     return jobs
+
+
+def spread(parameter: Parameter) -> tuple[Any, ...]:
+    """The values of ``parameter``, or the ends of its range."""
+    if parameter.values:
+        return parameter.values
+    kind = int if parameter.distribution == "int_uniform" else float
+    return tuple(kind(end) for end in (parameter.low, parameter.high) if end is not None)
+
+
+def corner_choices(sweep: Sweep) -> list[dict[str, Any]]:
+    """The first value of everything, then each other one with the first of the rest."""
+    first = {key: spread(parameter)[0] for key, parameter in sweep.parameters.items()}
+    others = [
+        {**first, key: value}
+        for key, parameter in sweep.parameters.items()
+        for value in spread(parameter)[1:]
+    ]
+    return [first, *others]
 
 
 def _refuse_doubles(sweep: Sweep, jobs: Sequence[Job]) -> None:

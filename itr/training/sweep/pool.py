@@ -93,7 +93,6 @@ class Pool:
         own = CONF.parent / Path(program).name  # a sweep may be started from any folder
         self.program = program if Path(program).is_file() else str(own)
         self.slots, self.folder = slots, folder / "jobs"
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.running: dict[Path, Running] = {}
 
     def log_of(self, job: Job) -> Path:
@@ -115,7 +114,7 @@ class Pool:
     def start(self, job: Job, slot: Slot) -> bool:
         """Start ``job`` in ``slot``. False: it runs already, started by another runner; then it is
         waited for like the others."""
-        lock = _lock(self.folder / f"{job.run.name}.lock")
+        lock = take_lock(self.folder / f"{job.run.name}.lock")
         if lock is None:
             self.running[job.run] = Running(job, slot, None, time.monotonic())
             return False
@@ -152,7 +151,7 @@ class Pool:
         ended = []
         for path, running in list(self.running.items()):
             if running.process is None:
-                lock = _lock(self.folder / f"{path.name}.lock")
+                lock = take_lock(self.folder / f"{path.name}.lock")
                 if lock is None:
                     continue
                 os.close(lock)
@@ -177,6 +176,11 @@ class Pool:
             else:
                 running.process.send_signal(number)
 
+    def owns(self, job: Job) -> bool:
+        """Whether ``job`` is under way and was started here."""
+        running = self.running.get(job.run)
+        return running is not None and running.process is not None
+
     def tell_all(self, number: signal.Signals) -> None:
         """`tell` every job."""
         for running in list(self.running.values()):
@@ -191,7 +195,7 @@ class Pool:
         ]
 
 
-def _lock(path: Path) -> int | None:
+def take_lock(path: Path) -> int | None:
     """An open descriptor that holds the lock on ``path``, None if somebody else holds it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:

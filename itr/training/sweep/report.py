@@ -170,9 +170,7 @@ def write_report(
 
     Raises TrainingError if they cannot be written.
     """
-    rows = make_rows(outcomes)
-    if searched:
-        rows.sort(key=lambda row: _rank(row, sweep.maximize))
+    rows = sorted_rows(outcomes, sweep.maximize) if searched else make_rows(outcomes)
     runs = [_flat(outcome) for outcome in outcomes]
     summary = [
         {
@@ -203,11 +201,14 @@ def write_report(
     return rows
 
 
-def _rank(row: Row, maximize: bool) -> float:
-    value = row.outcomes[0].value
-    if value is None:
-        return float("inf")
-    return -value if maximize else value
+def sorted_rows(outcomes: Iterable[Outcome], maximize: bool) -> list[Row]:
+    """The rows of a search: finished trials from the best to the worst, then the others."""
+
+    def place(row: Row) -> tuple[bool, float]:
+        value = row.outcomes[0].value or 0.0
+        return row.state != DONE, -value if maximize else value
+
+    return sorted(make_rows(outcomes), key=place)
 
 
 def _moments(found: Sequence[float]) -> dict[str, float | None]:

@@ -47,6 +47,7 @@ class Runner:
     def __init__(self, sweep: Sweep, pool: Pool, folder: Path, retries: int, board: Board):
         self.sweep, self.pool, self.folder, self.retries = sweep, pool, folder, retries
         self.board = board
+        pool.folder.mkdir(parents=True, exist_ok=True)
         self.outcomes: dict[Path, Outcome] = {}
         self.waiting: deque[Job] = deque()
 

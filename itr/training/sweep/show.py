@@ -80,6 +80,10 @@ class Board:
             f"{what} {outcome.job.label}: {outcome.reason}  [{log}]", "yellow" if again else "red"
         )
 
+    def pruned(self, outcome: Outcome) -> None:
+        """A trial was stopped before its end, being worse than others."""
+        self.say(f"pruned {outcome.job.label}")
+
     def refresh(self, outcomes: Iterable[Outcome]) -> None:
         """Bring the bar, or every minute a line, up to date."""
         now = time.monotonic()
