@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ def plain(overrides: list[str]) -> dict[str, Any]:
 def sweep_file(world: Path, tmp_path: Path) -> Callable[..., Path]:
     """Writes a sweep over ``parameters`` of tiny runs; ``options`` win over the usual keys."""
 
-    def write(parameters: dict[str, Any], name: str = "tiny", **options: Any) -> Path:
+    def write(parameters: dict[str, Any], /, name: str = "tiny", **options: Any) -> Path:
         whole = {
             "program": "train.py",
             "method": "grid",
@@ -49,12 +51,20 @@ def sweep_file(world: Path, tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the quick train.py, which a sweep that is started there runs."""
+    shutil.copy(ROOT / "tests" / "sweeps" / "stand_in" / "train.py", tmp_path / "train.py")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+
+
+def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
     """``python -m itr.sweep`` in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "itr.sweep", *arguments],
         cwd=cwd,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -65,3 +75,11 @@ def finish(process: subprocess.Popen[str], timeout: float = 900) -> tuple[int, s
     """Its exit code and what it printed."""
     printed, _ = process.communicate(timeout=timeout)
     return process.returncode, printed
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
+    """Until ``condition`` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)

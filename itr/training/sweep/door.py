@@ -14,7 +14,7 @@ from itr.instantiate import nearest
 from itr.training import rundir
 from itr.training.sweep import watch
 from itr.training.sweep.grid import Job, corner_choices, grid_jobs, make_job
-from itr.training.sweep.pool import Pool, make_slots
+from itr.training.sweep.pool import Pool, make_slots, visible_gpus
 from itr.training.sweep.report import DONE, FAILED, make_rows, sorted_rows, table
 from itr.training.sweep.runner import Runner, run_grid
 from itr.training.sweep.search import Search, run_search
@@ -151,7 +151,8 @@ def _runner(
     options: Options, sweep: Sweep, folder: Path, jobs: Sequence[Job], console: Console
 ) -> Runner:
     width = max(job.devices for job in jobs)
-    slots, told = make_slots(options.jobs, width, all(job.on_cpu for job in jobs))
+    gpus = [] if all(job.on_cpu for job in jobs) else visible_gpus()
+    slots, told = make_slots(options.jobs, width, gpus)
     console.print(told, highlight=False)
     board = Board(console, len(slots), sweep.metric or DEFAULT_METRIC)
     return Runner(sweep, Pool(sweep.program, slots, folder), folder, options.retries, board)

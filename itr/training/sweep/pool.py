@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,12 @@ class Ended:
     seconds: float
 
 
-def make_slots(jobs: int | None, width: int, on_cpu: bool) -> tuple[list[Slot], str]:
-    """Slots for ``jobs`` jobs at once of ``width`` devices each (None: as many as there are GPUs
-    for), and a sentence about them. Raises ConfigError if there are too few GPUs for one job."""
-    gpus = [] if on_cpu else _visible_gpus()
+def make_slots(jobs: int | None, width: int, gpus: Sequence[str]) -> tuple[list[Slot], str]:
+    """Slots for ``jobs`` jobs at once (None: as many as there are GPUs for, without GPUs one), each
+    of which uses ``width`` of ``gpus``, and a sentence about them.
+
+    Raises ConfigError if there are too few GPUs for one job.
+    """
     if not gpus:
         count = jobs or 1
         return [Slot(index) for index in range(count)], f"{count} at a time on the CPU"
@@ -70,17 +73,16 @@ def make_slots(jobs: int | None, width: int, on_cpu: bool) -> tuple[list[Slot], 
         )
     places = len(gpus) // width
     count = jobs or places
-    slots = [
-        Slot(index, ",".join(gpus[index % places * width : index % places * width + width]))
-        for index in range(count)
-    ]
+    firsts = [index % places * width for index in range(count)]
+    slots = [Slot(i, ",".join(gpus[first : first + width])) for i, first in enumerate(firsts)]
     shared = f", up to {-(-count // places)} jobs to a GPU" if count > places else ""
     return slots, f"{count} at a time on {len(gpus)} GPUs, {width} each{shared}"
 
 
-def _visible_gpus() -> list[str]:
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that this process may use."""
     count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None and count:
         return [word.strip() for word in named.split(",")][:count]
     return [str(index) for index in range(count)]
@@ -172,7 +174,8 @@ class Pool:
             return
         with contextlib.suppress(ProcessLookupError):
             if number == signal.SIGKILL:
-                os.killpg(running.process.pid, number)
+                for process in _session(running.process.pid):
+                    os.kill(process, number)
             else:
                 running.process.send_signal(number)
 
@@ -204,6 +207,16 @@ def take_lock(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _session(leader: int) -> list[int]:
+    """The processes of the session that ``leader`` began; workers are in groups of their own."""
+    found = [leader]
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int(entry.name) != leader and os.getsid(int(entry.name)) == leader:
+                found.append(int(entry.name))
+    return found
 
 
 def _told_pid(path: Path) -> int | None:

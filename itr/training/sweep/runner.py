@@ -66,6 +66,10 @@ class Runner:
         while self.waiting and (slot := self.pool.free()) is not None:
             job = self.waiting.popleft()
             outcome = self.outcomes[job.run]
+            results = watch.results_of(job.run)
+            if results is not None:  # another runner was faster
+                outcome.state, outcome.results = DONE, results
+                continue
             outcome.state = RUNNING
             if self.pool.start(job, slot):
                 outcome.attempts += 1
