@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -54,8 +55,13 @@ def entry(config_name: str, job: Callable[[dict[str, Any]], dict[str, Any]], met
         value = results.get(metric)
         return None if value is None else float(value)
 
+    # A launcher that runs the jobs elsewhere enters what they return here.
+    vars(inspect.unwrap(main)).update(finished=finished, failed=failed, metric=metric)
     try:
         main()
+    except UserError as error:  # such a launcher's own
+        failed.append(str(error))
+        _tell(console, failed[-1])
     except HydraException as error:
         failed.append(explain(error, config_name, sys.argv[1:]))
         _tell(console, failed[-1])

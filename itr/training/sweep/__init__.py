@@ -1,0 +1,1 @@
+"""Sweeps: the file that Weights & Biases reads, run here by a pool of processes, to a table."""

@@ -1,0 +1,44 @@
+"""A job that takes no time: it has the arguments, files, signals and exit codes of the real one.
+
+seed 13 always fails, seed 7 the first time only, seed 99 takes a signal to end.
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+options = dict(word.split("=", 1) for word in sys.argv[1:])
+out = Path(options["out"].strip('"'))
+seed, lr = int(options.get("seed", 0)), float(options.get("optim.lr", 1e-3))
+out.mkdir(parents=True, exist_ok=True)
+with open(out / "started", "a") as handle:
+    handle.write(f"{os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
+if seed == 13:
+    print("error: the number of this run is unlucky", file=sys.stderr)
+    sys.exit(2)
+if seed == 7 and len((out / "started").read_text().splitlines()) == 1:
+    raise RuntimeError("this was the first time")
+
+
+def save(*_: object) -> None:
+    (out / "saved").touch()
+    sys.exit(75)
+
+
+signal.signal(signal.SIGTERM, save)
+steps = int(options.get("trainer.epochs", 1)) if seed != 99 or (out / "saved").exists() else 10**6
+value = 0.0
+with open(out / "metrics.jsonl", "w") as handle:
+    for step in range(steps):
+        time.sleep(float(os.environ.get("STAND_IN_SECONDS", "0.05")))
+        value = 100 - 50 * abs(math.log10(lr) + 3) + step
+        handle.write(json.dumps({"step": step, "val/rsum": value}) + "\n")
+        handle.flush()
+results = {f"test/{way}_{key}": 10.0 for way in ("i2t", "t2i") for key in ("r1", "r5", "r10")}
+results |= {"run": out.name, "data": "scenes", "test/rsum": 60.0 + seed, "val/rsum": value}
+results |= {"test/n_images": 20, "test/n_captions": 100, "select_on": "val"}
+(out / "results.json").write_text(json.dumps(results))

@@ -1,0 +1,74 @@
+"""Every file of sweeps/, conf/recipe and conf/experiment composes, its keys all known."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+from itr.training.sweep.grid import compose, spread
+from itr.training.sweep.spec import Sweep, argument, read_sweep
+from tests.conftest import CONF, ROOT
+
+SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+RECIPES = sorted((CONF / "recipe").glob("*.yaml"))
+EXPERIMENTS = sorted((CONF / "experiment").rglob("*.yaml"))
+
+
+def samples(sweep: Sweep) -> list[dict[str, Any]]:
+    """All first values, all last ones, and each of those that stand for a file of conf/."""
+    first = {key: spread(parameter)[0] for key, parameter in sweep.parameters.items()}
+    last = {key: spread(parameter)[-1] for key, parameter in sweep.parameters.items()}
+    files = [
+        {**first, key: value}
+        for key, parameter in sweep.parameters.items()
+        if "." not in key and key != "seed"
+        for value in spread(parameter)[1:]
+    ]
+    return [first, *files, *([last] if last not in [first, *files] else [])]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_a_sweep_composes_and_its_values_arrive(path: Path) -> None:
+    sweep = read_sweep(path)
+    for choices in samples(sweep):
+        values = compose([argument(*choice) for choice in choices.items()], path.name)
+        for key, value in choices.items():
+            if "." in key or key == "seed":
+                node: Any = values
+                for part in key.split("."):
+                    node = node[part]
+                assert node == value, f"{path.name}: {key} is {node}, not {value}"
+    assert sweep.metric == "val/rsum" and sweep.maximize and sweep.description
+
+
+def test_agents_and_the_local_runner_give_jobs_the_same_arguments() -> None:
+    for path in SWEEPS:
+        sweep = read_sweep(path)
+        chosen = {key: spread(parameter)[-1] for key, parameter in sweep.parameters.items()}
+        theirs = create_sweep_command_args({"args": {k: {"value": v} for k, v in chosen.items()}})
+        assert theirs["args_no_hyphens"] == [argument(*choice) for choice in chosen.items()]
+
+
+def test_every_experiment_is_a_row_of_a_sweep() -> None:
+    listed = {
+        value
+        for path in SWEEPS
+        for parameter in read_sweep(path).parameters.values()
+        if parameter.key == "experiment"
+        for value in parameter.values
+    }
+    found = {str(p.relative_to(CONF / "experiment").with_suffix("")) for p in EXPERIMENTS}
+    assert found == listed and found
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_picked_by_its_model_data_and_task(path: Path) -> None:
+    match = re.fullmatch(r"([a-z]+)_([a-z0-9]+)_([a-z]+)", path.stem)
+    assert match, f"{path.name}: expected <model>_<data>_<task>.yaml"
+    model, data, task = match.groups()
+    values = compose([f"model={model}", f"data={data}", f"task={task}"], path.name)
+    assert values["recipe"]["name"] == path.stem and values["recipe"]["source"]
