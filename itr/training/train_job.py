@@ -24,7 +24,7 @@ from itr.models.build import build_model, model_class, model_config, model_meta
 from itr.results.tables import results_table, write_results
 from itr.results.tracker import open_trackers
 from itr.training import rundir, state
-from itr.training.common import pick_device, pick_precision, prepare_data
+from itr.training.common import keep_queries, pick_device, pick_precision, prepare_data
 from itr.training.config import TrainConfig, check_config
 from itr.training.progress import Display, close_log, log, open_log
 from itr.training.start import start_from, stored_tokenizer
@@ -170,7 +170,8 @@ def _run(
             trainer.fit(display)
             seconds = time.perf_counter() - started
             best = _load_best(folder, parts.model)
-            test = parts.evaluators["test"].run(parts.model, progress=display.evaluation)
+            evaluator = parts.evaluators["test"]
+            test = evaluator.run(parts.model, progress=display.evaluation, keep_queries=True)
         results = {
             **_identity(config, values, folder, parts.precision),
             "best_epoch": best["epoch"],
@@ -184,13 +185,19 @@ def _run(
         numbers = {f"test/{k}": v for k, v in test.items() if isinstance(v, int | float)}
         tracker.log(numbers, step=trainer.clock.updates)
         tracker.summary(results)
+        keep_queries(evaluator, folder, "test", str(best_path(folder)), prepare_data(config.data))
         write_results(folder, results)
     return results
 
 
+def best_path(folder: Path) -> Path:
+    """Where the chosen weights of the run in ``folder`` lie."""
+    return folder / "checkpoints" / state.BEST
+
+
 def _load_best(folder: Path, model: RetrievalModel) -> dict[str, Any]:
     """Put the chosen weights into ``model``; what validation said of them."""
-    path = folder / "checkpoints" / state.BEST
+    path = best_path(folder)
     checkpoint.load_weights(model, checkpoint.read_tensors(path, "model/"), str(path))
     return checkpoint.read_meta(path)["best"]
 
@@ -217,6 +224,7 @@ def _identity(
         "precision": precision,
         "select_on": config.select_on,
         "config_hash": rundir.config_hash(values),
+        "seedless_hash": rundir.config_hash({**values, "seed": None}),  # shared by its seeds
     }
 
 
