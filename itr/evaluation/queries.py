@@ -116,12 +116,12 @@ def read_queries(folder: Path, split: str = "test") -> QueryLog:
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: no such file; it holds the ranks of each query and is written by "
-            f"python eval.py checkpoint={folder} split={split} out={folder}"
+            f"python eval.py checkpoint={folder} split={split} out={folder}-{split}"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path}: cannot be read ({error}); write it again: python eval.py "
-            f"checkpoint={folder} split={split} out={folder}"
+            f"checkpoint={folder} split={split} out={folder}-{split}"
         ) from error
 
 

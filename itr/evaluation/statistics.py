@@ -33,7 +33,7 @@ class Interval:
 
 
 def recall_intervals(
-    ranks: Ranks,
+    ranks: Ranks | Sequence[Ranks],
     text_to_image: np.ndarray,
     fold: int | None = None,
     seed: int = 0,
@@ -41,12 +41,14 @@ def recall_intervals(
 ) -> dict[str, Interval]:
     """``i2t_r1`` ... ``t2i_r10`` and ``rsum`` with their 95 % intervals.
 
-    ``ranks`` counts from 1; NaN marks a query that was not asked. ``text_to_image`` [C] as for
+    ``ranks`` counts from 1; NaN marks a query that was not asked. Those of several seeds give the
+    interval of their mean: an image is drawn for all of them at once. ``text_to_image`` [C] as for
     `rank_embeddings`. With ``fold`` images of contiguous blocks are drawn within their block and
     the blocks' values averaged, as the metric itself is (Efron and Tibshirani 1993).
     """
-    image_hits, caption_hits, asked = _hits(ranks, text_to_image)
-    n_images, rng = len(ranks.i2t), np.random.default_rng(seed)
+    each = [_hits(one, text_to_image) for one in ([ranks] if isinstance(ranks, Ranks) else ranks)]
+    image_hits, caption_hits, asked = (np.mean(part, axis=0) for part in zip(*each, strict=True))
+    n_images, rng = len(image_hits), np.random.default_rng(seed)
     blocks = _blocks(n_images, fold)
     drawn = np.zeros((resamples, len(METRICS)))
     value = np.zeros((1, len(METRICS)))
