@@ -23,6 +23,7 @@ from itr.evaluation.protocols import (
     evaluate_parts,
     find_protocols,
 )
+from itr.evaluation.queries import QueryLog, Scored, score_statistics, shortlist_statistics
 from itr.evaluation.ranks import TIES, Ranks
 from itr.evaluation.rerank import Progress, RerankConfig, check_rerank, rank_shortlists, rerank
 from itr.models.base import Encoded, RetrievalModel
@@ -67,6 +68,7 @@ class Evaluator:
         self.batch_size, self.ties, self.device = batch_size, ties, torch.device(device)
         self.dtype, self.workers = AUTOCAST[precision], workers
         self.rerank = rerank or RerankConfig()
+        self.queries: QueryLog | None = None
         self.protocols, self.left_out = applicable(find_protocols(protocols), data.n_images)
         if self.left_out:
             self._report_left_out(strict)
@@ -80,29 +82,56 @@ class Evaluator:
             raise ConfigError(f"{message}; type data.protocols=[full] to rank the whole split")
         log.warning("%s; evaluated as %s", message, ", ".join(p.name for p in self.protocols))
 
-    def run(self, model: RetrievalModel, progress: Progress | None = None) -> dict[str, Any]:
+    def run(
+        self,
+        model: RetrievalModel,
+        progress: Progress | None = None,
+        keep_queries: bool = False,
+    ) -> dict[str, Any]:
         """Flat results: the metrics of `evaluate_embeddings` and the fields that say what they are.
 
-        Raises DataError if embeddings are not finite.
+        With ``keep_queries``, `queries` then holds what was found of every single query. Raises
+        DataError if embeddings are not finite.
         """
         data, ranked = self.data, self.reranks(model)
+        kept: dict[str, Ranks] = {}
         images, texts = self.encode_all(model, progress, tokens=ranked)
         metrics = evaluate_embeddings(
-            images.pooled, texts.pooled, data.text_to_image, self.protocols, self.ties
+            images.pooled, texts.pooled, data.text_to_image, self.protocols, self.ties, kept
         )
         if not ranked:
+            if keep_queries:
+                scored = score_statistics(images.pooled, texts.pooled, data.text_to_image)
+                self._keep(kept, scored)
             return {**metrics, **self.fields()}
+        whole: list[Scored] = []
 
         def rank(part: Part) -> Ranks:
             lists = rerank(
                 model, *_part(images, texts, part), self.rerank, self.dtype, progress=progress
             )
+            if keep_queries and len(part[2]) == data.n_captions:
+                whole[:] = [shortlist_statistics(*lists, part[2])]
             return rank_shortlists(*lists, part[2], self.ties)
 
         with torch.inference_mode(), _eval_mode(model):
-            final = evaluate_parts(rank, data.text_to_image, data.n_images, self.protocols)
+            final = evaluate_parts(rank, data.text_to_image, data.n_images, self.protocols, kept)
+        if keep_queries:
+            stage = images.pooled, texts.pooled, data.text_to_image
+            self._keep(kept, whole[0] if whole else score_statistics(*stage))
         first = {f"first_stage/{key}": value for key, value in metrics.items()}
         return {**final, **first, **self.fields(), "rerank_k": self.rerank.k}
+
+    def _keep(self, ranks: dict[str, Ranks], scored: Scored) -> None:
+        data = self.data
+        self.queries = QueryLog(
+            text_to_image=data.text_to_image,
+            image_ids=np.array([record.image_id for record in data.records]),
+            caption_ids=np.array([i for record in data.records for i in record.caption_ids]),
+            ranks=ranks,
+            folds={p.name: p.fold for p in self.protocols if p.fold},
+            **vars(scored),
+        )
 
     def reranks(self, model: RetrievalModel) -> bool:
         """Whether ``model`` is re-ranked. Raises ConfigError if it should be and cannot."""

@@ -71,17 +71,20 @@ def evaluate_embeddings(
     text_to_image: Any,
     protocols: Sequence[Protocol],
     ties: str = "pessimistic",
+    kept: dict[str, Ranks] | None = None,
 ) -> dict[str, float]:
     """Metrics of ``images`` [N, D] and ``texts`` [C, D] under dot products.
 
     The first protocol's have plain names (``rsum``), every other one's start with its name
-    (``coco_1k_5fold/rsum``). Raises as `rank_embeddings`; the protocols must fit.
+    (``coco_1k_5fold/rsum``). ``kept`` as for `evaluate_parts`. Raises as `rank_embeddings`; the
+    protocols must fit.
     """
     return evaluate_parts(
         lambda part: rank_embeddings(images[part[0]], texts[part[1]], part[2], ties),
         text_to_image,
         len(images),
         protocols,
+        kept,
     )
 
 
@@ -101,18 +104,36 @@ def evaluate_scores(
 
 
 def evaluate_parts(
-    rank: Callable[[Part], Ranks], text_to_image: Any, n_images: int, protocols: Sequence[Protocol]
+    rank: Callable[[Part], Ranks],
+    text_to_image: Any,
+    n_images: int,
+    protocols: Sequence[Protocol],
+    kept: dict[str, Ranks] | None = None,
 ) -> dict[str, float]:
     """Metrics of whatever ranks ``rank`` gives for the parts of each protocol, named as by
-    `evaluate_embeddings`."""
+    `evaluate_embeddings`. Into ``kept`` go the ranks of every image and caption, by protocol."""
     owner = np.asarray(text_to_image, dtype=np.int64)
     results: dict[str, float] = {}
     for place, protocol in enumerate(protocols):
         prefix = f"{protocol.name}/" if place else ""
-        found = [retrieval_metrics(rank(part)) for part in _parts(owner, n_images, protocol.fold)]
+        parts = list(_parts(owner, n_images, protocol.fold))
+        ranks = [rank(part) for part in parts]
+        if kept is not None:
+            kept[protocol.name] = _put_together(parts, ranks, n_images, len(owner))
+        found = [retrieval_metrics(part) for part in ranks]
         for key in found[0]:
             results[f"{prefix}{key}"] = float(np.mean([metrics[key] for metrics in found]))
     return results
+
+
+def _put_together(
+    parts: Sequence[Part], ranks: Sequence[Ranks], n_images: int, n_captions: int
+) -> Ranks:
+    """Ranks of the whole split, NaN where a part asks nothing."""
+    whole = Ranks(np.full(n_images, np.nan), np.full(n_captions, np.nan))
+    for (images, captions, _), found in zip(parts, ranks, strict=True):
+        whole.i2t[images], whole.t2i[captions] = found.i2t, found.t2i
+    return whole
 
 
 def _parts(owner: np.ndarray, n_images: int, fold: int | None) -> Iterator[Part]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import torch
 
 from itr import parallel
 from itr.data.layouts import DataConfig
 from itr.errors import ConfigError
+from itr.evaluation.evaluator import Evaluator
 from itr.instantiate import build
 
 
@@ -39,3 +41,16 @@ def prepare_data(data: DataConfig) -> DataConfig:
         return data
     root = build({**data.prepare, "parent": data.root}, "data.prepare")
     return dataclasses.replace(data, root=str(root), prepare=None)
+
+
+def keep_queries(
+    evaluator: Evaluator, folder: Path, split: str, checkpoint: str, data: DataConfig
+) -> None:
+    """Leave what ``evaluator`` found of each query beside the results in ``folder``."""
+    assert evaluator.queries is not None
+    facts = {
+        "checkpoint": checkpoint,
+        "kind": evaluator.view.kind,
+        "data": dataclasses.asdict(data),
+    }
+    evaluator.queries.save(folder, split, facts)

@@ -24,7 +24,7 @@ from itr.models.build import restore
 from itr.official.loading import load_official, recognise
 from itr.results.tables import results_table, write_results
 from itr.training import state
-from itr.training.common import pick_device, pick_precision, prepare_data
+from itr.training.common import keep_queries, pick_device, pick_precision, prepare_data
 from itr.training.config import PRECISIONS, TIES, RuntimeConfig
 from itr.training.progress import Display, close_log, open_log
 
@@ -74,13 +74,14 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
         evaluator = _evaluator(config, loaded, device)
         total = evaluator.data.n_images + evaluator.data.n_captions
         with Display(console, total) as display:
-            found = evaluator.run(model, progress=display.evaluation)
+            found = evaluator.run(model, progress=display.evaluation, keep_queries=bool(config.out))
     finally:
         close_log()
     results = {**loaded.origin, **{f"{config.split}/{key}": value for key, value in found.items()}}
     console.print(results_table(results, str(path)))
     if config.out:
         write_results(Path(config.out), results)
+        keep_queries(evaluator, Path(config.out), config.split, str(path), loaded.data)
         console.print(f"results are in {config.out}")
     return results
 

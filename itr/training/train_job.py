@@ -29,7 +29,7 @@ from itr.models.build import build_model, model_class, model_config, model_meta
 from itr.results.tables import results_table, write_results
 from itr.results.tracker import Tracker, open_trackers
 from itr.training import rundir, state
-from itr.training.common import pick_device, pick_precision, prepare_data
+from itr.training.common import keep_queries, pick_device, pick_precision, prepare_data
 from itr.training.config import TrainConfig, check_config
 from itr.training.progress import Display, close_log, log, open_log
 from itr.training.ranks import launch
@@ -211,7 +211,8 @@ def _run(
                 raise
             seconds = time.perf_counter() - started
             best = _load_best(folder, parts.model)
-            test = parts.evaluators["test"].run(parts.model, progress=display.evaluation)
+            evaluator = parts.evaluators["test"]
+            test = evaluator.run(parts.model, progress=display.evaluation, keep_queries=True)
         results = {
             **_identity(config, values, folder, parts.precision),
             **{f"data_hash_{name}": held["hash"] for name, held in parts.manifest.items()},
@@ -227,6 +228,8 @@ def _run(
         tracker.log(numbers, step=trainer.clock.updates)
         tracker.summary(results)
         if parallel.rank() == 0:
+            best_file = str(best_path(folder))
+            keep_queries(evaluator, folder, "test", best_file, prepare_data(config.data))
             write_results(folder, results)
     return results
 
@@ -240,9 +243,14 @@ def _open_trackers(
     return open_trackers(config.tracker, folder, values, resume=resume)
 
 
+def best_path(folder: Path) -> Path:
+    """Where the chosen weights of the run in ``folder`` lie."""
+    return folder / "checkpoints" / state.BEST
+
+
 def _load_best(folder: Path, model: RetrievalModel) -> dict[str, Any]:
     """Put the chosen weights into ``model``; what validation said of them."""
-    path = folder / "checkpoints" / state.BEST
+    path = best_path(folder)
     checkpoint.load_weights(model, checkpoint.read_tensors(path, "model/"), str(path))
     return checkpoint.read_meta(path)["best"]
 
@@ -269,6 +277,7 @@ def _identity(
         "precision": precision,
         "select_on": config.select_on,
         "config_hash": rundir.config_hash(values),
+        "seedless_hash": rundir.config_hash({**values, "seed": None}),  # shared by its seeds
     }
 
 

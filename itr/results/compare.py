@@ -1,0 +1,80 @@
+"""Two runs on the same queries: is the difference more than chance?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from itr.errors import DataError
+from itr.evaluation.queries import QueryLog, query_file, read_queries
+from itr.evaluation.statistics import Paired, compare_ranks, holm
+
+HEADINGS = {"rsum": "rSum", "i2t_rank": "i2t mean rank", "t2i_rank": "t2i mean rank"}
+ALIKE = ("text_to_image", "image_ids", "caption_ids")
+
+
+def compare(
+    a: Path, b: Path, split: str = "test", protocol: str | None = None
+) -> tuple[str, dict[str, Paired]]:
+    """(protocol, metrics) of run ``b`` against run ``a``; protocol None: the first of ``a``.
+
+    Raises DataError where a run left no queries behind, where the two were not asked the same
+    queries against the same candidates, or for a protocol that one of them lacks.
+    """
+    first, second = read_queries(a, split), read_queries(b, split)
+    for name in ALIKE:
+        here, there = getattr(first, name), getattr(second, name)
+        if not np.array_equal(here, there):
+            raise DataError(
+                f"{query_file(a, split)} and {query_file(b, split)}: different queries ({name}: "
+                f"{_told(first, name)} and {_told(second, name)}); a paired test needs the same "
+                "images and captions: evaluate both on one data set and split"
+            )
+    protocol = protocol or next(iter(first.ranks))
+    for folder, log in ((a, first), (b, second)):
+        if protocol not in log.ranks:
+            raise DataError(
+                f"{folder}: was not evaluated as {protocol} (but as {', '.join(log.ranks)}); type "
+                f"--protocol NAME, or evaluate again with protocol={protocol}"
+            )
+    ranks = first.ranks[protocol], second.ranks[protocol]
+    return protocol, compare_ranks(*ranks, first.text_to_image)
+
+
+def _told(log: QueryLog, name: str) -> str:
+    values = getattr(log, name)
+    return f"{len(values)}, beginning {values[:3].tolist()}"
+
+
+def comparison_table(title: str, names: tuple[str, str], found: dict[str, Paired]) -> Table:
+    """A line for each metric. p is two-sided; the last column allows for all tests together."""
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("", "A", "B", "B - A", "B wins", "B loses", "p", "Holm"):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    adjusted = holm({name: pair.p for name, pair in found.items()})
+    for name, pair in found.items():
+        way, _, k = name.partition("_r")
+        table.add_row(
+            HEADINGS.get(name, f"{way} R@{k}"),
+            f"{pair.a:.2f}",
+            f"{pair.b:.2f}",
+            f"{pair.difference:+.2f}",
+            str(pair.wins),
+            str(pair.losses),
+            _p(pair.p),
+            f"{_p(adjusted[name])}{' *' if adjusted[name] < 0.05 else ''}",
+        )
+    table.caption = (
+        f"A: {names[0]}\nB: {names[1]}\n"
+        "wins, losses: queries that only B, only A gets right (ranks: that are better, worse)\n"
+        "p: sign-flip permutation over images with their captions; ranks: Wilcoxon\n"
+        "Holm: p allowing for all nine tests; * below 0.05"
+    )
+    return table
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,100 @@
+"""What is kept of each query, against a naive look at the whole score matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from itr.errors import DataError
+from itr.evaluation.protocols import PROTOCOLS, Protocol, evaluate_embeddings
+from itr.evaluation.queries import (
+    CURVE,
+    KEPT,
+    QueryLog,
+    read_queries,
+    score_statistics,
+    shortlist_statistics,
+)
+from itr.evaluation.ranks import rank_embeddings
+from itr.evaluation.rerank import Shortlist
+
+
+def world(images: int = 60, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    random = torch.Generator().manual_seed(seed)
+    owner = np.random.default_rng(seed).permutation(np.repeat(np.arange(images), 3))
+    vectors = torch.randn(images, 8, generator=random)
+    texts = vectors[owner] + 0.8 * torch.randn(len(owner), 8, generator=random)
+    return vectors / vectors.norm(dim=1, keepdim=True), texts, owner
+
+
+def test_candidates_matches_histogram_and_curve(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("itr.evaluation.queries.TILE_CPU", 7 * 60)  # several tiles
+    images, texts, owner = world()
+    found, scores = score_statistics(images, texts, owner), images @ texts.t()
+    for way, matrix, match in (
+        ("i2t", scores, owner[None] == np.arange(60)[:, None]),
+        ("t2i", scores.t(), owner[:, None] == np.arange(60)[None]),
+    ):
+        answers, ordered = found.answers[way], matrix.sort(dim=1, descending=True)
+        np.testing.assert_array_equal(answers.candidates, ordered.indices[:, :KEPT])
+        np.testing.assert_allclose(answers.scores, ordered.values[:, :KEPT], rtol=1e-5)
+        best = np.where(match, matrix.numpy(), -np.inf).max(axis=1)
+        np.testing.assert_allclose(answers.match, best, rtol=1e-5)
+        curve = ordered.values[:, :CURVE].mean(dim=0)
+        np.testing.assert_allclose(answers.by_rank, curve, rtol=1e-4, atol=1e-5)
+    hits = (owner[None] == np.arange(60)[:, None]).ravel()
+    flat = scores.numpy().ravel()
+    assert found.matches.sum() == 180 and found.others.sum() == 60 * 180 - 180
+    for counts, values in ((found.matches, flat[hits]), (found.others, flat[~hits])):
+        theirs = np.histogram(values, found.edges)[0]
+        assert np.abs(np.cumsum(counts) - np.cumsum(theirs)).max() <= 2  # edges are rounded
+
+
+def test_a_shortlist_has_no_score_for_a_match_that_is_not_in_it():
+    candidates, owner = torch.tensor([[0, 2], [3, 1]]), np.array([0, 0, 1, 1])
+    scores = torch.tensor([[0.5, 2.0], [1.0, 3.0]])
+    i2t = Shortlist(candidates, scores)
+    t2i = Shortlist(torch.tensor([[1], [0], [1], [0]]), torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
+    found = shortlist_statistics(i2t, t2i, owner)
+    np.testing.assert_array_equal(found.answers["i2t"].candidates, [[2, 0], [1, 3]])
+    np.testing.assert_array_equal(found.answers["i2t"].match, [0.5, 1.0])
+    np.testing.assert_array_equal(found.answers["t2i"].match, [np.nan, 2.0, 3.0, np.nan])
+    assert found.matches.sum() == 2 and found.others.sum() == 2
+
+
+def test_ranks_by_protocol_come_back_from_the_file(tmp_path: Path):
+    images, texts, owner = world()
+    kept: dict = {}
+    folds = Protocol("folds", fold=20)
+    evaluate_embeddings(images, texts, owner, [PROTOCOLS["full"], folds], kept=kept)
+    log = QueryLog(
+        text_to_image=owner,
+        image_ids=np.arange(60) + 1000,
+        caption_ids=np.arange(180),
+        ranks=kept,
+        folds={"folds": 20},
+        **vars(score_statistics(images, texts, owner)),
+    )
+    log.save(tmp_path, "test", {"checkpoint": "x"})
+    back = read_queries(tmp_path)
+    assert back.facts == {"checkpoint": "x", "split": "test"} and back.folds == {"folds": 20}
+    whole = rank_embeddings(images, texts, owner)
+    np.testing.assert_array_equal(back.ranks["full"].i2t, whole.i2t)
+    np.testing.assert_array_equal(back.ranks["full"].t2i, whole.t2i)
+    mine = np.flatnonzero((owner >= 20) & (owner < 40))
+    part = rank_embeddings(images[20:40], texts[mine], owner[mine] - 20)
+    np.testing.assert_array_equal(back.ranks["folds"].i2t[20:40], part.i2t)
+    np.testing.assert_array_equal(back.ranks["folds"].t2i[mine], part.t2i)
+    np.testing.assert_array_equal(back.answers["t2i"].candidates, log.answers["t2i"].candidates)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_that_is_missing_or_broken_says_what_to_type(tmp_path: Path):
+    with pytest.raises(DataError, match="no such file; .* python eval.py checkpoint=.* out="):
+        read_queries(tmp_path)
+    (tmp_path / "queries-test.npz").write_bytes(b"PK broken")
+    with pytest.raises(DataError, match="cannot be read .* python eval.py"):
+        read_queries(tmp_path)
