@@ -203,5 +203,5 @@ def _whole(split: Split, loader: TrainLoader, options: Options) -> dict[int, flo
         while time.perf_counter() - started < ROUNDS * options.seconds:
             done += len(next(epochs))
         found[workers] = done / (time.perf_counter() - started)
-        epochs = iter(())
+        del epochs
     return found

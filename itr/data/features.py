@@ -180,6 +180,7 @@ def _create(make: Callable[..., Any], name: str, pretrained: bool, options: dict
 
 def _load(model: nn.Module, path: Path) -> None:
     try:
+        tensors: Any
         if path.suffix == ".safetensors":
             tensors = load_file(path)
         else:

@@ -171,7 +171,8 @@ def launch(
         found = context.config_loader.load_sweep_config(config, list(overrides))
         del found["hydra"]
         values = OmegaConf.to_container(found, resolve=True, throw_on_missing=True)
-        composed.append({str(key): value for key, value in dict(values).items()})
+        assert isinstance(values, dict)
+        composed.append({str(key): value for key, value in values.items()})
         if name == "train":
             check_config(composed[-1])
             composed[-1]["resume"] = "auto"  # the same job goes on after it was queued again
