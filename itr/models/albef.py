@@ -188,9 +188,7 @@ class ALBEF(RetrievalModel):
                 "(task=pretrain sets it)"
             )
         if config.queue < 1:
-            raise ConfigError(
-                f"model.queue={config.queue}: expected at least 1, e.g. model.queue=1"
-            )
+            raise ConfigError(f"model.queue={config.queue}: expected at least 1")
         if not 0 < text.fusion_layer < text.num_hidden_layers:
             raise ConfigError(
                 f"model.text.fusion_layer: {text.fusion_layer} must lie between 1 and "

@@ -67,7 +67,8 @@ class HREMConfig:
     heads: int = 16
     dropout: float = 0.1
     residual_weight: float = 0.8  # beta: pooled fragments against pooled related fragments
-    normalise: bool = True
+    normalise: bool = True  # embeddings have unit length
+    normalise_texts: bool | None = None  # of captions; None: as `normalise`
     region_drop: float = 0.2
     caption_augment: bool = True
     cutoff: float = 1.7  # read by conf/loss/hrem.yaml
@@ -76,6 +77,11 @@ class HREMConfig:
     shrinking_k: bool = False  # the authors' pooling falls to top-1 after a sample of length 1
     text: TextConfig = field(default_factory=TextConfig)
     graph: GraphConfig = field(default_factory=GraphConfig)
+
+
+def unit_texts(config: HREMConfig) -> bool:
+    """Whether caption embeddings have unit length."""
+    return config.normalise if config.normalise_texts is None else config.normalise_texts
 
 
 class Side(NamedTuple):
@@ -93,11 +99,11 @@ class Side(NamedTuple):
 class FragmentRelation(nn.Module):
     """A Transformer layer over the fragments, then one vector: beta * top-2 + (1 - beta) * mean."""
 
-    def __init__(self, config: HREMConfig):
+    def __init__(self, config: HREMConfig, normalise: bool):
         super().__init__()
         size = config.embed_size
         self.layer = TransformerLayer(size, config.heads, size, config.dropout)
-        self.beta, self.normalise = config.residual_weight, config.normalise
+        self.beta, self.normalise = config.residual_weight, normalise
         self.shrinking = config.shrinking_k
 
     def forward(self, fragments: Tensor, mask: Tensor) -> Side:
@@ -118,7 +124,7 @@ class ImageEncoder(nn.Module):
         for linear in (self.project, self.mlp.inner, self.mlp.outer):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
-        self.relation = FragmentRelation(config)
+        self.relation = FragmentRelation(config, config.normalise)
 
     def forward(self, regions: Tensor, mask: Tensor) -> Side:
         """[B, R, width], [B, R] bool -> the image side."""
@@ -132,7 +138,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.bert = build_bert(config.text, config.pretrained, vocabulary)
         self.project = nn.Linear(self.bert.config.hidden_size, config.embed_size)
-        self.relation = FragmentRelation(config)
+        self.relation = FragmentRelation(config, unit_texts(config))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Side:
         """[B, L], [B, L] bool -> the caption side."""
@@ -266,7 +272,7 @@ def relevance_divergence(
 class FusionGraph(nn.Module):
     """A Transformer over the 2B instances of a batch; relevance biases its attention."""
 
-    def __init__(self, config: HREMConfig):
+    def __init__(self, config: HREMConfig, normalise: bool):
         super().__init__()
         size = config.embed_size
         self.layers = nn.ModuleList(
@@ -367,7 +373,8 @@ class HREM(RetrievalModel):
     @classmethod
     def slot_scores(cls, config: HREMConfig, slot: str) -> SlotScores:
         """Cosines where embeddings are normalised."""
-        return SlotScores(cosine=config.normalise, mend="model.normalise=true")
+        both = config.normalise and unit_texts(config)
+        return SlotScores(both, mend="model.normalise=true model.normalise_texts=null")
 
     def encode_images(self, batch: Batch) -> Encoded:
         """Unit vectors [B, D] of the regions."""

@@ -49,6 +49,10 @@ from itr.nn.roberta import RobertaTextConfig, build_roberta, roberta_states
 from itr.view import Facts, PixelView, TextView, View
 
 KINDS = ("text", "image")
+NEEDS_ITC = {
+    *("slots.itc", "temp", "images.pooler", "images.project_feats"),
+    *("texts.roberta.pooler", "texts.project_feats", "aformer.pooler"),
+}
 TEMP_RANGE, ALPHA_RANGE = (0.1, 3.0), (0.2, 0.8)
 # Confident rows whose other probabilities underflow still have a negative; far below any other.
 NEGATIVE_FLOOR = 1e-12
@@ -454,7 +458,7 @@ class MultiSEA(RetrievalModel):
             names |= {f"images.tower.{name}" for name in frozen}
         soft = self.config.distill and self.slots["itc"].uses_soft  # they carry its gradient
         if not self.wants("itc"):
-            names |= {"slots.itc", "temp"}
+            names |= NEEDS_ITC
         elif not soft and not self.scaled(["itc"]):
             names.add("temp")
         if not self.wants("itm"):

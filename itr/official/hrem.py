@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from itr.errors import CheckpointError
-from itr.models.hrem import HREM, GraphConfig, HREMConfig
+from itr.models.hrem import HREM, GraphConfig, HREMConfig, unit_texts
 from itr.nn.bert import TextConfig
 from itr.official.pair import fit, read_sides, sides, text_of, unknown_sizes, written
 from itr.official.table import Imported, NameTable
@@ -92,13 +91,7 @@ def _architecture(
         embed_size, region_width = theirs["img_enc.fc.fc.weight"].shape
     except (KeyError, ValueError) as error:
         raise unknown_sizes(path, error) from error
-    no_norm = {bool(options.get(key, False)) for key in ("no_imgnorm", "no_txtnorm")}
-    if len(no_norm) == 2:
-        raise CheckpointError(
-            f"{path}: was trained with only one of no_imgnorm and no_txtnorm, which this suite "
-            "does not offer"
-        )
-    config = from_options(options, embed_size=embed_size, normalise=not no_norm.pop(), text=encoder)
+    config = from_options(options, embed_size=embed_size, text=encoder)
     return config, Facts(vocabulary=vocabulary, region_width=region_width)
 
 
@@ -115,6 +108,7 @@ def from_options(options: Mapping[str, Any], text: TextConfig, **fields: Any) ->
         **{
             "embed_size": option("embed_size", base.embed_size),
             "normalise": not options.get("no_imgnorm", False),
+            "normalise_texts": not options.get("no_txtnorm", False),
             **fields,
         },
         heads=option("nhead", base.heads),
@@ -151,7 +145,7 @@ def export(model: HREM, epoch: int = 0, best_rsum: float = 0.0, updates: int = 0
         embed_size=config.embed_size,
         img_dim=model.facts.region_width,
         no_imgnorm=not config.normalise,
-        no_txtnorm=not config.normalise,
+        no_txtnorm=not unit_texts(config),
         size_augment=int(config.region_drop > 0),
         nhead=config.heads,
         dropout=config.dropout,

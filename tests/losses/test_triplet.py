@@ -139,7 +139,7 @@ def test_uncounted_matches_give_the_same_loss_on_average(scores: Scores, weighte
     scores = uncounted(scores)
     if weighted:
         scores.weight = torch.linspace(0.5, 2.0, len(scores.values))
-    loss, draws, expected = DistanceWeightedTriplet(margin=0.7), Draws(3), 0.0
+    loss, draws, expected = DistanceWeightedTriplet(margin=0.7, dimension=4), Draws(3), 0.0
     for side in (scores, scores.reverse()):
         chance, _ = loss.sampling_weights(side.values, side.match)
         for i, j in side.match.nonzero().tolist():
@@ -147,7 +147,7 @@ def test_uncounted_matches_give_the_same_loss_on_average(scores: Scores, weighte
             row = 1.0 if side.weight is None else float(side.weight[i])
             expected += row * float((chance[i] * cost).sum().detach())
     found = torch.stack([loss(scores, Clock(), draws) for _ in range(600)]).detach()
-    assert abs(found.mean() - expected) <= 5 * found.std() / 600**0.5 + 1e-5
+    assert abs(found.mean() - expected) <= 5 * found.std() / 600**0.5 + 1e-4
 
 
 def test_uncounted_matches_of_exhausted_anchors():

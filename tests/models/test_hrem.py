@@ -473,7 +473,6 @@ def test_pretrained_weights_from_a_directory_and_a_copy_from_config_alone():
         (HREMConfig(text=TextConfig(tokenizer="wordpiece")), {}, "model.text.tokenizer"),
         (dataclasses.replace(config(), heads=3), {}, "3 attention heads"),
         (dataclasses.replace(config(), text=TextConfig(hidden_size=10)), {}, "model.text"),
-        (dataclasses.replace(config(), normalise=False), {}, "model.normalise=true"),
         (config(intra_connection="inter"), {}, "intra_connection"),
         (config(threshold=1.2), {}, "model.graph.threshold=1.2"),
         (config(warmup=3), {"base": 0.0}, "loss.weights.base=0"),

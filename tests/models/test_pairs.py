@@ -17,7 +17,7 @@ from itr.pairs import LOSSES, MODELS, table, verdict, with_loss
 from itr.training.config import check_config
 from itr.training.train_job import train
 from tests.conftest import CONF, ROOT, compose
-from tests.models.tiny import ALL_SIZES, Steps, batch_for, build, build_from
+from tests.models.tiny import ALL_SIZES, SYNCS, Steps, batch_for, build, build_from, operators
 
 # One letter a model, in the order of MODELS: y allowed, h with hard matches, n refused.
 EXPECTED = {
@@ -89,8 +89,8 @@ def test_a_chosen_loss_is_what_hydra_makes_of_it(roots: dict[str, DictConfig]) -
 def test_an_allowed_pair_trains(
     roots: dict[str, DictConfig], model: str, loss: str, letter: str
 ) -> None:
-    """Two steps with a repeated image, then a batch of one image: finite, and whoever does not
-    sleep gets a gradient and moves."""
+    """Two steps with a repeated image, then a batch of one image: finite, nothing asks the device,
+    and whoever does not sleep gets a gradient and moves."""
     values = with_loss(roots[model], loss)
     assert KINDS[verdict(values).kind] == letter
     steps = Steps(model, made := build_from(values))
@@ -99,8 +99,12 @@ def test_an_allowed_pair_trains(
     before = {name: p.detach().clone() for name, p in made.named_parameters()}
     for number, ids in enumerate(([0, 1, 1, 2, 3, 4], [5, 6, 7, 0, 8, 9])):
         steps.clock.epoch = number  # the hinge's first epoch, and what follows
-        total = steps.micro_batch(batch_for(model, 6, ids, seed=number))
-        assert torch.isfinite(total)
+        totals: list[torch.Tensor] = []
+        given = batch_for(model, 6, ids, seed=number)
+        counts = operators(
+            lambda given=given, totals=totals: totals.append(steps.micro_batch(given))
+        )
+        assert torch.isfinite(totals[0]) and not SYNCS & set(counts)
         for name, parameter in made.named_parameters():
             assert (parameter.grad is None) == steps.sleeps(name), name
         steps.update()
@@ -158,13 +162,15 @@ def test_a_generic_loss_beside_a_models_own_terms() -> None:
     """model=albef loss=triplet loss.weights.itm=0.5"""
     whole = build("albef", "loss=triplet")
     half = build("albef", "loss=triplet", "loss.weights.itm=0.5")
-    totals = [float(Steps("albef", one).micro_batch(batch_for("albef"))) for one in (whole, half)]
+    given = batch_for("albef")
+    totals = [Steps("albef", one).micro_batch(given).item() for one in (whole, half)]
     itm = 2 * (totals[0] - totals[1])
     terms = Steps("albef", build("albef", "loss=triplet"))
     terms.model.before_step(terms.clock)
-    found = terms.model(batch_for("albef"), terms.clock, terms.draws).losses
-    assert itm == pytest.approx(float(found["itm"]), rel=1e-4)
-    assert totals[1] == pytest.approx(float(found["itc"] + 0.5 * found["itm"]), rel=1e-5)
+    found = terms.model(given, terms.clock, terms.draws).losses
+    itc, expected = (found[name].item() for name in ("itc", "itm"))
+    assert itm == pytest.approx(expected, rel=1e-4)
+    assert totals[1] == pytest.approx(itc + 0.5 * expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("model", MODELS)

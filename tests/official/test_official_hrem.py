@@ -132,10 +132,17 @@ def test_unknown_heads_are_asked_for(payload: dict[str, Any], tmp_path: Path):
         read(save(tmp_path, payload))
 
 
-def test_one_sided_normalisation_is_refused(payload: dict[str, Any], tmp_path: Path):
-    payload["opt"].no_imgnorm, payload["opt"].no_txtnorm = True, False
-    with pytest.raises(CheckpointError, match="no_imgnorm"):
-        read(save(tmp_path, payload), HEADS)
+@pytest.mark.parametrize("no_imgnorm", [True, False])
+def test_one_side_alone_may_be_normalised(
+    payload: dict[str, Any], tmp_path: Path, no_imgnorm: bool
+):
+    payload["opt"].no_imgnorm, payload["opt"].no_txtnorm = no_imgnorm, not no_imgnorm
+    imported = read(save(tmp_path, payload), HEADS)
+    model = HREM(imported.config, nn.ModuleDict(), imported.weights, imported.facts)
+    assert model.images.relation.normalise is not no_imgnorm
+    assert model.texts.relation.normalise is no_imgnorm
+    options = export(model)["opt"]
+    assert (options.no_imgnorm, options.no_txtnorm) == (no_imgnorm, not no_imgnorm)
 
 
 class Trap:

@@ -170,7 +170,7 @@ def graph_loss(case: Case) -> None:
     model.graph.layers[-1].register_forward_hook(lambda _m, _i, output: seen.append(output[0]))
     parts = _loss_parts(model)
     ids = case["in.img_ids"]
-    terms = model.criterion(images, texts, ids, 0, Clock(), draws)
+    terms = model.criterion(images, texts, ids, _pairs(ids), Clock(), draws)
     _check_losses(case, "", model, terms.losses, parts)
     for name, weight in zip(order, draws.weights, strict=True):
         case.check(f"out.weight.{name}", weight, atol=WEIGHT_ATOL)
@@ -417,6 +417,7 @@ def _step(case: Case, step: int, model: HREM, clock: Clock, draws: Draws) -> Ten
         region_mask=mask_of(given["image_lengths"], given["images"].shape[1]),
         tokens=given["captions"],
         token_mask=mask_of(given["caption_lengths"], given["captions"].shape[1]),
+        positive_pairs=_pairs(given["img_ids"]),
     )
     sides: dict[str, Side] = {}
     handles = [

@@ -72,14 +72,8 @@ def test_all_unknown_keys_are_listed_at_once() -> None:
 
 
 def test_a_loss_on_dot_products_that_needs_cosines_is_refused() -> None:
-    from itr.models.build import build_slots
-    from itr.models.hrem import HREM
-
-    class DotProducts(HREM):
-        cosine = False
-
-    with pytest.raises(ConfigError, match="needs cosine similarities"):
-        build_slots(compose("train", [])["loss"], DotProducts)
+    with pytest.raises(ConfigError, match="needs cosine similarities.*model.normalise=true"):
+        check_config(compose("train", ["model.normalise=false"]))
 
 
 def test_the_hash_names_what_decides_the_numbers_and_nothing_else() -> None:
