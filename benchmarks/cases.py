@@ -125,6 +125,7 @@ USER = replace(
     name="user",
     recipe=("model=user", "data=f30k", *RANDOM),
     no_dropout=("model.enhance_dropout=0", "model.text.dropout=0"),
+    pairs=64,
     repeats=False,
 )
 VSE = replace(
@@ -165,7 +166,7 @@ ALBEF = Case(
     no_dropout=("model.text.dropout=0",),
     words=Words(30522, shortest=8, longest=24, first=101),
     pairs=16,
-    images=200,
+    images=100,
     picture="image.size",
     rerank_k=16,
     repeats=True,
@@ -198,7 +199,7 @@ MULTISEA = Case(
     ),
     words=Words(4000, shortest=9, longest=32, pad=1, first=0, last=2),
     pairs=20,
-    images=100,
+    images=60,
     picture="image.image_size",
     rerank_k=16,
 )

@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--methods", default=",".join(CASES))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=8.0, help="of pairs of steps, a method")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of pairs of steps, a method")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine")
     parser.add_argument("--shrink", type=int, default=1, help="divides batches and galleries")
     parser.add_argument("--tiny", action="store_true", help="sizes for a test of this script")
