@@ -8,10 +8,11 @@ time of change of every picture.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -132,3 +133,22 @@ def _kept(places: Sequence[object], kind: str, cache: Path) -> Path:
             continue
         key.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
     return cache / f"pictures-{key.hexdigest()[:24]}.json"
+
+
+def leaks(splits: Mapping[str, Split]) -> list[str]:
+    """What to warn of: pictures that are in two of ``splits``, by their place on disk."""
+    found = []
+    places = {
+        name: {record.image for record in split.records}
+        for name, split in splits.items()
+        if split.regions is None and split.layout != SEEN_WHILE_LISTING
+    }
+    for one, other in itertools.combinations(places, 2):
+        if shared := places[one] & places[other]:
+            names = sorted(name_of(image) for image in shared)
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            found.append(
+                f"{len(names)} pictures are in both {one} and {other}, whose results they flatter: "
+                f"{', '.join(names[:SHOWN])}{more}"
+            )
+    return found

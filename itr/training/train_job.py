@@ -15,7 +15,7 @@ from itr import checkpoint
 from itr.data import manifest
 from itr.data.layouts import open_split
 from itr.data.loader import TrainLoader
-from itr.data.picture_check import broken_pictures, require_pictures
+from itr.data.picture_check import broken_pictures, leaks, require_pictures
 from itr.data.precomp import check_same_width, check_split
 from itr.data.records import Split
 from itr.data.regions import keep_resident
@@ -267,6 +267,8 @@ def _announce(config: TrainConfig, folder: Path, parts: Parts, sizes: tuple[int,
     )
     for line in parts.told:
         log.info("%s", line)
+    for leak in leaks(parts.splits):
+        log.warning("%s", leak)
     if config.select_on == "test":
         log.warning(
             "select_on=test: the checkpoint is chosen on the TEST split, as the authors did; "
