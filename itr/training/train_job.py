@@ -15,7 +15,7 @@ from itr import checkpoint
 from itr.data import manifest
 from itr.data.layouts import open_split
 from itr.data.loader import TrainLoader
-from itr.data.picture_check import broken_pictures, leaks, require_pictures
+from itr.data.picture_check import broken_pictures, require_pictures, warnings
 from itr.data.precomp import check_same_width, check_split
 from itr.data.records import Split
 from itr.data.regions import keep_resident
@@ -48,6 +48,7 @@ class Parts:
     precision: str
     told: list[str]  # of the weights that training starts from, for the log
     manifest: dict[str, Any]  # what each split holds
+    warnings: list[str]  # of the data
 
 
 def train(values: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +114,7 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     def table(name: str, text: TextView) -> TokenTable:
         return build_table(tokenizer, splits[name].captions(), text, Path(data.cache))
 
+    broken = broken_pictures(splits["train"], data.cache)
     runtime = config.runtime
     resident = None
     if runtime.resident is not None:
@@ -130,7 +132,7 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
         late=device.type == "cuda",
         resident=resident,
         bucket=config.trainer.bucket,
-        broken=broken_pictures(splits["train"], data.cache),
+        broken=broken,
     )
     evaluators = {
         name: Evaluator(
@@ -148,7 +150,10 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
         for name in names[1:]
     }
     held = {name: manifest.describe(split) for name, split in splits.items()}
-    return Parts(splits, tokenizer, model, loader, evaluators, device, precision, told, held)
+    faults = warnings(splits, broken)
+    return Parts(
+        splits, tokenizer, model, loader, evaluators, device, precision, told, held, faults
+    )
 
 
 def _run(
@@ -267,8 +272,8 @@ def _announce(config: TrainConfig, folder: Path, parts: Parts, sizes: tuple[int,
     )
     for line in parts.told:
         log.info("%s", line)
-    for leak in leaks(parts.splits):
-        log.warning("%s", leak)
+    for line in parts.warnings:
+        log.warning("%s", line)
     if config.select_on == "test":
         log.warning(
             "select_on=test: the checkpoint is chosen on the TEST split, as the authors did; "
