@@ -39,7 +39,12 @@ from itr.view import View
 # Images of train, val and test in Karpathy's splits.
 KNOWN = {"f30k": (29_000, 1_014, 1_000), "coco": (113_287, 5_000, 5_000)}
 UNNAMED = ("no file is named", "no folder is named")  # notes that need a named data set
-LEFT_OUT = ("left out", "not read", "also has splits")  # notes that say what training skips
+LEFT_OUT = (
+    "left out",
+    "not read",
+    "also has splits",
+    "one value only",
+)  # notes that say what training skips
 PARTS = {"train": 0, "val": 1, "dev": 1, "test": 2, "testall": 2}
 
 

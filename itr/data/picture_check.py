@@ -8,10 +8,10 @@ time of change of every picture.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,8 +22,6 @@ from itr.data.images import JPEG, PNG, decode, name_of, read_bytes
 from itr.data.records import Split
 from itr.errors import DataError
 
-log = logging.getLogger(__name__)
-
 THREADS = 8  # they wait for the disk, or decode outside the interpreter's lock
 TAIL = 16  # bytes at the end of a file in which its end mark has to stand
 ENDS = {JPEG: b"\xff\xd9", PNG: b"IEND"}
@@ -31,24 +29,21 @@ SHOWN = 3
 SEEN_WHILE_LISTING = "shards"  # their reader looks at each picture's ends
 
 
-def broken_pictures(split: Split, cache: str | Path | None = None) -> frozenset[int]:
-    """Numbers of the images whose pictures training has to leave out; logged.
+def broken_pictures(split: Split, cache: str | Path | None = None) -> dict[int, str]:
+    """The images whose pictures training has to leave out: number -> what is wrong.
 
     Raises DataError, naming the first few, if they are more than ``split.may_break``.
     """
     if split.regions is not None or split.layout == SEEN_WHILE_LISTING:
-        return frozenset()
+        return {}
     found = _look(split, _ends, cache)
-    if not found:
-        return frozenset()
-    message = f"{split.source}: {len(found)} of {split.n_images} pictures are broken"
     if len(found) > split.may_break:
         raise DataError(
-            f"{message}: {_listed(found)}. That is more than data.max_broken allows "
-            f"({split.may_break}); repair them, or type a larger data.max_broken"
+            f"{split.source}: {len(found)} of {split.n_images} pictures are broken: "
+            f"{_listed(found)}. That is more than data.max_broken allows ({split.may_break}); "
+            "repair them, or type a larger data.max_broken"
         )
-    log.warning("%s and left out: %s", message, _listed(found))
-    return frozenset(found)
+    return found
 
 
 def require_pictures(split: Split, cache: str | Path | None = None) -> None:
@@ -66,6 +61,14 @@ def _listed(found: dict[int, str]) -> str:
     faults = list(found.values())
     more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     return "; ".join(faults[:SHOWN]) + more
+
+
+def warnings(splits: Mapping[str, Split], broken: dict[int, str]) -> list[str]:
+    """What a run on ``splits`` warns of: the ``broken`` pictures of train, and leaks."""
+    train = splits["train"]
+    left_out = f"{len(broken)} of {train.n_images} pictures are broken and left out"
+    told = [f"{train.source}: {left_out}: {_listed(broken)}"] if broken else []
+    return [*told, *leaks(splits)]
 
 
 Look = Callable[[object], str]
@@ -132,3 +135,22 @@ def _kept(places: Sequence[object], kind: str, cache: Path) -> Path:
             continue
         key.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
     return cache / f"pictures-{key.hexdigest()[:24]}.json"
+
+
+def leaks(splits: Mapping[str, Split]) -> list[str]:
+    """What to warn of: pictures that are in two of ``splits``, by their place on disk."""
+    found = []
+    places = {
+        name: {record.image for record in split.records}
+        for name, split in splits.items()
+        if split.regions is None and split.layout != SEEN_WHILE_LISTING
+    }
+    for one, other in itertools.combinations(places, 2):
+        if shared := places[one] & places[other]:
+            names = sorted(name_of(image) for image in shared)
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            found.append(
+                f"{len(names)} pictures are in both {one} and {other}, whose results they flatter: "
+                f"{', '.join(names[:SHOWN])}{more}"
+            )
+    return found

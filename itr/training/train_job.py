@@ -15,7 +15,7 @@ from itr import checkpoint, parallel
 from itr.data import manifest
 from itr.data.layouts import open_split
 from itr.data.loader import TrainLoader
-from itr.data.picture_check import broken_pictures, require_pictures
+from itr.data.picture_check import broken_pictures, require_pictures, warnings
 from itr.data.precomp import check_same_width, check_split
 from itr.data.records import Split
 from itr.data.regions import keep_resident
@@ -53,6 +53,7 @@ class Parts:
     precision: str
     told: list[str]  # of the weights that training starts from, for the log
     manifest: dict[str, Any]  # what each split holds
+    warnings: list[str]  # of the data
 
 
 def train(values: dict[str, Any]) -> dict[str, Any]:
@@ -129,6 +130,7 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     def table(name: str, text: TextView) -> TokenTable:
         return build_table(tokenizer, splits[name].captions(), text, Path(data.cache))
 
+    broken = broken_pictures(splits["train"], data.cache)
     runtime = config.runtime
     resident = None
     if runtime.resident is not None:
@@ -148,7 +150,7 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
         late=device.type == "cuda",
         resident=resident,
         bucket=config.trainer.bucket,
-        broken=broken_pictures(splits["train"], data.cache),
+        broken=broken,
     )
     evaluators = {
         name: Evaluator(
@@ -166,7 +168,10 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
         for name in names[1:]
     }
     held = {name: manifest.describe(split) for name, split in splits.items()}
-    return Parts(splits, tokenizer, model, loader, evaluators, device, precision, told, held)
+    faults = warnings(splits, broken)
+    return Parts(
+        splits, tokenizer, model, loader, evaluators, device, precision, told, held, faults
+    )
 
 
 def _run(
@@ -311,7 +316,7 @@ def _announce(config: TrainConfig, folder: Path, parts: Parts, sizes: tuple[int,
     )
     for line in parts.told:
         log.info("%s", line)
-    for line in pairs.notes(parts.model):
+    for line in [*pairs.notes(parts.model), *parts.warnings]:
         log.warning("%s", line)
     if config.select_on == "test":
         log.warning(
