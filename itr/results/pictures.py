@@ -1,0 +1,65 @@
+"""Small copies of a split's pictures, for pages and tables."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+
+import numpy as np
+from PIL import Image
+
+from itr.data.images import decode, read_bytes
+from itr.data.layouts import DataConfig, open_split
+from itr.data.records import Record, Split
+from itr.errors import UserError
+
+SIDE = 224  # pixels of the longer side
+QUALITY = 72
+
+
+class Pictures:
+    """Pictures by image number of ``split``; where the split holds regions, those of the same ids
+    that the data set keeps beside them (``missing`` says why there are none)."""
+
+    def __init__(self, split: Split, data: DataConfig, name: str):
+        self.decoder, self.missing = split.decoder, ""
+        self.records: dict[int, Record] = {r.image_id: r for r in split.records}
+        self.ids = [record.image_id for record in split.records]
+        if split.regions is None:
+            return
+        try:
+            beside = open_split(dataclasses.replace(data, layout="auto"), name, "pixels")
+            self.records = {record.image_id: record for record in beside.records}
+            self.decoder = beside.decoder
+        except UserError as error:
+            self.records, self.missing = {}, str(error)
+        if self.records and not set(self.ids) & set(self.records):
+            self.missing = "the pictures beside the regions have other ids"
+
+    def get(self, image: int, side: int = SIDE) -> Image.Image | None:
+        """The picture of image number ``image``, at most ``side`` pixels long; None if there is
+        none or it cannot be read."""
+        record = self.records.get(self.ids[image])
+        if record is None:
+            return None
+        try:
+            pixels = decode(read_bytes(record.image), str(record.image), self.decoder)
+        except UserError:
+            return None
+        picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+        picture.thumbnail((side, side))
+        return picture
+
+
+def data_uri(picture: Image.Image) -> str:
+    """``picture`` as a JPEG inside a URL, so that a page needs no other file."""
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def open_pictures(data: DataConfig, name: str, kind: str) -> tuple[Split, Pictures]:
+    """The split ``name`` as it was evaluated, and its pictures. Raises as `open_split`."""
+    split = open_split(data, name, kind)
+    return split, Pictures(split, data, name)
