@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import re
 
 import numpy as np
 from PIL import Image
@@ -19,28 +20,33 @@ QUALITY = 72
 
 
 class Pictures:
-    """Pictures by image number of ``split``; where the split holds regions, those of the same ids
-    that the data set keeps beside them (``missing`` says why there are none)."""
+    """Pictures by image number of ``split``; where the split holds regions, those that the data set
+    keeps beside them, found by their captions (``missing`` says why there are none)."""
 
     def __init__(self, split: Split, data: DataConfig, name: str):
         self.decoder, self.missing = split.decoder, ""
-        self.records: dict[int, Record] = {r.image_id: r for r in split.records}
-        self.ids = [record.image_id for record in split.records]
+        self.records: dict[int, Record] = dict(enumerate(split.records))
         if split.regions is None:
             return
+        self.records = {}
         try:
             beside = open_split(dataclasses.replace(data, layout="auto"), name, "pixels")
-            self.records = {record.image_id: record for record in beside.records}
-            self.decoder = beside.decoder
         except UserError as error:
-            self.records, self.missing = {}, str(error)
-        if self.records and not set(self.ids) & set(self.records):
-            self.missing = "the pictures beside the regions have other ids"
+            self.missing = str(error)
+            return
+        self.decoder = beside.decoder
+        share = len(split.records[0].captions)  # of more than these, regions have the first
+        by_words = {_words(record, share): record for record in beside.records}
+        for number, record in enumerate(split.records):
+            if (found := by_words.get(_words(record, share))) is not None:
+                self.records[number] = found
+        if not self.records:
+            self.missing = f"{beside.source}: none of its pictures has the captions of the regions"
 
     def get(self, image: int, side: int = SIDE) -> Image.Image | None:
         """The picture of image number ``image``, at most ``side`` pixels long; None if there is
         none or it cannot be read."""
-        record = self.records.get(self.ids[image])
+        record = self.records.get(image)
         if record is None:
             return None
         try:
@@ -50,6 +56,14 @@ class Pictures:
         picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
         picture.thumbnail((side, side))
         return picture
+
+
+def _words(record: Record, share: int) -> str:
+    """The first captions of an image, whatever their order, case and punctuation: regions of one image
+    have ids of their own, and their captions were often cleaned."""
+    first = record.captions[:share]
+    plain = (re.sub(r"[^a-z0-9]+", " ", text.lower()).strip() for text in first)
+    return "\n".join(sorted(plain))
 
 
 def data_uri(picture: Image.Image) -> str:
