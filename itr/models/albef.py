@@ -39,6 +39,7 @@ from itr.nn.fusion_bert import (
     text_states,
     word_logits,
 )
+from itr.nn.gradcam import Watched, caption_maps, watch_attention
 from itr.nn.hard_negatives import (
     HardNegatives,
     draw_negatives,
@@ -55,6 +56,7 @@ from itr.view import Facts, PixelView, TextView, View
 TASKS = ("retrieval", "pretrain")
 TEMPERATURES = (0.001, 0.5)
 NEEDS_ITC = {"vision_proj", "text_proj", "slots.itc"}
+HEAT_LAYER = 2
 
 
 @dataclass
@@ -393,6 +395,27 @@ class ALBEF(RetrievalModel):
         image_of, text_of = pairs.unbind(1)
         fused = self.fusion.keys_values(images.tokens)
         return self._match(texts.tokens[text_of], texts.mask[text_of], fused, image_of)[:, 1]
+
+    # 6 Where a caption was found in an image: Grad-CAM on the attention of a fusion layer
+
+    def heat(self, images: Batch, texts: Batch) -> Tensor:
+        """[P, g, g] of pairs, from the third fusion layer (or the last)."""
+        assert texts.token_mask is not None
+        layer = min(HEAT_LAYER, len(self.fusion.layers) - 1)
+        return caption_maps(self.watch_fusion(images, texts, layer).evidence, texts.token_mask)
+
+    def watch_fusion(self, images: Batch, texts: Batch, layer: int) -> Watched:
+        """Attention to the image in fusion layer ``layer`` and the gradient of the match logits."""
+        pictures, words = self.encode_images(images), self.encode_texts(texts)
+        assert pictures.tokens is not None and words.tokens is not None and words.mask is not None
+        states, mask = words.tokens, words.mask
+        fused = self.fusion.keys_values(pictures.tokens)
+        attention = self.fusion.get_submodule(f"layers.{layer}.image")
+
+        def match() -> Tensor:  # of all words, so that the last layer shows them, too
+            return self.itm_head(self.fusion(states, mask, fused)[:, 0])[:, 1].sum()
+
+        return watch_attention(attention, match)
 
     # 3.2 and 3.3 Masked words, pre-training only
 

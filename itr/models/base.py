@@ -131,6 +131,11 @@ class RetrievalModel(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} scores by its embeddings alone")
 
+    def heat(self, images: Batch, texts: Batch) -> Tensor | None:
+        """Where in image i caption i was found: [P, g, g], higher is hotter. None: the
+        model has no map of its own (a gallery then hides parts of the image and looks)."""
+        return None
+
     def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of another model of this class, changed where a fixed rule makes them fit this
         one (position embeddings at another resolution). Whoever starts a run from them calls it."""

@@ -15,6 +15,7 @@ from albef_build import (
     text_config,
 )
 from albef_evaluation import evaluation, metrics
+from albef_gradcam import gradcam, gradcam_overlay
 from albef_losses import itc_loss, masking
 from albef_ranks import ddp_step
 from albef_training import lr_schedule, multi_step, param_groups, train_step
@@ -161,6 +162,8 @@ RUNNERS: dict[str, Runner] = {
     "checkpoint_finetuned": checkpoint_finetuned,
     "checkpoint_import": checkpoint_import,
     "evaluation_rerank": evaluation,
+    "gradcam": gradcam,
+    "gradcam_overlay": gradcam_overlay,
     "itc_loss": itc_loss,
     "lr_schedule": lr_schedule,
     "mlm_masking": masking,

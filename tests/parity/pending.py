@@ -5,7 +5,6 @@ NOT_BUILT: dict[str, tuple[str, ...]] = {
     "user": ("cxc_metrics",),
     "alip": ("zeroshot",),
     "albef": (
-        "gradcam",
         "grounding_rank",
         "nlvr2_",
         "ve_forward",
