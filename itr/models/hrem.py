@@ -272,7 +272,7 @@ def relevance_divergence(
 class FusionGraph(nn.Module):
     """A Transformer over the 2B instances of a batch; relevance biases its attention."""
 
-    def __init__(self, config: HREMConfig, normalise: bool):
+    def __init__(self, config: HREMConfig):
         super().__init__()
         size = config.embed_size
         self.layers = nn.ModuleList(
