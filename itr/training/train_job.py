@@ -14,6 +14,7 @@ from rich.console import Console
 from itr import checkpoint
 from itr.data import manifest
 from itr.data.layouts import open_split
+from itr.data.leaks import check_leaks
 from itr.data.loader import TrainLoader
 from itr.data.picture_check import broken_pictures, require_pictures, warnings
 from itr.data.precomp import check_same_width, check_split
@@ -100,6 +101,7 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     for name in names[1:]:
         require_pictures(splits[name], data.cache)
     check_same_width(list(splits.values()))
+    check_leaks(splits)
     second = splits["train"].second_texts() if wants_second else []
     init = config.model.get("init")
     tokenizer = stored_tokenizer(init) or open_tokenizer(

@@ -1,27 +1,29 @@
-"""Ranks that read shards, in processes of their own, and what they saw.
-
-As a script: ROOT OUT RANK WORLD WORKERS BATCH SEED EPOCH START SLEEP writes the image ids of each
-batch to OUT, a line a batch, as soon as it has it.
-"""
+"""Ranks that read shards, in processes of their own, and what they saw."""
 
 from __future__ import annotations
 
 import io
-import os
-import subprocess
-import sys
+import multiprocessing
 import tarfile
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
+from itr.data.layouts import DataConfig, open_split
+from itr.data.loader import TrainLoader
+from itr.data.text import build_table, open_tokenizer
+from itr.view import PixelView, View
+
+VIEW = View(kind="pixels", tokenizer="wordpiece", unit="pair", pixels=PixelView(size=8))
 
 
 def write_shards(folder: Path, samples: int, shards: int) -> None:
-    """``samples`` tiny pictures whose text is their number, spread over ``shards`` tars."""
+    """``samples`` tiny pictures whose shade and text tell their number, spread over ``shards``."""
     folder.mkdir(parents=True)
     pictures = []
     for shade in range(16):
@@ -37,53 +39,51 @@ def write_shards(folder: Path, samples: int, shards: int) -> None:
                     tar.addfile(info, io.BytesIO(content))
 
 
-def loader_of(root: Path, rank: int, world: int, workers: int, batch: int, seed: int):
+def loader_of(root: Path, **options: Any) -> TrainLoader:
     """The training loader of one rank, made as training makes it."""
-    from itr.data.layouts import DataConfig, open_split
-    from itr.data.loader import TrainLoader
-    from itr.data.text import build_table, open_tokenizer
-    from itr.view import PixelView, View
-
     data = DataConfig("yfcc", "", shards=str(root), cache=str(root.parent / "cache"))
     split = open_split(data, "train", "pixels")
-    view = View(kind="pixels", tokenizer="wordpiece", unit="pair", pixels=PixelView(size=8))
-    tokenizer = open_tokenizer(view, ["0 1 2 3 4 5 6 7 8 9"])
-    table = build_table(tokenizer, split.captions(), view.text, root.parent / "cache")
-    return TrainLoader(
-        split, view, table, tokenizer, batch, seed, workers=workers, rank=rank, world=world
+    tokenizer = open_tokenizer(VIEW, ["0 1 2 3 4 5 6 7 8 9"])
+    table = build_table(tokenizer, split.captions(), VIEW.text, data.cache)
+    return TrainLoader(split, VIEW, table, tokenizer, **options)
+
+
+def read(root: Path, out: Path, epoch: int, first: int, pause: float, options: Any) -> None:
+    """Write the image ids of each batch from ``first`` on to ``out``, a line a batch."""
+    torch.set_num_threads(1)  # a forked process has none of its parent's threads
+    with out.open("a") as file:
+        for batch in loader_of(root, **options).epoch(epoch, first):
+            means = batch.pixels[:, 0].mean((1, 2)) * VIEW.pixels.std[0] + VIEW.pixels.mean[0]
+            assert torch.equal((means * 255 / 16).round().long(), batch.image_id % 16)
+            file.write(" ".join(map(str, batch.image_id.tolist())) + "\n")
+            file.flush()
+            time.sleep(pause)
+
+
+def start(
+    root: Path, out: Path, epoch: int, first: int = 0, pause: float = 0, **options: Any
+) -> BaseProcess:
+    """`read` in a process of its own."""
+    process = multiprocessing.get_context("fork").Process(
+        target=read, args=(root, out, epoch, first, pause, options)
     )
-
-
-def start(out: Path, *arguments: object) -> subprocess.Popen[bytes]:
-    """This script with ``ROOT OUT RANK WORLD WORKERS BATCH SEED EPOCH START SLEEP``."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    root, *rest = arguments
-    command = [sys.executable, __file__, str(root), str(out), *map(str, rest)]
-    return subprocess.Popen(command, env=environment)
+    process.start()
+    return process
 
 
 def seen(out: Path) -> list[int]:
-    """The ids of all whole lines of ``out``."""
-    text = out.read_text()
-    lines = text.split("\n")[:-1]
+    """The ids in all whole lines of ``out``."""
+    lines = out.read_text().split("\n")[:-1] if out.exists() else []
     return [int(number) for line in lines for number in line.split()]
 
 
-def main() -> None:
-    root, out = Path(sys.argv[1]), Path(sys.argv[2])
-    rank, world, workers, batch, seed, epoch, first = map(int, sys.argv[3:10])
-    loader = loader_of(root, rank, world, workers, batch, seed)
-    with out.open("a") as file:
-        for found in loader.epoch(epoch, first):
-            # The text says which picture it belongs to: pairs must not come apart.
-            shades = (
-                (found.pixels[:, 0].mean((1, 2)) * 0.26862954 + 0.48145466) * 255 / 16
-            ).round()
-            assert (shades == found.image_id % 16).all()
-            file.write(" ".join(map(str, found.image_id.tolist())) + "\n")
-            file.flush()
-            time.sleep(float(sys.argv[10]))
-
-
-if __name__ == "__main__":
-    main()
+def kill_after(process: BaseProcess, out: Path, ids: int) -> int:
+    """Kill ``process`` once ``out`` holds so many ids; cut what is no whole line. Lines left."""
+    while len(seen(out)) < ids:
+        assert process.is_alive(), "it ended too early"
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    text = out.read_text()
+    out.write_text(text[: text.rindex("\n") + 1])
+    return out.read_text().count("\n")

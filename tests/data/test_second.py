@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import worlds
 from pictures import entry, write_karpathy
 
 from itr.data.layouts import DataConfig, open_split
@@ -116,3 +117,60 @@ def test_a_set_without_second_texts_says_what_to_type(make):
 def test_nothing_is_opened_where_none_is_wanted(make, tmp_path):
     loader, tokenizer = make("other_caption")
     assert open_second(loader.split, view_of(second=False), tokenizer, None) is None
+
+
+# A side file of shards
+
+
+def opened(tmp_path, text, name="side.jsonl", **options):
+    items = worlds.make_items((8, 2, 2))
+    bare = [worlds.Item(i.number, i.part, i.captions, i.jpeg, "") for i in items]
+    if not (tmp_path / "wds").is_dir():
+        worlds.write_shards(tmp_path, bare)
+        for path in (tmp_path / "wds").rglob("*.tar"):  # no second text inside
+            path.write_bytes(
+                path.read_bytes().replace(b'"synthetic_caption"', b'"something_other__"')
+            )
+    path = tmp_path / name
+    path.write_text(text(items))
+    data = DataConfig(
+        "yfcc", str(tmp_path), second_text=str(path), cache=str(tmp_path / "cache"), **options
+    )
+    return items[:8], open_split(data, "train", "pixels", second=True)
+
+
+@pytest.mark.parametrize("text, name", [
+    (lambda items: "".join(json.dumps({"key": f"{i.number:06d}", "caption": i.second}) + "\n"
+                           for i in items), "side.jsonl"),
+    (lambda items: "image_id\tsynthetic_caption\n" + "".join(f"{i.cocoid}\t{i.second}\n"
+                                                             for i in items), "side.tsv"),
+    (lambda items: "file,text\n" + "".join(f"{i.file},{i.second}\n" for i in items), "side.csv"),
+    (lambda items: json.dumps({f"{i.number:06d}": i.second for i in items}), "side.json"),
+])  # fmt: skip
+def test_second_texts_are_joined_by_key_id_or_name(tmp_path, text, name):
+    items, split = opened(tmp_path, text, name)
+    assert list(split.second) == [item.second for item in items]
+    assert split.n_images == 8
+
+
+def test_samples_that_a_side_file_leaves_out_are_counted(tmp_path):
+    def text(items):
+        return json.dumps({f"{i.number:06d}": i.second for i in items if i.number != 3})
+
+    with pytest.raises(DataError, match=r"no caption for 1 of 8 images \(keys 000003\), more than"):
+        opened(tmp_path, text, "side.json")
+    items, split = opened(tmp_path, text, "side.json", max_broken=0.2)
+    assert [r.image_id for r in split.records] == [i.cocoid for i in items if i.number != 3]
+    assert list(split.second) == [i.second for i in items if i.number != 3]
+    assert any("1 of 8 images (keys 000003): left out" in note for note in split.notes)
+
+
+def test_side_files_that_cannot_be_used(tmp_path):
+    for text, words in (
+        ('{"key": "000000", "words": "a"}\n', "no column synthetic_caption or caption or text"),
+        ('{"name": "000000", "caption": "a"}\n', "no column key or image_id"),
+        ('{"key": "000000", "caption": "a"}\n{"key"', "line 2: no complete JSON"),
+        ("", "no caption for 8 of 8 images"),
+    ):
+        with pytest.raises(DataError, match=words):
+            opened(tmp_path, lambda items, text=text: text)

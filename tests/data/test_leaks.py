@@ -1,0 +1,62 @@
+"""A picture of training that is also in another split is refused before the first step."""
+
+import json
+
+import pytest
+import worlds
+from worlds import make_items
+
+from itr.data.layouts import DataConfig, open_split
+from itr.data.leaks import check_leaks
+from itr.errors import DataError
+
+
+def opened(root, **options):
+    data = DataConfig("coco", str(root), cache=str(root / "cache"), **options)
+    kind = "regions" if options.get("layout") == "precomp" else "pixels"
+    return {part: open_split(data, part, kind) for part in worlds.PARTS}
+
+
+@pytest.mark.parametrize("layout", ["lists", "arrow", "coco", "precomp"])
+def test_a_picture_in_two_files_is_named(tmp_path, layout):
+    items = make_items(captions=5)
+    moved = worlds.Item(items[1].number, "val", items[1].captions, items[1].jpeg, "")
+    worlds.write(layout, tmp_path / "apart", items)
+    worlds.write(layout, tmp_path / "leaking", [*items, moved])
+    splits = {"train": "train", "val": "dev", "test": "testall"}
+    if layout == "coco":  # there the folders differ: the doctor compares what is in them
+        check_leaks(opened(tmp_path / "leaking", layout=layout, splits=splits))
+        return
+    check_leaks(opened(tmp_path / "apart", layout=layout, splits=splits))
+    with pytest.raises(DataError, match=rf"1 of 4 pictures of .*\(val\).*{items[1].file}"):
+        check_leaks(opened(tmp_path / "leaking", layout=layout, splits=splits))
+
+
+def test_what_is_joined_on_purpose_is_noted(tmp_path):
+    worlds.write("lists", tmp_path, make_items())
+    splits = opened(tmp_path, splits={"train": "train+val", "val": "val", "test": "test"})
+    check_leaks(splits)
+    assert any("data.splits.train=train+val" in note for note in splits["val"].notes)
+    assert splits["test"].notes == splits["train"].notes == ()
+
+
+def test_shards_never_overlap(tmp_path):
+    worlds.write("shards", tmp_path, make_items())
+    check_leaks(opened(tmp_path, layout="shards"))
+
+
+def test_captions_of_any_kind_are_kept(tmp_path):
+    """Very long, right to left, with a byte-order mark, of any number."""
+    texts = ["word " * 400, "كلب بني يركض", "犬が走る", "\u200fa\u200f dog", "é" * 300]
+    items = [
+        worlds.Item(n, part, tuple(texts[: 1 + n]), worlds.make_items()[n].jpeg, "")
+        for n, part in enumerate(("train", "train", "train", "val", "test"))
+    ]
+    for layout in worlds.PIXEL_LAYOUTS:
+        worlds.write(layout, tmp_path / layout, items)
+        for path in (tmp_path / layout).rglob("*.json"):
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        train = opened(tmp_path / layout, layout=layout)["train"]
+        expected = [tuple(t.strip() for t in texts[: 1 + n]) for n in range(3)]
+        assert [record.captions for record in train.records] == expected
+        assert json.dumps(train.captions())
