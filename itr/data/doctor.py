@@ -29,6 +29,7 @@ from itr.data.doctor_checks import (
 )
 from itr.data.doctor_report import NOTE, REFUSED, WARNING, Report, SplitReport
 from itr.data.layouts import FINDERS, KINDS, ORDER, DataConfig, open_split
+from itr.data.leaks import check_leaks
 from itr.data.places import listing
 from itr.data.precomp import check_same_width
 from itr.data.records import Split
@@ -154,6 +155,7 @@ def _examine_layout(
         _examine_split(split, options, report)
         digests[name] = _examine_images(split, report, progress)
     check_repeats(layout, splits, digests, report)
+    _require_apart(layout, splits, report)
     _compare_widths(layout, splits, report)
 
 
@@ -229,6 +231,15 @@ def _check_lengths(split: Split, view: View, report: Report) -> int | None:
         )
         report.say(NOTE, split.layout, split.name, message)
     return int(lengths.max())
+
+
+def _require_apart(layout: str, splits: dict[str, Split], report: Report) -> None:
+    if "train" not in splits:
+        return
+    try:
+        check_leaks(splits)
+    except DataError as error:
+        report.say(REFUSED, layout, "", str(error))
 
 
 def _compare_widths(layout: str, splits: dict[str, Split], report: Report) -> None:

@@ -8,10 +8,9 @@ time of change of every picture.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,12 +62,12 @@ def _listed(found: dict[int, str]) -> str:
     return "; ".join(faults[:SHOWN]) + more
 
 
-def warnings(splits: Mapping[str, Split], broken: dict[int, str]) -> list[str]:
-    """What a run on ``splits`` warns of: the ``broken`` pictures of train, and leaks."""
-    train = splits["train"]
-    left_out = f"{len(broken)} of {train.n_images} pictures are broken and left out"
-    told = [f"{train.source}: {left_out}: {_listed(broken)}"] if broken else []
-    return [*told, *leaks(splits)]
+def left_out(split: Split, broken: dict[int, str]) -> list[str]:
+    """What to warn of where pictures of ``split`` are ``broken``; nothing if none is."""
+    if not broken:
+        return []
+    told = f"{len(broken)} of {split.n_images} pictures are broken and left out"
+    return [f"{split.source}: {told}: {_listed(broken)}"]
 
 
 Look = Callable[[object], str]
@@ -135,22 +134,3 @@ def _kept(places: Sequence[object], kind: str, cache: Path) -> Path:
             continue
         key.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
     return cache / f"pictures-{key.hexdigest()[:24]}.json"
-
-
-def leaks(splits: Mapping[str, Split]) -> list[str]:
-    """What to warn of: pictures that are in two of ``splits``, by their place on disk."""
-    found = []
-    places = {
-        name: {record.image for record in split.records}
-        for name, split in splits.items()
-        if split.regions is None and split.layout != SEEN_WHILE_LISTING
-    }
-    for one, other in itertools.combinations(places, 2):
-        if shared := places[one] & places[other]:
-            names = sorted(name_of(image) for image in shared)
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            found.append(
-                f"{len(names)} pictures are in both {one} and {other}, whose results they flatter: "
-                f"{', '.join(names[:SHOWN])}{more}"
-            )
-    return found

@@ -16,7 +16,7 @@ from itr.data import manifest
 from itr.data.layouts import open_split
 from itr.data.leaks import check_leaks
 from itr.data.loader import TrainLoader
-from itr.data.picture_check import broken_pictures, require_pictures, warnings
+from itr.data.picture_check import broken_pictures, left_out, require_pictures
 from itr.data.precomp import check_same_width, check_split
 from itr.data.records import Split
 from itr.data.regions import keep_resident
@@ -170,7 +170,7 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
         for name in names[1:]
     }
     held = {name: manifest.describe(split) for name, split in splits.items()}
-    faults = warnings(splits, broken)
+    faults = left_out(splits["train"], broken)
     return Parts(
         splits, tokenizer, model, loader, evaluators, device, precision, told, held, faults
     )

@@ -183,7 +183,7 @@ FAULTS = {
                            REFUSED, ("images[3]", "empty caption")),
     "image id clash": Fault("karpathy", entries(clash), REFUSED, ("images[3]", "image id")),
     "picture in two splits": Fault("karpathy", entries(twice), REFUSED, ("COCO_val2014", "'test'")),
-    "picture in two lists": Fault("lists", both_lists, WARNED, ("COCO_val2014", "both")),
+    "picture in two lists": Fault("lists", both_lists, REFUSED, ("COCO_val2014", "also in")),
     "string for a list": Fault("karpathy", annotations(lambda i: i.update(sentences="A cat.")),
                                REFUSED, ("images[3]", "'sentences' is str")),
     "missing key": Fault("karpathy", annotations(lambda i: i.pop("filename")), REFUSED,
