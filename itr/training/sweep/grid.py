@@ -76,7 +76,7 @@ def make_job(sweep: Sweep, choices: Iterable[tuple[str, Any]], out: Path) -> Job
     values = compose(arguments, f"{sweep.path} ({' '.join(arguments)})")
     return Job(
         tuple(arguments),
-        {key: chosen[key] for key in sweep.varied},
+        {key: value for key, value in chosen.items() if key in sweep.varied},
         out / rundir.locate_run({**values, "out": None}).name,
         int(values["devices"]) * int(values["nodes"]),
         values["device"] == "cpu",
