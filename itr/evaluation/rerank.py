@@ -5,20 +5,18 @@ N images, C captions, Q queries, M candidates in all, k of them re-ranked, P pai
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from itr.errors import ConfigError, DataError
+from itr.evaluation.encode import Progress
 from itr.evaluation.metrics import RECALLS
-from itr.evaluation.ranks import TIES, TILE_CPU, TILE_GPU, Ranks
+from itr.evaluation.ranks import Ranks, rank_table
+from itr.evaluation.score_tables import TILE_CPU, TILE_GPU, Index, Rows, ScoreTable
 from itr.models.base import Encoded, RetrievalModel
-
-Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
 
 
 @dataclass
@@ -127,38 +125,41 @@ def nearest_candidates(queries: Tensor, candidates: Tensor, k: int) -> Tensor:
     return torch.cat(parts)
 
 
+class ShortlistTable(ScoreTable):
+    """Re-ranked candidates as a table: whatever was not re-ranked scores -inf, behind all others.
+
+    ``first`` is the table of the first stage, for scores within images and within captions.
+    """
+
+    def __init__(self, i2t: Shortlist, t2i: Shortlist, first: ScoreTable | None = None):
+        self.lists, self.first = {"i2t": i2t, "t2i": t2i}, first
+        self.n_images, self.n_captions = len(i2t.scores), len(t2i.scores)
+        self.device = i2t.scores.device
+        self.depth = max(i2t.scores.shape[1], t2i.scores.shape[1])
+        self.within = first is not None and first.within
+
+    def scores(self, direction: str, rows: Rows) -> Tensor:
+        """A dense tile of the lists; within images and within captions that of the first stage."""
+        if direction not in self.lists:
+            if self.first is None:
+                raise DataError(f"{direction}: short lists are of images with captions alone")
+            return self.first.scores(direction, rows)
+        candidates = self.n_captions if direction == "i2t" else self.n_images
+        chosen, scores = (part[rows] for part in self.lists[direction])
+        dense = scores.new_full((len(scores), candidates), -torch.inf)
+        return dense.scatter_(1, chosen, scores)
+
+    def part(self, images: Index, captions: Index) -> ScoreTable:
+        """Raises DataError: the k candidates of a part are not those of the whole."""
+        raise DataError("short lists are made for each part anew")
+
+
 def rank_shortlists(
     i2t: Shortlist, t2i: Shortlist, text_to_image: Any, ties: str = "pessimistic"
 ) -> Ranks:
     """Ranks of the best match in both directions; ``text_to_image`` [C] and ``ties`` as for
-    `rank_embeddings`. Candidates that were not re-ranked are equal, behind all those that were.
+    `rank_table`. Candidates that were not re-ranked are equal, behind all those that were.
 
     Raises ConfigError for an unknown rule.
     """
-    if ties not in TIES:
-        raise ConfigError(f"ties: '{ties}' is unknown; expected one of {', '.join(TIES)}")
-    device = i2t.candidates.device
-    owner = torch.as_tensor(np.asarray(text_to_image), dtype=torch.int64).to(device)
-    rows = torch.arange(len(i2t.candidates), device=device)[:, None]
-    captions = torch.bincount(owner, minlength=len(rows))
-    single = torch.ones_like(owner)
-    return Ranks(
-        i2t=_ranks(i2t.scores, owner[i2t.candidates] == rows, captions, len(owner), ties),
-        t2i=_ranks(t2i.scores, t2i.candidates == owner[:, None], single, len(rows), ties),
-    )
-
-
-def _ranks(scores: Tensor, match: Tensor, matches: Tensor, count: int, ties: str) -> np.ndarray:
-    """Ranks [Q] from ``scores`` [Q, k] of which ``match`` [Q, k] are matches; a query has
-    ``matches`` [Q] of them among all ``count`` candidates."""
-    best = scores.masked_fill(~match, -torch.inf).amax(dim=1, keepdim=True)
-    better = 1 + ((scores > best) & ~match).sum(dim=1)
-    behind = 1 + ((scores >= best) & ~match).sum(dim=1)
-    # No match in the list: every candidate outside it ties with the best match.
-    outside = best[:, 0] == -torch.inf
-    behind = torch.where(outside, 1 + count - matches, behind)
-    if ties == "optimistic":
-        return better.cpu().numpy()
-    if ties == "pessimistic":
-        return behind.cpu().numpy()
-    return ((better + behind).double() / 2).cpu().numpy()
+    return rank_table(ShortlistTable(i2t, t2i), text_to_image, ties)

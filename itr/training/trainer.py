@@ -17,7 +17,8 @@ from itr.data.loader import TrainLoader
 from itr.data.records import Split
 from itr.draws import Draws
 from itr.errors import TrainingError
-from itr.evaluation.evaluator import AUTOCAST, Evaluator
+from itr.evaluation.encode import AUTOCAST
+from itr.evaluation.evaluator import Evaluator
 from itr.models.base import RetrievalModel
 from itr.results.tracker import Tracker
 from itr.training import state

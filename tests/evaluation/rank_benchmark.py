@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from itr.evaluation.ranks import TILE_CPU, Matches, count_ranks, rank_embeddings
+from itr.evaluation.ranks import Matches, count_ranks, rank_embeddings
+from itr.evaluation.score_tables import TILE_CPU
 
 
 def sorting_loop(scores: np.ndarray, matches: Callable[[int], list[int]]) -> np.ndarray:
