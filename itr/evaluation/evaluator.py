@@ -126,6 +126,7 @@ class Evaluator:
         fields: dict[str, Any] = {
             "protocol": self.protocols[0].name,
             "tie_rule": self.ties,
+            "rerank_k": None,
             "split": self.data.name,
             "data_sha256": self.data_hash,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from itr.data.text import build_table
 from itr.errors import CheckpointError, ConfigError
 from itr.evaluation import stored
 from itr.evaluation.evaluator import Evaluator
-from itr.evaluation.hubness import Bank, HubnessConfig, check_hubness, hubness_rows
+from itr.evaluation.hubness import Bank, hubness_rows
 from itr.evaluation.matrices import evaluate_file
 from itr.evaluation.rerank import Progress, RerankConfig
 from itr.evaluation.score_tables import EmbeddingTable, MeanTable, ScoreTable
@@ -27,9 +27,10 @@ from itr.instantiate import check
 from itr.models.base import Encoded
 from itr.results.tables import results_table, write_results
 from itr.training.common import pick_device, pick_precision, prepare_data
-from itr.training.config import PRECISIONS, TIES, RuntimeConfig, TaskConfig
+from itr.training.eval_config import EvalConfig, check_options
 from itr.training.loading import Loaded, load_checkpoint
 from itr.training.progress import Display, close_log, open_log
+from itr.training.zeroshot_job import classify
 
 log = logging.getLogger("itr")
 # Fields of results that are of the checkpoint or file, not of a split.
@@ -37,57 +38,20 @@ ON_TOP = (
     "checkpoint checkpoint_sha256 model data loss seed select_on best_updates official ensemble "
     "scores scores_sha256"
 ).split()
-
-
-@dataclass
-class EvalConfig:
-    """The keys of ``conf/eval.yaml``."""
-
-    data: dict[str, Any]
-    model: dict[str, Any]
-    loss: dict[str, Any]
-    runtime: RuntimeConfig
-    rerank: dict[str, Any]
-    task: TaskConfig = field(default_factory=TaskConfig)
-    hubness: HubnessConfig = field(default_factory=HubnessConfig)
-    checkpoint: Any = None
-    ensemble: bool = False
-    scores: str | None = None
-    embeddings: str | None = None
-    split: str = "test"
-    protocol: Any = None
-    out: str | None = None
-    device: str = "auto"
-    precision: str | None = None
-    ties: str | None = None
-
-    @property
-    def checkpoints(self) -> list[str]:
-        """Those that are named."""
-        if self.checkpoint is None:
-            return []
-        several = isinstance(self.checkpoint, list | tuple)
-        return [str(one) for one in self.checkpoint] if several else [str(self.checkpoint)]
-
-    @property
-    def protocols(self) -> list[str] | None:
-        """Those that are asked for; None: those of the data set."""
-        if self.protocol is None:
-            return None
-        return [self.protocol] if isinstance(self.protocol, str) else list(self.protocol)
+FACTS = ("images", "classes", "templates")
 
 
 def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     """Evaluate what the configuration names; print and return its flat results."""
     config: EvalConfig = check(values, EvalConfig, "")
-    _check_options(config)
+    check_options(config)
     console = Console()
     open_log(None, console)
     try:
         if config.task.name == "zeroshot":
-            from itr.training.zeroshot_job import classify
-
-            results, title = classify(config, console)
+            with Display(console, 0, training=False) as display:
+                results = _below(config.split, classify(config, display.evaluation))
+            title = config.checkpoints[0]
         elif config.scores is not None:
             found = evaluate_file(
                 Path(config.scores), config.protocols, config.ties, config.hubness
@@ -98,40 +62,14 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
             title = " + ".join(config.checkpoints)
     finally:
         close_log()
-    console.print(results_table(results, title))
+    if f"{config.split}/rsum" in results:
+        console.print(results_table(results, title))
     for line in remarks(results):
         console.print(line, highlight=False)
     if config.out:
         write_results(Path(config.out), results)
         console.print(f"results are in {config.out}")
     return results
-
-
-def _check_options(config: EvalConfig) -> None:
-    for key, value, known in (
-        ("precision", config.precision, PRECISIONS),
-        ("ties", config.ties, TIES),
-        ("task", config.task.name, ("retrieval", "zeroshot")),
-    ):
-        if value is not None and value not in known:
-            raise ConfigError(f"{key}: '{value}' is unknown; expected one of {', '.join(known)}")
-    named = len(config.checkpoints)
-    if bool(named) == (config.scores is not None):
-        raise ConfigError(
-            "nothing to evaluate: type checkpoint=RUN_DIR, or scores=FILE.npz"
-            if not named
-            else "checkpoint and scores: give one of them"
-        )
-    if config.ensemble != (named > 1):
-        raise ConfigError(
-            f"checkpoint: {named} are named; for the mean of their scores type ensemble=true, for "
-            "one after the other -m checkpoint=A,B"
-            if named > 1
-            else "ensemble=true: type 'checkpoint=[RUN_A,RUN_B]'"
-        )
-    if config.ensemble and config.embeddings:
-        raise ConfigError("embeddings: one file holds those of one checkpoint, not of an ensemble")
-    check_hubness(config.hubness)
 
 
 def _below(split: str, results: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +82,14 @@ def remarks(results: dict[str, Any]) -> list[str]:
     """Lines for what the table of recalls has no columns for."""
     lines = []
     for key in results:
-        if key.endswith("i2t_map_at_r"):
+        if key.endswith("top1"):
+            below = key.removesuffix("top1")
+            facts = [f"{results[f'{below}n_{what}']} {what}" for what in FACTS]
+            lines.append(
+                f"{results['data']}: top-1 {results[key]:.2f}, mean per class "
+                f"{results[f'{below}mean_per_class']:.2f} ({', '.join(facts)})"
+            )
+        elif key.endswith("i2t_map_at_r"):
             below = key.removesuffix("i2t_map_at_r")
             shown = [
                 f"{way} mAP@R {results[f'{below}{way}_map_at_r']:.1f}, "
@@ -181,7 +126,7 @@ def _evaluate_checkpoints(config: EvalConfig, console: Console) -> dict[str, Any
     for source in config.checkpoints:
         loaded = load_checkpoint(source, config.model, device)
         evaluator = make_evaluator(config, loaded, config.split, device)
-        with Display(console, evaluator.data.n_images + evaluator.data.n_captions) as display:
+        with Display(console, 0, training=False) as display:
             members.append(_encode(config, loaded, evaluator, display.evaluation))
             if not config.ensemble:
                 member = members[0]

@@ -19,6 +19,7 @@ from itr.data.records import Split
 from itr.data.second import open_second
 from itr.data.text import Tokenizer, TokenTable, build_table, open_tokenizer
 from itr.evaluation.evaluator import Evaluator
+from itr.evaluation.stored import file_hash
 from itr.models.base import RetrievalModel
 from itr.models.build import build_model, model_class, model_config, model_meta
 from itr.results.tables import results_table, write_results
@@ -175,6 +176,7 @@ def _run(
             **_identity(config, values, folder, parts.precision),
             "best_epoch": best["epoch"],
             "best_updates": best["updates"],
+            "checkpoint_sha256": file_hash(folder / "checkpoints" / state.BEST),
             "updates": trainer.clock.updates,
             "train_seconds": round(seconds, 1),
             "resumed_at": first or None,

@@ -105,6 +105,7 @@ def test_results_are_those_computed_by_hand(world, batch_size):
         "n_images": 12,
         "n_captions": 60,
         "captions": "all",
+        "rerank_k": None,
         "data_sha256": manifest(split),
     }
 
