@@ -41,11 +41,12 @@ def content_hash(split: Split) -> str:
     else:
         for line in _lines(split.records):
             digest.update(line)
-    if split.regions is not None:
-        digest.update(repr((split.regions.shape, split.regions.dtype.str)).encode())
-        places = np.linspace(0, len(split.regions) - 1, ROWS).astype(np.int64)
-        for row in np.unique(places).tolist():
-            digest.update(split.regions[row].tobytes())
+    for array in (split.regions, split.guides):
+        if array is not None:
+            digest.update(repr((array.shape, array.dtype.str)).encode())
+            places = np.linspace(0, len(array) - 1, ROWS).astype(np.int64)
+            for row in np.unique(places).tolist():
+                digest.update(array[row].tobytes())
     if split.second == OTHER_CAPTION:
         digest.update(OTHER_CAPTION.encode())
     return digest.hexdigest()[:DIGITS]

@@ -2,7 +2,8 @@
 
 The array [rows, R, D] stays on disk (COCO's has 33 GB) and is memory-mapped, read-only. A file
 ``<split>_clip.npy`` [rows, G] beside it, where there is one, holds one vector more of each image;
-``<split>_ids.txt`` the images' ids, and ``id_mapping.json`` the names of their files.
+``<split>_ids.txt`` the images' ids, ``<split>_capids.txt`` the captions', and ``id_mapping.json``
+the names of the images' files.
 """
 
 from __future__ import annotations
@@ -114,11 +115,11 @@ def read_split(folder: str | Path, split: str, dev_captions: int | None = None) 
     ids = read_ids(folder, split, len(regions), step, share)
     records = [
         Record(
-            image_id=ids.numbers[number] if ids else number,
+            image_id=ids.numbers[number],
             image=number * step,
             captions=tuple(captions[first : min(first + share, n_captions)]),
-            caption_ids=tuple(range(first, min(first + share, n_captions))),
-            extra={"file": ids.files[number]} if ids and ids.files else {},
+            caption_ids=tuple(ids.captions[first : min(first + share, n_captions)]),
+            extra={"file": ids.files[number]} if ids.files else {},
         )
         for number, first in enumerate(range(0, n_captions, share))
     ]

@@ -1,12 +1,14 @@
-"""The real ids of pre-computed regions: ``<split>_ids.txt`` and ``id_mapping.json``.
+"""The real ids of pre-computed regions: ``<split>_ids.txt``, ``_capids.txt``, ``id_mapping.json``.
 
-A line of the first is the id of a row of the array (or of an image, or of a caption); the second,
-where it is there, gives each id the name of its picture, and COCO's names end with COCO's id.
+A line of the first is the id of a row of the array (or of an image, or of a caption), a line of the
+second that of a caption; both may lie in ``cxc_annots/`` below the arrays. The third, where it is
+there, gives each image id the name of its picture, and COCO's names end with COCO's id.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,25 +16,29 @@ from itr.data.annotations import kind, load_json
 from itr.data.places import coco_id
 from itr.errors import DataError
 
-IDS, MAPPING = "_ids.txt", "id_mapping.json"
+IDS, CAPTION_IDS, MAPPING = "_ids.txt", "_capids.txt", "id_mapping.json"
+ANNOTATIONS = "cxc_annots"  # CxC's own files; its folder may hold the ids, too
 
 
 @dataclass(frozen=True)
 class Ids:
-    """Of N images: their ids, and the names of their pictures (empty: not known)."""
+    """Of N images and C captions: their ids (counted from 0 where no file has them), and the names
+    of the images' pictures (empty: not known)."""
 
-    numbers: list[int]
-    files: list[str]
+    numbers: Sequence[int]
+    captions: Sequence[int]
+    files: Sequence[str] = ()
 
 
-def read_ids(folder: Path, split: str, rows: int, step: int, share: int) -> Ids | None:
-    """The ids of ``split``, of ``rows`` / ``step`` images; None: there is no file of them.
+def read_ids(folder: Path, split: str, rows: int, step: int, share: int) -> Ids:
+    """The ids of ``split``, of ``rows`` / ``step`` images with ``share`` captions each.
 
-    ``share`` is the number of captions an image. Raises DataError that names the line.
+    Raises DataError that names the file, and the line if it is one.
     """
-    path = folder / f"{split}{IDS}"
-    if not path.is_file():
-        return None
+    captions = _caption_ids(folder, split, rows // step * share)
+    path = _find(folder, f"{split}{IDS}")
+    if path is None:
+        return Ids(range(rows // step), captions)
     lines, images = _lines(path), rows // step
     if len(lines) not in (images, rows, images * share):
         raise DataError(
@@ -55,7 +61,25 @@ def read_ids(folder: Path, split: str, rows: int, step: int, share: int) -> Ids 
     numbers = [int(line) for line in own]
     if files and None not in named:
         numbers = [number for number in named if number is not None]
-    return Ids(numbers, files)
+    return Ids(numbers, captions, files)
+
+
+def _caption_ids(folder: Path, split: str, count: int) -> Sequence[int]:
+    path = _find(folder, f"{split}{CAPTION_IDS}")
+    if path is None:
+        return range(count)
+    lines = _lines(path)
+    if len(lines) != count:
+        raise DataError(f"{path}: {len(lines)} ids for {count} captions; expected one each")
+    numbers = [int(line) for line in lines]
+    if len(set(numbers)) < count:
+        twice = Counter(numbers).most_common(1)[0][0]
+        raise DataError(f"{path}: caption id {twice} stands twice; every caption needs its own")
+    return numbers
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((p for p in (folder / name, folder / ANNOTATIONS / name) if p.is_file()), None)
 
 
 def row_names(folder: Path, split: str, rows: int) -> list[str]:
@@ -63,8 +87,9 @@ def row_names(folder: Path, split: str, rows: int) -> list[str]:
 
     Raises DataError where nothing says whose they are.
     """
-    path = folder / f"{split}{IDS}"
-    if not path.is_file():
+    path = _find(folder, f"{split}{IDS}")
+    if path is None:
+        path = folder / f"{split}{IDS}"
         raise DataError(f"{path}: not found; it says whose rows {split}_ims.npy holds, a line each")
     lines = _lines(path)
     if not lines or rows % len(lines):

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from itr.errors import DataError, TrainingError
-from itr.evaluation.ranks import TILE_CPU, TILE_GPU, Ranks
+from itr.evaluation.ranks import Ranks
 from itr.evaluation.rerank import Shortlist
+from itr.evaluation.score_tables import TILE_CPU, TILE_GPU
 
 KEPT = 10  # candidates a query
 CURVE = 50  # ranks of the mean-score curve

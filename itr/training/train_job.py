@@ -24,6 +24,7 @@ from itr.data.second import open_second
 from itr.data.text import Tokenizer, TokenTable, build_table, open_tokenizer
 from itr.errors import Stopped
 from itr.evaluation.evaluator import Evaluator
+from itr.evaluation.stored import file_hash
 from itr.models import pairs
 from itr.models.base import RetrievalModel
 from itr.models.build import build_model, model_class, model_config, model_meta
@@ -225,6 +226,7 @@ def _run(
             **{f"data_hash_{name}": held["hash"] for name, held in parts.manifest.items()},
             "best_epoch": best["epoch"],
             "best_updates": best["updates"],
+            "checkpoint_sha256": file_hash(folder / "checkpoints" / state.BEST),
             "updates": trainer.clock.updates,
             "train_seconds": round(seconds, 1),
             "resumed_at": first or None,

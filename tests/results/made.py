@@ -26,7 +26,7 @@ def run(folder: Path, noise: float = 1.0, seed: int = 0, images: int = IMAGES, *
     texts = vectors[owner] + noise * torch.randn(len(owner), 6, generator=random)
     kept: dict[str, Ranks] = {}
     found = evaluate_embeddings(vectors, texts, owner, [PROTOCOLS["full"]], kept=kept)
-    assert found == retrieval_metrics(kept["full"])
+    assert found.items() >= retrieval_metrics(kept["full"]).items()
     log = QueryLog(
         text_to_image=owner,
         image_ids=np.arange(images),
