@@ -29,7 +29,7 @@ from itr.training.common import pick_device, pick_precision, prepare_data
 from itr.training.config import TrainConfig, check_config
 from itr.training.progress import Display, close_log, log, open_log
 from itr.training.ranks import launch
-from itr.training.setup import set_up_torch, share_batches
+from itr.training.setup import prepare_model, set_up_torch
 from itr.training.silent import SilentTracker
 from itr.training.start import start_from, stored_tokenizer
 from itr.training.trainer import Trainer
@@ -114,7 +114,7 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     )
     model = build_model(config.model, values["loss"], facts).to(device)
     told = [] if init is None else start_from(model, config.model["name"], init)
-    told += share_batches(config, model)
+    told += prepare_model(config, model)
 
     def table(name: str, text: TextView) -> TokenTable:
         return build_table(tokenizer, splits[name].captions(), text, Path(data.cache))
