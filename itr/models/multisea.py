@@ -299,10 +299,28 @@ class MultiSEA(RetrievalModel):
 
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
         """Terms ``itc`` and ``itm``."""
-        assert batch.pixels is not None and batch.image_id is not None
+        return self.terms_of(self.states(batch), batch, clock, draws)
+
+    def states(self, batch: Batch) -> dict[str, Tensor]:
+        """Feats and embeds of images and captions."""
+        assert batch.pixels is not None
         assert batch.tokens is not None and batch.token_mask is not None
         images = self.image_side(batch.pixels)
         texts = self.text_side(batch.tokens, batch.token_mask)
+        return {
+            "image": images.feats,
+            "image_embeds": images.embeds,
+            "text": texts.feats,
+            "text_embeds": texts.embeds,
+        }
+
+    def terms_of(
+        self, states: Mapping[str, Tensor], batch: Batch, clock: Clock, draws: Draws
+    ) -> Terms:
+        """The terms of what `states` gave."""
+        assert batch.image_id is not None
+        images = Side(states["image"], states["image_embeds"], None)
+        texts = Side(states["text"], states["text_embeds"], batch.token_mask)
         return self.criterion(images, texts, batch.image_id, clock, draws)
 
     def criterion(
