@@ -158,7 +158,7 @@ def main() -> int:
         data = write_set(Path(folder))
         split = open_split(data, "train", "pixels")
         captions = split.captions()[:CAPTIONS]
-        tokenizer = Tokenizer.from_bert(str(VOCABULARY))
+        tokenizer = Tokenizer.from_files(str(VOCABULARY))
         text = TextView(augment=CaptionAugment())
         table = tokenizer.tokenize(split.captions(), text)
         view = View(kind="pixels", tokenizer="", text=text, pixels=VIEW)
