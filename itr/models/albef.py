@@ -267,7 +267,9 @@ class ALBEF(RetrievalModel):
             asleep.add("words")
         if not self.wants("itm") and not (self.pretrains and self.wants("mlm")):
             asleep.add("fusion")
-        return frozenset(asleep if self.wants("itc") else asleep | {"vision_proj", "text_proj"})
+        if not self.wants("itc"):
+            asleep |= {"vision_proj", "text_proj", "temperature", "slots"}
+        return frozenset(asleep)
 
     def before_step(self, clock: Clock) -> None:
         """Keep the temperature in its range; move the momentum encoders."""

@@ -291,6 +291,10 @@ class ALIP(RetrievalModel):
             **{f"weight_{name}": value.mean() for name, value in gates._asdict().items()},
         }
 
+    def sleeping(self, clock: Clock) -> frozenset[str]:
+        """Losses without a weight."""
+        return frozenset(f"slots.{name}" for name in self.slots if not self.wants(name))
+
     @torch.no_grad()
     def before_step(self, clock: Clock) -> None:
         """Keep the temperature in [0.01, 1], whatever the last update did to it."""

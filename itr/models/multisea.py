@@ -457,7 +457,8 @@ class MultiSEA(RetrievalModel):
             frozen += [f"transformer.resblocks.{i}" for i in range(first)]
             names |= {f"images.tower.{name}" for name in frozen}
         if not self.wants("itc"):
-            names.add("slots.itc")
+            names |= {"slots.itc", "temp", "images.pooler", "images.project_feats"}
+            names |= {"texts.roberta.pooler", "texts.project_feats", "aformer.pooler"}
         if not self.wants("itm"):
             names.add("itm_head")
             names |= {f"aformer.{kind}.{i}.cross" for kind in KINDS for i in range(part.layers)}

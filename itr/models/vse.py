@@ -174,8 +174,9 @@ class VSE(RetrievalModel):
         terms.report |= {f"{slot}_{key}": number for key, number in loss.report.items()}
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
-        """BERT's pooler and the unused norm."""
-        return frozenset({"texts.bert.pooler", "images.mlp.unused_norm"})
+        """BERT's pooler and the unused norm; losses without a weight."""
+        unwanted = {f"slots.{name}" for name in self.slots if not self.wants(name)}
+        return frozenset({"texts.bert.pooler", "images.mlp.unused_norm"} | unwanted)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
         """Text without BERT, BERT, images; the losses' own parameters undecayed."""
