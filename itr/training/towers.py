@@ -47,7 +47,7 @@ def recompute(model: nn.Module) -> int:
     same numbers, dropout included. How many blocks there are."""
     blocks = tower_blocks(model)
     for block in blocks.values():
-        block.forward = functools.partial(_recomputed, block.forward)  # type: ignore[method-assign]
+        block.forward = functools.partial(_recomputed, block.forward)
     return len(blocks)
 
 
