@@ -56,6 +56,7 @@ class RuntimeConfig:
     collective_timeout: float = 1800.0  # seconds that a rank waits for the others
     activation_checkpointing: bool = False  # towers: less memory, one more forward pass
     compile: bool = False  # towers, by torch.compile
+    estimate: bool = True  # count a step's operations and memory at start-up (a second or two)
 
 
 @dataclass

@@ -127,7 +127,7 @@ class Trainer:
     def _estimate(self) -> None:
         """Log what a step will cost; a model that runs in pieces or compiled is counted whole."""
         self.step.wake_and_sleep(self.clock)
-        if parallel.rank() > 0 or self.finished:
+        if parallel.rank() > 0 or self.finished or not self.config.runtime.estimate:
             return
         batch = next(iter(self.loader.epoch(0))).to(self.device)
         self.model.train()

@@ -12,6 +12,7 @@ COMMON = (
     "data.prepare.test=20",
     "tracker=none",
     "device=cpu",
+    "runtime.estimate=false",
     "runtime.eval_batch_size=8",
     "rerank.k=12",
 )

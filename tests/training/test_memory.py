@@ -139,5 +139,5 @@ def test_what_a_step_costs(world: Path) -> None:
     # The projection of the regions alone: 20 pictures of 12 regions, two passes, no input gradient.
     regions, width = batch.regions.shape[1:]  # type: ignore[union-attr]
     assert cost.flops > 2 * 2 * 20 * regions * width * 32
-    assert 1.9 < cost.flops / less.flops < 2.1
+    assert 1.5 < cost.flops / less.flops < 2.1  # the pooling's own network costs the same
     assert cost.activations > less.activations > batch.regions.nbytes / 2  # type: ignore[union-attr]
