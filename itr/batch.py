@@ -29,6 +29,7 @@ class Batch:
     second_mask: Tensor | None = None  # [B, L2] bool
     # Host-side facts, counted at collation so that no step has to ask the device.
     positive_pairs: int = 0  # how many True in image_id[:, None] == image_id[None, :]
+    shared_pairs: int = 0  # the same of the whole batch, of which this is one rank's share
     min_region_length: int = 0  # fewest real regions in one row
     min_token_length: int = 0  # fewest real token ids in one row
 
@@ -45,6 +46,13 @@ class Batch:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return dataclasses.replace(self, **changed)
+
+    def split(self, size: int) -> list[Batch]:
+        """The same pairs in pieces of ``size`` (the last may be smaller), padded as they are."""
+        return [
+            self._map(lambda t, first=first: t[first : first + size])
+            for first in range(0, len(self), size)
+        ]
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on ``device``."""

@@ -19,3 +19,11 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on: a loss that is not finite, no space left, ..."""
+
+
+class Stopped(Exception):
+    """A run was asked to stop and has saved itself; ``preempted``: by a scheduler, not a person."""
+
+    def __init__(self, message: str, preempted: bool):
+        super().__init__(message, preempted)
+        self.message, self.preempted = message, preempted

@@ -25,6 +25,8 @@ from itr.data.second import SecondTexts
 from itr.data.table import Texts
 from itr.data.text import DELETE, MASK, RANDOM, Tokenizer, TokenTable, fates
 from itr.errors import ConfigError, DataError
+from itr.parallel import rank as own_rank
+from itr.parallel import world_size
 from itr.view import View
 
 log = logging.getLogger(__name__)
@@ -34,8 +36,9 @@ class TrainLoader:
     """Shuffled training batches; the last, incomplete one of an epoch is left out.
 
     ``batch_size`` counts pairs over all ``world`` ranks; a rank gets its contiguous share of each
-    batch. An epoch runs over captions or, for ``view.unit`` image and pair, over images with one
-    drawn caption each. Raises ConfigError, or DataError if the split fills no batch.
+    batch, padded as the whole batch is, so that the ranks together hold what one would. An epoch
+    runs over captions or, for ``view.unit`` image and pair, over images with one drawn caption
+    each. Raises ConfigError, or DataError if the split fills no batch.
     """
 
     def __init__(
@@ -104,9 +107,8 @@ class TrainLoader:
         """The batches of ``epoch`` from ``start_batch`` on: the same whatever ``workers`` is."""
         count = self.batches_per_epoch
         batches = self.order(epoch)[: count * self.batch_size].reshape(count, self.batch_size)
-        mine = slice(self.rank * self.share, (self.rank + 1) * self.share)
         assemble = functools.partial(self._assemble, epoch)
-        return _run(assemble, list(batches[start_batch:, mine]), self.workers)
+        return _run(assemble, list(batches[start_batch:]), self.workers)
 
     def _assemble(self, epoch: int, captions: np.ndarray) -> Batch:
         """A batch of ``captions``; a pair whose picture is broken gives way to the next one.
@@ -133,27 +135,44 @@ class TrainLoader:
                 captions[row] = self.split.first_caption[image]
         return captions
 
-    def _batch(self, epoch: int, captions: np.ndarray) -> Batch:
-        images = self.split.text_to_image[captions]
-        ids, lengths = self.drawn_texts(epoch, captions)
+    def _batch(self, epoch: int, whole: np.ndarray) -> Batch:
+        """This rank's share of the batch of captions ``whole`` [batch_size]."""
+        first = self.rank * self.share
+        mine = slice(first, first + self.share)
+        captions, owners = whole[mine], self.split.text_to_image[whole]
+        images = owners[mine]
+        ids, lengths = self.drawn_texts(epoch, whole)
+        before = int(lengths[:first].sum())
+        own_ids = ids[before : before + int(lengths[mine].sum())]
         batch = Batch(
             image_id=torch.from_numpy(images),
             caption_id=torch.from_numpy(captions.copy()),
-            positive_pairs=int((np.unique(images, return_counts=True)[1] ** 2).sum()),
-            **self.image_fields(epoch, captions, images),
-            **self.texts.pad(ids, lengths),
+            positive_pairs=_repeats(images),
+            shared_pairs=_repeats(owners),
+            **self.image_fields(epoch, whole, images, mine),
+            **self.texts.pad(own_ids, lengths[mine], int(lengths.max())),
             **self.second_fields(epoch, captions),
         )
         return batch.pin_memory() if self.pin_memory else batch
 
-    def image_fields(self, epoch: int, captions: np.ndarray, images: np.ndarray) -> dict[str, Any]:
-        """The image side of a `Batch`: ``images`` [B] as they are shown with ``captions`` [B]."""
+    def image_fields(
+        self,
+        epoch: int,
+        captions: np.ndarray,
+        images: np.ndarray,
+        mine: slice = slice(None),
+    ) -> dict[str, Any]:
+        """The image side of a `Batch`: ``images`` [B] as they are shown with those of the whole
+        batch's ``captions`` that are ``mine`` [B]."""
         if self.pixels is not None:
-            uniforms = self.pixels.drawn(self.seed, epoch, captions)
+            uniforms = self.pixels.drawn(self.seed, epoch, captions[mine])
             return {"pixels": self.pixels.fetch(images, uniforms)}
         assert self.regions is not None
-        keep = self.kept_regions(epoch, captions) if self.view.regions.drop > 0 else None
-        return self.regions.fetch(images, keep, self.view.regions.min_pad)
+        if self.view.regions.drop == 0:
+            return self.regions.fetch(images, None, self.view.regions.min_pad)
+        keep = self.kept_regions(epoch, captions)
+        width = max(int(keep.sum(axis=1).max()), self.view.regions.min_pad)
+        return self.regions.fetch(images, keep[mine], width)
 
     def second_fields(self, epoch: int, captions: np.ndarray) -> dict[str, Any]:
         """The second text of a `Batch`: what goes with ``captions`` [B]; nothing if none is."""
@@ -200,7 +219,8 @@ class TrainLoader:
 
 
 def image_batches(split: Split, view: View, batch_size: int, workers: int = 0) -> Iterator[Batch]:
-    """Each image of ``split`` once, in record order, as ``view`` wants it for evaluation."""
+    """Each image of ``split`` once, in record order, as ``view`` wants it for evaluation; every
+    rank gets other ones, and all ranks together get all."""
     fetch: Callable[[np.ndarray], dict[str, Any]]
     if view.kind == "pixels":
         pixels = Pixels(split, view.pixels_eval)
@@ -216,13 +236,13 @@ def image_batches(split: Split, view: View, batch_size: int, workers: int = 0) -
     def assemble(images: np.ndarray) -> Batch:
         return Batch(image_id=torch.from_numpy(images.copy()), **fetch(images))
 
-    return _run(assemble, _slices(np.arange(split.n_images), batch_size), workers)
+    return _run(assemble, _share(_slices(np.arange(split.n_images), batch_size)), workers)
 
 
 def caption_batches(
     split: Split, view: View, tokens: TokenTable, batch_size: int
 ) -> Iterator[Batch]:
-    """Each caption of ``split`` once; ``caption_id`` says which.
+    """Each caption of ``split`` once; ``caption_id`` says which; ranks share as for images.
 
     Longest first, so that a batch holds little padding; in record order where padding counts.
     """
@@ -239,12 +259,22 @@ def caption_batches(
             **texts.pad(tokens.flat[places], lengths),
         )
 
-    return _run(assemble, _slices(order, batch_size), workers=0)
+    return _run(assemble, _share(_slices(order, batch_size)), workers=0)
 
 
 def _positive(batch_size: int) -> None:
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}: expected at least 1")
+
+
+def _repeats(images: np.ndarray) -> int:
+    """How many pairs of ``images`` [B] are the same image; a row is one with itself."""
+    return int((np.unique(images, return_counts=True)[1] ** 2).sum())
+
+
+def _share(items: list[np.ndarray]) -> list[np.ndarray]:
+    """Every W-th item, from this rank's on."""
+    return items[own_rank() :: world_size()]
 
 
 def _slices(order: np.ndarray, size: int) -> list[np.ndarray]:

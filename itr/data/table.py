@@ -57,10 +57,10 @@ class Texts:
                 f"to {self.view.pad_to} or less, or pad_to to {longest} or more"
             )
 
-    def pad(self, ids: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
+    def pad(self, ids: np.ndarray, lengths: np.ndarray, least: int = 0) -> dict[str, Any]:
         """The token fields of a `Batch` from captions one after the other: ``ids`` [sum of
-        ``lengths`` [B]]."""
-        width = self.view.pad_to or max(int(lengths.max()), self.view.min_pad)
+        ``lengths`` [B]], at least ``least`` wide."""
+        width = self.view.pad_to or max(int(lengths.max()), self.view.min_pad, least)
         mask = np.arange(width) < lengths[:, None]
         tokens = np.full(mask.shape, self.table.pad, dtype=np.int64)
         tokens[mask] = ids

@@ -26,10 +26,11 @@ from itr.evaluation.protocols import (
 from itr.evaluation.ranks import TIES, Ranks
 from itr.evaluation.rerank import Progress, RerankConfig, check_rerank, rank_shortlists, rerank
 from itr.models.base import Encoded, RetrievalModel
+from itr.parallel import add_up, gather_objects, world_size
 from itr.view import View
 
 log = logging.getLogger("itr")
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Evaluator:
@@ -166,13 +167,16 @@ class Evaluator:
             assert rows is not None
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 encoded = encoder(batch.to(self.device))
-            done, rows = done + len(rows), rows.to(self.device)
+            done = min(total, done + len(rows) * world_size())
+            rows = rows.to(self.device)
             pooled.put(rows, encoded.pooled)
             if with_tokens:
                 kept.put(rows, encoded.tokens)
                 masks.put(rows, encoded.mask)
             if progress is not None:
                 progress(what, done, total)
+        for filled in (pooled, kept, masks):
+            filled.meet(self.device)
         assert pooled.values is not None
         self._require_finite(what, pooled.values)
         return Encoded(pooled.values, kept.values, masks.values)
@@ -194,6 +198,7 @@ class _Rows:
     def __init__(self, total: int, dtype: torch.dtype, empty: float):
         self.total, self.dtype, self.empty = total, dtype, empty
         self.values: Tensor | None = None
+        self.own: list[Tensor] = []  # the rows that this rank has put
 
     def put(self, rows: Tensor, values: Tensor | None) -> None:
         """``values`` [B, ...] become the rows ``rows`` [B]; past their length a row stays empty."""
@@ -206,6 +211,23 @@ class _Rows:
                 self.values[:, : had.shape[1]] = had
         assert self.values is not None
         self.values[rows, : shape[1]] = values.to(self.dtype)
+        self.own.append(rows)
+
+    def meet(self, device: torch.device) -> None:
+        """Every rank gets the rows of all ranks. No row is put twice, so a sum copies exactly."""
+        if world_size() == 1:
+            return
+        found = gather_objects(None if self.values is None else tuple(self.values.shape[1:]))
+        shapes = [shape for shape in found if shape is not None]
+        if not shapes:
+            return
+        kind = torch.uint8 if self.dtype == torch.bool else self.dtype
+        shape = (self.total, *(max(sizes) for sizes in zip(*shapes, strict=True)))
+        everyone = torch.zeros(shape, dtype=kind, device=device)
+        if self.values is not None:
+            rows = torch.cat(self.own)
+            everyone[rows, : self.values.shape[1]] = self.values[rows].to(kind)
+        self.values = add_up(everyone).to(self.dtype)
 
 
 def _part(images: Encoded, texts: Encoded, part: Part) -> tuple[Encoded, Encoded]:

@@ -17,6 +17,7 @@ from itr.errors import ConfigError, DataError
 from itr.evaluation.metrics import RECALLS
 from itr.evaluation.ranks import TIES, TILE_CPU, TILE_GPU, Ranks
 from itr.models.base import Encoded, RetrievalModel
+from itr.parallel import add_up, rank, world_size
 
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
 
@@ -60,7 +61,8 @@ def rerank(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> tuple[Shortlist, Shortlist]:
-    """Re-ranked candidates of each image among the captions, and of each caption among the images.
+    """Re-ranked candidates of each image among the captions, and of each caption among the images;
+    ranks share the pairs, and all get all scores.
 
     ``dtype`` is that of autocast (None: float32). Pairs are scored image by image, so that a model
     prepares each image once; where its score ignores the direction, a pair that both directions
@@ -79,13 +81,15 @@ def rerank(
     jobs = {direction: keys.unique(return_inverse=True) for direction, keys in asked.items()}
     total, done, found = sum(len(keys) for keys, _ in jobs.values()), 0, []
     for direction, (keys, place) in jobs.items():
-        parts = []
-        for chunk in keys.split(config.batch_size):
-            parts.append(_score(model, images, texts, chunk, direction, dtype))
+        values = torch.zeros(len(keys), device=i2t.device)
+        for number, chunk in enumerate(torch.arange(len(keys)).split(config.batch_size)):
+            if number % world_size() == rank():
+                part = slice(int(chunk[0]), int(chunk[-1]) + 1)
+                values[part] = _score(model, images, texts, keys[part], direction, dtype)
             done += len(chunk)
             if progress is not None:
                 progress("pairs", done, total)
-        found.append(torch.cat(parts)[place.to(i2t.device)])
+        found.append(add_up(values)[place.to(i2t.device)])
     scores = torch.cat(found)
     if not torch.isfinite(scores).all():
         raise DataError(

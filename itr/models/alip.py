@@ -228,7 +228,11 @@ class ALIP(RetrievalModel):
 
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
         """Terms ``raw`` and ``caption`` over the samples of all ranks."""
-        assert batch.pixels is not None and batch.tokens is not None and batch.image_id is not None
+        return self.terms_of(self.states(batch), batch, clock, draws)
+
+    def states(self, batch: Batch) -> dict[str, Tensor]:
+        """Unit vectors [B, D] of images, raw texts and synthetic captions."""
+        assert batch.pixels is not None and batch.tokens is not None
         if batch.second_tokens is None:
             raise DataError(
                 "ALIP trains on a raw text and a synthetic caption of each image, and this data "
@@ -237,7 +241,17 @@ class ALIP(RetrievalModel):
         x = _unit(self.images(batch.pixels))
         # One after the other: each is as long as its own longest text, and captions are short.
         t, c = (_unit(self.texts(tokens)) for tokens in (batch.tokens, batch.second_tokens))
-        return self.criterion(x, t, c, batch.image_id, batch.positive_pairs, clock, draws)
+        return {"x": x, "t": t, "c": c}
+
+    def terms_of(
+        self, states: Mapping[str, Tensor], batch: Batch, clock: Clock, draws: Draws
+    ) -> Terms:
+        """The terms of ``x``, ``t`` and ``c`` [B, D]."""
+        assert batch.image_id is not None
+        pairs = batch.positive_pairs if parallel.world_size() == 1 else batch.shared_pairs
+        return self.criterion(
+            **states, ids=batch.image_id, positive_pairs=pairs, clock=clock, draws=draws
+        )
 
     def criterion(
         self,
@@ -249,9 +263,9 @@ class ALIP(RetrievalModel):
         clock: Clock,
         draws: Draws,
     ) -> Terms:
-        """Both terms from this rank's unit embeddings [B, D] float32 and image ids [B]."""
+        """Both terms from this rank's unit embeddings [B, D] float32 and image ids [B];
+        ``positive_pairs`` are counted over all ranks (0: not counted)."""
         gradient = GATHER[self.config.gather_grad]
-        alone = parallel.world_size() == 1
         with torch.autocast(ids.device.type, enabled=False):
             x, t, c = parallel.gather(torch.stack([x, t, c], dim=1), gradient).unbind(dim=1)
             ids = parallel.gather(ids)
@@ -259,7 +273,7 @@ class ALIP(RetrievalModel):
             terms = Terms({}, self._report(gates))
             for name, texts, pair in (("raw", t, gates.raw), ("caption", c, gates.caption)):
                 if self.wants(name):
-                    scores = pair_scores(x, texts, ids, (alone and positive_pairs) or None)
+                    scores = pair_scores(x, texts, ids, positive_pairs or None)
                     scores.weight, scores.scale = gates.sample * pair, self.logit_scale.exp()
                     terms.losses[name] = self._loss(name, scores, clock, draws)
         return terms
@@ -276,6 +290,10 @@ class ALIP(RetrievalModel):
             **{f"mean_{name}": value.clone() for name, value in means},
             **{f"weight_{name}": value.mean() for name, value in gates._asdict().items()},
         }
+
+    def sleeping(self, clock: Clock) -> frozenset[str]:
+        """Losses without a weight."""
+        return frozenset(f"slots.{name}" for name in self.slots if not self.wants(name))
 
     @torch.no_grad()
     def before_step(self, clock: Clock) -> None:

@@ -55,6 +55,7 @@ class RetrievalModel(nn.Module, ABC):
     cosine: ClassVar[bool] = True  # `Encoded.pooled` has unit length
     slot_cosine: ClassVar[Mapping[str, bool]] = {}  # slots whose scores are no cosines: False
     tasks: ClassVar[tuple[str, ...]] = ("retrieval",)  # values of `task=` that it can be trained on
+    one_loss: ClassVar[bool] = True  # pairs of all ranks share a loss; False: each rank has its own
     symmetric_rerank: ClassVar[bool] = False  # `rerank` ignores the direction: pairs scored once
 
     def __init__(
@@ -87,6 +88,26 @@ class RetrievalModel(nn.Module, ABC):
     @abstractmethod
     def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
         """Every parameter, in exactly one group; by module, never by substring."""
+
+    def states(self, batch: Batch) -> dict[str, Tensor]:
+        """What `terms_of` needs of the trained encoders: rows [B, ...], each from its pair alone,
+        so that a batch may be encoded a few pairs at a time (``grad_cache``)."""
+        raise NotImplementedError(f"{type(self).__name__} sees a batch as a whole")
+
+    def frozen_states(self, batch: Batch) -> dict[str, Tensor]:
+        """What `terms_of` needs beside them that carries no gradient; rows [B, ...]."""
+        return {}
+
+    def terms_of(
+        self, states: Mapping[str, Tensor], batch: Batch, clock: Clock, draws: Draws
+    ) -> Terms:
+        """The loss terms from `states` and `frozen_states` of the whole ``batch``."""
+        raise NotImplementedError(f"{type(self).__name__} sees a batch as a whole")
+
+    @classmethod
+    def cacheable(cls) -> bool:
+        """Whether ``forward`` is `terms_of` the `states`."""
+        return cls.states is not RetrievalModel.states
 
     def wants(self, term: str) -> bool:
         """Whether ``term`` counts at all (its weight is not 0)."""

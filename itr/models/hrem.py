@@ -28,6 +28,7 @@ from itr.nn.attention import TransformerLayer
 from itr.nn.bert import TextConfig, bert_states, build_bert, settled
 from itr.nn.pool import masked_mean, masked_top2_mean, unit_length
 from itr.nn.regions import RegionMLP
+from itr.parallel import gather, world_size
 from itr.view import CaptionAugment, Facts, RegionView, TextView, View
 
 
@@ -372,7 +373,20 @@ class HREM(RetrievalModel):
         assert batch.image_id is not None
         images = self.images(batch.regions, batch.region_mask)
         texts = self.texts(batch.tokens, batch.token_mask)
-        return self.criterion(images, texts, batch.image_id, batch.positive_pairs, clock, draws)
+        ids, pairs = batch.image_id, batch.positive_pairs
+        if world_size() > 1:  # the graph, and the sampler, see the pairs of all ranks
+            graph = not self._graph_sleeps(clock)
+            images, texts = self._meet(images, graph), self._meet(texts, graph)
+            ids, pairs = gather(ids), batch.shared_pairs
+        return self.criterion(images, texts, ids, pairs, clock, draws)
+
+    def _meet(self, side: Side, graph: bool) -> Side:
+        """``side`` of all ranks; fragments, which carry no gradient, only for the ``graph``."""
+        unit = gather(side.unit, "full")
+        if not graph:
+            return Side(unit, unit, side.fragments, side.mask)
+        raw = unit if self.config.graph.norm_input else gather(side.raw, "full")
+        return Side(unit, raw, gather(side.fragments), gather(side.mask))
 
     def criterion(
         self,

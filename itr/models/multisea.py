@@ -149,6 +149,7 @@ class MultiSEA(RetrievalModel):
 
     Config = MultiSEAConfig
     slot_names = ("itc",)
+    one_loss = False
     term_names = ("itc", "itm")
     cosine = False
     slot_cosine = {"itc": False}
@@ -280,10 +281,28 @@ class MultiSEA(RetrievalModel):
 
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
         """Terms ``itc`` and ``itm``."""
-        assert batch.pixels is not None and batch.image_id is not None
+        return self.terms_of(self.states(batch), batch, clock, draws)
+
+    def states(self, batch: Batch) -> dict[str, Tensor]:
+        """Feats and embeds of images and captions."""
+        assert batch.pixels is not None
         assert batch.tokens is not None and batch.token_mask is not None
         images = self.image_side(batch.pixels)
         texts = self.text_side(batch.tokens, batch.token_mask)
+        return {
+            "image": images.feats,
+            "image_embeds": images.embeds,
+            "text": texts.feats,
+            "text_embeds": texts.embeds,
+        }
+
+    def terms_of(
+        self, states: Mapping[str, Tensor], batch: Batch, clock: Clock, draws: Draws
+    ) -> Terms:
+        """The terms of what `states` gave."""
+        assert batch.image_id is not None
+        images = Side(states["image"], states["image_embeds"], None)
+        texts = Side(states["text"], states["text_embeds"], batch.token_mask)
         return self.criterion(images, texts, batch.image_id, clock, draws)
 
     def criterion(
@@ -438,7 +457,8 @@ class MultiSEA(RetrievalModel):
             frozen += [f"transformer.resblocks.{i}" for i in range(first)]
             names |= {f"images.tower.{name}" for name in frozen}
         if not self.wants("itc"):
-            names.add("slots.itc")
+            names |= {"slots.itc", "temp", "images.pooler", "images.project_feats"}
+            names |= {"texts.roberta.pooler", "texts.project_feats", "aformer.pooler"}
         if not self.wants("itm"):
             names.add("itm_head")
             names |= {f"aformer.{kind}.{i}.cross" for kind in KINDS for i in range(part.layers)}

@@ -141,7 +141,7 @@ def _other_count(found: int, expected: int) -> str:
 
 
 class Keys(NamedTuple):
-    """What the momentum encoders gave for one batch."""
+    """What the momentum encoders gave for one batch; ``pending``: for those of all ranks."""
 
     images: Tensor  # [B, D]
     texts: Tensor  # [B, D]
@@ -244,7 +244,8 @@ class USER(VSE):
         images, texts = self.encode_images(batch).pooled, self.encode_texts(batch).pooled
         terms = self.batch_terms(images, texts, batch, clock, draws)
         if self.wants("queue"):
-            keys = self.pending = self.keys(batch)
+            keys = self.pending = Keys(*map(gather, self.keys(batch)))
+            images, texts = gather(images, "full"), gather(texts, "full")
             scores = queue_scores(images, keys.texts, keys.image_id, self.text_queue)
             scores.back = queue_scores(texts, keys.images, keys.image_id, self.image_queue)
             self.add_term(terms, "queue", scores, clock, draws)
@@ -266,6 +267,6 @@ class USER(VSE):
         """The keys of the batch (of all ranks) enter the queues; their own batch saw the old."""
         if self.pending is None:
             return
-        keys, self.pending = Keys(*map(gather, self.pending)), None
+        keys, self.pending = self.pending, None
         self.image_queue.enqueue(keys.images, keys.image_id)
         self.text_queue.enqueue(keys.texts, keys.image_id)

@@ -161,7 +161,7 @@ class VSE(RetrievalModel):
         if self.wants("batch"):
             assert batch.image_id is not None
             images, texts = gather(images, "full"), gather(texts, "full")
-            pairs = batch.positive_pairs if world_size() == 1 else 0  # counted for one rank
+            pairs = batch.positive_pairs if world_size() == 1 else batch.shared_pairs
             scores = pair_scores(images, texts, gather(batch.image_id), pairs or None)
             self.add_term(terms, "batch", scores, clock, draws)
         return terms
@@ -174,8 +174,9 @@ class VSE(RetrievalModel):
         terms.report |= {f"{slot}_{key}": number for key, number in loss.report.items()}
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
-        """BERT's pooler and the unused norm."""
-        return frozenset({"texts.bert.pooler", "images.mlp.unused_norm"})
+        """BERT's pooler and the unused norm; losses without a weight."""
+        unwanted = {f"slots.{name}" for name in self.slots if not self.wants(name)}
+        return frozenset({"texts.bert.pooler", "images.mlp.unused_norm"} | unwanted)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
         """Text without BERT, BERT, images; the losses' own parameters undecayed."""

@@ -31,6 +31,9 @@ class Sink(Protocol):
     def summary(self, values: Mapping[str, Any]) -> None:
         """Keep the results of the whole run."""
 
+    def preempt(self) -> None:
+        """Mark the run as preempted."""
+
     def finish(self, exit_code: int = 0) -> None:
         """Close; nothing is kept afterwards."""
 
@@ -104,6 +107,10 @@ class Tracker:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Keep the results of the whole run."""
         self._each(lambda sink: sink.summary(values))
+
+    def preempt(self) -> None:
+        """Mark the run as preempted; it goes on later."""
+        self._each(lambda sink: sink.preempt())
 
     def offset(self) -> int:
         """Where ``metrics.jsonl`` stands, for a checkpoint."""

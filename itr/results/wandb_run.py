@@ -85,6 +85,10 @@ class WandbSink:
         """Put ``values`` into the run's summary."""
         self.run.summary.update(dict(values))
 
+    def preempt(self) -> None:
+        """Mark the run as preempted."""
+        self.run.mark_preempting()
+
     def finish(self, exit_code: int = 0) -> None:
         """Close the run."""
         self.run.finish(exit_code=exit_code)

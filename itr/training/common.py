@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from itr import parallel
 from itr.data.layouts import DataConfig
 from itr.errors import ConfigError
 from itr.instantiate import build
@@ -14,9 +15,11 @@ from itr.instantiate import build
 def pick_device(name: str) -> torch.device:
     """``auto``: a GPU where there is one. Raises ConfigError for a device that is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return pick_device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device={name}: no CUDA device is visible; type device=cpu")
+    if name == "cuda" and parallel.launched():
+        name = f"cuda:{parallel.local_rank()}"
     try:
         return torch.device(name)
     except RuntimeError as error:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from itr import parallel
 from itr.data.layouts import DataConfig
 from itr.errors import ConfigError
 from itr.evaluation.rerank import RerankConfig, check_rerank
@@ -15,7 +16,7 @@ from itr.models.build import build_slots, check_weights, model_class, model_conf
 from itr.results.tracker import TrackerConfig
 from itr.training.optim import OptimConfig, check_optim
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 TIES = ("pessimistic", "optimistic", "mean")
 
 
@@ -38,6 +39,7 @@ class TrainerConfig:
     validate_every: int | None = None  # updates; None: at the end of every epoch
     checkpoint_every: int | None = None  # updates; None: after every validation
     log_every: int = 20
+    skip_nonfinite: int | None = None  # batches that may be left out; None: the first one stops
 
 
 @dataclass
@@ -48,6 +50,10 @@ class RuntimeConfig:
     threads: int | None = None  # CPU threads of torch; None: torch's own choice
     eval_batch_size: int = 128
     deterministic: bool = False
+    sync_batchnorm: bool = True  # batch statistics are those of all ranks; false: each its own
+    collective_timeout: float = 1800.0  # seconds that a rank waits for the others
+    activation_checkpointing: bool = False  # towers: less memory, one more forward pass
+    compile: bool = False  # towers, by torch.compile
 
 
 @dataclass
@@ -89,6 +95,7 @@ class TrainConfig:
     overwrite: bool = False
     batch_size: int = 128
     accumulate: int = 1
+    grad_cache: int | None = None
     precision: str = "auto"
     select_on: str = "val"
     ties: str = "pessimistic"
@@ -114,14 +121,21 @@ def check_config(values: Mapping[str, Any]) -> TrainConfig:
         ("trainer.max_steps", config.trainer.max_steps),
         ("trainer.validate_every", config.trainer.validate_every),
         ("trainer.checkpoint_every", config.trainer.checkpoint_every),
+        ("trainer.skip_nonfinite", config.trainer.skip_nonfinite),
         ("runtime.eval_batch_size", config.runtime.eval_batch_size),
+        ("runtime.collective_timeout", config.runtime.collective_timeout),
+        ("devices", config.devices),
+        ("nodes", config.nodes),
+        ("grad_cache", config.grad_cache),
     ):
         if number is not None and number < 1:
             raise ConfigError(f"{key}: {number} must be at least 1")
-    if config.devices != 1 or config.nodes != 1:
+    world = parallel.planned_world(config.devices, config.nodes)
+    if config.batch_size % world:
+        lower = config.batch_size // world * world
         raise ConfigError(
-            f"devices={config.devices} nodes={config.nodes}: this version trains on one device; "
-            "type devices=1 nodes=1"
+            f"batch_size={config.batch_size}: the pairs that share one loss cannot be shared evenly"
+            f" by {world} devices; type batch_size={lower or world} or {lower + world}"
         )
     check_optim(config.optim)
     model_config(config.model)
@@ -130,6 +144,12 @@ def check_config(values: Mapping[str, Any]) -> TrainConfig:
         raise ConfigError(
             f"task={config.task.name}: {cls.__name__} has no such stage; expected one of "
             f"{', '.join(cls.tasks)}"
+        )
+    if config.grad_cache is not None and not cls.cacheable():
+        raise ConfigError(
+            f"grad_cache={config.grad_cache}: {cls.__name__} cannot be trained on cached "
+            "gradients, since its batch normalisation sees the whole batch; type grad_cache=null "
+            "and, for less memory, runtime.activation_checkpointing=true"
         )
     reranks = cls.rerank is not RetrievalModel.rerank
     if config.rerank.enabled or (reranks and config.rerank.enabled is None):

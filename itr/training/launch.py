@@ -17,19 +17,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from itr.errors import UserError
+from itr import parallel
+from itr.errors import Stopped, UserError
 from itr.instantiate import nearest
 from itr.results.tables import runs_table
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, PREEMPTED, INTERRUPTED = 2, 75, 130
 
 
 def entry(config_name: str, job: Callable[[dict[str, Any]], dict[str, Any]], metric: str) -> None:
     """Run ``job`` on the composed configuration, once or (with ``-m``) once a combination.
 
     ``job`` gets plain dictionaries and returns flat results; Hydra's sweepers get ``metric`` of
-    them. Exit codes: 0 done, 2 an error the user can fix (printed without a traceback).
+    them. Exit codes: 0 done, 2 an error the user can fix (printed without a traceback), 75 saved
+    and preempted by SIGTERM or SIGUSR1, 130 interrupted (saved, unless Ctrl-C came twice).
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed by Hydra
     finished: list[tuple[str, dict[str, Any]]] = []
@@ -42,6 +44,9 @@ def entry(config_name: str, job: Callable[[dict[str, Any]], dict[str, Any]], met
         assert isinstance(values, dict)
         try:
             results = job({str(key): value for key, value in values.items()})
+        except Stopped as stopped:  # and with it a whole multirun
+            _warn(console, stopped.message)
+            sys.exit(PREEMPTED if stopped.preempted else INTERRUPTED)
         except UserError as error:  # the other jobs of a multirun go on
             failed.append(str(error))
             _tell(console, str(error))
@@ -64,15 +69,20 @@ def entry(config_name: str, job: Callable[[dict[str, Any]], dict[str, Any]], met
         failed.append(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}")
         _tell(console, failed[-1])
     except KeyboardInterrupt:
-        console.print("interrupted; go on with resume=auto", style="yellow")
+        _warn(console, "interrupted; go on with resume=auto")
         sys.exit(INTERRUPTED)
     finally:
-        if len(finished) > 1:
+        if len(finished) > 1 and parallel.rank() == 0:
             Console().print(runs_table(finished))
     if failed:
         if finished:
             _tell(console, f"{len(failed)} of {len(failed) + len(finished)} jobs failed")
         sys.exit(USER_ERROR)
+
+
+def _warn(console: Console, message: str) -> None:
+    if parallel.rank() == 0:
+        console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _tell(console: Console, message: str) -> None:

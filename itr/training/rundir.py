@@ -9,15 +9,18 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
+from itr import parallel
 from itr.errors import ConfigError
 from itr.results.tables import read_results
+from itr.training.lock import LOCK, RunLock
 
 ROOT = Path("runs")
 CONFIG, METRICS, RESULTS, LOG, VERSIONS = (
@@ -97,22 +100,46 @@ def open_run(values: Mapping[str, Any]) -> tuple[Path, dict[str, Any] | None]:
     """
     path = locate_run(values)
     config = path / CONFIG
-    if not path.exists() or not any(path.iterdir()):
+    if not path.exists() or all(child.name == LOCK for child in path.iterdir()):
         return path, None
     if not config.is_file():
         raise ConfigError(f"out={path}: the folder holds other files and no run; name another")
     if values.get("overwrite"):
-        shutil.rmtree(path)
+        with RunLock(path):
+            _clear(path)
         return path, None
     _refuse_other_run(path, config, values)
     if (path / RESULTS).is_file():
         return path, read_results(path)
+    with RunLock(path):  # whoever trains there is named first
+        pass
     if values.get("resume") == "auto":
         return path, None
     raise ConfigError(
         f"{path}: holds an unfinished run of this configuration; type resume=auto to go on with "
         "it, or overwrite=true to start again"
     )
+
+
+@contextmanager
+def taken(path: Path) -> Iterator[None]:
+    """Inside, no other job trains in ``path``. Raises ConfigError if another one does."""
+    with ExitStack() as held:
+
+        def take() -> None:
+            held.enter_context(RunLock(path))
+
+        parallel.decided(take)  # rank 0 holds it for all
+        yield
+
+
+def _clear(path: Path) -> None:
+    """Delete all of a run but its lock, which another job may be looking at."""
+    for child in path.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        elif child.name != LOCK:
+            child.unlink()
 
 
 def _refuse_other_run(path: Path, config: Path, values: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itr import checkpoint
+from itr import checkpoint, parallel
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import CheckpointError, TrainingError
 from itr.models.base import RetrievalModel
 from itr.training.optim import load_state_tensors, state_tensors
+from itr.training.progress import log
 
-BEST, LAST = "best.safetensors", "last.safetensors"
+BEST, LAST, PREVIOUS = "best.safetensors", "last.safetensors", "previous.safetensors"
 
 
 def resolve(path: Path) -> Path:
@@ -46,13 +48,14 @@ def check_space(folder: Path, model: RetrievalModel) -> tuple[int, int]:
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
     best, last = weights, weights + moments
-    needed = best + 2 * last
+    needed = best + 3 * last
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise TrainingError(
             f"{folder}: {free / 1e9:.2f} GB free, but the checkpoints need {needed / 1e9:.2f} GB "
-            f"(best {best / 1e9:.2f}, last {last / 1e9:.2f}, and one more while it is replaced); "
+            f"(best {best / 1e9:.2f}, last {last / 1e9:.2f}, the one before it, and one more while "
+            "it is replaced); "
             "free some space or choose another disk with out=DIR"
         )
     return best, last
@@ -71,16 +74,72 @@ def save_last(
     clock: Clock,
     draws: Draws,
     meta: dict[str, Any],
+    window: dict[str, Tensor],
 ) -> None:
-    """Everything that evolves."""
+    """Everything that evolves, on every rank; ``window`` holds sums that were not logged yet.
+
+    Rank 0 writes, and keeps what was the last checkpoint as `PREVIOUS`.
+    """
+    chance = {"cpu": torch.get_rng_state(), "draws": draws.get_state()}
+    if torch.cuda.is_available():
+        chance["cuda"] = torch.cuda.get_rng_state()
+    everyone = parallel.gather_objects(chance)
+    sums = parallel.gather_objects({key: value.cpu() for key, value in window.items()})
+    if parallel.rank() != 0:
+        return
     tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"optim/{k}": v for k, v in state_tensors(model, optimizer).items()}
-    tensors["rng/cpu"] = torch.get_rng_state()
-    tensors["rng/draws"] = draws.get_state()
-    if torch.cuda.is_available():
-        tensors["rng/cuda"] = torch.cuda.get_rng_state()
-    progress = {"clock": clock.state_dict(), "scaler": scaler.state_dict()}
+    for rank, states in enumerate(everyone):
+        tensors |= {f"{_of(rank, 'rng')}{key}": value for key, value in states.items()}
+        tensors |= {f"{_of(rank, 'window')}{key}": v for key, v in sums[rank].items()}
+    progress = {
+        "clock": clock.state_dict(),
+        "scaler": scaler.state_dict(),
+        "world": parallel.world_size(),
+    }
+    _keep_previous(path)
     checkpoint.write(path, tensors, {**meta, **progress})
+
+
+def _of(rank: int, what: str) -> str:
+    """Where in a checkpoint something of one rank lies."""
+    return f"{what}{rank or ''}/"
+
+
+def _keep_previous(path: Path) -> None:
+    """A second name for the file at ``path``, under which it stays when it is replaced."""
+    if not path.exists():
+        return
+    second = path.with_name(f".{PREVIOUS}.tmp")
+    second.unlink(missing_ok=True)
+    try:
+        os.link(path, second)
+    except OSError:  # a file system without second names
+        os.replace(path, path.with_name(PREVIOUS))
+    else:
+        os.replace(second, path.with_name(PREVIOUS))
+
+
+def find_last(folder: Path) -> Path | None:
+    """The checkpoint to go on from; None if there is none yet.
+
+    Where the last one cannot be read, the one before it, which is logged. Raises CheckpointError
+    if neither can.
+    """
+    found = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
+    broken = ""
+    for path in found:
+        try:
+            checkpoint.read_meta(path)
+        except CheckpointError as error:
+            broken = broken or str(error)
+            continue
+        if broken:
+            log.warning("%s; going on from the one before, %s", broken, path)
+        return path
+    if found:
+        raise CheckpointError(f"{broken}; no other to go on from; overwrite=true starts again")
+    return None
 
 
 def load_last(
@@ -89,8 +148,9 @@ def load_last(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     draws: Draws,
-) -> tuple[Clock, dict[str, Any]]:
-    """Put everything back as `save_last` saw it; returns the clock and the checkpoint's JSON."""
+) -> tuple[Clock, dict[str, Any], dict[str, Tensor]]:
+    """Put everything back as `save_last` saw it; returns the clock, the checkpoint's JSON and the
+    sums that were not logged yet. On another number of ranks it says what goes on differently."""
     meta = checkpoint.read_meta(path)
     if "clock" not in meta:
         raise CheckpointError(f"{path}: holds weights only; resume needs a run's {LAST}")
@@ -102,8 +162,24 @@ def load_last(
     checkpoint.load_weights(model, below("model/"), str(path))
     load_state_tensors(model, optimizer, below("optim/"))
     scaler.load_state_dict(meta["scaler"])
-    torch.set_rng_state(tensors["rng/cpu"])
-    draws.set_state(tensors["rng/draws"])
-    if "rng/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng/cuda"])
-    return Clock.from_state(meta["clock"]), meta
+    world, rank = meta.get("world", 1), parallel.rank()
+    if world != parallel.world_size():
+        log.warning(
+            "%s was written by %d processes, and now there are %d: the order of the data, the "
+            "losses and the schedule stay; dropout, and whatever the method does on each device "
+            "for itself, differ from here on",
+            path,
+            world,
+            parallel.world_size(),
+        )
+    known = rank if rank < world else 0
+    chance = below(_of(known, "rng"))
+    if known == rank:
+        torch.set_rng_state(chance["cpu"])
+        if "cuda" in chance and torch.cuda.is_available():
+            torch.cuda.set_rng_state(chance["cuda"])
+    if known == rank or model.one_loss:
+        draws.set_state(chance["draws"])
+    device = next(model.parameters()).device
+    sums = {k: v.to(device) for k, v in below(_of(known, "window")).items()}
+    return Clock.from_state(meta["clock"]), meta, sums

@@ -11,22 +11,26 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from itr import checkpoint
+from itr import checkpoint, parallel
 from itr.data.layouts import open_split
 from itr.data.loader import TrainLoader
 from itr.data.precomp import check_same_width, check_split
 from itr.data.records import Split
 from itr.data.second import open_second
 from itr.data.text import Tokenizer, TokenTable, build_table, open_tokenizer
+from itr.errors import Stopped
 from itr.evaluation.evaluator import Evaluator
 from itr.models.base import RetrievalModel
 from itr.models.build import build_model, model_class, model_config, model_meta
 from itr.results.tables import results_table, write_results
-from itr.results.tracker import open_trackers
+from itr.results.tracker import Tracker, open_trackers
 from itr.training import rundir, state
 from itr.training.common import pick_device, pick_precision, prepare_data
 from itr.training.config import TrainConfig, check_config
 from itr.training.progress import Display, close_log, log, open_log
+from itr.training.ranks import launch
+from itr.training.setup import prepare_model, set_up_torch
+from itr.training.silent import SilentTracker
 from itr.training.start import start_from, stored_tokenizer
 from itr.training.trainer import Trainer
 from itr.view import Facts, TextView
@@ -52,24 +56,27 @@ def train(values: dict[str, Any]) -> dict[str, Any]:
     Raises a UserError for whatever the user can mend: before training wherever it can be known.
     """
     config = check_config(values)
-    folder, finished = rundir.open_run(values)
-    console = Console()
+    cuda = pick_device(config.device).type == "cuda"
+    if config.devices * config.nodes > 1 and not parallel.launched():
+        return launch(train, values, config.devices, config.nodes, cuda)
+    parallel.join(cuda, config.runtime.collective_timeout)
+    console = Console(quiet=parallel.rank() > 0)
+    folder, finished = parallel.decided(lambda: rundir.open_run(values))
     if finished is not None:
         console.print(f"{folder} is finished already; overwrite=true trains it again")
         console.print(results_table(finished, str(folder)))
         return finished
-    if config.runtime.threads:
-        torch.set_num_threads(config.runtime.threads)
-    torch.use_deterministic_algorithms(config.runtime.deterministic)
-    torch.manual_seed(config.seed)
+    set_up_torch(config)
     open_log(None, console)
     try:
         parts = build_parts(config, values)
-        sizes = state.check_space(folder, parts.model)
-        rundir.describe_run(folder, values)
-        open_log(folder / rundir.LOG, console)
-        _announce(config, folder, parts, sizes)
-        results = _run(config, values, folder, parts, console)
+        sizes = parallel.decided(lambda: state.check_space(folder, parts.model))
+        with rundir.taken(folder):
+            if parallel.rank() == 0:
+                rundir.describe_run(folder, values)
+                open_log(folder / rundir.LOG, console)
+            _announce(config, folder, parts, sizes)
+            results = _run(config, values, folder, parts, console)
         console.print(results_table(results, str(folder)))
         log.info("results and checkpoints are in %s", folder)
         return results
@@ -79,6 +86,11 @@ def train(values: dict[str, Any]) -> dict[str, Any]:
 
 def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     """Open and check the data, build tokenizer and model."""
+    with parallel.first_alone():  # what is made on first use is made once
+        return _build_parts(config, values)
+
+
+def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
     view = model_class(config.model).view_for(model_config(config.model))
@@ -102,6 +114,7 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     )
     model = build_model(config.model, values["loss"], facts).to(device)
     told = [] if init is None else start_from(model, config.model["name"], init)
+    told += prepare_model(config, model)
 
     def table(name: str, text: TextView) -> TokenTable:
         return build_table(tokenizer, splits[name].captions(), text, Path(data.cache))
@@ -114,6 +127,8 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
         config.batch_size,
         config.seed,
         workers=config.runtime.workers,
+        rank=parallel.rank(),
+        world=parallel.world_size(),
         pin_memory=device.type == "cuda",
         second=open_second(splits["train"], view, tokenizer, data.cache),
     )
@@ -147,9 +162,10 @@ def _run(
         "precision": parts.precision,
         "versions": rundir.environment(),
     }
-    last = folder / "checkpoints" / state.LAST
-    resume = config.resume == "auto" and last.is_file()
-    with open_trackers(config.tracker, folder, values, resume=resume) as tracker:
+    last: Path | None = None
+    if config.resume == "auto":
+        last = parallel.decided(lambda: state.find_last(folder / "checkpoints"))
+    with _open_trackers(config, folder, values, last is not None) as tracker:
         trainer = Trainer(
             config,
             parts.model,
@@ -162,12 +178,18 @@ def _run(
             parts.device,
             parts.precision,
         )
-        if resume:
+        if last is not None:
             trainer.resume(last)
             log.info("going on from update %d", trainer.clock.updates)
         started, first = time.perf_counter(), trainer.clock.updates
         with Display(console, trainer.clock.total_updates, first) as display:
-            trainer.fit(display)
+            try:
+                trainer.fit(display)
+            except Stopped as stopped:
+                log.warning("%s", stopped.message)
+                if stopped.preempted:
+                    tracker.preempt()
+                raise
             seconds = time.perf_counter() - started
             best = _load_best(folder, parts.model)
             test = parts.evaluators["test"].run(parts.model, progress=display.evaluation)
@@ -184,8 +206,18 @@ def _run(
         numbers = {f"test/{k}": v for k, v in test.items() if isinstance(v, int | float)}
         tracker.log(numbers, step=trainer.clock.updates)
         tracker.summary(results)
-        write_results(folder, results)
+        if parallel.rank() == 0:
+            write_results(folder, results)
     return results
+
+
+def _open_trackers(
+    config: TrainConfig, folder: Path, values: dict[str, Any], resume: bool
+) -> Tracker:
+    """The run's trackers; only rank 0 has any."""
+    if parallel.rank() > 0:
+        return SilentTracker()
+    return open_trackers(config.tracker, folder, values, resume=resume)
 
 
 def _load_best(folder: Path, model: RetrievalModel) -> dict[str, Any]:

@@ -2,56 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from itr import parallel
 from itr.batch import Batch
 from itr.clock import Clock
 from itr.data.loader import TrainLoader
 from itr.data.records import Split
 from itr.draws import Draws
-from itr.errors import TrainingError
+from itr.errors import Stopped
 from itr.evaluation.evaluator import AUTOCAST, Evaluator
 from itr.models.base import RetrievalModel
+from itr.nn.batch_norm import statistics
 from itr.results.tracker import Tracker
-from itr.training import state
+from itr.training import faults, state
 from itr.training.config import TrainConfig
+from itr.training.cost import describe, step_cost
+from itr.training.grad_cache import CachedStep
 from itr.training.optim import apply_schedule, build_optimizer, clip_gradients
 from itr.training.progress import Display, log
+from itr.training.setup import SEED_STRIDE
+from itr.training.signals import PREEMPTION, StopRequest
+from itr.training.step import Step
+from itr.training.window import Window, keep_ids, name_batch, not_finite
 
-
-class Window:
-    """What happened since the last logging: kept on the device, read in one transfer."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.totals: list[Tensor] = []
-        self.batches: list[tuple[Tensor, Tensor]] = []  # image and caption ids, on the host
-        self.pairs = 0
-        self.started = time.perf_counter()
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Add detached scalars to the running sums."""
-        for key, value in values.items():
-            value = value.detach().float()
-            self.sums[key] = self.sums[key] + value if key in self.sums else value
-            self.counts[key] = self.counts.get(key, 0) + 1
-
-    def read(self) -> tuple[dict[str, float], int | None]:
-        """Means of the values, and the first batch whose total was not finite (or None)."""
-        keys = list(self.sums)
-        flat = torch.stack([self.sums[key] for key in keys] + self.totals).tolist()
-        means = {key: flat[i] / self.counts[key] for i, key in enumerate(keys)}
-        totals = torch.tensor(flat[len(keys) :])
-        bad = (~torch.isfinite(totals)).nonzero()
-        return means, int(bad[0]) if len(bad) else None
+NOT_FINITE = "not_finite.json"
 
 
 class Trainer:
@@ -72,10 +53,15 @@ class Trainer:
     ):
         self.config, self.model, self.loader, self.split = config, model, loader, split
         self.evaluator, self.tracker, self.folder, self.meta = evaluator, tracker, folder, meta
-        self.device, self.dtype = device, AUTOCAST[precision]
+        self.device = device
         self.optimizer = build_optimizer(model, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.draws = Draws(config.seed, device)
+        parts = (model, device, AUTOCAST[precision], self.scaler)
+        chunk = config.grad_cache
+        self.step = Step(*parts) if chunk is None else CachedStep(chunk, *parts)
+        # Where ranks have losses of their own, they have draws of their own.
+        own = 0 if model.one_loss else parallel.rank()
+        self.draws = Draws(config.seed + own * SEED_STRIDE, device)
         self.accumulate = min(config.accumulate, loader.batches_per_epoch)
         updates_per_epoch = -(-loader.batches_per_epoch // self.accumulate)
         planned = config.trainer.max_steps or config.trainer.epochs * updates_per_epoch
@@ -87,7 +73,9 @@ class Trainer:
         )
         self.best: dict[str, Any] = {}
         self.window = Window()
-        self.asleep: frozenset[str] | None = None
+        self.guard = faults.Guard(model) if config.trainer.skip_nonfinite else None
+        self.stop, self.agree = StopRequest(), parallel.Agreement()
+        self.saved_at = -1
 
     @property
     def finished(self) -> bool:
@@ -96,28 +84,55 @@ class Trainer:
 
     def resume(self, path: Path) -> None:
         """Go on from a ``last`` checkpoint, as if nothing had happened."""
-        self.clock, meta = state.load_last(
+        self.clock, meta, sums = state.load_last(
             path, self.model, self.optimizer, self.scaler, self.draws
         )
         self.best = meta["best"]
+        self.window.restore(sums, meta.get("window", {"counts": {}, "pairs": 0}))
+        if self.guard is not None:
+            self.guard.skipped = meta.get("skipped", 0)
         self.tracker.rewind(meta["metrics_offset"])
 
     def fit(self, display: Display) -> None:
-        """Train to the end; the checkpoints and the tracker hold what comes of it."""
-        self.window = Window()
+        """Train to the end; the checkpoints and the tracker hold what comes of it.
+
+        Raises Stopped, after saving, where a signal asks for it; TrainingError for a loss that is
+        not finite, memory that runs out and ranks that do not answer.
+        """
+        with self.stop, faults.explained(self.clock, self.config):
+            self._fit(display)
+
+    def _fit(self, display: Display) -> None:
+        self._estimate()
+        self.window.started = time.perf_counter()
         while not self.finished:
             for batch in self._batches():
-                self._micro_batch(batch)
-                updates = self.clock.batch % self.accumulate == 0 or self._epoch_ends
-                if updates:
-                    self._update()
-                self.model.after_step(self.clock)
-                if updates:
+                last = (self.clock.batch + 1) % self.accumulate == 0 or (
+                    self.clock.batch + 1 >= self.clock.batches_per_epoch
+                )
+                if self._micro_batch(batch, last):
+                    if last:
+                        self._update()
+                    self.model.after_step(self.clock)
+                elif last:
+                    self._leave_out_update()
+                if last:
                     self._after_update(display)
+                    self._stop_if_asked()
                 if self.finished:
                     break
             if self._epoch_ends and not self.finished:
                 self.clock.epoch, self.clock.batch = self.clock.epoch + 1, 0
+
+    def _estimate(self) -> None:
+        """Log what a step will cost; a model that runs in pieces or compiled is counted whole."""
+        self.step.wake_and_sleep(self.clock)
+        if parallel.rank() > 0 or self.finished:
+            return
+        batch = next(iter(self.loader.epoch(0))).to(self.device)
+        self.model.train()
+        cost = step_cost(self.model, batch, self.clock, self.step.dtype)
+        log.info("%s", describe(self.model, cost, len(batch)))
 
     def _batches(self) -> Iterator[Batch]:
         return self.loader.epoch(self.clock.epoch, self.clock.batch)
@@ -126,38 +141,42 @@ class Trainer:
     def _epoch_ends(self) -> bool:
         return self.clock.batch >= self.clock.batches_per_epoch
 
-    def _micro_batch(self, batch: Batch) -> None:
+    def _micro_batch(self, batch: Batch, last: bool) -> bool:
+        """Gradients of one batch; False if it was left out because its loss is not finite."""
         assert batch.image_id is not None and batch.caption_id is not None
         self.window.batches.append((batch.image_id, batch.caption_id))
-        self.window.pairs += len(batch)
-        self._wake_and_sleep()
+        self.window.pairs += len(batch) * parallel.world_size()
+        self.step.wake_and_sleep(self.clock)
         batch = batch.to(self.device)
         self.model.train()
         self.model.before_step(self.clock)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            terms = self.model(batch, self.clock, self.draws)
-        weighted = [self.model.weights[key] * value for key, value in terms.losses.items()]
-        total = torch.stack([value.float() for value in weighted]).sum()
-        self.scaler.scale(total / self.accumulate).backward()
+        if self.guard is not None:
+            self.guard.remember()
+        with self.step.quietly(last):
+            total, terms = self.step.forward(batch, self.clock, self.draws)
+            taken = self.guard is None or self.guard.accepts(total)
+            if taken:
+                self.step.backward(total, self.accumulate)
         self.clock.forwards += 1
         self.clock.batch += 1
-        self.window.totals.append(total.detach())
-        self.window.add({"loss": total, **terms.losses, **terms.report})
-
-    def _wake_and_sleep(self) -> None:
-        """Parameters of sleeping modules get no gradient, hence no update and no decay."""
-        asleep = self.model.sleeping(self.clock)
-        if asleep == self.asleep:
-            return
-        self.asleep = asleep
-        prefixes = tuple(f"{name}." for name in asleep)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(not (name in asleep or name.startswith(prefixes)))
+        if taken:
+            self.window.totals.append(total.detach())
+            self.window.add({"loss": total, **terms.losses, **terms.report})
+        else:
+            self._left_out(len(self.window.batches) - 1)
+            del self.window.batches[-1]
+        return taken
 
     def _update(self) -> None:
         apply_schedule(self.optimizer, self.clock, self.config.optim.schedule)
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.parameters(), self.config.optim.clip_norm)
+        if self.guard is not None and not self.guard.accepts(norm):
+            self._left_out(len(self.window.batches) - 1)
+            self.window.totals.clear()
+            self.window.batches.clear()
+            self._leave_out_update()
+            return
         if not self.scaler.is_enabled():  # else the scaler skips such an update by itself
             self.window.totals[-1] = self.window.totals[-1] + 0.0 * norm  # nan if not finite
         self.scaler.step(self.optimizer)
@@ -165,6 +184,41 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.clock.updates += 1
         self.window.add({"grad_norm": norm})
+
+    def _leave_out_update(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.clock.updates += 1
+
+    def _left_out(self, place: int) -> None:
+        """Names batch ``place`` of the window; raises TrainingError if it is one too many."""
+        assert self.guard is not None and self.config.trainer.skip_nonfinite is not None
+        if self.guard.skipped > self.config.trainer.skip_nonfinite:
+            self._stop_at(place)
+        ids = name_batch(self.split, *self.window.batches[place])
+        keep_ids(self.folder / NOT_FINITE, self.clock.updates, ids)
+        log.warning(
+            "update %d: a batch whose loss or gradient is not finite is left out (%d of at most "
+            "%d); its ids are in %s",
+            self.clock.updates,
+            self.guard.skipped,
+            self.config.trainer.skip_nonfinite,
+            self.folder / NOT_FINITE,
+        )
+
+    def _stop_if_asked(self) -> None:
+        """Save and raise Stopped, on all ranks after the same update, if one got a signal."""
+        faults.beat(self.clock.updates)
+        number = self.agree(self.stop.number)
+        if not number or self.finished:
+            return
+        if self.saved_at != self.clock.updates:
+            self._save_last()
+        preempted = number in PREEMPTION
+        raise Stopped(
+            f"stopped by a signal after update {self.clock.updates}; the run is saved: go on with "
+            "resume=auto",
+            preempted,
+        )
 
     def _after_update(self, display: Display) -> None:
         settings, updates = self.config.trainer, self.clock.updates
@@ -185,9 +239,11 @@ class Trainer:
             self._save_last()
 
     def _log(self, display: Display) -> None:
+        if not self.window.sums:  # every batch was left out
+            return
         means, bad = self.window.read()
         if bad is not None:
-            self._stop_at(*self.window.batches[bad])
+            self._stop_at(bad)
         seconds = time.perf_counter() - self.window.started
         values = {f"train/{key}": value for key, value in means.items()}
         values["train/lr"] = self.optimizer.param_groups[0]["lr"]
@@ -196,30 +252,16 @@ class Trainer:
         display.numbers(self.clock.epoch, self.clock.updates, values)
         self.window = Window()
 
-    def _stop_at(self, images: Tensor, captions: Tensor) -> None:
-        records, text_to_image = self.split.records, self.split.text_to_image
-        caption_ids = [
-            records[int(text_to_image[c])].caption_ids[
-                int(c) - int(self.split.first_caption[text_to_image[c]])
-            ]
-            for c in captions.tolist()
-        ]
-        ids = {
-            "image_ids": [records[i].image_id for i in images.tolist()],
-            "caption_ids": caption_ids,
-        }
-        path = self.folder / "not_finite.json"
-        path.write_text(json.dumps({"updates": self.clock.updates, **ids}) + "\n")
-        raise TrainingError(
-            f"the loss or its gradient is not finite within the {len(self.window.totals)} batches "
-            f"before update {self.clock.updates}; the first such batch has image ids "
-            f"{ids['image_ids'][:8]}... and caption ids {caption_ids[:8]}... (all in {path}). "
-            "The last checkpoint is from before it. Look at these samples, or try a lower "
-            "optim.lr, precision=fp32, or optim.clip_norm"
-        )
+    def _stop_at(self, place: int) -> NoReturn:
+        path, updates = self.folder / NOT_FINITE, self.clock.updates
+        ids = name_batch(self.split, *self.window.batches[place])
+        keep_ids(path, updates, ids)
+        raise not_finite(updates, len(self.window.batches), ids, path)
 
     def _validate(self, display: Display) -> None:
         started = time.perf_counter()
+        if not self.config.runtime.sync_batchnorm:
+            parallel.copy_first(statistics(self.model))
         results = self.evaluator.run(self.model, progress=display.evaluation)
         name = self.config.select_on
         values = {f"{name}/{k}": v for k, v in results.items() if isinstance(v, int | float)}
@@ -241,10 +283,28 @@ class Trainer:
                 "updates": self.clock.updates,
                 "epoch": self.clock.epoch,
             }
-            meta = {**self.meta, "best": self.best}
-            state.save_best(self.folder / "checkpoints" / state.BEST, self.model, meta)
+            if parallel.rank() == 0:
+                meta = {**self.meta, "best": self.best}
+                state.save_best(self.folder / "checkpoints" / state.BEST, self.model, meta)
 
     def _save_last(self) -> None:
-        meta = {**self.meta, "best": self.best, "metrics_offset": self.tracker.offset()}
+        self.saved_at = self.clock.updates
+        sums, window = self._checked_window()
+        meta = {
+            **self.meta,
+            "best": self.best,
+            "metrics_offset": self.tracker.offset(),
+            "window": window,
+            "skipped": self.guard.skipped if self.guard is not None else 0,
+        }
         path = self.folder / "checkpoints" / state.LAST
-        state.save_last(path, self.model, self.optimizer, self.scaler, self.clock, self.draws, meta)
+        parts = (self.model, self.optimizer, self.scaler, self.clock, self.draws)
+        state.save_last(path, *parts, meta, sums)
+
+    def _checked_window(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What was not logged yet; a checkpoint never holds what a broken batch has done."""
+        if self.window.totals:
+            bad = self.window.read()[1]
+            if bad is not None:
+                self._stop_at(bad)
+        return self.window.state()

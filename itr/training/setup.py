@@ -1,0 +1,55 @@
+"""What a process is told before it trains: threads, chance, arithmetic, its share of a batch."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from itr import parallel
+from itr.models.base import RetrievalModel
+from itr.nn.batch_norm import across_ranks
+from itr.training.config import TrainConfig
+from itr.training.towers import compile_towers, recompute
+
+SEED_STRIDE = 1_000_003  # between two ranks' seeds
+
+
+def set_up_torch(config: TrainConfig) -> None:
+    """Threads, determinism, TF32 and the seed, which is the same on all ranks until the model
+    stands."""
+    threads = config.runtime.threads
+    if threads is None and parallel.local_world() > 1 and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, (os.cpu_count() or 1) // parallel.local_world())
+    if threads:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(config.runtime.deterministic)
+    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
+    torch.manual_seed(config.seed)
+
+
+def prepare_model(config: TrainConfig, model: RetrievalModel) -> list[str]:
+    """Make ``model`` one of several: batch statistics of all, dropout of its own; then what
+    ``runtime`` asks for its towers. Lines for the log."""
+    told = _share(config, model) if parallel.world_size() > 1 else []
+    if config.runtime.activation_checkpointing:
+        told.append(f"{recompute(model)} tower blocks are computed twice, to keep less")
+    if config.runtime.compile:
+        told.append(f"{compile_towers(model)} tower blocks are compiled at their first use")
+    return told
+
+
+def _share(config: TrainConfig, model: RetrievalModel) -> list[str]:
+    world = parallel.world_size()
+    norms = across_ranks(model) if config.runtime.sync_batchnorm else 0
+    if parallel.rank():
+        torch.manual_seed(config.seed + parallel.rank() * SEED_STRIDE)
+    kind = "share one loss" if model.one_loss else "share queues; each has its own negatives"
+    told = [
+        f"{world} processes: {config.batch_size // world} pairs each of a batch of "
+        f"{config.batch_size}, which {kind}"
+    ]
+    if norms:
+        told.append(f"batch normalisation over all {world} processes (runtime.sync_batchnorm)")
+    return told
