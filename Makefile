@@ -35,7 +35,7 @@ ifneq ($(GOLDEN_ELSEWHERE),)
 endif
 
 soak: setup-test ## kill, hang, interrupt and resume runs for an hour
-	$(BIN)/python -m pytest tests/soak -m soak
+	$(BIN)/python -m pytest tests -m soak
 
 parity: setup-test ## only the proof against the authors' numbers
 	$(BIN)/python -m pytest tests/parity
