@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +22,10 @@ class Batch:
     caption_id: Tensor | None = None  # [B] int64
     regions: Tensor | None = None  # [B, R, D] float32, zero-padded
     region_mask: Tensor | None = None  # [B, R] bool
+    region_rows: Tensor | None = None  # [B, R] int64: regions that `finish` looks up on the device
     guides: Tensor | None = None  # [B, G] float32: one vector more of each image
-    pixels: Tensor | None = None  # [B, 3, H, W] float32, normalised as the view says
+    pixels: Tensor | None = None  # [B, 3, H, W] float32, normalised as the view says; with a
+    # `finish`: uint8, cropped and resized only
     tokens: Tensor | None = None  # [B, L] int64, filled up with the tokenizer's pad id
     token_mask: Tensor | None = None  # [B, L] bool; [CLS] and [SEP] count
     second_tokens: Tensor | None = None  # [B, L2] int64, a second text of the same image
@@ -31,6 +34,8 @@ class Batch:
     positive_pairs: int = 0  # how many True in image_id[:, None] == image_id[None, :]
     min_region_length: int = 0  # fewest real regions in one row
     min_token_length: int = 0  # fewest real token ids in one row
+    # What is cheaper where the model is (normalising pixels, looking up regions): `to` does it.
+    finish: Callable[[Batch], Batch] | None = None
 
     def __len__(self) -> int:
         for value in (self.image_id, self.caption_id):
@@ -47,8 +52,11 @@ class Batch:
         return dataclasses.replace(self, **changed)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        """The same batch on ``device``."""
-        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+        """The same batch on ``device``, finished there."""
+        moved = self._map(lambda t: t.to(device, non_blocking=non_blocking))
+        if self.finish is None:
+            return moved
+        return self.finish(dataclasses.replace(moved, finish=None))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by the data loader)."""

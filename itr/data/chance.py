@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-ORDER, CAPTION, REGION, WORD, PIECE, PICTURE, SECOND = range(7)  # streams: what a draw decides
+# Streams: what a draw decides.
+ORDER, CAPTION, REGION, WORD, PIECE, PICTURE, SECOND, BUCKET = range(8)
 
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)

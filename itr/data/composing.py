@@ -1,4 +1,4 @@
-"""The configuration that ``data=... model=... key=value`` on a command line of the data side mean."""
+"""What ``data=... model=... key=value`` mean on a command line of the data side."""
 
 from __future__ import annotations
 

@@ -27,9 +27,11 @@ from itr.data.doctor_checks import (
     check_repeats,
     listed,
 )
-from itr.data.doctor_find import Found, find_layouts
 from itr.data.doctor_report import NOTE, REFUSED, WARNING, Report, SplitReport
-from itr.data.layouts import DataConfig, open_split
+from itr.data.layouts import FINDERS, KINDS, ORDER, DataConfig, open_split
+from itr.data.leaks import check_leaks
+from itr.data.places import listing
+from itr.data.precomp import check_same_width
 from itr.data.records import Split
 from itr.data.text import open_tokenizer
 from itr.errors import ConfigError, DataError, UserError
@@ -37,6 +39,13 @@ from itr.view import View
 
 # Images of train, val and test in Karpathy's splits.
 KNOWN = {"f30k": (29_000, 1_014, 1_000), "coco": (113_287, 5_000, 5_000)}
+UNNAMED = ("no file is named", "no folder is named")  # notes that need a named data set
+LEFT_OUT = (
+    "left out",
+    "not read",
+    "also has splits",
+    "one value only",
+)  # notes that say what training skips
 PARTS = {"train": 0, "val": 1, "dev": 1, "test": 2, "testall": 2}
 
 
@@ -80,7 +89,8 @@ def read_options(arguments: Sequence[str]) -> Options:
             odd = next(key for key in keys if not key.startswith("data.") or "=" not in key)
             raise ConfigError(f"'{odd}': expected data.root=DIR, data=NAME, model=NAME or --json")
         data = composing.plain_data(dotted)
-    if not data.root or not Path(data.root).expanduser().is_dir():
+    elsewhere = data.shards is not None or data.train is not None
+    if not elsewhere and not (data.root and Path(data.root).expanduser().is_dir()):
         raise ConfigError(f"data.root={data.root}: no such folder; type data.root=DIR")
     return Options(
         data,
@@ -92,21 +102,35 @@ def read_options(arguments: Sequence[str]) -> Options:
 
 def examine(options: Options, console: Console) -> Report:
     """Look at everything in the folder; the progress goes to ``console``."""
-    root = Path(options.data.root).expanduser()
-    report = Report(str(root))
-    found = find_layouts(root)
-    if not found:
-        names = sorted(path.name for path in root.iterdir())[:12]
+    data = options.data
+    report = Report(str(data.train or data.shards or data.root))
+    layouts = ("table",) if data.train else ("shards",) if data.shards else ORDER
+    if data.layout != "auto":
+        layouts = (data.layout,)
+    with _progress(console) as progress:
+        for layout in layouts:
+            splits = _splits_of(layout, options.data, report)
+            _examine_layout(layout, splits, options, report, progress)
+    if not report.splits and not report.findings:
         message = (
             "no layout is recognised; expected <split>_ims.npy and <split>_caps.txt, "
-            "dataset_*.json, *_train.json, or *.tar (also one folder below); found "
-            f"{', '.join(names) or 'nothing'}"
+            "dataset_*.json, *_train.json, captions_train.json, *.arrow, a table of pairs or "
+            f"*.tar; found {listing(Path(data.root).expanduser())}. Type data.root=DIR, "
+            "data.name=NAME or data.train=FILE"
         )
         report.say(REFUSED, "", "", message)
-    with _progress(console) as progress:
-        for layout in found:
-            _examine_layout(layout, options, report, progress)
     return report
+
+
+def _splits_of(layout: str, data: DataConfig, report: Report) -> list[str]:
+    """The splits of ``layout``, as its files call them; none where it does not lie there."""
+    try:
+        place = FINDERS[layout](data)
+        found = [] if place is None else place.splits()
+    except (DataError, ConfigError) as error:
+        report.say(REFUSED, layout, "", str(error))
+        return []
+    return sorted(found, key=lambda name: (PARTS.get(name, len(PARTS)), name))
 
 
 def _progress(console: Console) -> Progress:
@@ -122,45 +146,43 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _examine_layout(found: Found, options: Options, report: Report, progress: Progress) -> None:
+def _examine_layout(
+    layout: str, names: Sequence[str], options: Options, report: Report, progress: Progress
+) -> None:
     splits: dict[str, Split] = {}
-    digests: dict[str, dict[bytes, list[int]]] = {}
-    for name in found.splits:
-        split = _open(found, name, options.data, report)
+    digests: dict[str, np.ndarray] = {}
+    for name in names:
+        split = _open(layout, name, options, report)
         if split is None:
             continue
         splits[name] = split
-        _examine_split(found, name, split, options, report)
+        _examine_split(split, options, report)
         digests[name] = _examine_images(split, report, progress)
-    if len(digests) > 0:
-        check_repeats(found.layout, splits, digests, report)
-    _compare_widths(found, splits, report)
+    check_repeats(layout, splits, digests, report)
+    _require_apart(layout, splits, report)
+    _compare_widths(layout, splits, report)
 
 
-def _open(found: Found, name: str, given: DataConfig, report: Report) -> Split | None:
+def _open(layout: str, name: str, options: Options, report: Report) -> Split | None:
     """The split as training opens it; None, and a finding, where it would refuse."""
-    data = dataclasses.replace(
-        given,
-        name=found.name,
-        root=str(found.root),
-        layout=found.layout,
-        splits={name: name},
-        shards=str(found.root) if found.layout == "shards" else None,
-    )
+    data = dataclasses.replace(options.data, layout=layout, splits={}, noise=0.0)
     try:
-        split = open_split(data, name, found.kind)
+        split = open_split(data, name, KINDS[layout])
     except (DataError, ConfigError) as error:
-        report.say(REFUSED, found.layout, name, str(error))
+        report.say(REFUSED, layout, name, str(error))
         return None
     for note in split.notes:
-        report.say(WARNING if found.layout == "shards" else NOTE, found.layout, name, note)
+        if options.name is None and note.startswith(UNNAMED):
+            continue
+        faulty = any(mark in note for mark in LEFT_OUT)
+        report.say(WARNING if faulty else NOTE, layout, name, note)
     return dataclasses.replace(split, name=name)
 
 
-def _examine_split(found: Found, name: str, split: Split, options: Options, report: Report) -> None:
+def _examine_split(split: Split, options: Options, report: Report) -> None:
     entry = SplitReport(
-        found.layout,
-        name,
+        split.layout,
+        split.name,
         split.source,
         split.n_images,
         split.n_captions,
@@ -171,14 +193,14 @@ def _examine_split(found: Found, name: str, split: Split, options: Options, repo
     check_captions(split, report)
     if options.view is not None:
         entry.statistics["ids_longest"] = _check_lengths(split, options.view, report)
-    if options.name in KNOWN and name in PARTS:
-        expected = KNOWN[options.name][PARTS[name]]
+    if options.name in KNOWN and split.name in PARTS:
+        expected = KNOWN[options.name][PARTS[split.name]]
         if split.n_images != expected:
             message = f"{split.n_images:,} images; {options.name} is known to have {expected:,}"
-            report.say(NOTE, found.layout, name, message)
+            report.say(NOTE, split.layout, split.name, message)
 
 
-def _examine_images(split: Split, report: Report, progress: Progress) -> dict[bytes, list[int]]:
+def _examine_images(split: Split, report: Report, progress: Progress) -> np.ndarray:
     rows = split.n_images if split.regions is None else len(split.regions)
     task = progress.add_task(f"{split.layout} {split.name}", total=rows)
 
@@ -215,9 +237,17 @@ def _check_lengths(split: Split, view: View, report: Report) -> int | None:
     return int(lengths.max())
 
 
-def _compare_widths(found: Found, splits: dict[str, Split], report: Report) -> None:
-    widths = {n: s.regions.shape[2] for n, s in splits.items() if s.regions is not None}
-    if len(set(widths.values())) > 1:
-        named = ", ".join(f"{splits[name].source}: {width}" for name, width in widths.items())
-        message = f"the width of a region differs between splits ({named}); training refuses that"
-        report.say(REFUSED, found.layout, "", message)
+def _require_apart(layout: str, splits: dict[str, Split], report: Report) -> None:
+    if "train" not in splits:
+        return
+    try:
+        check_leaks(splits)
+    except DataError as error:
+        report.say(REFUSED, layout, "", str(error))
+
+
+def _compare_widths(layout: str, splits: dict[str, Split], report: Report) -> None:
+    try:
+        check_same_width(splits.values())
+    except DataError as error:
+        report.say(REFUSED, layout, "", str(error))

@@ -53,8 +53,9 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
 
     def say(self, level: int, layout: str, split: str, message: str) -> None:
-        """Add a finding."""
-        self.findings.append(Finding(level, layout, split, message))
+        """Add a finding; what was said of another split of the layout is not said again."""
+        if not any(f.message == message and f.layout == layout for f in self.findings):
+            self.findings.append(Finding(level, layout, split, message))
 
     @property
     def exit_code(self) -> int:
@@ -89,11 +90,13 @@ class Report:
     def _tables(self) -> Iterator[Table]:
         """One a layout; narrow enough for 80 columns."""
         for layout in dict.fromkeys(split.layout for split in self.splits):
-            table = Table(title=layout, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+            table = Table(
+                title=layout, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+            )
             table.add_column("split")
             for name in ("images", "captions", "each", "words", "max"):
                 table.add_column(name, justify="right")
-            table.add_column("pictures or regions")
+            table.add_column("usable", no_wrap=True)
             table.add_column("content", no_wrap=True)
             for split in self.splits:
                 if split.layout == layout:

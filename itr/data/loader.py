@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from itr.batch import Batch
 from itr.data import chance
+from itr.data.ahead import run_ahead
 from itr.data.order import shuffled
 from itr.data.pixels import BrokenPicture, Pixels
 from itr.data.records import Split
@@ -36,7 +36,10 @@ class TrainLoader:
 
     ``batch_size`` counts pairs over all ``world`` ranks; a rank gets its contiguous share of each
     batch. An epoch runs over captions or, for ``view.unit`` image and pair, over images with one
-    drawn caption each. Raises ConfigError, or DataError if the split fills no batch.
+    drawn caption each. ``late`` leaves to `Batch.to` what can be done there; ``resident`` is the
+    region array on the device; ``bucket`` (0: off) puts captions of like length together inside
+    windows of as many batches; ``broken`` are images known to be unusable. Raises ConfigError, or
+    DataError if the split fills no batch.
     """
 
     def __init__(
@@ -52,6 +55,10 @@ class TrainLoader:
         world: int = 1,
         pin_memory: bool = False,
         second: SecondTexts | None = None,
+        late: bool = False,
+        resident: Tensor | None = None,
+        bucket: int = 0,
+        broken: Iterable[int] = (),
     ):
         self.split, self.view, self.seed = split, view, seed
         self.by_image = view.unit != "caption"
@@ -75,14 +82,19 @@ class TrainLoader:
         _require_shards(split, world, workers)
         self.rank, self.share = rank, batch_size // world
         self.workers, self.pin_memory = workers, pin_memory
-        self.pixels = Pixels(split, view.pixels) if view.kind == "pixels" else None
-        self.regions = Regions(split) if view.kind == "regions" else None
-        self.broken: set[int] = set()  # images whose pictures could not be decoded
+        self.pixels = Pixels(split, view.pixels, late) if view.kind == "pixels" else None
+        self.regions = Regions(split, resident) if view.kind == "regions" else None
+        self.broken = set(broken)  # images whose pictures could not be decoded
+        if bucket and view.padding_is_arithmetic:
+            log.warning("trainer.bucket=%d: off, the model's padding is arithmetic", bucket)
+            bucket = 0
+        self.bucket = bucket
         self.texts = Texts(tokens, view.text)
         self.second = second
         self.second_texts: Texts | None = None
         if second is not None:
             self.second_texts = Texts(second.table, view.second_text or view.text)
+        self.tokenizer = tokenizer
         self.vocabulary, self.mask_id = tokenizer.vocabulary_size, tokenizer.mask_id
         if view.text.augment is not None and self.mask_id is None:
             raise ConfigError(
@@ -107,10 +119,30 @@ class TrainLoader:
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch`` from ``start_batch`` on: the same whatever ``workers`` is."""
         count = self.batches_per_epoch
-        batches = self.order(epoch)[: count * self.batch_size].reshape(count, self.batch_size)
+        order = self.order(epoch)[: count * self.batch_size]
+        if self.bucket:
+            order = self._bucketed(epoch, order)
+        batches = order.reshape(count, self.batch_size)
         mine = slice(self.rank * self.share, (self.rank + 1) * self.share)
         assemble = functools.partial(self._assemble, epoch)
-        return _run(assemble, list(batches[start_batch:, mine]), self.workers)
+        return run_ahead(assemble, list(batches[start_batch:, mine]), self.workers)
+
+    def _bucketed(self, epoch: int, order: np.ndarray) -> np.ndarray:
+        """``order`` with captions of like length together inside windows of ``bucket`` batches.
+
+        Within a batch the shuffled order stays, and the batches of a window are shuffled: which
+        rank gets a row, and when a length comes, is still chance.
+        """
+        out = []
+        for first in range(0, len(order), self.bucket * self.batch_size):
+            window = order[first : first + self.bucket * self.batch_size]
+            by_length = np.argsort(self.texts.table.lengths[window], kind="stable")
+            batches = np.sort(by_length.reshape(-1, self.batch_size), axis=1)
+            draws = chance.uniform(
+                self.seed, epoch, chance.BUCKET, first + np.arange(len(batches)) * self.batch_size
+            )
+            out.append(window[batches[np.argsort(draws)]].ravel())
+        return np.concatenate(out)
 
     def _assemble(self, epoch: int, captions: np.ndarray) -> Batch:
         """A batch of ``captions``; a pair whose picture is broken gives way to the next one.
@@ -154,7 +186,7 @@ class TrainLoader:
         """The image side of a `Batch`: ``images`` [B] as they are shown with ``captions`` [B]."""
         if self.pixels is not None:
             uniforms = self.pixels.drawn(self.seed, epoch, captions)
-            return {"pixels": self.pixels.fetch(images, uniforms)}
+            return self.pixels.fields(images, uniforms)
         assert self.regions is not None
         keep = self.kept_regions(epoch, captions) if self.view.regions.drop > 0 else None
         return self.regions.fetch(images, keep, self.view.regions.min_pad)
@@ -203,14 +235,13 @@ class TrainLoader:
         return ids[stays], kept
 
 
-def image_batches(split: Split, view: View, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+def image_batches(
+    split: Split, view: View, batch_size: int, workers: int = 0, late: bool = False
+) -> Iterator[Batch]:
     """Each image of ``split`` once, in record order, as ``view`` wants it for evaluation."""
     fetch: Callable[[np.ndarray], dict[str, Any]]
     if view.kind == "pixels":
-        pixels = Pixels(split, view.pixels_eval)
-
-        def fetch(images: np.ndarray) -> dict[str, Any]:
-            return {"pixels": pixels.fetch(images)}
+        fetch = Pixels(split, view.pixels_eval, late).fields
     else:
         regions = Regions(split)
 
@@ -220,7 +251,7 @@ def image_batches(split: Split, view: View, batch_size: int, workers: int = 0) -
     def assemble(images: np.ndarray) -> Batch:
         return Batch(image_id=torch.from_numpy(images.copy()), **fetch(images))
 
-    return _run(assemble, _slices(np.arange(split.n_images), batch_size), workers)
+    return run_ahead(assemble, _slices(np.arange(split.n_images), batch_size), workers)
 
 
 def caption_batches(
@@ -243,7 +274,7 @@ def caption_batches(
             **texts.pad(tokens.flat[places], lengths),
         )
 
-    return _run(assemble, _slices(order, batch_size), workers=0)
+    return run_ahead(assemble, _slices(order, batch_size), workers=0)
 
 
 def _require_shards(split: Split, world: int, workers: int) -> None:
@@ -268,27 +299,3 @@ def _positive(batch_size: int) -> None:
 def _slices(order: np.ndarray, size: int) -> list[np.ndarray]:
     _positive(size)
     return [order[first : first + size] for first in range(0, len(order), size)]
-
-
-def _run(
-    assemble: Callable[[np.ndarray], Batch], items: list[np.ndarray], workers: int
-) -> Iterator[Batch]:
-    """``assemble`` of each item, in order, by ``workers`` threads that run ahead.
-
-    Threads, not processes: the work is one copy of memory outside the interpreter's lock, which a
-    process would do twice (measured: 36 x 2048 regions come 7 times slower from two processes).
-    """
-    if workers < 1:
-        yield from map(assemble, items)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
-    try:
-        ahead: deque[Future[Batch]] = deque()
-        for item in items:
-            ahead.append(pool.submit(assemble, item))
-            if len(ahead) > workers + 1:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from itr.batch import Batch
 from itr.data import chance
 from itr.data.images import decode, name_of, read_bytes
 from itr.data.records import Split
-from itr.data.transforms import DRAWS, Choices, check_view, draw, normalise, transform
+from itr.data.transforms import DRAWS, Choices, check_view, draw, finish, normalise, transform
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView
 
@@ -25,16 +29,17 @@ class BrokenPicture(DataError):
 class Pixels:
     """The pictures of a split, by image number, as ``view`` wants them.
 
-    Raises ConfigError for a view that cannot be done or a split without pictures.
+    ``late``: what need not be done on the host is left to `Batch.to`. Raises ConfigError for a
+    view that cannot be done or a split without pictures.
     """
 
-    def __init__(self, split: Split, view: PixelView):
+    def __init__(self, split: Split, view: PixelView, late: bool = False):
         if split.regions is not None:
             raise ConfigError(
                 f"{split.source}: holds regions, but the model's view asks for pictures"
             )
         check_view(view)
-        self.split, self.view = split, view
+        self.split, self.view, self.late = split, view, late
         self.random = view.flip or view.randaugment or view.resize == "random_crop"
 
     def fetch(self, images: np.ndarray, uniforms: np.ndarray | None = None) -> Tensor:
@@ -43,13 +48,35 @@ class Pixels:
         ``uniforms`` [B, DRAWS] in [0, 1) decide what is random in the view. Raises BrokenPicture,
         naming the file, for a picture that cannot be read.
         """
-        size = self.view.size
-        pixels = torch.empty((len(images), 3, size, size), dtype=torch.uint8)
-        for row, number in enumerate(images.tolist()):
-            pixels[row] = self._one(number, None if uniforms is None else uniforms[row])
+        pixels, choices = self._raw(images, uniforms)
+        if self.late:
+            return finish(pixels, self.view, choices)
         return normalise(pixels, self.view)
 
-    def _one(self, number: int, uniforms: np.ndarray | None) -> Tensor:
+    def fields(self, images: np.ndarray, uniforms: np.ndarray | None = None) -> dict[str, Any]:
+        """The picture fields of a `Batch`: as `fetch`, at once or left to the device."""
+        if not self.late:
+            return {"pixels": self.fetch(images, uniforms)}
+        pixels, choices = self._raw(images, uniforms)
+
+        def on_device(batch: Batch) -> Batch:
+            assert batch.pixels is not None
+            return dataclasses.replace(batch, pixels=finish(batch.pixels, self.view, choices))
+
+        return {"pixels": pixels, "finish": on_device}
+
+    def _raw(self, images: np.ndarray, uniforms: np.ndarray | None) -> tuple[Tensor, list[Choices]]:
+        """uint8 [B, 3, S, S] and what chance decided for each; if late, only their crops are
+        taken."""
+        size = self.view.size
+        pixels = torch.empty((len(images), 3, size, size), dtype=torch.uint8)
+        choices = []
+        for row, number in enumerate(images.tolist()):
+            pixels[row], made = self._one(number, None if uniforms is None else uniforms[row])
+            choices.append(made)
+        return pixels, choices
+
+    def _one(self, number: int, uniforms: np.ndarray | None) -> tuple[Tensor, Choices]:
         place, decoder = self.split.records[number].image, self.split.decoder
         try:
             image = decode(read_bytes(place), name_of(place), decoder, self.view.premultiply)
@@ -57,7 +84,8 @@ class Pixels:
             raise BrokenPicture(str(error), number) from error
         height, width = image.shape[-2:]
         choices = Choices() if uniforms is None else draw(self.view, uniforms, height, width)
-        return transform(image, self.view, choices, decoder)
+        now = Choices(box=choices.box) if self.late else choices
+        return transform(image, self.view, now, decoder), choices
 
     def drawn(self, seed: int, epoch: int, captions: np.ndarray) -> np.ndarray | None:
         """The uniforms [B, DRAWS] of the pictures shown with ``captions``; None: nothing random."""

@@ -124,6 +124,11 @@ def read_split(folder: str | Path, split: str, dev_captions: int | None = None) 
     ]
     rows = np.unique(np.linspace(0, len(regions) - 1, ROWS_AT_OPEN).astype(np.int64))
     _require_finite(ims, regions, rows)
+    if flat := [row for row in rows.tolist() if np.ptp(regions[row]) == 0]:
+        notes.append(
+            f"{ims}: {len(flat)} of {len(rows)} rows looked at hold one value only, row {flat[0]} "
+            "the first, as if their images had not been extracted"
+        )
     guides = _open_guides(folder / f"{split}{GUIDES}", len(regions))
     return Split(split, "precomp", records, regions, guides, source=str(ims), notes=tuple(notes))
 

@@ -1,4 +1,4 @@
-"""RandAugment as ALBEF uses it: two of ten operations at magnitude 7 of 10, on uint8 [3, H, W].
+"""RandAugment as ALBEF uses it: two of ten operations at magnitude 7, on uint8 [..., 3, H, W].
 
 Geometry is bilinear in the fixed-point arithmetic of OpenCV's ``warpAffine`` (1/32 pixel, weights
 of 15 bits), which the authors' code calls: written out here, the numbers need no OpenCV.
@@ -7,7 +7,7 @@ of 15 bits), which the authors' code calls: written out here, the numbers need n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def draw_operations(uniforms: np.ndarray) -> tuple[Operation, ...]:
 
 
 def apply_operation(image: Tensor, operation: Operation, wrapping: bool = False) -> Tensor:
-    """uint8 [3, H, W] of ``image`` after one operation.
+    """uint8 [..., 3, H, W] of ``image`` after one operation.
 
     ``wrapping`` repeats the authors' slips of 8-bit arithmetic: contrast saturates every channel
     that holds no 0, and sharpened values beyond 0 .. 255 wrap around.
@@ -65,6 +65,25 @@ def apply_operation(image: Tensor, operation: Operation, wrapping: bool = False)
     return warp(image, forward_matrix(name, argument, *image.shape[-2:]))
 
 
+def apply_operations(
+    images: Tensor, operations: Sequence[Sequence[Operation]], wrapping: bool = False
+) -> Tensor:
+    """uint8 [B, 3, H, W] of ``images``, each after its own ``operations``, where they are.
+
+    Pictures that ask for the same operation get it together: no look at the pixels on the host.
+    """
+    images = images.clone()
+    for step in range(max(map(len, operations), default=0)):
+        rows: dict[Operation, list[int]] = {}
+        for row, own in enumerate(operations):
+            if step < len(own):
+                rows.setdefault(own[step], []).append(row)
+        for operation, chosen in rows.items():
+            where = torch.tensor(chosen, device=images.device)
+            images[where] = apply_operation(images[where], operation, wrapping)
+    return images
+
+
 PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "Identity": lambda image: image,
     "AutoContrast": F.autocontrast,
@@ -74,17 +93,13 @@ PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
 
 def _wrapping_contrast(image: Tensor) -> Tensor:
     """Contrast stretched from a low bound whose negation is 256 - low."""
-    out = torch.empty_like(image)
-    for channel, values in enumerate(image.numpy()):
-        low, high = int(values.min()), int(values.max())
-        if high == low:
-            out[channel] = image[channel]
-            continue
-        scale = 255 / (high - low)
-        offset = ((256 - low) % 256) * scale
-        table = (np.arange(256) * scale + offset).clip(0, 255).astype(np.uint8)
-        out[channel] = torch.from_numpy(table[values])
-    return out
+    values = image.flatten(-2)
+    low, high = (bound.double().unsqueeze(-1) for bound in (values.amin(-1), values.amax(-1)))
+    scale = 255 / (high - low)
+    grey = torch.arange(256, dtype=torch.float64, device=image.device)
+    table = (grey * scale + (256 - low) % 256 * scale).clamp(0, 255)
+    table = torch.where(high == low, grey, table).to(torch.uint8)
+    return table.gather(-1, values.long()).view(image.shape)
 
 
 def _sharpen(image: Tensor, factor: float, wrapping: bool) -> Tensor:
@@ -92,15 +107,15 @@ def _sharpen(image: Tensor, factor: float, wrapping: bool) -> Tensor:
     if min(image.shape[-2:]) < 3:
         return image
     values = image.float()
-    rows = values[:, :-2] + values[:, 1:-1] + values[:, 2:]
+    rows = values[..., :-2, :] + values[..., 1:-1, :] + values[..., 2:, :]
     box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-    inner = values[:, 1:-1, 1:-1]
+    inner = values[..., 1:-1, 1:-1]
     blurred = (box + 4 * inner).div_(13).round_()
     sharp = blurred + factor * (inner - blurred)
     if not wrapping:
         sharp = sharp.clamp_(0, 255)
     out = image.clone()
-    out[:, 1:-1, 1:-1] = sharp.to(torch.int32).to(torch.uint8)  # the second cast wraps around
+    out[..., 1:-1, 1:-1] = sharp.to(torch.int32).to(torch.uint8)  # the second cast wraps around
     return out
 
 
@@ -129,15 +144,49 @@ def _inverse(matrix: Matrix) -> Matrix:
     return a, b, -a * c - b * f, d, e, -d * c - e * f
 
 
-def warp(image: Tensor, matrix: Matrix) -> Tensor:
-    """uint8 [3, H, W] of ``image`` under the affine map ``matrix``; FILL comes in from outside."""
+def warp(images: Tensor, matrix: Matrix) -> Tensor:
+    """uint8 [..., 3, H, W] of ``images`` under the affine map ``matrix``; FILL comes in from
+    outside. One picture on the host, or any number of them where they are."""
+    if images.device.type == "cpu" and images.ndim == 3:
+        return _warp_one(images, matrix)
+    return _warp_many(images, matrix)
+
+
+def _sources(matrix: Matrix, height: int, width: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """For x and y, what a row [H, 1] and a column [W] add to where a pixel comes from."""
     a, b, c, d, e, f = _inverse(matrix)
-    height, width = image.shape[-2:]
-    x, y = (
-        _fixed(row * np.arange(height)[:, None] + shift) + 16 + _fixed(column * np.arange(width))
+    return tuple(
+        (
+            _fixed(row * np.arange(height)[:, None] + shift) + 16,
+            _fixed(column * np.arange(width)),
+        )
         for row, column, shift in ((b, a, c), (e, d, f))
     )
-    x, y = x >> 5, y >> 5  # in 1/32 pixel
+
+
+def _warp_many(images: Tensor, matrix: Matrix) -> Tensor:
+    height, width = images.shape[-2:]
+    x, y = (
+        (torch.from_numpy(row).to(images.device) + torch.from_numpy(column).to(images.device)) >> 5
+        for row, column in _sources(matrix, height, width)
+    )
+    left, top, right, low = x >> 5, y >> 5, x & 31, y & 31
+    padded = images.new_full((*images.shape[:-2], height + 2, width + 2), FILL)
+    padded[..., 1:-1, 1:-1] = images
+    flat = padded.flatten(-2)
+    total = torch.full((*images.shape[:-2], height * width), 512, device=images.device).int()
+    columns = [(left + shift).clamp(0, width + 1) for shift in (1, 2)]
+    for shift, vertical in ((1, 32 - low), (2, low)):
+        row = (top + shift).clamp(0, height + 1) * (width + 2)
+        for column, horizontal in zip(columns, (32 - right, right), strict=True):
+            taken = flat.index_select(-1, (row + column).flatten()).int()
+            total += taken * (vertical * horizontal).flatten()
+    return (total >> 10).to(torch.uint8).view(images.shape)
+
+
+def _warp_one(image: Tensor, matrix: Matrix) -> Tensor:
+    height, width = image.shape[-2:]
+    x, y = ((row + column) >> 5 for row, column in _sources(matrix, height, width))
     left, top, right, low = x >> 5, y >> 5, x & 31, y & 31
     # Channels in lanes of 20 bits: one look-up and one product for all three.
     red, green, blue = image.numpy().astype(np.int64)
@@ -146,8 +195,12 @@ def warp(image: Tensor, matrix: Matrix) -> Tensor:
     total = np.full((height, width), 512 * ONES)
     columns = [np.clip(left + shift, 0, width + 1) for shift in (1, 2)]
     for shift, vertical in ((1, 32 - low), (2, low)):
+        if not vertical.any():  # shear along x, translation
+            continue
         row = np.clip(top + shift, 0, height + 1) * (width + 2)
         for column, horizontal in zip(columns, (32 - right, right), strict=True):
+            if not horizontal.any():
+                continue
             total += packed.ravel().take(row + column) * (vertical * horizontal)
     lanes = [(total >> shift).astype(np.uint8) for shift in (10, 30, 50)]
     return torch.from_numpy(np.stack(lanes))

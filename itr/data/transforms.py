@@ -6,6 +6,7 @@ Random choices are made apart from the pixels (`draw`), so that recorded ones ca
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from itr.data.randaugment import Operation, apply_operation, draw_operations
+from itr.data.randaugment import (
+    Operation,
+    apply_operation,
+    apply_operations,
+    draw_operations,
+)
 from itr.errors import ConfigError
 from itr.view import PixelView
 
@@ -97,9 +103,23 @@ def transform(image: Tensor, view: PixelView, choices: Choices, decoder: str) ->
     return image
 
 
+def finish(images: Tensor, view: PixelView, choices: Sequence[Choices]) -> Tensor:
+    """What is left to do for ``images`` uint8 [B, 3, S, S] that were cropped and resized: flip,
+    RandAugment, normalise, where they are. The same numbers as `transform` and `normalise`."""
+    flipped = [row for row, choice in enumerate(choices) if choice.flip]
+    if flipped:
+        where = torch.tensor(flipped, device=images.device)
+        images = images.index_copy(0, where, images[where].flip(-1))
+    if view.randaugment:
+        images = apply_operations(images, [c.operations for c in choices], view.wrapping)
+    return normalise(images, view)
+
+
 def normalise(images: Tensor, view: PixelView) -> Tensor:
     """float32 of ``images`` uint8 [..., 3, S, S]: in [0, 1], less the mean, by the deviation."""
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (view.mean, view.std))
+    mean, std = (
+        torch.tensor(value, device=images.device).view(3, 1, 1) for value in (view.mean, view.std)
+    )
     return images.float().div_(255).sub_(mean).div_(std)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,14 +20,25 @@ Rows = Callable[[Record], np.ndarray]  # the regions [R, D] of an image
 SHOWN = 3
 
 
-def write_precomp(target: Path, splits: dict[str, Split], options: Options) -> list[str]:
+class Source(NamedTuple):
+    """Where regions come from: shape and dtype of an image's, and how to get them, by split."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    rows: dict[str, Rows]
+
+
+def write_precomp(
+    target: Path, splits: dict[str, Split], options: Options, source: Source | None = None
+) -> list[str]:
     """``<split>_ims.npy``, ``_caps.txt``, ``_ids.txt`` and ``id_mapping.json`` in ``target``.
 
-    Regions are the source's own, or those of ``options.regions`` by the pictures' names. Raises
+    Regions are those of ``source`` (asked for in order), or the splits' own, or those of
+    ``options.regions`` by the pictures' names. Raises
     ConfigError where images have different numbers of captions, DataError for missing regions.
     """
     captions = _captions(splits, options.captions)
-    shape, dtype, rows = _regions(splits, options.regions)
+    shape, dtype, rows = source or _regions(splits, options.regions)
     names = names_of(splits)
     target.mkdir(parents=True)
     mapping: dict[str, str] = {}
@@ -68,15 +80,13 @@ def _captions(splits: dict[str, Split], wanted: int | None) -> dict[str, list[tu
     return found
 
 
-def _regions(
-    splits: dict[str, Split], folder: Path | None
-) -> tuple[tuple[int, ...], np.dtype, dict[str, Rows]]:
-    """Shape and dtype of an image's regions, and how to get them, by split."""
+def _regions(splits: dict[str, Split], folder: Path | None) -> Source:
     if folder is None:
         arrays = {part: split.regions for part, split in splits.items()}
         first = next(iter(arrays.values()))
         assert first is not None  # the source is precomp
-        return first.shape[1:], first.dtype, {part: _own(array) for part, array in arrays.items()}
+        rows = {part: _own(array) for part, array in arrays.items()}
+        return Source(first.shape[1:], first.dtype, rows)
     places = _places(folder)
     _require_all(splits, places, folder)
     array = next(iter(places.values()))[0]
@@ -85,7 +95,7 @@ def _regions(
         found, number = places[_key(record)]
         return np.asarray(found[number])
 
-    return array.shape[1:], array.dtype, dict.fromkeys(splits, row)
+    return Source(array.shape[1:], array.dtype, dict.fromkeys(splits, row))
 
 
 def _own(array: np.ndarray | None) -> Rows:

@@ -137,7 +137,9 @@ class Evaluator:
         and, where asked for, ``tokens`` in the precision of encoding. The model runs in eval mode
         and is left as it was."""
         data = self.data
-        images = image_batches(data, self.view, self.batch_size, self.workers)
+        images = image_batches(
+            data, self.view, self.batch_size, self.workers, late=self.device.type == "cuda"
+        )
         captions = caption_batches(data, self.view, self.tokens, self.batch_size)
         with torch.inference_mode(), _eval_mode(model):
             return (

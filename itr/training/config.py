@@ -38,6 +38,7 @@ class TrainerConfig:
     validate_every: int | None = None  # updates; None: at the end of every epoch
     checkpoint_every: int | None = None  # updates; None: after every validation
     log_every: int = 20
+    bucket: int = 0  # windows of as many batches in which captions of like length go together
 
 
 @dataclass
@@ -45,6 +46,7 @@ class RuntimeConfig:
     """What a machine has; nothing here changes the numbers."""
 
     workers: int = 0  # threads that put batches together ahead of time
+    resident: str | None = None  # fp16 or fp32: the training regions are kept on the device
     threads: int | None = None  # CPU threads of torch; None: torch's own choice
     eval_batch_size: int = 128
     deterministic: bool = False
@@ -106,6 +108,8 @@ def check_config(values: Mapping[str, Any]) -> TrainConfig:
         if found not in known:
             names = ", ".join(str(name) for name in known)
             raise ConfigError(f"{key}: '{found}' is unknown; expected one of {names}")
+    if config.trainer.bucket < 0:
+        raise ConfigError(f"trainer.bucket={config.trainer.bucket}: expected 0 (off) or more")
     for key, number in (
         ("batch_size", config.batch_size),
         ("accumulate", config.accumulate),

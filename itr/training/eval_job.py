@@ -12,6 +12,7 @@ from rich.console import Console
 
 from itr import checkpoint
 from itr.data.layouts import DataConfig, open_split
+from itr.data.picture_check import require_pictures
 from itr.data.precomp import check_split
 from itr.data.text import Tokenizer, build_table
 from itr.errors import CheckpointError, ConfigError
@@ -162,6 +163,7 @@ def _evaluator(config: EvalConfig, loaded: Loaded, device: torch.device) -> Eval
     model, tokenizer, data = loaded.model, loaded.tokenizer, loaded.data
     split = open_split(data, config.split, model.view.kind)
     check_split(split, data.cache)
+    require_pictures(split, data.cache)
     width = None if split.regions is None else int(split.regions.shape[2])
     if width != model.facts.region_width:
         raise CheckpointError(

@@ -16,16 +16,18 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from itr.errors import ConfigError
+from itr.data.manifest import changed
+from itr.errors import ConfigError, DataError
 from itr.results.tables import read_results
 
 ROOT = Path("runs")
-CONFIG, METRICS, RESULTS, LOG, VERSIONS = (
+CONFIG, METRICS, RESULTS, LOG, VERSIONS, DATA = (
     "config.yaml",
     "metrics.jsonl",
     "results.json",
     "train.log",
     "versions.json",
+    "data.json",
 )
 # What a machine or a user's folder decides; two runs that differ only here are the same run.
 NOT_IDENTITY = (
@@ -133,6 +135,19 @@ def describe_run(path: Path, values: Mapping[str, Any]) -> None:
     path.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(dict(values)), path / CONFIG)
     (path / VERSIONS).write_text(json.dumps(environment(), indent=2) + "\n")
+
+
+def keep_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write what the splits hold. Raises DataError if a run that goes on began with other data."""
+    file = path / DATA
+    if file.is_file() and (names := changed(json.loads(file.read_text()), manifest)):
+        raise DataError(
+            f"{', '.join(manifest[name]['source'] for name in names)}: not the data that {path} "
+            f"began with (content of {', '.join(names)} differs from {file}); put it back, or type "
+            "overwrite=true to start again"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def environment() -> dict[str, Any]:

@@ -12,11 +12,14 @@ import torch
 from rich.console import Console
 
 from itr import checkpoint
+from itr.data import manifest
 from itr.data.layouts import open_split
 from itr.data.leaks import check_leaks
 from itr.data.loader import TrainLoader
+from itr.data.picture_check import broken_pictures, left_out, require_pictures
 from itr.data.precomp import check_same_width, check_split
 from itr.data.records import Split
+from itr.data.regions import keep_resident
 from itr.data.second import open_second
 from itr.data.text import Tokenizer, TokenTable, build_table, open_tokenizer
 from itr.evaluation.evaluator import Evaluator
@@ -45,6 +48,8 @@ class Parts:
     device: torch.device
     precision: str
     told: list[str]  # of the weights that training starts from, for the log
+    manifest: dict[str, Any]  # what each split holds
+    warnings: list[str]  # of the data
 
 
 def train(values: dict[str, Any]) -> dict[str, Any]:
@@ -67,6 +72,7 @@ def train(values: dict[str, Any]) -> dict[str, Any]:
     try:
         parts = build_parts(config, values)
         sizes = state.check_space(folder, parts.model)
+        rundir.keep_manifest(folder, parts.manifest)
         rundir.describe_run(folder, values)
         open_log(folder / rundir.LOG, console)
         _announce(config, folder, parts, sizes)
@@ -92,6 +98,8 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     }
     for split in splits.values():
         check_split(split, data.cache)
+    for name in names[1:]:
+        require_pictures(splits[name], data.cache)
     check_same_width(list(splits.values()))
     check_leaks(splits)
     second = splits["train"].second_texts() if wants_second else []
@@ -108,6 +116,11 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     def table(name: str, text: TextView) -> TokenTable:
         return build_table(tokenizer, splits[name].captions(), text, Path(data.cache))
 
+    broken = broken_pictures(splits["train"], data.cache)
+    runtime = config.runtime
+    resident = None
+    if runtime.resident is not None:
+        resident = keep_resident(splits["train"], device, runtime.resident)
     loader = TrainLoader(
         splits["train"],
         view,
@@ -118,6 +131,10 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
         workers=config.runtime.workers,
         pin_memory=device.type == "cuda",
         second=open_second(splits["train"], view, tokenizer, data.cache),
+        late=device.type == "cuda",
+        resident=resident,
+        bucket=config.trainer.bucket,
+        broken=broken,
     )
     evaluators = {
         name: Evaluator(
@@ -134,7 +151,11 @@ def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
         )
         for name in names[1:]
     }
-    return Parts(splits, tokenizer, model, loader, evaluators, device, precision, told)
+    held = {name: manifest.describe(split) for name, split in splits.items()}
+    faults = left_out(splits["train"], broken)
+    return Parts(
+        splits, tokenizer, model, loader, evaluators, device, precision, told, held, faults
+    )
 
 
 def _run(
@@ -175,6 +196,7 @@ def _run(
             test = parts.evaluators["test"].run(parts.model, progress=display.evaluation)
         results = {
             **_identity(config, values, folder, parts.precision),
+            **{f"data_hash_{name}": held["hash"] for name, held in parts.manifest.items()},
             "best_epoch": best["epoch"],
             "best_updates": best["updates"],
             "updates": trainer.clock.updates,
@@ -230,12 +252,13 @@ def _announce(config: TrainConfig, folder: Path, parts: Parts, sizes: tuple[int,
         log.info("recipe: none published for this combination; the model's own defaults")
     for name, split in parts.splits.items():
         log.info(
-            "%s: %d images, %d captions, %s layout, %s",
+            "%s: %d images, %d captions, %s layout, %s, content %s",
             name,
             split.n_images,
             split.n_captions,
             split.layout,
             split.source,
+            parts.manifest[name]["hash"],
         )
         for note in split.notes:
             log.info("%s: %s", name, note)
@@ -251,6 +274,8 @@ def _announce(config: TrainConfig, folder: Path, parts: Parts, sizes: tuple[int,
     )
     for line in parts.told:
         log.info("%s", line)
+    for line in parts.warnings:
+        log.warning("%s", line)
     if config.select_on == "test":
         log.warning(
             "select_on=test: the checkpoint is chosen on the TEST split, as the authors did; "

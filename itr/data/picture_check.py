@@ -1,0 +1,136 @@
+"""Pictures looked at before the first step, so that a broken one is no surprise after hours.
+
+Those of training: the first and last bytes of each file, and whatever looks odd is decoded. Those
+of evaluation, which needs every one: all are decoded. What was found is kept, by name, size and
+time of change of every picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from itr.data.images import JPEG, PNG, decode, name_of, read_bytes
+from itr.data.records import Slice, Split
+from itr.errors import DataError
+
+THREADS = 8  # they wait for the disk, or decode outside the interpreter's lock
+TAIL = 16  # bytes at the end of a file in which its end mark has to stand
+ENDS = {JPEG: b"\xff\xd9", PNG: b"IEND"}
+SHOWN = 3
+SEEN_WHILE_LISTING = "shards"  # their reader looks at each picture's ends
+
+
+def broken_pictures(split: Split, cache: str | Path | None = None) -> dict[int, str]:
+    """The images whose pictures training has to leave out: number -> what is wrong.
+
+    Raises DataError, naming the first few, if they are more than ``split.may_break``.
+    """
+    if split.regions is not None or split.layout == SEEN_WHILE_LISTING:
+        return {}
+    found = _look(split, _ends, cache)
+    if len(found) > split.may_break:
+        raise DataError(
+            f"{split.source}: {len(found)} of {split.n_images} pictures are broken: "
+            f"{_listed(found)}. That is more than data.max_broken allows ({split.may_break}); "
+            "repair them, or type a larger data.max_broken"
+        )
+    return found
+
+
+def require_pictures(split: Split, cache: str | Path | None = None) -> None:
+    """Raise DataError, naming the first few, unless every picture of ``split`` can be decoded."""
+    if split.regions is not None:
+        return
+    if found := _look(split, _whole, cache):
+        raise DataError(
+            f"{split.source}, split {split.name}: {len(found)} of {split.n_images} pictures cannot "
+            f"be used, and evaluation needs every one: {_listed(found)}"
+        )
+
+
+def _listed(found: dict[int, str]) -> str:
+    faults = list(found.values())
+    more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    return "; ".join(faults[:SHOWN]) + more
+
+
+def left_out(split: Split, broken: dict[int, str]) -> list[str]:
+    """What to warn of where pictures of ``split`` are ``broken``; nothing if none is."""
+    if not broken:
+        return []
+    told = f"{len(broken)} of {split.n_images} pictures are broken and left out"
+    return [f"{split.source}: {told}: {_listed(broken)}"]
+
+
+Look = Callable[[object], str]
+
+
+def _whole(image: object) -> str:
+    """Why a picture cannot be decoded; empty: it can."""
+    try:
+        decode(read_bytes(image), name_of(image))  # type: ignore[arg-type]
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def _ends(image: object) -> str:
+    """As `_whole`, but a picture that begins and ends as it should is believed."""
+    try:
+        first, path = (image.offset, image.path) if isinstance(image, Slice) else (0, str(image))
+        with open(path, "rb") as file:
+            last = first + image.size if isinstance(image, Slice) else file.seek(0, os.SEEK_END)
+            file.seek(first)
+            start = file.read(len(PNG))
+            file.seek(max(first, last - TAIL))
+            end = file.read(min(TAIL, last - first))
+    except OSError:
+        return _whole(image)
+    known = next((mark for sign, mark in ENDS.items() if start.startswith(sign)), None)
+    return "" if known is not None and known in end else _whole(image)
+
+
+def _look(split: Split, look: Look, cache: str | Path | None) -> dict[int, str]:
+    """Number of an image -> what is wrong with its picture."""
+    places = [record.image for record in split.records]
+    kept = None if cache is None else _kept(places, look.__name__, Path(cache))
+    if kept is not None and kept.is_file():
+        return {int(number): fault for number, fault in json.loads(kept.read_text()).items()}
+    console = Console(stderr=True)
+    with ThreadPoolExecutor(THREADS) as pool:
+        faults = track(
+            pool.map(look, places),
+            f"looking at the pictures of {split.name}",
+            len(places),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        found = {number: fault for number, fault in enumerate(faults) if fault}
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(found))
+        os.replace(temporary, kept)
+    return found
+
+
+def _kept(places: Sequence[object], kind: str, cache: Path) -> Path:
+    key = hashlib.sha256(kind.encode())
+    for place in places:
+        key.update(repr(place).encode())
+        path = place if isinstance(place, str) else getattr(place, "path", "")
+        try:
+            stat = os.stat(path)
+        except OSError:
+            continue
+        key.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return cache / f"pictures-{key.hexdigest()[:24]}.json"

@@ -1,0 +1,61 @@
+"""A process that reads a region set as training does; prints its anonymous memory in MB.
+
+The array stays in the page cache (RssFile), which the system takes back when it needs it: what
+counts is RssAnon, which it cannot.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from itr.data.loader import TrainLoader
+from itr.data.manifest import content_hash
+from itr.data.precomp import check_split, read_split
+from itr.data.text import Tokenizer
+from itr.view import RegionView, TextView, View
+
+
+def anonymous(process: str = "self") -> float:
+    """RssAnon of a process in MB."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) / 1024
+    raise ValueError(f"/proc/{process}/status has no RssAnon")
+
+
+def write_large(folder: Path, rows: int, split: str = "train", width: int = 2048) -> float:
+    """A region array whose rows differ in a few values only (the rest are holes in the file),
+    with one caption a row; its size in MB."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = (rows, 36, width)
+    array = np.lib.format.open_memmap(folder / f"{split}_ims.npy", "w+", np.float32, shape)
+    array[:, 0, 0] = np.arange(1, rows + 1)
+    array.flush()
+    lines = [f"picture number {number % 997}" for number in range(rows)]
+    (folder / f"{split}_caps.txt").write_text("\n".join(lines) + "\n")
+    return array.nbytes / 2**20
+
+
+def main() -> None:
+    """Read ``folder`` whole: check, hash and one epoch; the memory before and at its peak."""
+    split_folder, before = Path(sys.argv[1]), anonymous()
+    split = read_split(split_folder, "train")
+    peak = anonymous()
+    check_split(split)
+    content_hash(split)
+    peak = max(peak, anonymous())
+    tokenizer = Tokenizer.from_captions(split.captions(), 200)
+    view = View("regions", "wordpiece", regions=RegionView(drop=0.2))
+    table = tokenizer.tokenize(split.captions(), TextView())
+    loader = TrainLoader(split, view, table, tokenizer, 64, 0, workers=2)
+    for batch in loader.epoch(0):
+        assert batch.regions is not None
+        peak = max(peak, anonymous())
+    print(before, peak)
+
+
+if __name__ == "__main__":
+    main()

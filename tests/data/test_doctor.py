@@ -1,0 +1,164 @@
+"""The doctor on what is sound but unusual, what it knows of known sets, and its two outputs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import worlds
+from pictures import encoded, photo
+from PIL import Image
+from test_images import UNUSUAL
+
+from itr.data.__main__ import main as door
+from itr.data.doctor import main
+from itr.data.layouts import DataConfig, open_split
+from itr.data.manifest import content_hash
+from itr.training.train_job import train
+from tests.conftest import compose
+
+
+def report_of(capsys, *arguments):
+    code = main([*arguments, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def notes(report, level="note"):
+    return " ".join(f["message"] for f in report["findings"] if f["level"] == level)
+
+
+TEXTS = (
+    "word " * 400,
+    "رجل يقف قرب البحر",
+    "צילום של כלב",
+    "一只猫在桌子上",
+    "ﬁne naïve café 🐈",
+    '"quoted", with; marks',
+    "x",
+)
+
+
+def write_unusual(root):
+    """Every kind of picture and text that is odd and yet valid, one to seven captions an image."""
+    pictures = {name: make() for name, make in UNUSUAL.items()}
+    pictures |= {"tall": encoded(photo(4, 2000)), "png called jpg": encoded(photo(seed=9), "PNG")}
+    images = []
+    for number, (name, data) in enumerate(pictures.items()):
+        file = f"{number:02d} {name}.jpg"
+        (root / file).write_bytes(data)
+        captions = [TEXTS[(number + place) % 7] for place in range(1 + number % 7)]
+        part = ("train", "train", "train", "val", "test")[number % 5]
+        images.append(
+            {"filename": file, "split": part, "sentences": [{"raw": text} for text in captions]}
+        )
+    text = json.dumps({"images": images}, ensure_ascii=False)
+    (root / "dataset_odd.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    return images
+
+
+def test_unusual_but_valid_data_is_clean_and_is_trained_on(tmp_path, capsys):
+    images = write_unusual(tmp_path)
+    code, report = report_of(capsys, f"data.root={tmp_path}")
+    assert code == 0, notes(report, "refused") + notes(report, "warning")
+    said = notes(report)
+    for word in ("mode CMYK", "mode L", "mode P", "transparency", "mode I;16", "EXIF", "under 8",
+                 "PNG bytes under a name ending in .jpg", "longer than 16 times"):  # fmt: skip
+        assert word in said, said
+    train_images = [i for i in images if i["split"] == "train"]
+    assert report["splits"][0]["captions"] == sum(len(i["sentences"]) for i in train_images)
+    assert report["splits"][0]["statistics"]["words_longest"] == 400
+    values = compose("train", [
+        "model=alip", "data=coco", "recipe=alip_scenes_retrieval", f"data.root={tmp_path}",
+        "data.name=odd", "data.protocols=[full]", f"data.cache={tmp_path / 'c'}", "batch_size=4",
+        "trainer.max_steps=2", "trainer.validate_every=2", "model.embed_dim=16", "tracker=none",
+        "model.image_size=32", "model.text.layers=1", "model.vision.width=8", "device=cpu",
+        f"out={tmp_path / 'run'}",
+    ])  # fmt: skip
+    results = train(values)
+    held = json.loads((tmp_path / "run" / "data.json").read_text())
+    for entry in report["splits"]:  # the doctor and a run name content alike
+        assert entry["hash"] == results[f"data_hash_{entry['split']}"]
+        assert entry["hash"] == held[entry["split"]]["hash"]
+
+
+def test_every_layout_of_a_folder_is_looked_at(tmp_path, capsys):
+    items = worlds.make_items((8, 4, 3), captions=5)
+    for layout in ("karpathy", "lists", "precomp"):
+        worlds.write(layout, tmp_path, items)
+    code, report = report_of(capsys, f"data.root={tmp_path}")
+    assert code == 0, report["findings"]
+    layouts = [split["layout"] for split in report["splits"]]
+    assert layouts == ["precomp"] * 3 + ["karpathy"] * 3 + ["lists"] * 3
+    arrays = [s["statistics"] for s in report["splits"] if s["layout"] == "precomp"]
+    stored = np.load(tmp_path / "coco_precomp" / "train_ims.npy")
+    assert arrays[0]["shape"] == [8, 6, 12] and arrays[0]["rows_not_finite"] == 0
+    for key, value in (("mean", stored.mean()), ("std", stored.std()), ("max", stored.max())):
+        assert arrays[0][key] == pytest.approx(float(value), rel=1e-4, abs=1e-7)
+
+
+def test_known_counts_are_compared_where_the_set_is_named(tmp_path, capsys):
+    worlds.write("karpathy", tmp_path, worlds.make_items())
+    code, report = report_of(capsys, f"data.root={tmp_path}", "data=coco")
+    assert code == 0 and "coco is known to have 113,287" in notes(report)
+    code, report = report_of(capsys, f"data.root={tmp_path}")
+    assert code == 0 and "known" not in notes(report)
+
+
+def test_captions_beyond_a_models_limit_are_a_note(tmp_path, capsys):
+    worlds.write("karpathy", tmp_path, worlds.make_items())
+    path = tmp_path / "dataset_coco.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["sentences"][0]["raw"] = "dog " * 400
+    path.write_text(json.dumps(content))
+    code, report = report_of(
+        capsys, f"data.root={tmp_path}", "data=coco", "model=alip",
+        "model.text.tokenizer=clip-from-captions", "model.text.vocabulary_size=600",
+    )  # fmt: skip
+    assert code == 0 and "1 of 21 captions have more than the model's 77 ids" in notes(report)
+    assert report["splits"][0]["statistics"]["ids_longest"] > 400
+
+
+def test_people_get_a_table_and_programs_json(tmp_path, capsys):
+    worlds.write("precomp", tmp_path, worlds.make_items((8, 4, 3), captions=5))
+    assert door(["check", f"data.root={tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    assert "6x12 float32" in shown and "train" in shown and "clean" in shown
+    array = np.load(tmp_path / "coco_precomp" / "dev_ims.npy")
+    array[7] = np.inf
+    np.save(tmp_path / "coco_precomp" / "dev_ims.npy", array)
+    assert door(["check", f"data.root={tmp_path}"]) == 2
+    assert "training would refuse" in capsys.readouterr().out
+
+
+def test_folders_and_arguments_that_cannot_be_examined(tmp_path, capsys):
+    assert main([f"data.root={tmp_path}"]) == 2
+    assert "no layout is recognised" in capsys.readouterr().out
+    for arguments, words in (
+        ([f"data.root={tmp_path / 'no'}"], "no such folder"),
+        (["root=DIR"], "'root=DIR'"),
+        ([f"data.root={tmp_path}", "data=cocoo"], "nearest: coco"),
+        ([f"data.root={tmp_path}", "data.rot=1"], "data.rot: unknown key"),
+    ):
+        assert main(arguments) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_the_hash_is_of_the_content_and_not_of_the_place(tmp_path):
+    def hashed(folder):
+        return content_hash(open_split(DataConfig("coco", str(folder)), "train", "pixels"))
+
+    items = worlds.make_items()
+    for name in ("a", "b", "c"):
+        worlds.write("karpathy", tmp_path / name, items)
+    assert hashed(tmp_path / "a") == hashed(tmp_path / "b")
+    path = tmp_path / "c" / "dataset_coco.json"
+    path.write_text(path.read_text().replace("A red", "A rad", 1))
+    assert hashed(tmp_path / "c") != hashed(tmp_path / "a")
+    file = tmp_path / "b" / "val2014" / items[0].file
+    Image.new("RGB", (9, 9)).save(file)
+    assert hashed(tmp_path / "b") != hashed(tmp_path / "a")
+    worlds.write("shards", tmp_path / "s", items)
+    first = hashed(tmp_path / "s")
+    worlds.write("shards", tmp_path / "t", items)
+    assert hashed(tmp_path / "t") == first

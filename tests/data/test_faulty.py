@@ -1,0 +1,126 @@
+"""Faulty data sets: the doctor names file and fault, and training says the same before a step.
+
+Either it refuses, or it leaves out what is broken, says so and trains on the rest.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+
+import pytest
+import worlds
+from faults import FAULTS, REFUSED, WARNED, same_bytes
+
+from itr.data.doctor import main
+from itr.errors import DataError
+from itr.training.config import check_config
+from itr.training.train_job import build_parts, train
+from tests.conftest import compose
+
+SIZES = {
+    "hrem": ("model.embed_size=16", "model.graph.warmup=1", "model.text.hidden_size=16",
+             "model.text.intermediate_size=16", "model.text.num_hidden_layers=1",
+             "model.text.num_attention_heads=2"),
+    "alip": ("model.embed_dim=16", "model.image_size=32", "model.text.layers=1",
+             "model.vision.width=8"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """The world without a fault, in the layouts that are spoilt."""
+    folder = tmp_path_factory.mktemp("sound")
+    for layout in {fault.layout for fault in FAULTS.values()}:
+        items = worlds.make_items((8, 4, 3), captions=5 if layout == "precomp" else None)
+        worlds.write(layout, folder / layout, items)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def configurations():
+    """Of a run of two steps, by model: composed once."""
+    return {
+        model: compose("train", [
+            f"model={model}", "data=coco", f"recipe={model}_scenes_retrieval", "batch_size=4",
+            "data.protocols=[full]", "trainer.max_steps=2", "trainer.validate_every=2",
+            "trainer.log_every=1", "tracker=none", "device=cpu", *sizes,
+        ])
+        for model, sizes in SIZES.items()
+    }  # fmt: skip
+
+
+def run_of(configurations, layout, root, out, options=()):
+    """The configuration of a run on ``root``."""
+    values = copy.deepcopy(configurations["hrem" if layout == "precomp" else "alip"])
+    values |= {"out": str(out / "run")}
+    values["data"] |= {"root": str(root), "cache": str(out / "cache")}
+    if layout == "shards":
+        values["data"]["second_text"] = None
+    for option in options:
+        key, value = option.removeprefix("data.").split("=")
+        values["data"][key] = float(value)
+    return values
+
+
+def examined(capsys, root, *options):
+    """Exit code and report of the doctor."""
+    code = main([f"data.root={root}", "--json", *options])
+    report = json.loads(capsys.readouterr().out)
+    assert report["exit_code"] == code
+    return code, report
+
+
+def log_of(out) -> str:
+    return " ".join((out / "run" / "train.log").read_text().split())
+
+
+@pytest.mark.parametrize("layout", ["karpathy", "lists", "precomp", "shards", "arrow"])
+def test_a_sound_set_is_clean(sound, tmp_path, capsys, layout):
+    code, report = examined(capsys, sound / layout, f"data.cache={tmp_path}")
+    assert code == 0, report["findings"]
+    parts = {split["split"]: split["images"] for split in report["splits"]}
+    assert list(parts.values()) == [8, 4, 3]
+    assert len({split["hash"] for split in report["splits"]}) == 3
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_doctor_names_it_and_training_does_as_it_says(
+    sound, configurations, tmp_path, capsys, name
+):
+    fault = FAULTS[name]
+    root = tmp_path / "set"
+    shutil.copytree(sound / fault.layout, root)
+    fault.spoil(root)
+    code, report = examined(capsys, root, f"data.cache={tmp_path / 'c'}", *fault.options)
+    assert code == fault.level, report["findings"]
+    level = {WARNED: "warning", REFUSED: "refused"}[fault.level]
+    said = [f["message"] for f in report["findings"] if f["level"] == level]
+    assert any(all(word in message for word in fault.words) for message in said), said
+
+    values = run_of(configurations, fault.layout, root, tmp_path, fault.options)
+    if fault.level == REFUSED:
+        with pytest.raises(DataError) as refusal:
+            build_parts(check_config(values), values)
+        assert all(word in str(refusal.value) for word in fault.words), refusal.value
+        return
+    results = train(values)
+    assert results["updates"] == 2
+    log = log_of(tmp_path)
+    assert all(word in log for word in fault.words), log
+    if fault.layout == "karpathy" and "split" not in name:  # found by looking, not by reading
+        assert f"{8 - fault.kept} of 8 pictures are broken and left out" in log
+    else:
+        assert f"train: {fault.kept} images" in log
+
+
+def test_the_same_picture_under_another_name_is_a_leak(sound, tmp_path, capsys):
+    root = tmp_path / "set"
+    shutil.copytree(sound / "karpathy", root)
+    same_bytes(root)
+    code, report = examined(capsys, root)
+    (leak,) = [f for f in report["findings"] if f["level"] == "warning"]
+    assert (
+        code == 1 and leak["split"] == "train/val" and "1 pictures are in both" in leak["message"]
+    )
