@@ -6,7 +6,7 @@ OUT ?= runs/demo
 GOLDEN_ELSEWHERE := $(wildcard ../shared/golden)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test parity lint format clean
+.PHONY: help setup setup-test demo test soak parity lint format clean
 
 help: ## print this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ test: setup-test ## run all tests (under 10 minutes on 2 cores)
 ifneq ($(GOLDEN_ELSEWHERE),)
 	$(BIN)/python -m pytest tests/parity --golden $(GOLDEN_ELSEWHERE)
 endif
+
+soak: setup-test ## kill, hang, interrupt and resume runs for an hour
+	$(BIN)/python -m pytest tests -m soak
 
 parity: setup-test ## only the proof against the authors' numbers
 	$(BIN)/python -m pytest tests/parity

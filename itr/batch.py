@@ -52,6 +52,13 @@ class Batch:
         }
         return dataclasses.replace(self, **changed)
 
+    def split(self, size: int) -> list[Batch]:
+        """The same pairs in pieces of ``size`` (the last may be smaller), padded as they are."""
+        return [
+            self._map(lambda t, first=first: t[first : first + size])
+            for first in range(0, len(self), size)
+        ]
+
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch on ``device``, finished there."""
         moved = self._map(lambda t: t.to(device, non_blocking=non_blocking))

@@ -35,6 +35,7 @@ TINY = (
     "model.text.num_attention_heads=2",
     "tracker=none",
     "device=cpu",
+    "runtime.estimate=false",
 )
 
 

@@ -89,7 +89,8 @@ def read_options(arguments: Sequence[str]) -> Options:
             odd = next(key for key in keys if not key.startswith("data.") or "=" not in key)
             raise ConfigError(f"'{odd}': expected data.root=DIR, data=NAME, model=NAME or --json")
         data = composing.plain_data(dotted)
-    if not data.root or not Path(data.root).expanduser().is_dir():
+    elsewhere = data.shards is not None or data.train is not None
+    if not elsewhere and not (data.root and Path(data.root).expanduser().is_dir()):
         raise ConfigError(f"data.root={data.root}: no such folder; type data.root=DIR")
     return Options(
         data,
@@ -101,9 +102,11 @@ def read_options(arguments: Sequence[str]) -> Options:
 
 def examine(options: Options, console: Console) -> Report:
     """Look at everything in the folder; the progress goes to ``console``."""
-    root = Path(options.data.root).expanduser()
-    report = Report(str(root))
-    layouts = ORDER if options.data.layout == "auto" else (options.data.layout,)
+    data = options.data
+    report = Report(str(data.train or data.shards or data.root))
+    layouts = ("table",) if data.train else ("shards",) if data.shards else ORDER
+    if data.layout != "auto":
+        layouts = (data.layout,)
     with _progress(console) as progress:
         for layout in layouts:
             splits = _splits_of(layout, options.data, report)
@@ -112,7 +115,8 @@ def examine(options: Options, console: Console) -> Report:
         message = (
             "no layout is recognised; expected <split>_ims.npy and <split>_caps.txt, "
             "dataset_*.json, *_train.json, captions_train.json, *.arrow, a table of pairs or "
-            f"*.tar; found {listing(root)}. Type data.root=DIR, data.name=NAME or data.train=FILE"
+            f"*.tar; found {listing(Path(data.root).expanduser())}. Type data.root=DIR, "
+            "data.name=NAME or data.train=FILE"
         )
         report.say(REFUSED, "", "", message)
     return report
@@ -146,7 +150,7 @@ def _examine_layout(
     layout: str, names: Sequence[str], options: Options, report: Report, progress: Progress
 ) -> None:
     splits: dict[str, Split] = {}
-    digests: dict[str, dict[bytes, list[int]]] = {}
+    digests: dict[str, np.ndarray] = {}
     for name in names:
         split = _open(layout, name, options, report)
         if split is None:
@@ -196,7 +200,7 @@ def _examine_split(split: Split, options: Options, report: Report) -> None:
             report.say(NOTE, split.layout, split.name, message)
 
 
-def _examine_images(split: Split, report: Report, progress: Progress) -> dict[bytes, list[int]]:
+def _examine_images(split: Split, report: Report, progress: Progress) -> np.ndarray:
     rows = split.n_images if split.regions is None else len(split.regions)
     task = progress.add_task(f"{split.layout} {split.name}", total=rows)
 

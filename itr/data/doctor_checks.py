@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,15 +38,16 @@ def listed(names: Sequence[str]) -> str:
 
 def caption_statistics(split: Split) -> dict[str, Any]:
     """Lengths in words, captions an image, and how many strings occur more than once."""
-    captions = split.captions()
-    words = np.array([len(caption.split()) for caption in captions])
+    captions = (caption for record in split.records for caption in record.captions)
+    found = np.fromiter(((len(c.split()), hash(c)) for c in captions), np.dtype((np.int64, 2)))
+    words = found[:, 0]
     counts = split.captions_per_image
     return {
         "captions_per_image": [int(counts.min()), int(counts.max())],
         "words_mean": round(float(words.mean()), 2),
         "words_p95": int(np.percentile(words, 95)),
         "words_longest": int(words.max()),
-        "distinct_captions": len(set(captions)),
+        "distinct_captions": len(np.unique(found[:, 1])),
     }
 
 
@@ -72,10 +74,15 @@ def check_captions(split: Split, report: Report) -> None:
 class Picture(NamedTuple):
     """What decoding one picture told."""
 
-    digest: bytes  # of its bytes
+    digest: int  # of its bytes; 0: it cannot be decoded
     fault: str  # why it cannot be decoded; empty: it can
     oddities: tuple[str, ...]
     pixels: int
+
+
+def digest(data: bytes) -> int:
+    """64 bits that name ``data``; never 0."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) or 1
 
 
 def look(image: int | str | Slice) -> Picture:
@@ -85,10 +92,9 @@ def look(image: int | str | Slice) -> Picture:
         data = read_bytes(image)
         decoded = decode(data, name)
     except DataError as error:
-        return Picture(b"", str(error), (), 0)
-    digest = hashlib.blake2b(data, digest_size=16).digest()
+        return Picture(0, str(error), (), 0)
     height, width = decoded.shape[-2:]
-    return Picture(digest, "", tuple(_oddities(data, name)), height * width)
+    return Picture(digest(data), "", tuple(_oddities(data, name)), height * width)
 
 
 def _oddities(data: bytes, name: str) -> Iterable[str]:
@@ -109,34 +115,31 @@ def _oddities(data: bytes, name: str) -> Iterable[str]:
         yield f"under {TINY} pixels"
 
 
-def check_pictures(
-    split: Split, report: Report, workers: int, advance: Advance
-) -> dict[bytes, list[int]]:
-    """Decode every picture of ``split``; digest -> image numbers of those that can be decoded."""
-    places = [record.image for record in split.records]
-    digests: dict[bytes, list[int]] = {}
+def check_pictures(split: Split, report: Report, workers: int, advance: Advance) -> np.ndarray:
+    """Decode every picture of ``split``; their digests, uint64 [N], 0 for what is broken."""
+    digests = np.zeros(split.n_images, np.uint64)
     broken: list[str] = []
     odd: Counter[str] = Counter()
     first_odd: dict[str, str] = {}
     pixels = 0
     with ThreadPoolExecutor(workers) as pool:
-        for first in range(0, len(places), AHEAD):
-            part = places[first : first + AHEAD]
+        for first in range(0, split.n_images, AHEAD):
+            part = [record.image for record in split.records[first : first + AHEAD]]
             for number, found in enumerate(pool.map(look, part), first):
                 if found.fault:
                     broken.append(found.fault)
                     continue
-                digests.setdefault(found.digest, []).append(number)
+                digests[number] = found.digest
                 pixels += found.pixels
                 for oddity in found.oddities:
                     odd[oddity] += 1
-                    first_odd.setdefault(oddity, name_of(places[number]))
+                    first_odd.setdefault(oddity, name_of_image(split, number))
             advance(len(part))
     _report_broken(split, broken, report)
     for oddity, count in odd.most_common():
         message = f"{count} pictures: {oddity}; the first is {first_odd[oddity]}"
         report.say(NOTE, split.layout, split.name, f"{message}; they are read")
-    usable = len(places) - len(broken)
+    usable = split.n_images - len(broken)
     statistics = report.splits[-1].statistics
     statistics |= {"broken_pictures": len(broken), "mean_pixels": pixels // max(1, usable)}
     statistics["summary"] = f"{usable:,}" + (f", {len(broken)} broken" if broken else "")
@@ -165,14 +168,14 @@ def _report_broken(split: Split, broken: list[str], report: Report) -> None:
 # Regions
 
 
-def check_regions(split: Split, report: Report, advance: Advance) -> dict[bytes, list[int]]:
-    """Look at every value of the array of ``split``; digest -> image numbers."""
+def check_regions(split: Split, report: Report, advance: Advance) -> np.ndarray:
+    """Look at every value of the array of ``split``; a digest of each image, uint64 [N]."""
     assert split.regions is not None
     array = split.regions
     rows, size = len(array), max(1, CHUNK_BYTES // max(1, array[0].nbytes))
     bad: list[int] = []
     flat: list[int] = []
-    by_row: list[bytes] = []
+    by_row: list[int] = []
     total = squares = zeros = 0.0
     low, high = np.inf, -np.inf
     for first in range(0, rows, size):
@@ -181,7 +184,7 @@ def check_regions(split: Split, report: Report, advance: Advance) -> dict[bytes,
         spread = np.ptp(np.where(np.isfinite(chunk), chunk, 0), axis=(1, 2))
         bad += (first + np.flatnonzero(~finite)).tolist()
         flat += (first + np.flatnonzero(finite & (spread == 0))).tolist()
-        by_row += [hashlib.blake2b(r.tobytes(), digest_size=16).digest() for r in chunk]
+        by_row += [digest(row.tobytes()) for row in chunk]
         if finite.any():
             good = chunk[finite]
             total += float(good.sum(dtype=np.float64))
@@ -204,10 +207,8 @@ def check_regions(split: Split, report: Report, advance: Advance) -> dict[bytes,
         "rows_flat": len(flat),
         "summary": f"{array.shape[1]}x{array.shape[2]} {array.dtype.name}",
     }
-    digests: dict[bytes, list[int]] = {}
-    for number, record in enumerate(split.records):
-        digests.setdefault(by_row[int(record.image)], []).append(number)  # type: ignore[arg-type]
-    return digests
+    places = [record.image for record in split.records]
+    return np.array(by_row, np.uint64)[places]
 
 
 def _mapped(array: np.ndarray) -> np.ndarray:
@@ -232,40 +233,32 @@ def _report_rows(split: Split, bad: list[int], flat: list[int], report: Report) 
 
 
 def check_repeats(
-    layout: str,
-    splits: dict[str, Split],
-    digests: dict[str, dict[bytes, list[int]]],
-    report: Report,
+    layout: str, splits: dict[str, Split], digests: dict[str, np.ndarray], report: Report
 ) -> None:
     """Pictures (or region rows) that stand twice in a split, or in two splits."""
+    firsts = {}
     for name, found in digests.items():
-        repeats = [numbers for numbers in found.values() if len(numbers) > 1]
-        if repeats:
-            first = listed([name_of_image(splits[name], n) for n in repeats[0]])
-            report.say(
-                NOTE, layout, name, f"{len(repeats)} pictures stand more than once, such as {first}"
-            )
-    names = list(digests)
-    for place, one in enumerate(names):
-        for other in names[place + 1 :]:
-            if other == f"{one}all":  # testall holds test by design
-                continue
-            shared = [digest for digest in digests[one] if digest in digests[other]]
-            if shared:
-                pairs = [
-                    " = ".join(
-                        name_of_image(splits[name], digests[name][digest][0])
-                        for name in (one, other)
-                    )
-                    for digest in shared[:SHOWN]
-                ]
-                report.say(
-                    WARNING,
-                    layout,
-                    f"{one}/{other}",
-                    f"{len(shared)} pictures are in both splits: results on '{other}' would be "
-                    f"flattered ({'; '.join(pairs)})",
-                )
+        values, first, counts = np.unique(found, return_index=True, return_counts=True)
+        firsts[name] = dict(zip(values.tolist(), first.tolist(), strict=True))
+        firsts[name].pop(0, None)
+        if repeated := values[(counts > 1) & (values > 0)].tolist():
+            same = np.flatnonzero(found == repeated[0]).tolist()
+            example = listed([name_of_image(splits[name], number) for number in same])
+            message = f"{len(repeated)} pictures stand more than once, such as {example}"
+            report.say(NOTE, layout, name, message)
+    for one, other in itertools.combinations(digests, 2):
+        shared = [value for value in firsts[one] if value in firsts[other]]
+        if not shared or other == f"{one}all":  # testall holds test by design
+            continue
+        pairs = [
+            " = ".join(name_of_image(splits[name], firsts[name][value]) for name in (one, other))
+            for value in shared[:SHOWN]
+        ]
+        message = (
+            f"{len(shared)} pictures are in both splits, by their content: results on '{other}' "
+            f"would be flattered ({'; '.join(pairs)})"
+        )
+        report.say(WARNING, layout, f"{one}/{other}", message)
 
 
 def name_of_image(split: Split, number: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from itr.data.records import OTHER_CAPTION, Record, Slice, Split
+from itr.data.records import Record, Slice, Split
 from itr.data.samples import Samples
 
 ROWS = 64  # of a region array that are hashed, evenly spread
@@ -47,8 +47,6 @@ def content_hash(split: Split) -> str:
             places = np.linspace(0, len(array) - 1, ROWS).astype(np.int64)
             for row in np.unique(places).tolist():
                 digest.update(array[row].tobytes())
-    if split.second == OTHER_CAPTION:
-        digest.update(OTHER_CAPTION.encode())
     return digest.hexdigest()[:DIGITS]
 
 

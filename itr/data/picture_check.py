@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from itr.data.images import JPEG, PNG, decode, name_of, read_bytes
-from itr.data.records import Split
+from itr.data.records import Slice, Split
 from itr.errors import DataError
 
 THREADS = 8  # they wait for the disk, or decode outside the interpreter's lock
@@ -83,18 +83,18 @@ def _whole(image: object) -> str:
 
 
 def _ends(image: object) -> str:
-    """As `_whole`, but a file that begins and ends as it should is believed."""
-    if not isinstance(image, str):
-        return _whole(image)
+    """As `_whole`, but a picture that begins and ends as it should is believed."""
     try:
-        with open(image, "rb") as file:
+        first, path = (image.offset, image.path) if isinstance(image, Slice) else (0, str(image))
+        with open(path, "rb") as file:
+            last = first + image.size if isinstance(image, Slice) else file.seek(0, os.SEEK_END)
+            file.seek(first)
             start = file.read(len(PNG))
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL))
-            end = file.read(TAIL)
+            file.seek(max(first, last - TAIL))
+            end = file.read(min(TAIL, last - first))
     except OSError:
         return _whole(image)
-    known = next((mark for first, mark in ENDS.items() if start.startswith(first)), None)
+    known = next((mark for sign, mark in ENDS.items() if start.startswith(sign)), None)
     return "" if known is not None and known in end else _whole(image)
 
 

@@ -196,11 +196,15 @@ def report(
     ]
     share = (broken + lost) / max(1, usable + broken + lost)
     if not usable or share > max_broken:
+        parts = [f"{broken} broken samples ({'; '.join(listed[:SHOWN])})"] if listed else []
+        if faults:
+            parts.append(
+                f"about {lost} lost in {len(faults)} damaged tars ({'; '.join(faults[:SHOWN])})"
+            )
         raise DataError(
-            f"{paths[0].parent}: {broken} broken samples ({'; '.join(listed[:SHOWN]) or 'none'}) "
-            f"and about {lost} lost in {len(faults)} damaged tars ({'; '.join(faults[:SHOWN])}) "
-            f"beside {usable} usable ones; that is more than data.max_broken={max_broken}. Repair "
-            "or remove them, or type a larger data.max_broken"
+            f"{paths[0].parent}: {' and '.join(parts) or 'no sample'} beside {usable} usable ones; "
+            f"that is more than data.max_broken={max_broken} allows. Repair or remove them, or "
+            "type a larger data.max_broken"
         )
     notes = [f"left out: {', '.join(listed)}"] if listed else []
     return (*notes, *(f"{fault}; what follows in it is not read" for fault in faults))

@@ -13,7 +13,7 @@ import numpy as np
 from itr.data.precomp import CAPS, IMS, open_regions
 from itr.data.precomp_ids import IDS, MAPPING, row_names
 from itr.data.records import Record, Split
-from itr.data.writers import Options, each, names_of
+from itr.data.writers import Options, each, names_of, train_with
 from itr.errors import ConfigError, DataError
 
 Rows = Callable[[Record], np.ndarray]  # the regions [R, D] of an image
@@ -58,7 +58,7 @@ def write_precomp(
             mapping |= dict(zip(ids, names[part], strict=True))
     if mapping:
         (target / MAPPING).write_text(json.dumps(mapping, ensure_ascii=False), "utf-8")
-    return [f"train with: data.root={target} data.layout=precomp"]
+    return [train_with(target, options.name)]
 
 
 def _captions(splits: dict[str, Split], wanted: int | None) -> dict[str, list[tuple[str, ...]]]:

@@ -79,6 +79,11 @@ def put_picture(record: Record, name: str, folder: Path) -> str:
     return f"{IMAGES}/{name}"
 
 
+def train_with(root: Path, name: str) -> str:
+    """What to type to train on a set below ``root`` that is no published one."""
+    return f"train with: data=f30k data.name={name} data.root={root} 'data.protocols=[full]'"
+
+
 def write_karpathy(target: Path, splits: dict[str, Split], options: Options) -> list[str]:
     """``dataset_<name>.json`` at ``target``, or in the folder ``target``."""
     if target.suffix != ".json":
@@ -106,8 +111,7 @@ def write_karpathy(target: Path, splits: dict[str, Split], options: Options) -> 
             )
     content = {"images": images, "dataset": options.name}
     _whole(target, json.dumps(content, ensure_ascii=False).encode())
-    train = f"train with: data.root={target.parent} data.name={options.name} data.layout=karpathy"
-    return [train, *_second_file(splits, target.parent)]
+    return [train_with(target.parent, options.name), *_second_file(splits, target.parent)]
 
 
 def write_table(target: Path, splits: dict[str, Split], options: Options) -> list[str]:
@@ -177,8 +181,7 @@ def write_arrow(target: Path, splits: dict[str, Split], options: Options) -> lis
                     rows = []
             if rows:
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
-    train = f"train with: data.root={target} data.name={options.name} data.layout=arrow"
-    return [train, *_second_file(splits, target)]
+    return [train_with(target, options.name), *_second_file(splits, target)]
 
 
 def write_shards(target: Path, splits: dict[str, Split], options: Options) -> list[str]:

@@ -293,12 +293,37 @@ class ALBEF(RetrievalModel):
 
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
         """Terms ``itc``, ``itm`` and, in pre-training, ``mlm``."""
-        assert batch.pixels is not None and batch.image_id is not None
+        states = self.states(batch) | self.frozen_states(batch)
+        return self.terms_of(states, batch, clock, draws)
+
+    def states(self, batch: Batch) -> dict[str, Tensor]:
+        """Vectors and tokens of images and captions."""
+        assert batch.pixels is not None
+        images, texts = image_side(self, batch.pixels), text_side(self, *self._words(batch))
+        return {
+            "image": images.unit,
+            "image_tokens": images.tokens,
+            "text": texts.unit,
+            "text_tokens": texts.tokens,
+        }
+
+    @torch.no_grad()
+    def frozen_states(self, batch: Batch) -> dict[str, Tensor]:
+        """What the momentum encoders say of the batch."""
+        assert batch.pixels is not None
+        images = image_side(self.twin, batch.pixels)
+        texts = text_side(self.twin, *self._words(batch))
+        return {"image_key": images.unit, "text_key": texts.unit, "key_tokens": images.tokens}
+
+    def terms_of(
+        self, states: Mapping[str, Tensor], batch: Batch, clock: Clock, draws: Draws
+    ) -> Terms:
+        """The terms of what `states` and `frozen_states` gave."""
+        assert batch.image_id is not None
         tokens, mask = self._words(batch)
-        images, texts = image_side(self, batch.pixels), text_side(self, tokens, mask)
-        with torch.no_grad():
-            image_keys = image_side(self.twin, batch.pixels)
-            keys = Keys(image_keys.unit, text_side(self.twin, tokens, mask).unit, image_keys.tokens)
+        images = Side(states["image"], states["image_tokens"])
+        texts = Side(states["text"], states["text_tokens"])
+        keys = Keys(states["image_key"], states["text_key"], states["key_tokens"])
         self.pending = (keys, batch.image_id)
         alpha, terms = self.alpha(clock), Terms({})
         scores = self.contrast(images.unit, texts.unit, keys, batch.image_id, alpha)

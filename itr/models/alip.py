@@ -240,7 +240,11 @@ class ALIP(RetrievalModel):
 
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
         """Terms ``raw`` and ``caption`` over the samples of all ranks."""
-        assert batch.pixels is not None and batch.tokens is not None and batch.image_id is not None
+        return self.terms_of(self.states(batch), batch, clock, draws)
+
+    def states(self, batch: Batch) -> dict[str, Tensor]:
+        """Unit vectors [B, D] of images, raw texts and synthetic captions."""
+        assert batch.pixels is not None and batch.tokens is not None
         if batch.second_tokens is None:
             raise DataError(
                 "ALIP trains on a raw text and a synthetic caption of each image, and this data "
@@ -249,8 +253,17 @@ class ALIP(RetrievalModel):
         x = _unit(self.images(batch.pixels))
         # One after the other: each is as long as its own longest text, and captions are short.
         t, c = (_unit(self.texts(tokens)) for tokens in (batch.tokens, batch.second_tokens))
+        return {"x": x, "t": t, "c": c}
+
+    def terms_of(
+        self, states: Mapping[str, Tensor], batch: Batch, clock: Clock, draws: Draws
+    ) -> Terms:
+        """The terms of ``x``, ``t`` and ``c`` [B, D]."""
+        assert batch.image_id is not None
         pairs = batch.positive_pairs if parallel.world_size() == 1 else batch.shared_pairs
-        return self.criterion(x, t, c, batch.image_id, pairs, clock, draws)
+        return self.criterion(
+            **states, ids=batch.image_id, positive_pairs=pairs, clock=clock, draws=draws
+        )
 
     def criterion(
         self,

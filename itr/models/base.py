@@ -106,6 +106,26 @@ class RetrievalModel(nn.Module, ABC):
     def check_batch(self, share: int) -> None:
         """Raises ConfigError if the method cannot train on batches of ``share`` pairs a device."""
 
+    def states(self, batch: Batch) -> dict[str, Tensor]:
+        """What `terms_of` needs of the trained encoders: rows [B, ...], each from its pair alone,
+        so that a batch may be encoded a few pairs at a time (``grad_cache``)."""
+        raise NotImplementedError(f"{type(self).__name__} sees a batch as a whole")
+
+    def frozen_states(self, batch: Batch) -> dict[str, Tensor]:
+        """What `terms_of` needs beside them that carries no gradient; rows [B, ...]."""
+        return {}
+
+    def terms_of(
+        self, states: Mapping[str, Tensor], batch: Batch, clock: Clock, draws: Draws
+    ) -> Terms:
+        """The loss terms from `states` and `frozen_states` of the whole ``batch``."""
+        raise NotImplementedError(f"{type(self).__name__} sees a batch as a whole")
+
+    @classmethod
+    def cacheable(cls) -> bool:
+        """Whether ``forward`` is `terms_of` the `states`."""
+        return cls.states is not RetrievalModel.states
+
     def wants(self, term: str) -> bool:
         """Whether ``term`` counts at all (its weight is not 0)."""
         return self.weights.get(term, 0.0) != 0.0

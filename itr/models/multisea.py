@@ -54,8 +54,6 @@ NEEDS_ITC = {
     *("texts.roberta.pooler", "texts.project_feats", "aformer.pooler"),
 }
 TEMP_RANGE, ALPHA_RANGE = (0.1, 3.0), (0.2, 0.8)
-# Confident rows whose other probabilities underflow still have a negative; far below any other.
-NEGATIVE_FLOOR = 1e-12
 
 
 @dataclass
@@ -85,6 +83,9 @@ class MultiSEAConfig:
     itm_depths: list[int] = field(default_factory=lambda: [2, 0])  # layers before the last
     queue: int = 1000  # negatives of the contrastive loss beside the batch; 0: none
     negatives: str = "all"  # all ranks' | local: candidates for the hard negatives
+    # Added to each candidate's share. Confident rows whose other shares underflow still have a
+    # negative, far below any other; more draws negatives more evenly.
+    negative_floor: float = 1e-12
     distill: bool = False  # soft targets of the contrastive loss from its own scores
     distill_weight: float = 0.4
     encoder_lr_factor: float = 0.1
@@ -299,10 +300,28 @@ class MultiSEA(RetrievalModel):
 
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
         """Terms ``itc`` and ``itm``."""
-        assert batch.pixels is not None and batch.image_id is not None
+        return self.terms_of(self.states(batch), batch, clock, draws)
+
+    def states(self, batch: Batch) -> dict[str, Tensor]:
+        """Feats and embeds of images and captions."""
+        assert batch.pixels is not None
         assert batch.tokens is not None and batch.token_mask is not None
         images = self.image_side(batch.pixels)
         texts = self.text_side(batch.tokens, batch.token_mask)
+        return {
+            "image": images.feats,
+            "image_embeds": images.embeds,
+            "text": texts.feats,
+            "text_embeds": texts.embeds,
+        }
+
+    def terms_of(
+        self, states: Mapping[str, Tensor], batch: Batch, clock: Clock, draws: Draws
+    ) -> Terms:
+        """The terms of what `states` gave."""
+        assert batch.image_id is not None
+        images = Side(states["image"], states["image_embeds"], None)
+        texts = Side(states["text"], states["text_embeds"], batch.token_mask)
         return self.criterion(images, texts, batch.image_id, clock, draws)
 
     def criterion(
@@ -363,14 +382,11 @@ class MultiSEA(RetrievalModel):
         if self.config.negatives == "local":
             everyone = (images.feats, texts.feats, ids)
         all_images, all_texts, all_ids = everyone
+        floor = self.config.negative_floor
         same = ids[:, None] == all_ids[None, :]
         with torch.autocast(ids.device.type, enabled=False):
-            to_images = negative_weights(
-                texts.feats @ all_images.t() / self.temp, same, NEGATIVE_FLOOR
-            )
-            to_texts = negative_weights(
-                images.feats @ all_texts.t() / self.temp, same, NEGATIVE_FLOOR
-            )
+            to_images = negative_weights(texts.feats @ all_images.t() / self.temp, same, floor)
+            to_texts = negative_weights(images.feats @ all_texts.t() / self.temp, same, floor)
         return draw_negatives(to_images, to_texts, draws)
 
     def matching(self, images: Side, texts: Side, chosen: HardNegatives) -> Tensor:

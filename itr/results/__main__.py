@@ -41,7 +41,7 @@ def _compare(given: list[str]) -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--protocol", help="default: the first that A was evaluated by")
     options = parser.parse_args(given)
-    protocol, found = compare(*options.runs, options.split, options.protocol)
+    protocol, found = compare(options.runs[0], options.runs[1], options.split, options.protocol)
     a, b = map(str, options.runs)
     Console().print(comparison_table(f"{options.split}, {protocol}", (a, b), found))
 

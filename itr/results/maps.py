@@ -36,10 +36,10 @@ def load_model(path: Path) -> tuple[RetrievalModel, Tokenizer]:
     """A checkpoint of ours, or an authors' file, in eval mode. Raises CheckpointError."""
     if path.suffix != ".safetensors":
         model = load_official(path, recognise(path), {})[0]
-        return model.eval(), Tokenizer.from_bert(model.view.tokenizer)
+        return model.eval(), Tokenizer.from_files(model.view.tokenizer)
     meta = checkpoint.read_meta(path)
     model, stored = restore(path, meta).eval(), meta["tokenizer"]
-    own = Tokenizer.from_bert(model.view.tokenizer) if stored is None else None
+    own = Tokenizer.from_files(model.view.tokenizer) if stored is None else None
     return model, own or Tokenizer.from_json(stored)
 
 

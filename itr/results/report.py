@@ -49,12 +49,12 @@ class Section:
 def sections(rows: Sequence[Row], known: Publications, everyone: bool = False) -> list[Section]:
     """A table for each data set and protocol among ``rows``; ``everyone``: also published methods
     that no row is of. Ours follow what was published of the same method."""
-    made: dict[tuple[str, ...], Section] = {}
+    made: dict[tuple[str, str, str, str], Section] = {}
     grouped: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         images, captions, ties = (row.fact(k) for k in ("n_images", "n_captions", "tie_rule"))
         size = f" ({images:,} images, {captions:,} captions, {ties} ties)" if images else ""
-        place = (row.data, row.split, row.protocol, size)
+        place = (str(row.data), str(row.split), str(row.protocol), size)
         made.setdefault(place, Section(*place))
         grouped.setdefault(place, []).append(row)
     for place, section in made.items():
@@ -100,7 +100,7 @@ def reference(row: Row, printed: Sequence[Published]) -> Published | None:
         and trained in (None, paper.train)
     ]
     own = [paper for paper in fitting if paper.train == row.data]
-    return (own or fitting or [None])[0]
+    return next(iter(own or fitting), None)
 
 
 def _paper_line(section: Section, paper: Published, known: Publications) -> Line:
@@ -215,7 +215,7 @@ def latex(tables: Sequence[Section]) -> str:
     """One ``table`` environment each; needs the package booktabs."""
     made = []
     for table in tables:
-        body = []
+        body: list[str] = []
         for line in table.lines:
             if line.kind == "ours" and body:
                 body.append(r"\midrule" if body[-1] != r"\midrule" else "")

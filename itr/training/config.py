@@ -56,6 +56,7 @@ class RuntimeConfig:
     collective_timeout: float = 1800.0  # seconds that a rank waits for the others
     activation_checkpointing: bool = False  # towers: less memory, one more forward pass
     compile: bool = False  # towers, by torch.compile
+    estimate: bool = True  # count a step's operations and memory at start-up (a second or two)
 
 
 @dataclass
@@ -148,6 +149,12 @@ def check_config(values: Mapping[str, Any]) -> TrainConfig:
         raise ConfigError(
             f"task={config.task.name}: {cls.__name__} has no such stage; expected one of "
             f"{', '.join(cls.tasks)}"
+        )
+    if config.grad_cache is not None and not cls.cacheable():
+        raise ConfigError(
+            f"grad_cache={config.grad_cache}: {cls.__name__} cannot be trained on cached "
+            "gradients, since its batch normalisation sees the whole batch; type grad_cache=null "
+            "and, for less memory, runtime.activation_checkpointing=true"
         )
     reranks = cls.rerank is not RetrievalModel.rerank
     if config.rerank.enabled or (reranks and config.rerank.enabled is None):

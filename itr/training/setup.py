@@ -10,6 +10,7 @@ from itr import parallel
 from itr.models.base import RetrievalModel
 from itr.nn.batch_norm import across_ranks
 from itr.training.config import TrainConfig
+from itr.training.towers import compile_towers, recompute
 
 SEED_STRIDE = 1_000_003  # between two ranks' seeds
 
@@ -28,12 +29,19 @@ def set_up_torch(config: TrainConfig) -> None:
     torch.manual_seed(config.seed)
 
 
-def share_batches(config: TrainConfig, model: RetrievalModel) -> list[str]:
-    """Make ``model`` one of several: batch statistics of all, dropout of its own. Lines for the
-    log; none where it is alone."""
+def prepare_model(config: TrainConfig, model: RetrievalModel) -> list[str]:
+    """Make ``model`` one of several: batch statistics of all, dropout of its own; then what
+    ``runtime`` asks for its towers. Lines for the log."""
+    told = _share(config, model) if parallel.world_size() > 1 else []
+    if config.runtime.activation_checkpointing:
+        told.append(f"{recompute(model)} tower blocks are computed twice, to keep less")
+    if config.runtime.compile:
+        told.append(f"{compile_towers(model)} tower blocks are compiled at their first use")
+    return told
+
+
+def _share(config: TrainConfig, model: RetrievalModel) -> list[str]:
     world = parallel.world_size()
-    if world == 1:
-        return []
     norms = across_ranks(model) if config.runtime.sync_batchnorm else 0
     if parallel.rank():
         torch.manual_seed(config.seed + parallel.rank() * SEED_STRIDE)

@@ -23,9 +23,9 @@ from rich.console import Console
 from itr.errors import ConfigError, Stopped, UserError
 from itr.instantiate import check
 from itr.training.config import check_config
+from itr.training.launch import PREEMPTED
 
 ROOT = Path(__file__).resolve().parents[2]
-PREEMPTED = 75
 LINGER = 30.0  # seconds that other ranks stay: a task that ends early may end the first one
 POLL = 2.0
 

@@ -44,19 +44,26 @@ class Step:
         prefixes = tuple(f"{name}." for name in asleep)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not (name in asleep or name.startswith(prefixes)))
-        self.wrapped = self.model
-        if world_size() > 1:
-            gc.collect()  # the wrapper before has hooks on the parameters as long as it lives
-            with warnings.catch_warnings():  # its new name is not in every version that works
-                warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-                self.wrapped = DistributedDataParallel(
-                    self.model, broadcast_buffers=False, init_sync=not started
-                )
+        self.wrapped = None
+        self.wrapped = self.wrap(first=not started)
+
+    def wrap(self, first: bool) -> nn.Module:
+        """The model, so that ranks exchange gradients; ``first``: and begin with equal weights."""
+        if world_size() == 1:
+            return self.model
+        gc.collect()  # the wrapper before has hooks on the parameters as long as it lives
+        with warnings.catch_warnings():  # its new name is not in every version that works
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            return DistributedDataParallel(self.model, broadcast_buffers=False, init_sync=first)
+
+    def autocast(self) -> torch.autocast:
+        """The context of the forward pass."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> tuple[Tensor, Terms]:
         """The weighted sum of the terms, and the terms; ``batch`` is on the device."""
         assert self.wrapped is not None
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+        with self.autocast():
             terms = self.wrapped(batch, clock, draws)
         return self.total(terms), terms
 

@@ -35,7 +35,7 @@ from itr.training.common import keep_queries, pick_device, pick_precision, prepa
 from itr.training.config import TrainConfig, check_config
 from itr.training.progress import Display, close_log, log, open_log
 from itr.training.ranks import launch
-from itr.training.setup import set_up_torch, share_batches
+from itr.training.setup import prepare_model, set_up_torch
 from itr.training.silent import SilentTracker
 from itr.training.start import start_from, stored_tokenizer
 from itr.training.trainer import Trainer
@@ -126,8 +126,8 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     )
     model = build_model(config.model, values["loss"], facts).to(device)
     told = [] if init is None else start_from(model, config.model["name"], init)
-    told += share_batches(config, model)
-    model.check_batch(config.batch_size)
+    told += prepare_model(config, model)
+    model.check_batch(config.batch_size // parallel.world_size())
     view = model.view  # pre-trained weights may have fewer positions than was thought
 
     def table(name: str, text: TextView) -> TokenTable:

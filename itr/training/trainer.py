@@ -24,6 +24,8 @@ from itr.nn.batch_norm import statistics
 from itr.results.tracker import Tracker
 from itr.training import faults, state
 from itr.training.config import TrainConfig
+from itr.training.cost import describe, step_cost
+from itr.training.grad_cache import CachedStep
 from itr.training.optim import apply_schedule, build_optimizer, clip_gradients
 from itr.training.progress import Display, log
 from itr.training.setup import SEED_STRIDE
@@ -55,7 +57,9 @@ class Trainer:
         self.device = device
         self.optimizer = build_optimizer(model, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.step = Step(model, device, AUTOCAST[precision], self.scaler)
+        parts = (model, device, AUTOCAST[precision], self.scaler)
+        chunk = config.grad_cache
+        self.step = Step(*parts) if chunk is None else CachedStep(chunk, *parts)
         # Where ranks have losses of their own, they have draws of their own.
         own = 0 if model.one_loss else parallel.rank()
         self.draws = Draws(config.seed + own * SEED_STRIDE, device)
@@ -100,6 +104,7 @@ class Trainer:
             self._fit(display)
 
     def _fit(self, display: Display) -> None:
+        self._estimate()
         self.window.started = time.perf_counter()
         while not self.finished:
             for batch in self._batches():
@@ -119,6 +124,16 @@ class Trainer:
                     break
             if self._epoch_ends and not self.finished:
                 self.clock.epoch, self.clock.batch = self.clock.epoch + 1, 0
+
+    def _estimate(self) -> None:
+        """Log what a step will cost; a model that runs in pieces or compiled is counted whole."""
+        self.step.wake_and_sleep(self.clock)
+        if parallel.rank() > 0 or self.finished or not self.config.runtime.estimate:
+            return
+        batch = next(iter(self.loader.epoch(0))).to(self.device)
+        self.model.train()
+        cost = step_cost(self.model, batch, self.clock, self.step.dtype)
+        log.info("%s", describe(self.model, cost, len(batch)))
 
     def _batches(self) -> Iterator[Batch]:
         return self.loader.epoch(self.clock.epoch, self.clock.batch)

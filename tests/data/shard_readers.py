@@ -1,9 +1,17 @@
-"""Ranks that read shards, in processes of their own, and what they saw."""
+"""Two ranks that read shards, in processes of their own, and what they saw.
+
+As a script (ROOT FOLDER EPOCH BATCH SEED KILLED) it forks the ranks from a fresh process, so that
+no thread of a test is lost in the fork; one of them may be killed in the middle and started again.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import tarfile
 import time
 from multiprocessing.process import BaseProcess
@@ -19,6 +27,8 @@ from itr.data.loader import TrainLoader
 from itr.data.text import build_table, open_tokenizer
 from itr.view import PixelView, View
 
+ROOT = Path(__file__).resolve().parents[2]
+WORLD, WORKERS = 2, 2
 VIEW = View(kind="pixels", tokenizer="wordpiece", unit="pair", pixels=PixelView(size=8))
 
 
@@ -48,11 +58,32 @@ def loader_of(root: Path, **options: Any) -> TrainLoader:
     return TrainLoader(split, VIEW, table, tokenizer, **options)
 
 
-def read(root: Path, out: Path, epoch: int, first: int, pause: float, options: Any) -> None:
+def read_epoch(
+    root: Path, folder: Path, epoch: int, batch_size: int, seed: int, kill_at: int = 0
+) -> tuple[list[list[int]], int]:
+    """What each rank saw in ``epoch``, and the batches that rank 1 had when it was killed.
+
+    ``kill_at``: after so many batches of its own; 0: it is left alone.
+    """
+    folder.mkdir()
+    command = [sys.executable, __file__, root, folder, epoch, batch_size, seed, kill_at]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([str(part) for part in command], env=environment, check=True, timeout=1800)
+    return [_seen(folder / f"rank{rank}") for rank in range(WORLD)], json.loads(
+        (folder / "done").read_text()
+    )
+
+
+def _seen(out: Path) -> list[int]:
+    """The ids in all whole lines of ``out``."""
+    lines = out.read_text().split("\n")[:-1] if out.exists() else []
+    return [int(number) for line in lines for number in line.split()]
+
+
+def _read(root: Path, out: Path, epoch: int, first: int, pause: float, options: Any) -> None:
     """Write the image ids of each batch from ``first`` on to ``out``, a line a batch."""
-    torch.set_num_threads(1)  # a forked process has none of its parent's threads
     with out.open("a") as file:
-        for batch in loader_of(root, **options).epoch(epoch, first):
+        for batch in loader_of(root, world=WORLD, workers=WORKERS, **options).epoch(epoch, first):
             means = batch.pixels[:, 0].mean((1, 2)) * VIEW.pixels.std[0] + VIEW.pixels.mean[0]
             assert torch.equal((means * 255 / 16).round().long(), batch.image_id % 16)
             file.write(" ".join(map(str, batch.image_id.tolist())) + "\n")
@@ -60,26 +91,15 @@ def read(root: Path, out: Path, epoch: int, first: int, pause: float, options: A
             time.sleep(pause)
 
 
-def start(
-    root: Path, out: Path, epoch: int, first: int = 0, pause: float = 0, **options: Any
-) -> BaseProcess:
-    """`read` in a process of its own."""
-    process = multiprocessing.get_context("fork").Process(
-        target=read, args=(root, out, epoch, first, pause, options)
-    )
+def _start(*arguments: Any) -> BaseProcess:
+    process = multiprocessing.get_context("fork").Process(target=_read, args=arguments)
     process.start()
     return process
 
 
-def seen(out: Path) -> list[int]:
-    """The ids in all whole lines of ``out``."""
-    lines = out.read_text().split("\n")[:-1] if out.exists() else []
-    return [int(number) for line in lines for number in line.split()]
-
-
-def kill_after(process: BaseProcess, out: Path, ids: int) -> int:
+def _kill(process: BaseProcess, out: Path, ids: int) -> int:
     """Kill ``process`` once ``out`` holds so many ids; cut what is no whole line. Lines left."""
-    while len(seen(out)) < ids:
+    while len(_seen(out)) < ids:
         assert process.is_alive(), "it ended too early"
         time.sleep(0.02)
     process.kill()
@@ -87,3 +107,24 @@ def kill_after(process: BaseProcess, out: Path, ids: int) -> int:
     text = out.read_text()
     out.write_text(text[: text.rindex("\n") + 1])
     return out.read_text().count("\n")
+
+
+def main() -> None:
+    root, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    epoch, batch_size, seed, kill_at = map(int, sys.argv[3:])
+    outs = [folder / f"rank{rank}" for rank in range(WORLD)]
+    options = [{"batch_size": batch_size, "seed": seed, "rank": rank} for rank in range(WORLD)]
+    pauses = (0.0, 0.1 if kill_at else 0.0)
+    ranks = [_start(root, outs[r], epoch, 0, pauses[r], options[r]) for r in range(WORLD)]
+    done = 0
+    if kill_at:
+        done = _kill(ranks[1], outs[1], kill_at * batch_size // WORLD)
+        ranks[1] = _start(root, outs[1], epoch, done, 0.0, options[1])
+    for rank in ranks:
+        rank.join()
+    (folder / "done").write_text(str(done))
+    sys.exit(max(abs(rank.exitcode or 0) for rank in ranks))
+
+
+if __name__ == "__main__":
+    main()

@@ -49,7 +49,7 @@ def test_captions_of_any_kind_are_kept(tmp_path):
     """Very long, right to left, with a byte-order mark, of any number."""
     texts = ["word " * 400, "كلب بني يركض", "犬が走る", "\u200fa\u200f dog", "é" * 300]
     items = [
-        worlds.Item(n, part, tuple(texts[: 1 + n]), worlds.make_items()[n].jpeg, "")
+        worlds.Item(n, part, tuple(texts[: 1 + n]), worlds.make_items()[n].jpeg, "a thing")
         for n, part in enumerate(("train", "train", "train", "val", "test"))
     ]
     for layout in worlds.PIXEL_LAYOUTS:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from shard_readers import kill_after, loader_of, seen, start, write_shards
+from shard_readers import loader_of, read_epoch, write_shards
 
 from itr.data.order import WINDOW, shuffled
 from itr.errors import ConfigError
@@ -24,16 +24,8 @@ def options(**changes):
 def test_two_ranks_with_two_workers_see_every_sample_once_and_go_on_after_a_kill(shards, tmp_path):
     """Rank 1 is killed in the middle; started again, it goes on behind its last whole batch."""
     loader = loader_of(shards, batch_size=BATCH, seed=SEED)  # lists the shards, for all
-    first, second = tmp_path / "rank0", tmp_path / "rank1"
-    one = start(shards, first, 1, **options(rank=0))
-    other = start(shards, second, 1, pause=0.1, **options(rank=1))
-    done = kill_after(other, second, 5 * BATCH // 2)
+    (ours, theirs), done = read_epoch(shards, tmp_path / "run", 1, BATCH, SEED, kill_at=5)
     assert 5 <= done < SAMPLES // BATCH
-    other = start(shards, second, 1, first=done, **options(rank=1))
-    for process in (one, other):
-        process.join(timeout=300)
-        assert process.exitcode == 0
-    ours, theirs = seen(first), seen(second)
     assert len(ours) == len(theirs) == SAMPLES // 2
     assert sorted(ours + theirs) == list(range(SAMPLES))
     # The batches are those of one process: each rank has its half of every one.

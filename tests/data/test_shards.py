@@ -279,7 +279,9 @@ def test_pictures_that_cannot_be_decoded_give_way(tmp_path, caplog):
     samples = {f"{n:06d}": member(n) for n in range(12)}
     for number in (4, 5):
         samples[f"{number:06d}"] = spoil(tmp_path, number)
-    write_tar(tmp_path / "a.tar", samples)
+    parts = list(samples.items())
+    write_tar(tmp_path / "a.tar", dict(parts[:6]))
+    write_tar(tmp_path / "b.tar", dict(parts[6:]))
     split = opened(tmp_path, max_broken=0.2)
     for workers in (0, 2):
         loader, _ = loader_of(split, tmp_path, workers=workers)

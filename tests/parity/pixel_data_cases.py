@@ -243,7 +243,7 @@ def multisea_arrow(case: Case) -> None:
     case.check("out.test_text_list_index", test.text_to_image)
     length = case.data["max_text_len"]
     padding = TextView(max_length=length, pad_to=length)
-    ids = padded(Tokenizer.from_bert(str(folder)), test.captions(), padding)["tokens"]
+    ids = padded(Tokenizer.from_files(str(folder)), test.captions(), padding)["tokens"]
     case.holds("shape of the ids", list(ids.shape) == [test.n_captions, length])
 
 

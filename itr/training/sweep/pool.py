@@ -26,7 +26,6 @@ from itr.errors import ConfigError
 from itr.training.launch import CONF
 from itr.training.sweep.grid import Job
 
-PREEMPTED = 75  # exit code of a run that was told to stop and saved what it had
 NO_THREADS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from itr.training.launch import PREEMPTED
 from itr.training.sweep import watch
 from itr.training.sweep.grid import Job
-from itr.training.sweep.pool import PREEMPTED, Ended, Pool
+from itr.training.sweep.pool import Ended, Pool
 from itr.training.sweep.report import DONE, FAILED, MISSING, RUNNING, Outcome, write_report
 from itr.training.sweep.show import Board
 from itr.training.sweep.spec import Sweep

@@ -1,6 +1,4 @@
-"""Region arrays larger than memory: they are mapped, and nothing keeps a copy."""
-
-from __future__ import annotations
+"""HREM on region arrays larger than memory: they are mapped, and nothing keeps a copy."""
 
 import os
 import subprocess
@@ -8,11 +6,12 @@ import sys
 import time
 from pathlib import Path
 
-import memory_reader
 import pytest
-from memory_reader import anonymous, write_large
 
 from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "tests" / "data"))
+from memory_reader import anonymous, write_large  # noqa: E402
 
 MODEL = (
     "model.embed_size=256", "model.text.hidden_size=64", "model.text.intermediate_size=64",
@@ -22,17 +21,6 @@ MODEL = (
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def test_reading_keeps_no_copy_of_the_array(tmp_path):
-    size = write_large(tmp_path, 1200)
-    found = subprocess.run(
-        [sys.executable, memory_reader.__file__, str(tmp_path)],
-        env=environment(), capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    before, peak = map(float, found.stdout.split())
-    assert size > 330 and peak - before < 0.5 * size, (before, peak)
 
 
 @pytest.mark.soak

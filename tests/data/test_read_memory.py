@@ -1,0 +1,27 @@
+"""Region arrays larger than memory: they are mapped, and nothing keeps a copy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import memory_reader
+from memory_reader import write_large
+
+from tests.conftest import ROOT
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def test_reading_keeps_no_copy_of_the_array(tmp_path):
+    size = write_large(tmp_path, 1200)
+    found = subprocess.run(
+        [sys.executable, memory_reader.__file__, str(tmp_path)],
+        env=environment(), capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    before, peak = map(float, found.stdout.split())
+    assert size > 330 and peak - before < 0.5 * size, (before, peak)

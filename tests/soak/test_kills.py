@@ -1,0 +1,214 @@
+"""What takes minutes: many kills, ranks that die or hang, signals, launchers from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, TINY
+from tests.training.sizes import overrides
+
+pytestmark = pytest.mark.soak
+TIMES = ("time", "pairs_per_second", "seconds")
+KILLS = 20
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "300"}
+
+
+def start(arguments: Sequence[str], cwd: Path = ROOT) -> subprocess.Popen[str]:
+    """train.py, in a session of its own, so that all that it starts can be killed with it."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def children(process: int) -> list[int]:
+    """Ids of the processes that ``process`` started itself, in their order."""
+    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return sorted(int(number) for number in found)
+
+
+def workers(process: int) -> list[int]:
+    """Those of its children that train: the ranks, in their order."""
+    return [
+        child
+        for child in children(process)
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """SIGKILL for a launcher and its workers, at once."""
+    for child in [*workers(process.pid), process.pid]:
+        os.kill(child, signal.SIGKILL)
+    process.wait()
+
+
+def wait_for(path: Path, text: str, process: subprocess.Popen[str]) -> None:
+    while not (path.is_file() and text in path.read_text()):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    printed = process.communicate(timeout=900)[0]
+    assert process.returncode == code, printed
+    return " ".join(printed.split())
+
+
+def values(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith(TIMES)} for line in lines]
+
+
+def assert_equal(first: Path, second: Path) -> None:
+    assert values(first) == values(second)
+    a, b = (load_file(run / "checkpoints" / "last.safetensors") for run in (first, second))
+    assert set(a) == set(b)
+    for name, tensor in a.items():
+        assert torch.equal(tensor, b[name]), name
+
+
+@pytest.fixture
+def common(world: Path) -> list[str]:
+    places = [f"data.root={world / 'data'}", f"data.cache={world / 'cache'}"]
+    return [*TINY, *places, "trainer.epochs=40", "trainer.checkpoint_every=7"]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_survives_many_kills(devices: int, common: list[str], tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = [*common, f"devices={devices}"]
+    finish(start([*arguments, f"out={whole}"]))
+    chance, metrics, count = random.Random(devices), killed / "metrics.jsonl", 0
+    while count < KILLS:
+        process = start([*arguments, f"out={killed}", "resume=auto"])
+        size = metrics.stat().st_size if metrics.is_file() else 0
+        while process.poll() is None and not (metrics.is_file() and metrics.stat().st_size != size):
+            time.sleep(0.01)  # it has begun to write: resumed, that is, or started
+        time.sleep(chance.uniform(0.0, 0.5))
+        if process.poll() is not None:
+            break  # finished sooner than it could be killed so often
+        kill_all(process)
+        count += 1
+    assert count >= KILLS // 2, f"only {count} kills; make the run longer"
+    finish(start([*arguments, f"out={killed}", "resume=auto"]))
+    assert_equal(whole, killed)
+
+
+def test_a_rank_that_dies_is_named(common: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start([*common, f"out={run}", "devices=2"])
+    wait_for(run / "metrics.jsonl", '"step": 6', process)
+    os.kill(workers(process.pid)[1], signal.SIGKILL)
+    printed = finish(process, code=2)
+    assert "died of SIGKILL" in printed or "(process" in printed
+    assert "after update" in printed and "resume=auto" in printed
+    finish(start([*common, f"out={run}", "devices=2", "resume=auto"]))
+
+
+def test_a_rank_that_hangs_is_named(common: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start([*common, f"out={run}", "devices=2", "runtime.collective_timeout=15"])
+    wait_for(run / "metrics.jsonl", '"step": 6', process)
+    os.kill(workers(process.pid)[1], signal.SIGSTOP)
+    printed = finish(process, code=2)
+    assert "rank 0, after update" in printed and "collective_timeout=15" in printed
+    assert "rank 1 (process" in printed and "stopped) last finished update" in printed
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
+def test_a_signal_saves_and_ends(
+    devices: int, number: int, code: int, common: list[str], tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    arguments = [*common, "trainer.epochs=10", f"devices={devices}"]
+    finish(start([*arguments, f"out={whole}"]))
+    process = start([*arguments, f"out={cut}"])
+    wait_for(cut / "metrics.jsonl", '"step": 6', process)
+    process.send_signal(number)
+    assert "the run is saved: go on with resume=auto" in finish(process, code=code)
+    finish(start([*arguments, f"out={cut}", "resume=auto"]))
+    assert_equal(whole, cut)
+
+
+def test_a_second_interrupt_stops_at_once(common: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start([*common, f"out={run}", "devices=2"])
+    wait_for(run / "metrics.jsonl", '"step": 6', process)
+    ranks = workers(process.pid)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    assert "resume=auto" in finish(process, code=130)
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
+def test_multirun_on_two_devices(world: Path, tmp_path: Path) -> None:
+    places = [f"data.root={world / 'data'}", f"data.cache={world / 'cache'}"]
+    shared = [
+        "data.prepare.train=60",
+        "data.prepare.val=20",
+        "data.prepare.test=20",
+        "batch_size=20",
+        "trainer.max_steps=4",
+        "device=cpu",
+    ]
+    printed = finish(start(["-m", "model=hrem,user", "devices=2", *shared, *places], cwd=tmp_path))
+    runs = sorted((tmp_path / "runs").iterdir())
+    assert [run.name.split("-")[0] for run in runs] == ["hrem", "user"]
+    assert [len(list((run / "wandb").glob("offline-run-*"))) for run in runs] == [1, 1]
+    assert all((run / "results.json").is_file() and run.name[:12] in printed for run in runs)
+
+
+def test_torchrun_from_outside(world: Path, tmp_path: Path) -> None:
+    arguments = overrides("vse", world, "batch_size=20", "trainer.max_steps=4")
+    for name, launcher in (
+        ("outside", [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]),
+        ("inside", [sys.executable]),
+    ):
+        devices = ["devices=2"] if name == "inside" else []
+        done = subprocess.run(
+            [*launcher, str(ROOT / "train.py"), *arguments, *devices, f"out={tmp_path / name}"],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+    assert_equal(tmp_path / "outside", tmp_path / "inside")
+
+
+@pytest.mark.parametrize("model", ["vse", "albef"])
+def test_compiled_towers_train_alike(model: str, world: Path, tmp_path: Path) -> None:
+    from tests.training.sizes import CALM
+
+    given = overrides(model, world, *CALM[model], "batch_size=20", "trainer.max_steps=6")
+    losses = {}
+    for switch in ("false", "true"):
+        run = tmp_path / switch
+        log_every = ["trainer.log_every=1", f"runtime.compile={switch}", f"out={run}"]
+        finish(start([*given, *log_every]))
+        losses[switch] = [line["train/loss"] for line in values(run) if "train/loss" in line]
+    assert losses["true"] == pytest.approx(losses["false"], rel=1e-4)

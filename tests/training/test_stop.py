@@ -1,0 +1,132 @@
+"""Stopped by a signal anywhere and resumed: the values of an undisturbed run, for every model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from itr import checkpoint
+from itr.errors import CheckpointError, ConfigError, Stopped, TrainingError
+from itr.training.lock import RunLock
+from itr.training.train_job import train
+from tests.conftest import compose
+from tests.training.sizes import SIZES, overrides
+
+TIMES = ("time", "pairs_per_second", "seconds")
+# Three batches an epoch; a log of three updates is cut by most stops.
+LENGTH = ("batch_size=20", "trainer.max_steps=15", "trainer.log_every=4", "accumulate=1")
+LONGER = {"hrem": ("model.graph.warmup=6",), "multisea": ("accumulate=2",)}
+
+
+def values(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith(TIMES)} for line in lines]
+
+
+def stop_soon(metrics: Path, number: int) -> threading.Thread:
+    """Sends ``number`` to this very process once something was logged."""
+
+    def wait() -> None:
+        while not (metrics.is_file() and metrics.stat().st_size):
+            time.sleep(0.001)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def equal(first: Path, second: Path) -> None:
+    """The same values and, bit for bit, the same weights and moments."""
+    assert values(first) == values(second)
+    a, b = (
+        checkpoint.read_tensors(run / "checkpoints" / "last.safetensors") for run in (first, second)
+    )
+    assert set(a) == set(b)
+    for name, tensor in a.items():
+        assert torch.equal(tensor, b[name]), name
+
+
+@pytest.mark.parametrize("model", sorted(SIZES))
+def test_stop_and_go(model: str, world: Path, tmp_path: Path) -> None:
+    given = overrides(model, world, *LENGTH, *LONGER.get(model, ()))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(compose("train", [*given, f"out={whole}"]))
+    number = signal.SIGUSR1 if model == "user" else signal.SIGTERM
+    thread = stop_soon(cut / "metrics.jsonl", number)
+    with pytest.raises(Stopped, match="the run is saved: go on with resume=auto") as stopped:
+        train(compose("train", [*given, f"out={cut}"]))
+    thread.join()
+    assert stopped.value.preempted and not (cut / "results.json").exists()
+    assert signal.getsignal(number) == signal.SIG_DFL
+    results = train(compose("train", [*given, f"out={cut}", "resume=auto"]))
+    assert 4 <= results["resumed_at"] < 15
+    equal(whole, cut)
+
+
+def test_a_truncated_checkpoint_gives_way_to_the_one_before(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = [*tiny, "trainer.checkpoint_every=3"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(compose("train", [*long, f"out={whole}"]))
+    train(compose("train", [*long, f"out={cut}"]))
+    (cut / "results.json").unlink()
+    last = cut / "checkpoints" / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:-1000])
+    results = train(compose("train", [*long, f"out={cut}", "resume=auto"]))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "truncated" in said and "going on from the one before" in said
+    assert results["resumed_at"] == 18
+    equal(whole, cut)
+    (cut / "results.json").unlink()
+    for path in (cut / "checkpoints").glob("[lp]*.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="overwrite=true starts again"):
+        train(compose("train", [*long, f"out={cut}", "resume=auto"]))
+
+
+def test_two_jobs_do_not_share_a_run_directory(tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with (
+        RunLock(run),
+        pytest.raises(ConfigError, match=f"is being trained by process {os.getpid()}"),
+    ):
+        train(compose("train", tiny))
+    train(compose("train", [*tiny, "trainer.max_steps=1"]))  # the lock of a job that is gone
+    with RunLock(run), pytest.raises(ConfigError, match="out=DIR"):
+        train(compose("train", [*tiny, "overwrite=true"]))
+    assert (run / "results.json").is_file()
+
+
+def test_batches_that_are_not_finite_can_be_left_out(
+    tiny: list[str], world: Path, tmp_path: Path
+) -> None:
+    (made,) = (world / "data").glob("*/scenes_precomp")
+    shutil.copytree(made, tmp_path / "data")
+    regions = np.load(tmp_path / "data" / "train_ims.npy")
+    regions[7] = 3e38  # finite, but not for long
+    np.save(tmp_path / "data" / "train_ims.npy", regions)
+    own = [o for o in tiny if not o.startswith(("data.", "trainer.epochs"))]
+    own += ["data=f30k", f"data.root={tmp_path / 'data'}", f"data.cache={tmp_path / 'cache'}"]
+    own += ["model.pretrained=false", "model.text.tokenizer=wordpiece", "trainer.epochs=1"]
+    results = train(compose("train", [*own, "trainer.skip_nonfinite=10"]))
+    assert results["updates"] == 10
+    told = (tmp_path / "run" / "not_finite.json").read_text().splitlines()
+    assert 1 < len(told) < 10
+    every = [set(json.loads(line)["image_ids"]) for line in told]
+    assert len(every[0]) > 5 and set.intersection(*every)
+    state = checkpoint.read_tensors(tmp_path / "run" / "checkpoints" / "last.safetensors", "model/")
+    assert all(t.isfinite().all() for t in state.values())
+    with pytest.raises(TrainingError, match="not finite"):
+        train(compose("train", [*own, "trainer.skip_nonfinite=1", f"out={tmp_path / 'other'}"]))
