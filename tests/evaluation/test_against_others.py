@@ -55,7 +55,7 @@ def small() -> Any:
 @pytest.fixture(scope="module")
 def scores(small: Any) -> np.ndarray:
     draw = np.random.default_rng(0)
-    values = draw.normal(size=(len(small.images), len(small.captions))).astype(np.float32)
+    values = draw.normal(size=(len(small.images), len(small.captions)))
     owner = owners(small)
     values[owner, np.arange(len(owner))] += 2  # better than chance
     assert len(np.unique(values)) == values.size
@@ -114,11 +114,14 @@ def test_uneven_captions_as_fico_itr_counts() -> None:
     scores = draw.normal(size=(40, len(owner))).astype(np.float32)
     scores[owner, np.arange(len(owner))] += 1.5
     ours = retrieval_metrics(rank_scores(scores, owner))
-    theirs = dict(zip(("i2t", "t2i"), instance_retrieval(scores, captions_per_image=owner)))  # noqa: B905
+    theirs = dict(zip(("i2t", "t2i"), instance_retrieval(scores, captions_per_image=owner.tolist())))  # noqa: B905
     for way, found in theirs.items():
-        for k in KS:
-            share = float(found[f"R@{k}"])
-            assert ours[f"{way}_r{k}"] == pytest.approx(share if share > 1 else 100 * share)
+        for key, named in (
+            ("medr", "MedianR"),
+            ("meanr", "MeanR"),
+            *((f"r{k}", f"R@{k}") for k in KS),
+        ):
+            assert ours[f"{way}_{key}"] == pytest.approx(float(found[named]), rel=1e-12)
 
 
 def test_recall_is_torchmetrics_hit_rate() -> None:
