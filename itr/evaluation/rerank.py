@@ -20,7 +20,7 @@ from itr.evaluation.score_tables import TILE_CPU, TILE_GPU, Index, Rows, ScoreTa
 from itr.models.base import Encoded, RetrievalModel
 from itr.parallel import add_up, rank, world_size
 
-LENGTHS = 4  # groups of captions by length
+LENGTHS = 8  # groups of captions by length
 
 
 @dataclass

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import itr
 from itr.data.layouts import DataConfig, open_split
 from itr.errors import ConfigError, DataError, UserError
+from itr.evaluation.queries import read_queries
 from itr.evaluation.ranks import rank_scores
 from itr.training.eval_job import evaluate
 from itr.training.own_files import embed, search
@@ -93,7 +94,9 @@ def test_an_ensemble_is_the_mean_of_the_matrices(
         for run, name in zip(runs, names, strict=True)
     ]
     both = f"checkpoint=[{runs[0]},{runs[1]}]"
-    found = evaluate(compose("eval", [both, "ensemble=true", *given, "hubness.rows=[csls]"]))
+    out = tmp_path / "mean"
+    chosen = ["ensemble=true", "hubness.rows=[csls]", f"out={out}"]
+    found = evaluate(compose("eval", [both, *given, *chosen]))
     stored = [load_file(name) for name in names]
     mean = sum(s["images"] @ s["texts"].t() for s in stored) / 2
     owner = np.repeat(np.arange(20), 5)
@@ -101,6 +104,10 @@ def test_an_ensemble_is_the_mean_of_the_matrices(
     assert {k: v for k, v in of(found, "test/").items() if k in expected} == {
         k: v for k, v in expected.items() if k in of(found, "test/")
     }
+    log, ranks = read_queries(out), rank_scores(mean, owner)
+    assert np.array_equal(log.ranks["full"].i2t, ranks.i2t)
+    assert np.array_equal(log.ranks["full"].t2i, ranks.t2i)
+    np.testing.assert_allclose(log.answers["i2t"].scores[:, 0], mean.amax(dim=1), rtol=1e-5)
     for number, alone in enumerate(single, 1):
         for key in ("rsum", "i2t_r1", "t2i_medr"):
             assert found[f"test/member_{number}/{key}"] == alone[f"test/{key}"]
