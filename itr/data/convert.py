@@ -19,7 +19,7 @@ from itr.data.karpathy import PREFIX
 from itr.data.layouts import KINDS, ORDER, places_in
 from itr.data.options import DataConfig
 from itr.data.places import Place
-from itr.data.precomp import ENDING, Precomp
+from itr.data.precomp_place import ENDING, Precomp
 from itr.data.records import Split
 from itr.data.table_rows import ENDINGS
 from itr.data.write_precomp import write_precomp
