@@ -109,9 +109,10 @@ def _nothing(data: DataConfig, kind: str) -> DataError:
     root = root_of(data)
     if kind == "regions":
         return DataError(
-            f"data.root={data.root}: no precomp layout for data.name={data.name}; expected <split>"
-            f"{precomp.IMS} and <split>{precomp.CAPS} there, in {data.name}{precomp_place.ENDING}/ "
-            f"or in {data.name}/precomp/; found there: {listing(root)}. Type data.root=DIR, or make "
+            f"data.root={data.root}: no precomp layout for data.name={data.name}; expected "
+            f"<split>{precomp.IMS} and <split>{precomp.CAPS} there, in {data.name}"
+            f"{precomp_place.ENDING}/ or in {data.name}/precomp/; found there: {listing(root)}. "
+            "Type data.root=DIR, or make "
             "regions from pictures: python -m itr.data features --help"
         )
     return DataError(

@@ -56,6 +56,7 @@ PACKAGES = (
     "safetensors",
     "wandb",
     "pillow",
+    "pyarrow",
 )
 
 
