@@ -15,11 +15,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from itr.data.annotations import place_pictures
 from itr.data.karpathy import PREFIX
 from itr.data.layouts import KINDS, ORDER, places_in
 from itr.data.options import DataConfig
 from itr.data.places import Place
-from itr.data.precomp import ENDING, Precomp
+from itr.data.precomp import IMS
+from itr.data.precomp_ids import IDS, MAPPING
+from itr.data.precomp_place import ENDING, Precomp
 from itr.data.records import Split
 from itr.data.table_rows import ENDINGS
 from itr.data.write_precomp import write_precomp
@@ -28,6 +31,7 @@ from itr.errors import ConfigError, DataError, UserError
 
 TARGETS = ("karpathy", "precomp", "arrow", "shards", "table")
 CALLED = {"arrow": "arrow", "wds": "shards", "shards": "shards"}  # a folder's name -> layout
+FLAGS = {"data.name=": "--name ", "data.images=": "--images ", "data.layout=": "--from "}
 OVERLAPPING = (("testall", "test"), ("dev", "val"))  # of both the first is read
 
 
@@ -38,7 +42,10 @@ def main(arguments: list[str]) -> int:
         for line in convert(_parser().parse_args(arguments), console):
             print(line)
     except UserError as error:
-        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        message = f"error: {error}"
+        for key, flag in FLAGS.items():
+            message = message.replace(key, flag)
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
         return 2
     return 0
 
@@ -76,9 +83,12 @@ def convert(asked: argparse.Namespace, console: Console) -> list[str]:
         raise ConfigError(f"{target}: exists already; name a TARGET that does not")
     to = asked.to or _layout_of(target)
     data = _source(asked)
-    place = _place(data, to, asked.regions)
+    place = _place(data, to, asked)
     console.print(f"reading {place.layout} layout, {place.path}", markup=False, highlight=False)
-    splits = _numbered({name: place.read(on_disk) for name, on_disk in _splits(place).items()})
+    splits = {name: place.read(on_disk) for name, on_disk in _splits(place, to).items()}
+    if place.holds == "regions" and to != "precomp":
+        splits = {name: _pictured(split, asked.images) for name, split in splits.items()}
+    splits = _numbered(splits)
     name = asked.name or (data.name if data.name != "?" else target.stem)
     options = Options(
         name.removeprefix(PREFIX).removesuffix(ENDING),
@@ -138,9 +148,9 @@ def _source(asked: argparse.Namespace) -> DataConfig:
     return data
 
 
-def _place(data: DataConfig, to: str, regions: str | None) -> Place:
+def _place(data: DataConfig, to: str, asked: argparse.Namespace) -> Place:
     """The layout to read; where TARGET holds regions, regions."""
-    holds = "regions" if to == "precomp" and regions is None else "pixels"
+    holds = "regions" if to == "precomp" and asked.regions is None else "pixels"
     places = places_in(data)
     for name in ORDER:
         if name in places and KINDS[name] == holds:
@@ -152,20 +162,38 @@ def _place(data: DataConfig, to: str, regions: str | None) -> Place:
             "--regions DIR, or make them from the pictures: python -m itr.data features --help"
         )
     if "precomp" in places:
+        if asked.images is not None:
+            return places["precomp"]
         raise ConfigError(
-            f"{data.root}: holds region arrays, but the target is made of pictures; name their "
-            "annotations as SOURCE"
+            f"{data.root}: holds region arrays, but the target is made of pictures; type --images "
+            "DIR for those that its id_mapping.json names, or name other annotations as SOURCE"
         )
     raise DataError(f"{data.root}: no layout is recognised there ({found}); type --from LAYOUT")
 
 
-def _splits(place: Place) -> dict[str, str]:
+def _pictured(split: Split, images: str) -> Split:
+    """A split of regions with the pictures of the same images.
+
+    Raises DataError if nothing names them, or if they are not in the folder ``images``.
+    """
+    path = Path(split.source)
+    named = [dataclasses.replace(r, image=str(r.extra.get("file", ""))) for r in split.records]
+    if not all(record.image for record in named):
+        raise DataError(
+            f"{path}: nothing names the pictures of these rows; expected {path.name[: -len(IMS)]}"
+            f"{IDS} and {MAPPING} beside it"
+        )
+    bare = [dataclasses.replace(record, extra={}) for record in named]
+    return Split(split.name, "karpathy", place_pictures(path, bare, images), source=split.source)
+
+
+def _splits(place: Place, to: str) -> dict[str, str]:
     """train, val, test -> what the source calls them; splits that lie in others are left out."""
     names = place.splits()
     for whole, part in OVERLAPPING:
         if whole in names and part in names:
             names.remove(part)
-    if isinstance(place, Precomp):
+    if to == "precomp" and isinstance(place, Precomp):
         return {name: name for name in names}
     return {{"dev": "val", "testall": "test"}.get(name, name): name for name in names}
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from itr.data.layouts import KINDS, places_in
 from itr.data.loader import image_batches
 from itr.data.options import DataConfig
-from itr.data.precomp import ENDING
+from itr.data.precomp_place import ENDING
 from itr.data.records import Record, Split
 from itr.data.write_precomp import Source, write_precomp
 from itr.data.writers import Options

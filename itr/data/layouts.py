@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from itr.data import arrow, coco, karpathy, lists, pair_table, precomp, shards
+from itr.data import arrow, coco, karpathy, lists, pair_table, precomp, precomp_place, shards
 from itr.data.images import DECODERS
 from itr.data.noise import mismatch
 from itr.data.options import DataConfig
@@ -25,7 +25,7 @@ from itr.instantiate import nearest
 __all__ = ["KINDS", "LAYOUTS", "DataConfig", "open_split", "places_in"]
 
 FINDERS: dict[str, Callable[[DataConfig], Place | None]] = {
-    "precomp": precomp.find,
+    "precomp": precomp_place.find,
     "karpathy": karpathy.find,
     "lists": lists.find,
     "coco": coco.find,
@@ -109,9 +109,10 @@ def _nothing(data: DataConfig, kind: str) -> DataError:
     root = root_of(data)
     if kind == "regions":
         return DataError(
-            f"data.root={data.root}: no precomp layout for data.name={data.name}; expected <split>"
-            f"{precomp.IMS} and <split>{precomp.CAPS} there, in {data.name}{precomp.ENDING}/ or in "
-            f"{data.name}/precomp/; found there: {listing(root)}. Type data.root=DIR, or make "
+            f"data.root={data.root}: no precomp layout for data.name={data.name}; expected "
+            f"<split>{precomp.IMS} and <split>{precomp.CAPS} there, in {data.name}"
+            f"{precomp_place.ENDING}/ or in {data.name}/precomp/; found there: {listing(root)}. "
+            "Type data.root=DIR, or make "
             "regions from pictures: python -m itr.data features --help"
         )
     return DataError(

@@ -59,6 +59,7 @@ PACKAGES = (
     "safetensors",
     "wandb",
     "pillow",
+    "pyarrow",
 )
 
 

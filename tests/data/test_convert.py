@@ -110,6 +110,24 @@ def test_regions_there_and_back(tmp_path, capsys):
     assert "--regions DIR" in capsys.readouterr().err
 
 
+def test_region_rows_name_their_pictures(tmp_path, capsys):
+    """Precomp into layouts of pictures: id_mapping.json says which file a row belongs to."""
+    items = make_items(captions=5)
+    worlds.write("precomp", tmp_path / "begin", items)
+    worlds.write_pictures(tmp_path / "pictures" / "val2014", items)
+    convert(tmp_path / "begin", tmp_path / "no.csv", fails=True)
+    assert "--images DIR" in capsys.readouterr().err
+    convert(tmp_path / "begin", tmp_path / "wds", "--images", tmp_path / "pictures")
+    found = seen(config(tmp_path / "wds", "shards"), ids=False)
+    assert found == {
+        part: [(i.cocoid, (), i.captions, i.jpeg) for i in items if i.part == part]
+        for part in PARTS
+    }
+    (tmp_path / "begin" / "coco_precomp" / "id_mapping.json").unlink()
+    convert(tmp_path / "begin", tmp_path / "no.csv", "--images", tmp_path, fails=True)
+    assert "nothing names the pictures of these rows" in capsys.readouterr().err
+
+
 def test_what_cannot_be_converted_says_why_and_leaves_nothing(tmp_path, capsys):
     items = make_items()
     worlds.write("karpathy", tmp_path / "begin", items)
