@@ -30,7 +30,7 @@ from itr.training import faults
 from itr.training.signals import PREEMPTION, StopRequest
 
 Job = Callable[[dict[str, Any]], dict[str, Any]]
-FAILED = 2  # exit code of a worker that has told its error
+FAILED, INTERRUPTED = 2, 130  # exit codes of a worker that has told its error; that was told to go
 
 
 def launch(job: Job, values: dict[str, Any], count: int, nodes: int, cuda: bool) -> dict[str, Any]:
@@ -89,16 +89,17 @@ def _work(job: Job, values: dict[str, Any], folder: str) -> dict[str, Any] | Sto
     os.setpgrp()  # Ctrl-C on a terminal reaches the launcher, which passes it on once
     os.environ[faults.BEATS] = folder
     try:
-        return job(values)
+        outcome: dict[str, Any] | Stopped = job(values)
     except Stopped as stopped:
-        return stopped
+        outcome = stopped
     except UserError as error:
         note = Path(folder) / f"error-{os.environ['RANK']}"
         note.write_bytes(pickle.dumps(error))
         sys.exit(FAILED)
-    finally:
-        if sys.exc_info()[0] is None:
-            parallel.leave()
+    except KeyboardInterrupt:  # or torch's wrapper would call it a success
+        sys.exit(INTERRUPTED)
+    parallel.leave()
+    return outcome
 
 
 def _explained(error: ChildFailedError, folder: Path, stopped_by: int) -> BaseException:
