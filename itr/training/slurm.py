@@ -47,7 +47,7 @@ class SlurmConfig:
     signal_delay_s: int = 120
     requeues: int = 100
     wait: bool = True
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -135,10 +135,16 @@ def make_executor(config: SlurmConfig, nodes: int, devices: int, gpus: bool) -> 
             "slurm_gpus_per_node": devices if gpus else None,
             "mem_gb": config.mem_gb,
             # Without it Slurm would not take a job back that it preempted.
-            "slurm_additional_parameters": {"requeue": True, **config.extra},
+            "slurm_additional_parameters": {"requeue": True, **_flags(config.extra)},
         }
     executor.update_parameters(**{key: value for key, value in wanted.items() if value is not None})
     return executor
+
+
+def _flags(words: Sequence[str]) -> dict[str, Any]:
+    """sbatch's options as submitit has them: ``exclusive`` or ``gres=gpu:a100:8``."""
+    pairs = (word.lstrip("-").partition("=") for word in words)
+    return {key: value if separator else True for key, separator, value in pairs}
 
 
 def job_of(config_name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -175,6 +181,11 @@ def launch(
         composed.append({str(key): value for key, value in values.items()})
         if name == "train":
             check_config(composed[-1])
+            if composed[-1].get("overwrite"):
+                raise ConfigError(
+                    "overwrite=true: a job that is queued again would delete what it had trained; "
+                    "delete the run directory instead"
+                )
             composed[-1]["resume"] = "auto"  # the same job goes on after it was queued again
     jobs = []
     for values, overrides in zip(composed, job_overrides, strict=True):

@@ -34,8 +34,12 @@ def runs_of(runs: Path) -> list[dict[str, Any]]:
 
 
 def test_trials_are_pruned_told_and_gone_on_with(
-    sweep_file: Write, beside: Path, capsys: pytest.CaptureFixture[str]
+    sweep_file: Write,
+    beside: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("STAND_IN_SECONDS", "0.5")  # or a trial is over before it is looked at
     path = sweep_file({"optim.lr": RATE, "trainer.epochs": {"value": 4}}, method="bayes")
     runs = beside / "runs"
     assert main([str(path), "method=optuna", "trials=10"]) == 0

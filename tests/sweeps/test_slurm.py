@@ -44,7 +44,7 @@ def test_slurm_gets_a_script_that_says_what_was_asked_for(world: Path, tmp_path:
         "hydra.launcher.partition=long",
         "hydra.launcher.hours=12",
         "hydra.launcher.wait=false",
-        "hydra.launcher.extra={exclusive: true}",
+        "hydra.launcher.extra=[exclusive]",
         "nodes=4,1",
         "devices=2",
         *(word for word in TINY if word != "device=cpu" and not word.startswith("batch_size")),
