@@ -1,3 +1,28 @@
-"""An experiment suite for image-text retrieval: published methods, one trainer, one evaluator."""
+"""An experiment suite for image-text retrieval: published methods, one trainer, one evaluator.
+
+``model = itr.load(RUN_DIR or "albef.pth")`` gives a model with ``model.encode_images(paths)``
+[N, D] and ``model.encode_texts(list)`` [C, D]; ``itr.evaluate(scores, text_to_image)`` gives the
+field's metrics of any score matrix [N, C].
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["evaluate", "load"]
+
+if TYPE_CHECKING:
+    from itr.evaluation.matrices import evaluate
+    from itr.training.retriever import load
+
+
+def __getattr__(name: str) -> Any:
+    """Import the two functions when they are asked for: most who import a part need neither."""
+    if name == "load":
+        from itr.training.retriever import load
+
+        return load
+    if name == "evaluate":
+        from itr.evaluation.matrices import evaluate
+
+        return evaluate
+    raise AttributeError(f"module 'itr' has no attribute '{name}'")

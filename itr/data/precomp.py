@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from itr.data.ids import read_ids
 from itr.data.records import Record, Split
 from itr.errors import DataError
 from itr.instantiate import nearest
@@ -48,18 +49,21 @@ def read_split(folder: str | Path, split: str, dev_captions: int | None = None) 
     if step > 1:
         notes.append(f"{ims}: every image row stands {step} times; one of them is read")
     n_captions = len(captions)
+    image_ids, caption_ids = read_ids(folder, split, n_captions // share, n_captions)
     if dev_captions is not None and split == "dev" and dev_captions < n_captions:
         n_captions = dev_captions
         notes.append(
             f"{caps}: cut to the first {n_captions} of {len(captions)} captions "
             f"(data.dev_captions={dev_captions})"
         )
+    images = image_ids or range(len(captions) // share)
+    ids = caption_ids or range(len(captions))
     records = [
         Record(
-            image_id=number,
+            image_id=images[number],
             image=number * step,
             captions=tuple(captions[first : min(first + share, n_captions)]),
-            caption_ids=tuple(range(first, min(first + share, n_captions))),
+            caption_ids=tuple(ids[first : min(first + share, n_captions)]),
         )
         for number, first in enumerate(range(0, n_captions, share))
     ]

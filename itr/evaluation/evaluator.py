@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from itr.batch import Batch
+from itr import __version__
 from itr.data.loader import caption_batches, image_batches
+from itr.data.manifest import manifest
 from itr.data.records import Split
 from itr.data.text import TokenTable
-from itr.errors import ConfigError, DataError
+from itr.errors import ConfigError
+from itr.evaluation.encode import AUTOCAST, Encoder, Progress, eval_mode
 from itr.evaluation.protocols import (
+    Gallery,
     Part,
     applicable,
-    evaluate_embeddings,
-    evaluate_parts,
+    evaluate_gallery,
     find_protocols,
 )
-from itr.evaluation.queries import QueryLog, Scored, score_statistics, shortlist_statistics
+from itr.evaluation.queries import QueryLog, log_queries
 from itr.evaluation.ranks import TIES, Ranks
-from itr.evaluation.rerank import Progress, RerankConfig, check_rerank, rank_shortlists, rerank
+from itr.evaluation.rerank import RerankConfig, ShortlistTable, check_rerank, rerank
+from itr.evaluation.score_tables import EmbeddingTable, ScoreTable
 from itr.models.base import Encoded, RetrievalModel
 from itr.view import View
 
 log = logging.getLogger("itr")
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Evaluator:
@@ -66,71 +68,65 @@ class Evaluator:
         self.data, self.view, self.tokens = data, view, tokens
         self.batch_size, self.ties, self.device = batch_size, ties, torch.device(device)
         self.dtype, self.workers = AUTOCAST[precision], workers
+        self.precision = precision
         self.rerank = rerank or RerankConfig()
         self.queries: QueryLog | None = None
-        self.protocols, self.left_out = applicable(find_protocols(protocols), data.n_images)
+        self.gallery = Gallery.of(data)
+        self.protocols, self.left_out = applicable(find_protocols(protocols), self.gallery)
         if self.left_out:
             self._report_left_out(strict)
 
     def _report_left_out(self, strict: bool) -> None:
-        names = ", ".join(f"{p.name} (needs {p.images} images)" for p in self.left_out)
+        names = ", ".join(f"{name} ({why})" for name, why in self.left_out.items())
         message = (
             f"split {self.data.name} has {self.data.n_images} images: not evaluated as {names}"
         )
         if strict:
-            raise ConfigError(f"{message}; type data.protocols=[full] to rank the whole split")
+            raise ConfigError(f"{message}; type protocol=full to rank the whole split")
         log.warning("%s; evaluated as %s", message, ", ".join(p.name for p in self.protocols))
 
     def run(
         self,
         model: RetrievalModel,
         progress: Progress | None = None,
+        encoded: tuple[Encoded, Encoded] | None = None,
         keep_queries: bool = False,
     ) -> dict[str, Any]:
-        """Flat results: the metrics of `evaluate_embeddings` and the fields that say what they are.
+        """Flat results: the metrics of `evaluate_gallery` and the fields that say what they are.
 
-        With ``keep_queries``, `queries` then holds what was found of every single query. Raises
-        DataError if embeddings are not finite.
+        ``encoded``: what `encode_all` gave earlier. With ``keep_queries``, `queries` then holds
+        what was found of every single query. Raises DataError if embeddings are not finite.
         """
-        data, ranked = self.data, self.reranks(model)
+        ranked = self.reranks(model)
+        images, texts = encoded or self.encode_all(model, progress, tokens=ranked)
+        first = EmbeddingTable(images.pooled, texts.pooled)
         kept: dict[str, Ranks] = {}
-        images, texts = self.encode_all(model, progress, tokens=ranked)
-        metrics = evaluate_embeddings(
-            images.pooled, texts.pooled, data.text_to_image, self.protocols, self.ties, kept
-        )
+        metrics = self.rank(first, kept)
         if not ranked:
             if keep_queries:
-                scored = score_statistics(images.pooled, texts.pooled, data.text_to_image)
-                self._keep(kept, scored)
+                self.keep(first, kept)
             return {**metrics, **self.fields()}
-        whole: list[Scored] = []
 
-        def rank(part: Part) -> Ranks:
-            lists = rerank(
-                model, *_part(images, texts, part), self.rerank, self.dtype, progress=progress
-            )
-            if keep_queries and len(part[2]) == data.n_captions:
-                whole[:] = [shortlist_statistics(*lists, part[2])]
-            return rank_shortlists(*lists, part[2], self.ties)
-
-        with torch.inference_mode(), _eval_mode(model):
-            final = evaluate_parts(rank, data.text_to_image, data.n_images, self.protocols, kept)
+        second = _SecondStage(model, images, texts, self.rerank, self.dtype, progress)
+        with torch.inference_mode(), eval_mode(model):
+            final = evaluate_gallery(second, self.gallery, self.protocols, self.ties, kept)
         if keep_queries:
-            stage = images.pooled, texts.pooled, data.text_to_image
-            self._keep(kept, whole[0] if whole else score_statistics(*stage))
-        first = {f"first_stage/{key}": value for key, value in metrics.items()}
-        return {**final, **first, **self.fields(), "rerank_k": self.rerank.k}
+            self.keep(second.whole or first, kept)
+        before = {f"first_stage/{k}": v for k, v in metrics.items() if isinstance(v, float)}
+        return {**final, **before, **self.fields(), "rerank_k": self.rerank.k}
 
-    def _keep(self, ranks: dict[str, Ranks], scored: Scored) -> None:
-        data = self.data
-        self.queries = QueryLog(
-            text_to_image=data.text_to_image,
-            image_ids=np.array([record.image_id for record in data.records]),
-            caption_ids=np.array([i for record in data.records for i in record.caption_ids]),
-            ranks=ranks,
-            folds={p.name: p.fold for p in self.protocols if p.fold},
-            **vars(scored),
-        )
+    def keep(self, table: ScoreTable, kept: dict[str, Ranks]) -> None:
+        """Let `queries` hold the scores of ``table`` and the ranks ``kept`` by `rank`."""
+        self.queries = log_queries(table, self.gallery, self.protocols, kept)
+
+    def rank(self, table: ScoreTable, kept: dict[str, Ranks] | None = None) -> dict[str, Any]:
+        """The metrics of a table of the whole split under every protocol; ``kept`` as for
+        `evaluate_gallery`."""
+
+        def cut(part: Part) -> ScoreTable:
+            return table.part(part.images, part.captions)
+
+        return evaluate_gallery(cut, self.gallery, self.protocols, self.ties, kept)
 
     def reranks(self, model: RetrievalModel) -> bool:
         """Whether ``model`` is re-ranked. Raises ConfigError if it should be and cannot."""
@@ -144,13 +140,29 @@ class Evaluator:
         fields: dict[str, Any] = {
             "protocol": self.protocols[0].name,
             "tie_rule": self.ties,
+            "rerank_k": None,
             "split": self.data.name,
-            "n_images": self.data.n_images,
-            "n_captions": self.data.n_captions,
+            "data_sha256": self.data_hash,
         }
         if self.left_out:
-            fields["protocols_left_out"] = ",".join(p.name for p in self.left_out)
+            fields["protocols_left_out"] = ",".join(self.left_out)
         return fields
+
+    def made_from(self, origin: Mapping[str, Any]) -> dict[str, Any]:
+        """What embeddings of this split by the checkpoint of ``origin`` depend on."""
+        return {
+            "checkpoint_sha256": origin["checkpoint_sha256"],
+            "data_sha256": self.data_hash,
+            "precision": self.precision,
+            "decoder": self.data.decoder,
+            "split": self.data.name,
+            "version": __version__,
+        }
+
+    @functools.cached_property
+    def data_hash(self) -> str:
+        """That of the split's `manifest`."""
+        return manifest(self.data)
 
     def encode(
         self, model: RetrievalModel, progress: Progress | None = None
@@ -165,99 +177,51 @@ class Evaluator:
         """Every image and every caption, each encoded once, on the device: ``pooled`` in float32
         and, where asked for, ``tokens`` in the precision of encoding. The model runs in eval mode
         and is left as it was."""
-        data = self.data
+        data, encoder = self.data, Encoder(model, self.device, self.precision, tokens, progress)
         images = image_batches(data, self.view, self.batch_size, self.workers)
         captions = caption_batches(data, self.view, self.tokens, self.batch_size)
-        with torch.inference_mode(), _eval_mode(model):
-            return (
-                self._encode(
-                    "images", model.encode_images, images, data.n_images, progress, tokens
-                ),
-                self._encode(
-                    "captions", model.encode_texts, captions, data.n_captions, progress, tokens
-                ),
-            )
-
-    def _encode(
-        self,
-        what: str,
-        encoder: Callable[[Batch], Encoded],
-        batches: Iterable[Batch],
-        total: int,
-        progress: Progress | None,
-        with_tokens: bool,
-    ) -> Encoded:
-        pooled = _Rows(total, torch.float32, torch.nan)
-        kept, masks = _Rows(total, self.dtype or torch.float32, 0), _Rows(total, torch.bool, False)
-        done = 0
-        for batch in batches:
-            rows = batch.image_id if what == "images" else batch.caption_id
-            assert rows is not None
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                encoded = encoder(batch.to(self.device))
-            done, rows = done + len(rows), rows.to(self.device)
-            pooled.put(rows, encoded.pooled)
-            if with_tokens:
-                kept.put(rows, encoded.tokens)
-                masks.put(rows, encoded.mask)
-            if progress is not None:
-                progress(what, done, total)
-        assert pooled.values is not None
-        self._require_finite(what, pooled.values)
-        return Encoded(pooled.values, kept.values, masks.values)
-
-    def _require_finite(self, what: str, embeddings: Tensor) -> None:
-        bad = ~torch.isfinite(embeddings).all(dim=1)
-        if bad.any():
-            raise DataError(
-                f"{int(bad.sum())} of {len(embeddings)} embeddings of the {what} of split "
-                f"{self.data.name} are not finite (the first is number {int(bad.int().argmax())}): "
-                "the weights have diverged or the half precision overflowed; try precision=fp32, "
-                "a lower optim.lr or optim.clip_norm, or an earlier checkpoint"
-            )
-
-
-class _Rows:
-    """A tensor that is filled some rows at a time; later batches may be shorter or longer."""
-
-    def __init__(self, total: int, dtype: torch.dtype, empty: float):
-        self.total, self.dtype, self.empty = total, dtype, empty
-        self.values: Tensor | None = None
-
-    def put(self, rows: Tensor, values: Tensor | None) -> None:
-        """``values`` [B, ...] become the rows ``rows`` [B]; past their length a row stays empty."""
-        if values is None:
-            return
-        had, shape = self.values, (self.total, *values.shape[1:])
-        if had is None or had.shape[1] < shape[1]:
-            self.values = values.new_full(shape, self.empty, dtype=self.dtype)
-            if had is not None:
-                self.values[:, : had.shape[1]] = had
-        assert self.values is not None
-        self.values[rows, : shape[1]] = values.to(self.dtype)
-
-
-def _part(images: Encoded, texts: Encoded, part: Part) -> tuple[Encoded, Encoded]:
-    def cut(encoded: Encoded, rows: Any) -> Encoded:
-        if isinstance(rows, np.ndarray):
-            rows = torch.from_numpy(rows).to(encoded.pooled.device)
-        tokens, mask = encoded.tokens, encoded.mask
-        return Encoded(
-            encoded.pooled[rows],
-            None if tokens is None else tokens[rows],
-            None if mask is None else mask[rows],
+        return (
+            encoder.images(images, data.n_images, f"images of split {data.name}"),
+            encoder.texts(captions, data.n_captions, f"captions of split {data.name}"),
         )
 
-    return cut(images, part[0]), cut(texts, part[1])
+
+class _SecondStage:
+    """Re-ranked scores of a part; protocols often share theirs, so the last one is kept."""
+
+    def __init__(
+        self,
+        model: RetrievalModel,
+        images: Encoded,
+        texts: Encoded,
+        config: RerankConfig,
+        dtype: torch.dtype | None,
+        progress: Progress | None,
+    ):
+        self.model, self.encoded, self.config = model, (images, texts), config
+        self.dtype, self.progress = dtype, progress
+        self.last: tuple[Part, ShortlistTable] | None = None
+        self.whole: ShortlistTable | None = None  # of all images with all captions
+
+    def __call__(self, part: Part) -> ShortlistTable:
+        if self.last is not None and all(map(np.array_equal, self.last[0], part)):
+            return self.last[1]
+        images, texts = _cut(self.encoded[0], part.images), _cut(self.encoded[1], part.captions)
+        lists = rerank(self.model, images, texts, self.config, self.dtype, progress=self.progress)
+        table = ShortlistTable(*lists, EmbeddingTable(images.pooled, texts.pooled))
+        self.last = (part, table)
+        if (len(images.pooled), len(texts.pooled)) == tuple(len(e.pooled) for e in self.encoded):
+            self.whole = table
+        return table
 
 
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """``model`` in eval mode; afterwards each module gets back its own mode (they may differ)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def _cut(encoded: Encoded, rows: slice | np.ndarray) -> Encoded:
+    index: Any = rows
+    if isinstance(rows, np.ndarray):
+        index = torch.from_numpy(rows).to(encoded.pooled.device)
+    tokens, mask = encoded.tokens, encoded.mask
+    return Encoded(
+        encoded.pooled[index],
+        None if tokens is None else tokens[index],
+        None if mask is None else mask[index],
+    )

@@ -17,18 +17,22 @@ import torch
 from torch import Tensor
 
 from itr.errors import ConfigError, DataError
+from itr.evaluation.score_tables import EmbeddingTable, MatrixTable, ScoreTable
 
 TIES = ("pessimistic", "optimistic", "mean")
-# Scores in a tile: 8 MiB keep a CPU's product and cache content, 128 MiB keep a GPU busy.
-TILE_CPU, TILE_GPU = 2**21, 2**25
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank of the best match, counted from 1; int64, or float64 where ties count half."""
+    """Rank of the best match, counted from 1; int64, or float64 where ties count half.
+
+    ``depth``: how many candidates of a query were ordered (None: all). A rank above it only says
+    that the match lies behind them.
+    """
 
     i2t: np.ndarray  # [N] of each image among the captions
     t2i: np.ndarray  # [C] of each caption among the images
+    depth: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,31 @@ class Matches:
         return cls(torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device), first)
 
 
+def rank_table(
+    table: ScoreTable, text_to_image: Any, ties: str = "pessimistic", tile: int | None = None
+) -> Ranks:
+    """Ranks of the images and captions of ``table`` among each other.
+
+    ``text_to_image`` [C] holds the image of each caption (any order, any number an image, at least
+    one); ``ties`` says how equal scores of non-matches count: against the query (``pessimistic``),
+    for it (``optimistic``) or half (``mean``). A query's own other matches never count against it.
+    At most ``tile`` scores exist at a time (None: what suits the device). Raises ConfigError for an
+    unknown rule, DataError for captions that do not fit the images and for scores that are NaN.
+    """
+    tile = tile or table.tile
+    both = match_both_ways(text_to_image, table.n_images, table.n_captions, table.device)
+    found = []
+    with torch.inference_mode():
+        for direction, matches in zip(("i2t", "t2i"), both, strict=True):
+            scores, _, candidates = table.way(direction)
+            found.append(
+                count_ranks(
+                    lambda a, b, of=scores: of(slice(a, b)), candidates, matches, ties, tile
+                )
+            )
+    return Ranks(*found, depth=table.depth)
+
+
 def rank_embeddings(
     images: Tensor,
     texts: Tensor,
@@ -55,48 +84,15 @@ def rank_embeddings(
     ties: str = "pessimistic",
     tile: int | None = None,
 ) -> Ranks:
-    """Ranks under dot products of ``images`` [N, D] and ``texts`` [C, D], on their device.
-
-    ``text_to_image`` [C] holds the image of each caption (any order, any number an image, at least
-    one); ``ties`` says how equal scores of non-matches count: against the query (``pessimistic``),
-    for it (``optimistic``) or half (``mean``). A query's own other matches never count against it.
-    At most ``tile`` scores exist at a time. Raises ConfigError for an unknown rule, DataError for
-    captions that do not fit the images and for scores that are NaN.
-    """
-    tile = tile or (TILE_GPU if images.is_cuda else TILE_CPU)
-    forward, backward = match_both_ways(text_to_image, len(images), len(texts), images.device)
-    with torch.inference_mode(), torch.autocast(images.device.type, enabled=False):
-        return Ranks(
-            i2t=count_ranks(lambda a, b: images[a:b] @ texts.t(), len(texts), forward, ties, tile),
-            t2i=count_ranks(
-                lambda a, b: texts[a:b] @ images.t(), len(images), backward, ties, tile
-            ),
-        )
+    """`rank_table` of the dot products of ``images`` [N, D] and ``texts`` [C, D]."""
+    return rank_table(EmbeddingTable(images, texts), text_to_image, ties, tile)
 
 
 def rank_scores(
     scores: np.ndarray | Tensor, text_to_image: Any, ties: str = "pessimistic"
 ) -> Ranks:
-    """Ranks under given ``scores`` [N, C] (floating point; a memory-mapped array is fine).
-
-    The rest is as for `rank_embeddings`.
-    """
-    images, texts = scores.shape
-    on = scores.device if isinstance(scores, Tensor) else torch.device("cpu")
-    tile = TILE_GPU if on.type == "cuda" else TILE_CPU
-    forward, backward = match_both_ways(text_to_image, images, texts, on)
-
-    def part(values: np.ndarray | Tensor) -> Tensor:
-        if isinstance(values, Tensor):
-            return values.contiguous()
-        return torch.from_numpy(np.array(values, order="C"))
-
-    transposed = scores.T
-    with torch.inference_mode():
-        return Ranks(
-            i2t=count_ranks(lambda a, b: part(scores[a:b]), texts, forward, ties, tile),
-            t2i=count_ranks(lambda a, b: part(transposed[a:b]), images, backward, ties, tile),
-        )
+    """`rank_table` of given ``scores`` [N, C] (floats; a memory-mapped array is fine)."""
+    return rank_table(MatrixTable(scores), text_to_image, ties)
 
 
 def match_both_ways(
@@ -137,7 +133,7 @@ def count_ranks(
 ) -> np.ndarray:
     """Ranks [Q] in one direction; ``scores_of(a, b)`` gives those [b - a, M] of a to b.
 
-    Every tile is compared once (twice for ``mean``). Raises as `rank_embeddings`.
+    Every tile is compared once (twice for ``mean``). Raises as `rank_table`.
     """
     if ties not in TIES:
         raise ConfigError(f"ties: '{ties}' is unknown; expected one of {', '.join(TIES)}")

@@ -5,20 +5,21 @@ N images, C captions, Q queries, M candidates in all, k of them re-ranked, P pai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from itr.errors import ConfigError, DataError
+from itr.evaluation.encode import Progress
 from itr.evaluation.metrics import RECALLS
-from itr.evaluation.ranks import TIES, TILE_CPU, TILE_GPU, Ranks
+from itr.evaluation.ranks import Ranks, rank_table
+from itr.evaluation.score_tables import TILE_CPU, TILE_GPU, Index, Rows, ScoreTable
 from itr.models.base import Encoded, RetrievalModel
 
-Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
+LENGTHS = 4  # groups of captions by length
 
 
 @dataclass
@@ -64,8 +65,8 @@ def rerank(
 
     ``dtype`` is that of autocast (None: float32). Pairs are scored image by image, so that a model
     prepares each image once; where its score ignores the direction, a pair that both directions
-    ask for is scored once. The model must be in eval mode, without gradients. Raises DataError if
-    scores are not finite.
+    ask for is scored once; where padding is no arithmetic, captions of a length come together. The
+    model must be in eval mode, without gradients. Raises DataError if scores are not finite.
     """
     i2t = nearest_candidates(images.pooled, texts.pooled, config.k)
     t2i = nearest_candidates(texts.pooled, images.pooled, config.k)
@@ -78,14 +79,19 @@ def rerank(
         asked = {"both": torch.cat([forward, backward])}
     jobs = {direction: keys.unique(return_inverse=True) for direction, keys in asked.items()}
     total, done, found = sum(len(keys) for keys, _ in jobs.values()), 0, []
+    trimmed = not model.view.padding_is_arithmetic
     for direction, (keys, place) in jobs.items():
-        parts = []
-        for chunk in keys.split(config.batch_size):
-            parts.append(_score(model, images, texts, chunk, direction, dtype))
-            done += len(chunk)
-            if progress is not None:
-                progress("pairs", done, total)
-        found.append(torch.cat(parts)[place.to(i2t.device)])
+        scores = torch.empty(len(keys), device=i2t.device)
+        for chosen, several in by_length(texts, keys % count, trimmed):
+            for pairs in blocks(keys[chosen] // count, model.rerank_block, config.batch_size):
+                numbers = chosen[pairs.pairs]
+                part = _score(model, images, several, keys[numbers], direction, dtype)
+                kept = pairs.first.nonzero()[:, 0]  # on the host, as all that chooses
+                scores[numbers[kept].to(scores.device)] = part[kept.to(part.device)]
+                done += len(kept)
+                if progress is not None:
+                    progress("pairs", done, total)
+        found.append(scores[place.to(i2t.device)])
     scores = torch.cat(found)
     if not torch.isfinite(scores).all():
         raise DataError(
@@ -96,6 +102,43 @@ def rerank(
     return Shortlist(i2t, both[0].view_as(i2t)), Shortlist(t2i, both[1].view_as(t2i))
 
 
+def by_length(texts: Encoded, text_of: Tensor, trimmed: bool) -> Iterator[tuple[Tensor, Encoded]]:
+    """Numbers of the pairs whose captions ``text_of`` [P] are about as long, with ``texts`` cut to
+    the longest of them; all at once where padding counts (``trimmed`` false)."""
+    if not trimmed or texts.mask is None or texts.tokens is None:
+        yield torch.arange(len(text_of)), texts
+        return
+    lengths = texts.mask.sum(dim=1).cpu()
+    bounds = lengths.sort().values[[len(lengths) * n // LENGTHS - 1 for n in range(1, LENGTHS + 1)]]
+    group = torch.bucketize(lengths, bounds.unique())[text_of]
+    for number, longest in enumerate(bounds.unique().tolist()):
+        chosen = (group == number).nonzero()[:, 0]
+        if len(chosen):
+            tokens, mask = texts.tokens[:, :longest], texts.mask[:, :longest]
+            yield chosen, Encoded(texts.pooled, tokens, mask)
+
+
+class Block(NamedTuple):
+    """Pairs that are scored at once."""
+
+    pairs: Tensor  # [B] their numbers
+    first: Tensor  # [B] bool: False where a pair only fills its block
+
+
+def blocks(image_of: Tensor, size: int, batch_size: int) -> Iterator[Block]:
+    """The pairs with images ``image_of`` [P] (rising), in blocks of ``size`` of the same image
+    each, at most about ``batch_size`` at once; an image's last pair fills its last block."""
+    _, counts = image_of.unique_consecutive(return_counts=True)
+    filled = (counts + size - 1) // size * size
+    start = (counts.cumsum(0) - counts).repeat_interleave(filled)
+    within = torch.arange(len(start)) - (filled.cumsum(0) - filled).repeat_interleave(filled)
+    last = (counts - 1).repeat_interleave(filled)
+    pairs, first = start + within.minimum(last), within <= last
+    at_once = max(size, batch_size // size * size)
+    for chunk in zip(pairs.split(at_once), first.split(at_once), strict=True):
+        yield Block(*chunk)
+
+
 def _score(
     model: RetrievalModel,
     images: Encoded,
@@ -104,7 +147,7 @@ def _score(
     direction: str,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    """Scores [P] of pairs ``keys`` [P] (image * C + caption, rising, on the host)."""
+    """Scores [P] of pairs ``keys`` [P] (image * C + caption, images rising, on the host)."""
     device, count = texts.pooled.device, len(texts.pooled)
     rows, local = (keys // count).unique_consecutive(return_inverse=True)
     rows = rows.to(device)
@@ -115,7 +158,7 @@ def _score(
     )
     pairs = torch.stack([local, keys % count], dim=1).to(device)
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        return model.rerank(here, texts, pairs, direction).float()
+        return model.rerank(here, texts, pairs, direction, model.rerank_block).float()
 
 
 def nearest_candidates(queries: Tensor, candidates: Tensor, k: int) -> Tensor:
@@ -127,38 +170,41 @@ def nearest_candidates(queries: Tensor, candidates: Tensor, k: int) -> Tensor:
     return torch.cat(parts)
 
 
+class ShortlistTable(ScoreTable):
+    """Re-ranked candidates as a table: whatever was not re-ranked scores -inf, behind all others.
+
+    ``first`` is the table of the first stage, for scores within images and within captions.
+    """
+
+    def __init__(self, i2t: Shortlist, t2i: Shortlist, first: ScoreTable | None = None):
+        self.lists, self.first = {"i2t": i2t, "t2i": t2i}, first
+        self.n_images, self.n_captions = len(i2t.scores), len(t2i.scores)
+        self.device = i2t.scores.device
+        self.depth = max(i2t.scores.shape[1], t2i.scores.shape[1])
+        self.within = first is not None and first.within
+
+    def scores(self, direction: str, rows: Rows) -> Tensor:
+        """A dense tile of the lists; within images and within captions that of the first stage."""
+        if direction not in self.lists:
+            if self.first is None:
+                raise DataError(f"{direction}: short lists are of images with captions alone")
+            return self.first.scores(direction, rows)
+        candidates = self.n_captions if direction == "i2t" else self.n_images
+        chosen, scores = (part[rows] for part in self.lists[direction])
+        dense = scores.new_full((len(scores), candidates), -torch.inf)
+        return dense.scatter_(1, chosen, scores)
+
+    def part(self, images: Index, captions: Index) -> ScoreTable:
+        """Raises DataError: the k candidates of a part are not those of the whole."""
+        raise DataError("short lists are made for each part anew")
+
+
 def rank_shortlists(
     i2t: Shortlist, t2i: Shortlist, text_to_image: Any, ties: str = "pessimistic"
 ) -> Ranks:
     """Ranks of the best match in both directions; ``text_to_image`` [C] and ``ties`` as for
-    `rank_embeddings`. Candidates that were not re-ranked are equal, behind all those that were.
+    `rank_table`. Candidates that were not re-ranked are equal, behind all those that were.
 
     Raises ConfigError for an unknown rule.
     """
-    if ties not in TIES:
-        raise ConfigError(f"ties: '{ties}' is unknown; expected one of {', '.join(TIES)}")
-    device = i2t.candidates.device
-    owner = torch.as_tensor(np.asarray(text_to_image), dtype=torch.int64).to(device)
-    rows = torch.arange(len(i2t.candidates), device=device)[:, None]
-    captions = torch.bincount(owner, minlength=len(rows))
-    single = torch.ones_like(owner)
-    return Ranks(
-        i2t=_ranks(i2t.scores, owner[i2t.candidates] == rows, captions, len(owner), ties),
-        t2i=_ranks(t2i.scores, t2i.candidates == owner[:, None], single, len(rows), ties),
-    )
-
-
-def _ranks(scores: Tensor, match: Tensor, matches: Tensor, count: int, ties: str) -> np.ndarray:
-    """Ranks [Q] from ``scores`` [Q, k] of which ``match`` [Q, k] are matches; a query has
-    ``matches`` [Q] of them among all ``count`` candidates."""
-    best = scores.masked_fill(~match, -torch.inf).amax(dim=1, keepdim=True)
-    better = 1 + ((scores > best) & ~match).sum(dim=1)
-    behind = 1 + ((scores >= best) & ~match).sum(dim=1)
-    # No match in the list: every candidate outside it ties with the best match.
-    outside = best[:, 0] == -torch.inf
-    behind = torch.where(outside, 1 + count - matches, behind)
-    if ties == "optimistic":
-        return better.cpu().numpy()
-    if ties == "pessimistic":
-        return behind.cpu().numpy()
-    return ((better + behind).double() / 2).cpu().numpy()
+    return rank_table(ShortlistTable(i2t, t2i), text_to_image, ties)

@@ -133,6 +133,7 @@ class ALBEF(RetrievalModel):
     tasks = TASKS
     term_names = ("itc", "itm", "mlm")
     symmetric_rerank = True
+    rerank_block = 16
     config: ALBEFConfig
 
     def __init__(
@@ -382,12 +383,15 @@ class ALBEF(RetrievalModel):
         fused = self.fusion(states, mask, images, image_of, first_only=True)
         return self.itm_head(fused[:, 0])
 
-    def rerank(self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str) -> Tensor:
-        """Match logits [P] of ``pairs`` [P, 2] (image row, text row), the same both ways."""
+    def rerank(
+        self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str, block: int = 1
+    ) -> Tensor:
+        """Match logits [P] of ``pairs`` [P, 2] (image row, text row), the same both ways.
+        Each ``block`` of pairs reads its image's keys and values where they lie."""
         assert images.tokens is not None and texts.tokens is not None and texts.mask is not None
-        image_of, text_of = pairs.unbind(1)
+        text_of, block_of = pairs[:, 1], pairs[::block, 0]
         fused = self.fusion.keys_values(images.tokens)
-        return self._match(texts.tokens[text_of], texts.mask[text_of], fused, image_of)[:, 1]
+        return self._match(texts.tokens[text_of], texts.mask[text_of], fused, block_of)[:, 1]
 
     # 6 Where a caption was found in an image: Grad-CAM on the attention of a fusion layer
 

@@ -56,6 +56,7 @@ class RetrievalModel(nn.Module, ABC):
     slot_cosine: ClassVar[Mapping[str, bool]] = {}  # slots whose scores are no cosines: False
     tasks: ClassVar[tuple[str, ...]] = ("retrieval",)  # values of `task=` that it can be trained on
     symmetric_rerank: ClassVar[bool] = False  # `rerank` ignores the direction: pairs scored once
+    rerank_block: ClassVar[int] = 1  # how many pairs of an image `rerank` likes in a row
 
     def __init__(
         self, config: Any, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
@@ -103,8 +104,11 @@ class RetrievalModel(nn.Module, ABC):
     def after_step(self, clock: Clock) -> None:
         """Called after each micro-batch, also when the update is skipped (enqueue, clamps)."""
 
-    def rerank(self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str) -> Tensor:
-        """Final scores [P] of ``pairs`` [P, 2] (image row, text row), sorted by image.
+    def rerank(
+        self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str, block: int = 1
+    ) -> Tensor:
+        """Final scores [P] of ``pairs`` [P, 2] (image row, text row), sorted by image; ``block``
+        pairs in a row share it.
 
         ``direction`` is ``i2t`` or ``t2i``; ``both`` where ``symmetric_rerank`` holds.
         """

@@ -403,7 +403,9 @@ class MultiSEA(RetrievalModel):
 
     # Evaluation
 
-    def rerank(self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str) -> Tensor:
+    def rerank(
+        self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str, block: int = 1
+    ) -> Tensor:
         """[P]: logit of "match" plus similarity / temperature. ``direction`` i2t fuses with the
         image as the query side, t2i with the text."""
         assert images.tokens is not None and texts.tokens is not None and texts.mask is not None

@@ -52,13 +52,21 @@ class Attention(nn.Module):
         return self._split(self.key(source)), self._split(self.value(source))
 
     def forward(self, x: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
-        """[P, L, D] with keys and values of P rows; ``mask`` bool broadcasts to [P, H, L, N]."""
+        """[P, L, D] with keys and values of P rows; ``mask`` bool broadcasts to [P, H, L, N].
+
+        Keys and values of P / m rows: each is read by m rows of ``x`` (``mask`` is then None).
+        """
+        query, shared = self._split(self.query(x)), len(x) // len(keys_values[0])
+        if shared > 1:  # their words become one long query, and nothing is copied
+            query = query.unflatten(0, (-1, shared)).transpose(1, 2).flatten(2, 3)
         mixed = F.scaled_dot_product_attention(
-            self._split(self.query(x)),
+            query,
             *keys_values,
             attn_mask=mask,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
+        if shared > 1:
+            mixed = mixed.unflatten(2, (shared, -1)).transpose(1, 2).flatten(0, 1)
         mixed = mixed.transpose(1, 2).flatten(2)
         return self.norm(x + self.dropout(self.out(mixed)))
 
@@ -139,7 +147,8 @@ class FusionBert(nn.Module):
 
         ``mask`` bool: [P, L], True at words, or broadcastable to [P, H, L, L]. ``images`` comes
         from `keys_values`; ``image_of`` [P] says which of its rows each caption is paired with
-        (None: row p). ``image_mask`` [P, N] bool hides image tokens.
+        (None: row p), or [P / m] which row every m captions share. ``image_mask`` [P, N] bool
+        hides image tokens.
         """
         mask = mask[:, None, None, :] if mask.dim() == 2 else mask
         if image_mask is not None:

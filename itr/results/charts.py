@@ -85,7 +85,9 @@ def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = 10 ** np.floor(np.log10((high - low) / count))
     step *= next(f for f in (1, 2, 2.5, 5, 10) if (high - low) / (step * f) <= count)
     first = np.ceil(low / step - 1e-9)
-    return [round(float(k * step), 10) + 0.0 for k in np.arange(first, np.floor(high / step + 1e-9) + 1)]
+    return [
+        round(float(k * step), 10) + 0.0 for k in np.arange(first, np.floor(high / step + 1e-9) + 1)
+    ]
 
 
 def density(counts: np.ndarray, edges: np.ndarray, bins: int = 60) -> tuple[np.ndarray, np.ndarray]:

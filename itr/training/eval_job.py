@@ -1,168 +1,249 @@
-"""What `eval.py` does: a checkpoint (ours, or an authors' file), a split, its numbers."""
+"""What `eval.py` does: checkpoints or a score matrix, a split, their numbers."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from rich.console import Console
 
-from itr import checkpoint
 from itr.data.layouts import DataConfig, open_split
 from itr.data.precomp import check_split
-from itr.data.text import Tokenizer, build_table
+from itr.data.text import build_table
 from itr.errors import CheckpointError, ConfigError
+from itr.evaluation import stored
 from itr.evaluation.evaluator import Evaluator
-from itr.evaluation.rerank import RerankConfig
+from itr.evaluation.hubness import Bank, hubness_rows
+from itr.evaluation.matrices import evaluate_file
+from itr.evaluation.ranks import Ranks
+from itr.evaluation.rerank import Progress, RerankConfig
+from itr.evaluation.score_tables import EmbeddingTable, MeanTable, ScoreTable
 from itr.instantiate import check
-from itr.models.base import RetrievalModel
-from itr.models.build import restore
-from itr.official.loading import load_official, recognise
+from itr.models.base import Encoded
 from itr.results.tables import results_table, write_results
-from itr.training import state
 from itr.training.common import keep_queries, pick_device, pick_precision, prepare_data
-from itr.training.config import PRECISIONS, TIES, RuntimeConfig
+from itr.training.eval_config import EvalConfig, check_options
+from itr.training.loading import Loaded, load_checkpoint
 from itr.training.progress import Display, close_log, open_log
+from itr.training.zeroshot_job import classify
 
-
-@dataclass
-class EvalConfig:
-    """The keys of ``conf/eval.yaml``."""
-
-    checkpoint: str
-    data: dict[str, Any]
-    model: dict[str, Any]
-    loss: dict[str, Any]
-    runtime: RuntimeConfig
-    rerank: dict[str, Any]
-    split: str = "test"
-    protocol: Any = None
-    out: str | None = None
-    device: str = "auto"
-    precision: str | None = None
-    ties: str | None = None
-
-
-@dataclass
-class Loaded:
-    """A checkpoint, ready to be evaluated, and how it was evaluated in training."""
-
-    model: RetrievalModel
-    tokenizer: Tokenizer
-    data: DataConfig
-    origin: dict[str, Any]  # fields of the results that say where the weights are from
-    precision: str = "fp32"
-    ties: str = "pessimistic"
-    rerank: dict[str, Any] = field(default_factory=dict)
+log = logging.getLogger("itr")
+# Fields of results that are of the checkpoint or file, not of a split.
+ON_TOP = (
+    "checkpoint checkpoint_sha256 model data loss seed select_on best_updates official ensemble "
+    "scores scores_sha256 trained_on seedless_hash"
+).split()
+FACTS = ("images", "classes", "templates")
 
 
 def evaluate(values: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate a checkpoint on one split; print and return its flat results."""
+    """Evaluate what the configuration names; print and return its flat results."""
     config: EvalConfig = check(values, EvalConfig, "")
-    _check_options(config)
-    path = state.resolve(Path(config.checkpoint))
-    device = pick_device(config.device)
-    console = Console()
+    check_options(config)
+    console, kept = Console(), None
     open_log(None, console)
     try:
-        loaded = _load(path, config)
-        model = loaded.model.to(device)
-        evaluator = _evaluator(config, loaded, device)
-        total = evaluator.data.n_images + evaluator.data.n_captions
-        with Display(console, total) as display:
-            found = evaluator.run(model, progress=display.evaluation, keep_queries=bool(config.out))
+        if config.task.name == "zeroshot":
+            with Display(console, 0, training=False) as display:
+                results = _below(config.split, classify(config, display.evaluation))
+            title = config.checkpoints[0]
+        elif config.scores is not None:
+            found = evaluate_file(
+                Path(config.scores), config.protocols, config.ties, config.hubness
+            )
+            results, title = _below(config.split, found), config.scores
+        else:
+            results, kept = _evaluate_checkpoints(config, console)
+            title = " + ".join(config.checkpoints)
     finally:
         close_log()
-    results = {**loaded.origin, **{f"{config.split}/{key}": value for key, value in found.items()}}
-    console.print(results_table(results, str(path)))
+    if f"{config.split}/rsum" in results:
+        console.print(results_table(results, title))
+    for line in remarks(results):
+        console.print(line, highlight=False)
     if config.out:
+        if kept is not None:
+            keep_queries(kept.evaluator, Path(config.out), config.split, results, kept.data)
         write_results(Path(config.out), results)
-        keep_queries(evaluator, Path(config.out), config.split, str(path), loaded.data)
         console.print(f"results are in {config.out}")
     return results
 
 
-def _check_options(config: EvalConfig) -> None:
-    for key, value, known in (
-        ("precision", config.precision, PRECISIONS),
-        ("ties", config.ties, TIES),
-    ):
-        if value is not None and value not in known:
-            raise ConfigError(f"{key}: '{value}' is unknown; expected one of {', '.join(known)}")
+def _below(split: str, results: dict[str, Any]) -> dict[str, Any]:
+    """``results`` under their split's name, but for what says where they are from."""
+    top = {k: v for k, v in results.items() if k in ON_TOP or k.startswith("official/")}
+    return top | {f"{split}/{key}": value for key, value in results.items() if key not in top}
 
 
-def _load(path: Path, config: EvalConfig) -> Loaded:
-    if path.suffix != ".safetensors":
-        return _load_official(path, config)
-    meta = checkpoint.read_meta(path)
-    name, asked = meta["model_name"], config.model.get("name")
-    if asked not in (None, name):
-        raise CheckpointError(f"{path}: a checkpoint of model={name}, not of model={asked}")
-    model = restore(path, meta)
-    data = _data_config(config, meta.get("config", {}).get("data"))
-    if meta["tokenizer"] is not None:
-        tokenizer = Tokenizer.from_json(meta["tokenizer"])
-    else:  # a converted authors' file
-        asked = (config.model.get("text") or {}).get("tokenizer")
-        tokenizer = Tokenizer.from_bert(asked or model.view.tokenizer)
-    run = meta.get("config", {})
-    origin = {
-        "checkpoint": str(path),
-        "model": name,
-        "data": data.name,
-        "loss": run.get("loss", {}).get("name"),
-        "seed": run.get("seed"),
-        "select_on": run.get("select_on"),
-        "best_updates": meta.get("best", {}).get("updates"),
-    }
-    return Loaded(
-        model,
-        tokenizer,
-        data,
-        origin,
-        precision=meta.get("precision", "fp32"),
-        ties=run.get("ties", "pessimistic"),
-        rerank=run.get("rerank", {}),
+def remarks(results: dict[str, Any]) -> list[str]:
+    """Lines for what the table of recalls has no columns for."""
+    lines = []
+    for key in results:
+        if key.endswith("top1"):
+            below = key.removesuffix("top1")
+            facts = [f"{results[f'{below}n_{what}']} {what}" for what in FACTS]
+            lines.append(
+                f"{results['data']}: top-1 {results[key]:.2f}, mean per class "
+                f"{results[f'{below}mean_per_class']:.2f} ({', '.join(facts)})"
+            )
+        elif key.endswith("i2t_map_at_r"):
+            below = key.removesuffix("i2t_map_at_r")
+            shown = [
+                f"{way} mAP@R {results[f'{below}{way}_map_at_r']:.1f}, "
+                f"R-P {results[f'{below}{way}_rprecision']:.1f}, "
+                f"R@1 {results[f'{below}{way}_r1']:.1f}"
+                for way in ("i2t", "t2i")
+            ]
+            lines.append(f"{below.rstrip('/')}: {'; '.join(shown)}")
+        elif key.endswith(("i2i_r1", "t2t_r1")):
+            below, way = key[: -len("i2i_r1")], key[-6:-3]
+            shown = [f"R@{k} {results[f'{below}{way}_r{k}']:.1f}" for k in (1, 5, 10)]
+            lines.append(f"{below.rstrip('/')}: {way} {', '.join(shown)}")
+    return lines
+
+
+@dataclass
+class Member:
+    """A checkpoint's embeddings of the split."""
+
+    loaded: Loaded
+    evaluator: Evaluator
+    images: Encoded
+    texts: Encoded
+    bank: Bank | None = None
+
+    @property
+    def table(self) -> EmbeddingTable:
+        """Scores of the first stage."""
+        return EmbeddingTable(self.images.pooled, self.texts.pooled)
+
+
+class Kept(NamedTuple):
+    """An evaluator that holds its queries, and its data."""
+
+    evaluator: Evaluator
+    data: DataConfig
+
+
+def _evaluate_checkpoints(config: EvalConfig, console: Console) -> tuple[dict[str, Any], Kept]:
+    """Flat results, and what holds their queries."""
+    device, members, found = pick_device(config.device), [], {}
+    for source in config.checkpoints:
+        loaded = load_checkpoint(source, config.model, device)
+        evaluator = make_evaluator(config, loaded, config.split, device)
+        with Display(console, 0, training=False) as display:
+            members.append(_encode(config, loaded, evaluator, display.evaluation))
+            if not config.ensemble:
+                member = members[0]
+                encoded = (member.images, member.texts)
+                found = evaluator.run(loaded.model, display.evaluation, encoded, bool(config.out))
+        _require_same(members)
+    first, tables = members[0], [member.table for member in members]
+    table: ScoreTable = tables[0]
+    if config.ensemble:
+        kept: dict[str, Ranks] = {}
+        table = MeanTable(tables)
+        found = first.evaluator.rank(table, kept) | first.evaluator.fields()
+        first.evaluator.keep(table, kept)
+        for number, single in enumerate(tables, 1):
+            rows = first.evaluator.rank(single)
+            found |= {f"member_{number}/{key}": value for key, value in rows.items()}
+    banks = [member.bank for member in members if member.bank is not None]
+    evaluator = first.evaluator
+    found |= hubness_rows(
+        table, evaluator.gallery, evaluator.protocols[0], config.hubness, evaluator.ties, banks
     )
+    results = _below(config.split, found | _origin([member.loaded for member in members]))
+    return results, Kept(evaluator, data_config(config, first.loaded))
 
 
-def _load_official(path: Path, config: EvalConfig) -> Loaded:
-    name = config.model.get("name") or recognise(path)
-    model, imported = load_official(path, name, _told(config.model.get("text") or {}))
-    data = _data_config(config, None)
-    origin = {"checkpoint": str(path), "model": name, "data": data.name, "official": True}
-    origin |= {f"official/{key}": value for key, value in imported.info.items() if key != "opt"}
-    return Loaded(model, Tokenizer.from_bert(model.view.tokenizer), data, origin)
+def _encode(config: EvalConfig, loaded: Loaded, evaluator: Evaluator, progress: Progress) -> Member:
+    """Embeddings, from ``embeddings=FILE`` where they are stored; else they are stored there."""
+    model, tokens = loaded.model, evaluator.reranks(loaded.model)
+    if config.ensemble and tokens:
+        raise ConfigError(
+            "ensemble=true: the mean is of whole score matrices, and this model re-ranks short "
+            "lists; type rerank.enabled=false for the mean of the first stages"
+        )
+    if config.embeddings is None:
+        member = Member(loaded, evaluator, *evaluator.encode_all(model, progress, tokens))
+    else:
+        path, made_from = Path(config.embeddings), evaluator.made_from(loaded.origin)
+        if path.exists():
+            log.info("embeddings are read from %s", path)
+            encoded = stored.load(path, made_from, tokens, evaluator.device)
+        else:
+            encoded = evaluator.encode_all(model, progress, tokens)
+            stored.save(path, *encoded, made_from)
+            log.info("embeddings are kept in %s (%.0f MB)", path, path.stat().st_size / 1e6)
+        member = Member(loaded, evaluator, *encoded)
+    if config.hubness.rows and config.hubness.bank is not None:
+        other = make_evaluator(config, loaded, config.hubness.bank, evaluator.device, bank=True)
+        member.bank = other.encode(model, progress)
+    return member
 
 
-def _told(text: dict[str, Any]) -> dict[str, Any]:
-    """What the user says of a text encoder that an authors' file does not; 12 heads is no news."""
-    told = {key: text[key] for key in ("name", "tokenizer") if text.get(key)}
-    if text.get("num_attention_heads", 12) != 12:
-        told["num_attention_heads"] = text["num_attention_heads"]
-    return told
+def _require_same(members: Sequence[Member]) -> None:
+    """Raises ConfigError unless the last member saw the captions of the first."""
+    first, last = (member.evaluator for member in (members[0], members[-1]))
+    same = np.array_equal(first.data.text_to_image, last.data.text_to_image)
+    if not same or first.data.captions() != last.data.captions():
+        raise ConfigError(
+            f"ensemble=true: {members[-1].loaded.path} was evaluated on other captions "
+            f"({last.data.source}) than {members[0].loaded.path} ({first.data.source}); name one "
+            "data set for all, e.g. data=f30k data.root=DIR"
+        )
 
 
-def _data_config(config: EvalConfig, stored: dict[str, Any] | None) -> DataConfig:
+def _origin(members: Sequence[Loaded]) -> dict[str, Any]:
+    """Where the weights are from; of several, what they share and each one's file."""
+    if len(members) == 1:
+        return dict(members[0].origin)
+    origins = [member.origin for member in members]
+    shared = {
+        key: value
+        for key, value in origins[0].items()
+        if all(other.get(key) == value for other in origins)
+    }
+    for key in ("checkpoint", "checkpoint_sha256", "seed", "select_on", "model", "loss"):
+        if key not in shared:
+            shared[key] = ",".join(str(origin.get(key)) for origin in origins)
+    return {**shared, "ensemble": len(members)}
+
+
+def data_config(config: EvalConfig, loaded: Loaded) -> DataConfig:
     """``data=...`` where it is chosen; else the checkpoint's, with what is not null replaced."""
     given = {key: value for key, value in config.data.items() if value is not None}
     chosen = "name" in given and "splits" in given
-    if not chosen and stored is None:
-        raise ConfigError(f"checkpoint={config.checkpoint}: holds no data set; type data=f30k")
-    data: DataConfig = check(given if chosen else {**(stored or {}), **given}, DataConfig, "data")
-    if config.protocol is not None:
-        asked = [config.protocol] if isinstance(config.protocol, str) else list(config.protocol)
-        data = dataclasses.replace(data, protocols=asked)
+    if not chosen and loaded.data is None:
+        raise ConfigError(f"checkpoint={loaded.path}: holds no data set; type data=f30k")
+    node = given if chosen else {**(loaded.data or {}), **given}
+    data: DataConfig = check(node, DataConfig, "data")
+    loaded.origin["data"] = data.name
+    if config.protocols is not None:
+        data = dataclasses.replace(data, protocols=config.protocols)
     return prepare_data(data)
 
 
-def _evaluator(config: EvalConfig, loaded: Loaded, device: torch.device) -> Evaluator:
-    model, tokenizer, data = loaded.model, loaded.tokenizer, loaded.data
-    split = open_split(data, config.split, model.view.kind)
-    check_split(split, data.cache)
+def make_evaluator(
+    config: EvalConfig, loaded: Loaded, name: str, device: torch.device, bank: bool = False
+) -> Evaluator:
+    """An evaluator of the split ``name``; ``bank``: of its first images, whatever the protocol.
+
+    Raises CheckpointError where the data does not fit the model.
+    """
+    model, tokenizer, data = loaded.model, loaded.tokenizer, data_config(config, loaded)
+    split = open_split(data, name, model.view.kind)
+    if bank:
+        split = dataclasses.replace(split, records=split.records[: config.hubness.bank_size])
+    else:
+        check_split(split, data.cache)
     width = None if split.regions is None else int(split.regions.shape[2])
     if width != model.facts.region_width:
         raise CheckpointError(
@@ -179,12 +260,12 @@ def _evaluator(config: EvalConfig, loaded: Loaded, device: torch.device) -> Eval
         split,
         model.view,
         build_table(tokenizer, split.captions(), model.view.text_eval, Path(data.cache)),
-        protocols=data.protocols,
+        protocols=["full"] if bank else data.protocols,
         batch_size=config.runtime.eval_batch_size,
         ties=config.ties or loaded.ties,
         device=device,
         precision=pick_precision(config.precision or loaded.precision, device),
-        strict=config.protocol is not None,
+        strict=config.protocol is not None and not bank,
         workers=config.runtime.workers,
         rerank=check({**loaded.rerank, **given}, RerankConfig, "rerank"),
     )

@@ -46,9 +46,10 @@ def close_log() -> None:
 
 
 class Display:
-    """Progress of training and, below it, of an evaluation. A context manager."""
+    """Progress of training and, below it, of an evaluation (alone: ``training`` false). A context
+    manager."""
 
-    def __init__(self, console: Console, total: int, done: int = 0):
+    def __init__(self, console: Console, total: int, done: int = 0, training: bool = True):
         self.console = console
         self.total = total
         self.live = console.is_terminal
@@ -63,8 +64,11 @@ class Display:
             console=console,
             disable=not self.live,
         )
-        self.training = self.progress.add_task("train", total=total, completed=done, numbers="")
+        self.training = self.progress.add_task(
+            "train", total=total, completed=done, numbers="", visible=training
+        )
         self.evaluating: TaskID | None = None
+        self.began = 0.0  # when the evaluation's current part began
         self.started, self.last_line, self.first = time.monotonic(), 0.0, done
 
     def __enter__(self) -> Display:
@@ -94,9 +98,15 @@ class Display:
 
     def evaluation(self, what: str, done: int, total: int) -> None:
         """Progress of an evaluation (``done`` of ``total``); the bar goes when it is complete."""
+        now = time.monotonic()
         if self.evaluating is None:
             self.evaluating = self.progress.add_task(what, total=total, numbers="")
+            self.began = self.last_line = now
         self.progress.update(self.evaluating, description=what, completed=done, total=total)
+        if not self.live and done < total and now - self.last_line >= LINE_EVERY:
+            self.last_line = now
+            left = (now - self.began) / max(1, done) * (total - done)
+            log.info("%s %d of %d  about %.0f s left", what, done, total, left)
         if done >= total:
             self.progress.remove_task(self.evaluating)
             self.evaluating = None

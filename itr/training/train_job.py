@@ -19,6 +19,7 @@ from itr.data.records import Split
 from itr.data.second import open_second
 from itr.data.text import Tokenizer, TokenTable, build_table, open_tokenizer
 from itr.evaluation.evaluator import Evaluator
+from itr.evaluation.stored import file_hash
 from itr.models.base import RetrievalModel
 from itr.models.build import build_model, model_class, model_config, model_meta
 from itr.results.tables import results_table, write_results
@@ -176,6 +177,7 @@ def _run(
             **_identity(config, values, folder, parts.precision),
             "best_epoch": best["epoch"],
             "best_updates": best["updates"],
+            "checkpoint_sha256": file_hash(folder / "checkpoints" / state.BEST),
             "updates": trainer.clock.updates,
             "train_seconds": round(seconds, 1),
             "resumed_at": first or None,
@@ -185,19 +187,14 @@ def _run(
         numbers = {f"test/{k}": v for k, v in test.items() if isinstance(v, int | float)}
         tracker.log(numbers, step=trainer.clock.updates)
         tracker.summary(results)
-        keep_queries(evaluator, folder, "test", str(best_path(folder)), prepare_data(config.data))
+        keep_queries(evaluator, folder, "test", results, prepare_data(config.data))
         write_results(folder, results)
     return results
 
 
-def best_path(folder: Path) -> Path:
-    """Where the chosen weights of the run in ``folder`` lie."""
-    return folder / "checkpoints" / state.BEST
-
-
 def _load_best(folder: Path, model: RetrievalModel) -> dict[str, Any]:
     """Put the chosen weights into ``model``; what validation said of them."""
-    path = best_path(folder)
+    path = folder / "checkpoints" / state.BEST
     checkpoint.load_weights(model, checkpoint.read_tensors(path, "model/"), str(path))
     return checkpoint.read_meta(path)["best"]
 
@@ -217,6 +214,7 @@ def _identity(
         "run": folder.name,
         "model": config.model["name"],
         "data": config.data.name,
+        "trained_on": config.data.name,
         "loss": config.loss.name,
         "task": config.task.name,
         "recipe": config.recipe.name,

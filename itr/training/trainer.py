@@ -17,7 +17,8 @@ from itr.data.loader import TrainLoader
 from itr.data.records import Split
 from itr.draws import Draws
 from itr.errors import TrainingError
-from itr.evaluation.evaluator import AUTOCAST, Evaluator
+from itr.evaluation.encode import AUTOCAST
+from itr.evaluation.evaluator import Evaluator
 from itr.models.base import RetrievalModel
 from itr.results.tracker import Tracker
 from itr.training import state
@@ -226,13 +227,15 @@ class Trainer:
         values[f"{name}/seconds"] = time.perf_counter() - started
         self.tracker.log({"epoch": self.clock.epoch, **values}, step=self.clock.updates)
         log.info(
-            "epoch %d, update %d, %s: i2t R@1/5/10 %.1f %.1f %.1f (median rank %g), "
-            "t2i %.1f %.1f %.1f (%g), rSum %.1f",
+            "epoch %d, update %d, %s: i2t R@1/5/10 %.1f %.1f %.1f (median rank %s), "
+            "t2i %.1f %.1f %.1f (%s), rSum %.1f",
             self.clock.epoch + 1,
             self.clock.updates,
             name,
-            *(results[f"i2t_{key}"] for key in ("r1", "r5", "r10", "medr")),
-            *(results[f"t2i_{key}"] for key in ("r1", "r5", "r10", "medr")),
+            *(results[f"i2t_{key}"] for key in ("r1", "r5", "r10")),
+            _median(results, "i2t"),
+            *(results[f"t2i_{key}"] for key in ("r1", "r5", "r10")),
+            _median(results, "t2i"),
             results["rsum"],
         )
         if not self.best or results["rsum"] > self.best["results"]["rsum"]:
@@ -248,3 +251,9 @@ class Trainer:
         meta = {**self.meta, "best": self.best, "metrics_offset": self.tracker.offset()}
         path = self.folder / "checkpoints" / state.LAST
         state.save_last(path, self.model, self.optimizer, self.scaler, self.clock, self.draws, meta)
+
+
+def _median(results: dict[str, Any], direction: str) -> str:
+    """The median rank, where a second stage left one."""
+    value = results.get(f"{direction}_medr")
+    return "not given" if value is None else f"{value:g}"

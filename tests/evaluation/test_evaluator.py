@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from itr.batch import Batch
+from itr.data.manifest import manifest
 from itr.data.precomp import read_split
 from itr.data.text import Tokenizer, build_table
 from itr.errors import ConfigError, DataError
@@ -103,6 +104,9 @@ def test_results_are_those_computed_by_hand(world, batch_size):
         "split": "test",
         "n_images": 12,
         "n_captions": 60,
+        "captions": "all",
+        "rerank_k": None,
+        "data_sha256": manifest(split),
     }
 
 
@@ -173,7 +177,7 @@ def test_protocols_that_do_not_fit_are_left_out_or_refused(world, caplog):
     assert results["protocol"] == "full"
     assert results["protocols_left_out"] == "coco_5k,coco_1k_5fold"
     assert "has 12 images: not evaluated as coco_5k (needs 5000 images)" in caplog.text
-    with pytest.raises(ConfigError, match=r"f30k_1k \(needs 1000 images\); type data.protocols"):
+    with pytest.raises(ConfigError, match=r"f30k_1k \(needs 1000 images\); type protocol=full"):
         Evaluator(split, view, tokens, protocols=["f30k_1k"], strict=True)
 
 

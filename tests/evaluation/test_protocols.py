@@ -10,6 +10,7 @@ from itr.errors import ConfigError
 from itr.evaluation.metrics import retrieval_metrics
 from itr.evaluation.protocols import (
     PROTOCOLS,
+    Gallery,
     Protocol,
     applicable,
     evaluate_embeddings,
@@ -26,7 +27,7 @@ def test_metrics_by_hand():
     metrics = retrieval_metrics(Ranks(i2t=np.array([1, 6]), t2i=np.array([1, 2, 10, 11])))
     assert five(metrics, "i2t") == [50, 50, 100, 3, 3.5]  # floor(median of 0 and 5) + 1
     assert five(metrics, "t2i") == [25, 50, 75, 6, 6]
-    assert metrics["rsum"] == 350
+    assert metrics["rsum"] == 350 and metrics["rmean"] == 350 / 6
 
 
 def test_folds_of_ragged_captions_in_any_order():
@@ -42,20 +43,26 @@ def test_folds_of_ragged_captions_in_any_order():
         metrics = retrieval_metrics(rank_scores(scores, [owner[c] - start for c in columns]))
         for key, value in metrics.items():
             means.setdefault(key, []).append(value)
+    facts = {key: found.pop(key) for key in ("n_images", "n_captions", "captions", "folds")}
+    first = int((owner < 4).sum())
+    assert facts == {"n_images": 4, "n_captions": first, "captions": "all", "folds": 3}
     assert found == pytest.approx({key: np.mean(values) for key, values in means.items()})
 
 
 def test_coco_protocols_fit_5000_images_alone():
     asked = find_protocols(["coco_5k", "coco_1k_5fold"])
-    assert applicable(asked, 5000) == (asked, [])
-    assert applicable(asked, 1000) == ([PROTOCOLS["full"]], asked)
+    five, one = (Gallery(np.arange(size), size) for size in (5000, 1000))
+    assert applicable(asked, five) == (asked, {})
+    left_out = {p.name: "needs 5000 images" for p in asked}
+    assert applicable(asked, one) == ([PROTOCOLS["full"]], left_out)
     f30k = find_protocols(["f30k_1k"])
-    assert applicable(f30k, 1000) == (f30k, [])
-    assert applicable(f30k, 1014) == ([PROTOCOLS["full"]], f30k)
+    assert applicable(f30k, one) == (f30k, {})
+    odd = Gallery(np.arange(1014), 1014)
+    assert applicable(f30k, odd) == ([PROTOCOLS["full"]], {"f30k_1k": "needs 1000 images"})
 
 
 def test_unknown_protocol_names_the_nearest():
     with pytest.raises(ConfigError, match="'coco_5' is unknown; nearest: coco_5k"):
         find_protocols(["coco_5"])
-    with pytest.raises(ConfigError, match="data.protocols: empty"):
+    with pytest.raises(ConfigError, match="protocol: empty"):
         find_protocols([])

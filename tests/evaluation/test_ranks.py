@@ -136,13 +136,21 @@ def test_what_does_not_fit_is_refused():
 def test_counting_is_quick_and_lean():
     """5,000 x 25,000; the loop of sorts is timed on a fiftieth of the queries. Width 64 keeps the
     products short; neither the counting nor the memory depends on it."""
-    script = Path(__file__).with_name("rank_benchmark.py")
-    done = subprocess.run(
-        [sys.executable, str(script), "--width", "64", "--slice", "0.02"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    report = json.loads(done.stdout)
+    report = measured("--width", "64", "--slice", "0.02")
     assert report["ratio"] >= 15
     assert report["extra_mib"] < 200 * 1e6 / 2**20
+
+
+def test_a_long_gallery_streams():
+    """A twentieth of 1,000,000 captions and of 100,000 images; whole, their matrix has 400 GB."""
+    report = measured("--images", "5000", "--captions", "50000", "--width", "64", "--slice", "0")
+    assert report["extra_mib"] < 100 and report["peak_mib"] < 8192 / 4
+
+
+def measured(*arguments: str) -> dict[str, float]:
+    """What the benchmark reports, from a process of its own."""
+    script = Path(__file__).parents[2] / "benchmarks" / "rank_speed.py"
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)

@@ -14,8 +14,17 @@ from torch import Tensor
 
 from itr.errors import ConfigError, DataError
 from itr.evaluation.ranks import rank_scores
-from itr.evaluation.rerank import RerankConfig, Shortlist, check_rerank, rank_shortlists, rerank
+from itr.evaluation.rerank import (
+    RerankConfig,
+    Shortlist,
+    blocks,
+    by_length,
+    check_rerank,
+    rank_shortlists,
+    rerank,
+)
 from itr.models.base import Encoded
+from itr.view import View
 
 
 class Matcher:
@@ -23,9 +32,12 @@ class Matcher:
 
     def __init__(self, symmetric: bool):
         self.symmetric_rerank, self.scored, self.images = symmetric, 0, 0
+        self.view, self.rerank_block = View("pixels", "none", padding_is_arithmetic=True), 1
         self.extra: Mapping[str, float] = {"both": 0.0, "i2t": 0.0, "t2i": 5.0}
 
-    def rerank(self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str) -> Tensor:
+    def rerank(
+        self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str, block: int = 1
+    ) -> Tensor:
         assert images.tokens is not None and texts.tokens is not None
         assert (pairs[1:, 0] >= pairs[:-1, 0]).all()  # image by image
         self.scored, self.images = self.scored + len(pairs), self.images + len(images.pooled)
@@ -74,6 +86,31 @@ def test_each_pair_is_scored_once_and_each_image_prepared_once() -> None:
     pairs = {(i, int(t)) for i, row in enumerate(lists[0].candidates) for t in row}
     pairs |= {(int(i), t) for t, row in enumerate(lists[1].candidates) for i in row}
     assert model.scored == len(pairs) and model.images == 15
+
+
+def test_blocks_share_an_image_and_hold_every_pair_once() -> None:
+    image_of = torch.tensor([0, 0, 0, 2, 3, 3, 3, 3, 3])
+    seen = []
+    for block in blocks(image_of, size=4, batch_size=9):
+        assert len(block.pairs) in (4, 8)
+        owners = image_of[block.pairs].unflatten(0, (-1, 4))
+        assert (owners == owners[:, :1]).all()
+        seen += block.pairs[block.first].tolist()
+    assert seen == list(range(9))
+
+
+def test_captions_of_a_length_come_together_cut_to_the_longest() -> None:
+    lengths = torch.tensor([3, 9, 4, 3, 8, 5, 2, 9])
+    mask = torch.arange(12) < lengths[:, None]
+    texts = Encoded(torch.zeros(8, 1), torch.zeros(8, 12, 2), mask)
+    text_of, seen = torch.tensor([1, 2, 3, 1, 7, 6, 0, 5, 4]), []
+    for chosen, cut in by_length(texts, text_of, trimmed=True):
+        longest = int(lengths[text_of[chosen]].max())
+        assert cut.tokens.shape[1] == cut.mask.shape[1] == longest
+        seen += chosen.tolist()
+    assert sorted(seen) == list(range(9))
+    ((every, same),) = by_length(texts, text_of, trimmed=False)
+    assert len(every) == 9 and same is texts
 
 
 def test_scores_that_are_not_finite() -> None:

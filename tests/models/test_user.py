@@ -14,7 +14,7 @@ from itr import checkpoint
 from itr.data.precomp import read_split
 from itr.data.regions import Regions
 from itr.errors import CheckpointError, ConfigError, DataError
-from itr.evaluation.evaluator import _eval_mode
+from itr.evaluation.encode import eval_mode
 from itr.models.build import model_meta, restore
 from itr.models.user import USER
 from itr.official.__main__ import main as official
@@ -81,7 +81,7 @@ def test_keys_enter_the_queues_after_their_batch_and_any_batch_fits() -> None:
 
 def test_modes_of_the_keys_are_their_own() -> None:
     model, given = user().train(), batch()
-    with _eval_mode(model):
+    with eval_mode(model):
         model.encode_images(given)
         first, second = model.keys(given), model.keys(given)
         assert not torch.equal(first.images, second.images)  # dropout of the enhancement

@@ -9,16 +9,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from alip_build import load_official, model_of
 from harness import Case, Runner
 from pixel_data_cases import padded
+from torch import Tensor
 
+from itr.batch import Batch
 from itr.data.layouts import DataConfig, open_split
 from itr.data.records import Split
 from itr.data.text import Tokenizer
+from itr.evaluation.encode import Encoder
 from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.metrics import retrieval_metrics as metrics_of
 from itr.evaluation.ranks import Ranks, rank_embeddings, rank_scores
+from itr.evaluation.zeroshot import accuracies, class_embeddings, class_logits, predictions
+from itr.training.loading import Loaded
+from itr.training.zeroshot_job import encode_prompts
 
 
 def retrieval_metrics(case: Case) -> None:
@@ -89,7 +96,53 @@ def _on_disk(case: Case, folder: Path, name: str) -> Split:
     return open_split(data, "test", "pixels")
 
 
+def zeroshot(case: Case) -> None:
+    whole = Case(case.path.with_name(f"{case.data['state_from']}.json"))
+    model = model_of(case).eval()
+    load_official(model, whole.below("state."))
+    loaded = Loaded(model, Tokenizer.from_bert("open_clip"), case.path, None, {})
+    encoder = Encoder(model, torch.device("cpu"))
+    names = case.data["class_names"]
+    classifier = class_embeddings(
+        lambda texts: encode_prompts(loaded, encoder, texts, 64), names, case.data["templates"]
+    )
+    case.check("out.classifier", classifier.t())
+    batch = Batch(image_id=torch.arange(len(case["in.image"])), pixels=case["in.image"])
+    images = encoder.images([batch], len(batch), "images").pooled
+    case.check("out.image_features", images)
+    # The scale of 100 multiplies the towers' own rounding (2.7e-5 from the authors' logits), so the
+    # logits are made from the authors' features; ours were compared with those above.
+    logits = class_logits(case["out.image_features"], case["out.classifier"].t())
+    case.check("out.logits_float", logits)
+    case.equal(
+        "predictions from ours",
+        predictions(class_logits(images, classifier)),
+        case["out.pred_float"],
+    )
+    case.check("out.logits_int", logits.long())
+    _check_accuracies(case, "out.", logits, case["in.target"])
+    near = class_logits(case["in.trunc.image_features"], case["in.trunc.classifier"].t())
+    case.check("out.trunc.logits_int", near.long())
+    top = near.long().amax(dim=1, keepdim=True)
+    case.check("out.trunc.n_tied", (near.long() == top).sum(dim=1))
+    _check_accuracies(case, "out.trunc.", near, case["in.trunc.target"])
+    logits, targets = case["in.metric_logits"], case["in.metric_target"]
+    found = accuracies(predictions(logits), targets, logits.shape[1])
+    for name, value in found.items():
+        case.check(f"out.metric_{name}", value / 100)
+
+
+def _check_accuracies(case: Case, below: str, logits: Tensor, targets: Tensor) -> None:
+    """Of whole logits, and of logits without their fraction, as published."""
+    for kind, truncate in (("float", False), ("int", True)):
+        predicted = predictions(logits, truncate)
+        case.check(f"{below}pred_{kind}", predicted)
+        for name, value in accuracies(predicted, targets, logits.shape[1]).items():
+            case.check(f"{below}{name}_{kind}", value)
+
+
 RUNNERS: dict[str, Runner] = {
+    "zeroshot": zeroshot,
     "retrieval_e2e": retrieval_e2e,
     "retrieval_metrics": retrieval_metrics,
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +14,9 @@ from multisea_ranks import run_ranks
 from torch import Tensor, nn
 
 from itr.evaluation.metrics import retrieval_metrics
-from itr.evaluation.protocols import Protocol, evaluate_parts, evaluate_scores
+from itr.evaluation.protocols import Gallery, Part, Protocol, evaluate_gallery, evaluate_scores
 from itr.evaluation.ranks import Ranks, rank_scores
-from itr.evaluation.rerank import RerankConfig, Shortlist, rank_shortlists, rerank
+from itr.evaluation.rerank import RerankConfig, Shortlist, ShortlistTable, rerank
 from itr.models.base import Encoded
 from itr.models.multisea import MultiSEA
 from itr.nn.agent import Rows
@@ -97,19 +96,19 @@ def rerank_eval(case: Case) -> None:
         case.equal(f"scores.{name}", found, shape)
     results = case.data["results"]
 
-    def rank(part: Any) -> Ranks:
-        rows, columns, owners = part
+    def table(part: Part) -> ShortlistTable:
         cut = lambda e, at: Encoded(  # noqa: E731
             e.pooled[at], e.tokens[at], None if e.mask is None else e.mask[at]
         )
         with torch.inference_mode():
             found: tuple[Shortlist, Shortlist] = rerank(
-                model, cut(images, rows), cut(texts, columns), config
+                model, cut(images, part.images), cut(texts, part.captions), config
             )
-        return rank_shortlists(*found, owners)
+        return ShortlistTable(*found)
 
     folds = Protocol("folds", fold=len(images.pooled) // 5)
-    both = evaluate_parts(rank, owner, len(images.pooled), [Protocol("full"), folds])
+    gallery = Gallery(owner, len(images.pooled))
+    both = evaluate_gallery(table, gallery, [Protocol("full"), folds])
     _check_metrics(case, "full", both, "", results["full"])
     mean = {key.removeprefix("folds/"): v for key, v in both.items() if key.startswith("folds/")}
     wrapped = results["epoch_wrapup_1k+5k"]

@@ -2,8 +2,8 @@
 
 NOT_BUILT: dict[str, tuple[str, ...]] = {
     "hrem": (),
-    "user": ("cxc_metrics",),
-    "alip": ("zeroshot",),
+    "user": (),
+    "alip": (),
     "albef": (
         "grounding_rank",
         "nlvr2_",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import tempfile
 from pathlib import Path
@@ -19,8 +20,10 @@ from itr.data.regions import Regions
 from itr.data.table import Texts
 from itr.data.text import Tokenizer
 from itr.evaluation.evaluator import Evaluator
-from itr.evaluation.protocols import Protocol, evaluate_scores
+from itr.evaluation.protocols import Protocol, evaluate_scores, recalls
 from itr.evaluation.ranks import rank_scores
+from itr.evaluation.score_tables import EmbeddingTable
+from itr.evaluation.truth import asked, rated_at_least, within_modality
 from itr.view import CaptionAugment, TextView
 
 RULE = CaptionAugment()
@@ -179,7 +182,33 @@ def retrieval_metrics(case: Case) -> None:
     case.check("out.fold.mean", [*ways["i2t"], *ways["t2i"], *recalls, mean["rsum"]])
 
 
+def cxc_metrics(case: Case) -> None:
+    """Crisscrossed Captions by counting; the authors give an item the score 0 with itself."""
+    ids = {
+        side: np.array(case.data[f"{side}_ids"], dtype=np.int64) for side in ("image", "caption")
+    }
+    said = case.data["annotations"]
+    share = len(ids["caption"]) // len(ids["image"])
+    captions_of = {
+        int(image): ids["caption"][share * n : share * (n + 1)].tolist()
+        for n, image in enumerate(ids["image"])
+    }
+    positives = {d: rated_at_least(said[d], -np.inf, d) for d in ("i2t", "t2i")}
+    with tempfile.TemporaryDirectory() as folder:
+        for direction in ("i2i", "t2t"):
+            path = Path(folder) / f"cxc_{direction}.json"
+            path.write_text(json.dumps(said[direction]))
+        positives |= within_modality(Path(folder), captions_of)
+    table = EmbeddingTable(case["in.images"], case["in.captions"])
+    sides = {"i": ids["image"], "t": ids["caption"]}
+    for direction, known in positives.items():
+        found = asked(known, sides[direction[0]], sides[direction[-1]])
+        metrics = recalls(table, direction, found, "pessimistic", own=0.0)
+        case.check(f"out.{direction}", [metrics[key] for key in ("r1", "r5", "r10")])
+
+
 RUNNERS: dict[str, Runner] = {
+    "cxc_metrics": cxc_metrics,
     "collate": collate,
     "eval_pipeline": eval_pipeline,
     "retrieval_metrics": retrieval_metrics,

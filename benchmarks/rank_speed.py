@@ -1,7 +1,9 @@
-"""Counting against the field's loop of sorts: ``python tests/evaluation/rank_benchmark.py``.
+"""Counting against the field's loop of sorts: ``python benchmarks/rank_speed.py``.
 
-Prints one JSON object: seconds of both (of ``--slice`` of the queries, scaled up) for the part
-that follows the score matrix, their ratio, and the peak memory beyond the embeddings.
+Prints one JSON object: seconds of both (of ``--slice`` of the queries, scaled up; 0: only ours) for
+the part that follows the score matrix, their ratio, and the peak memory beyond the embeddings.
+``--images 100000 --captions 1000000 --width 64 --slice 0`` is a gallery whose matrix would have
+400 GB.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from itr.evaluation.ranks import TILE_CPU, Matches, count_ranks, rank_embeddings
+from itr.evaluation.ranks import Matches, count_ranks, rank_embeddings
+from itr.evaluation.score_tables import TILE_CPU
 
 
 def sorting_loop(scores: np.ndarray, matches: Callable[[int], list[int]]) -> np.ndarray:
@@ -44,13 +47,14 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--captions", type=int, default=25000)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--slice", type=float, default=1.0)
     options = parser.parse_args()
     torch.set_num_threads(1)  # as numpy sorts
-    n = options.images
-    owner = np.repeat(np.arange(n), 5)
-    images, texts = torch.empty(n, options.width), torch.empty(5 * n, options.width)
+    n, each = options.images, options.captions // options.images
+    owner = np.repeat(np.arange(n), each)
+    images, texts = torch.empty(n, options.width), torch.empty(each * n, options.width)
     images.normal_(), texts.normal_()
     images[:8] @ texts[:8].t()  # what the libraries take by themselves is not counted
 
@@ -59,13 +63,30 @@ def main() -> None:
     report = {
         "seconds_with_products": time.perf_counter() - started,
         "extra_mib": peak_mib() - before,
+        "peak_mib": peak_mib(),
     }
+    if options.slice:
+        report |= against_sorting(images, texts, owner, options.slice)
+    print(json.dumps({key: round(value, 3) for key, value in report.items()}))
 
-    part = max(1, round(n * options.slice))
+
+def against_sorting(
+    images: torch.Tensor, texts: torch.Tensor, owner: np.ndarray, share: float
+) -> dict[str, float]:
+    """Seconds of both ways over a ``share`` of the queries, scaled up, and their ratio."""
+    n, each = len(images), len(texts) // len(images)
+
+    part = max(1, round(n * share))
     naive = counted = 0.0
     for queries, others, rows, columns, match in (
-        (images, texts, owner, np.arange(5 * n), lambda i: list(range(5 * i, 5 * i + 5))),
-        (texts, images, np.arange(5 * n), owner, lambda c: [c // 5]),
+        (
+            images,
+            texts,
+            owner,
+            np.arange(each * n),
+            lambda i: list(range(each * i, each * (i + 1))),
+        ),
+        (texts, images, np.arange(each * n), owner, lambda c: [c // each]),
     ):
         count = part * len(queries) // n
         scores = queries[:count] @ others.t()
@@ -78,8 +99,7 @@ def main() -> None:
         slow, ranks = timed(sorting_loop, scores.numpy(), match)
         assert ((ours("optimistic") <= ranks) & (ranks <= worst)).all()  # a sort breaks ties anyhow
         counted, naive = counted + fast * n / part, naive + slow * n / part
-    report |= {"counting_seconds": counted, "sorting_seconds": naive, "ratio": naive / counted}
-    print(json.dumps({key: round(value, 3) for key, value in report.items()}))
+    return {"counting_seconds": counted, "sorting_seconds": naive, "ratio": naive / counted}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,137 @@
+"""The same random scores through eccv-caption, fico-itr and torchmetrics: equal numbers.
+
+Random reals hold no ties, so nothing hangs on a rule for them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from eccv_caption import Metrics
+from fico_itr import instance_retrieval
+from torchmetrics.retrieval import RetrievalHitRate
+
+from itr.evaluation.metrics import retrieval_metrics
+from itr.evaluation.protocols import Protocol, evaluate_scores, precisions, recalls
+from itr.evaluation.ranks import rank_scores
+from itr.evaluation.score_tables import MatrixTable
+from itr.evaluation.truth import asked
+
+IMAGES, FOLDS = 100, 5
+KS = (1, 5, 10)
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    """The package with its ground truths cut to some of COCO's images, most of them in ECCV."""
+    found = Metrics()
+    captions = [int(caption) for caption in found.coco_ids]
+    image_of = {caption: found.coco_gts["t2i"][caption][0] for caption in captions}
+    wanted = list(dict.fromkeys(image_of[c] for c in found.eccv_gts["t2i"]))[:IMAGES]
+    kept = [caption for caption in captions if image_of[caption] in set(wanted)]
+    images, gallery = list(dict.fromkeys(image_of[c] for c in kept)), set(kept)
+
+    def cut(truth: dict[str, dict[int, list[int]]]) -> dict[str, dict[int, list[int]]]:
+        sides = {"i2t": (set(images), gallery), "t2i": (gallery, set(images))}
+        return {
+            way: {
+                query: inside
+                for query, items in truth[way].items()
+                if query in queries and (inside := [i for i in items if i in candidates])
+            }
+            for way, (queries, candidates) in sides.items()
+        }
+
+    for name in ("coco_gts", "cxc_gts", "eccv_gts"):
+        setattr(found, name, cut(getattr(found, name)))
+    found.coco_ids = np.array(kept)
+    found.images, found.captions = np.array(images), np.array(kept)
+    return found
+
+
+@pytest.fixture(scope="module")
+def scores(small: Any) -> np.ndarray:
+    draw = np.random.default_rng(0)
+    values = draw.normal(size=(len(small.images), len(small.captions))).astype(np.float32)
+    owner = owners(small)
+    values[owner, np.arange(len(owner))] += 2  # better than chance
+    assert len(np.unique(values)) == values.size
+    return values
+
+
+def owners(small: Any) -> np.ndarray:
+    place = {int(image): number for number, image in enumerate(small.images)}
+    return np.array([place[small.coco_gts["t2i"][int(c)][0]] for c in small.captions])
+
+
+@pytest.fixture(scope="module")
+def lists(small: Any, scores: np.ndarray) -> dict[str, dict[int, list[int]]]:
+    """Whole ranked lists, as eccv-caption wants them: its release mishandles lists that are cut."""
+    i2t, t2i = np.argsort(-scores, axis=1), np.argsort(-scores.T, axis=1)
+    return {
+        "i2t": {int(q): small.captions[row].tolist() for q, row in zip(small.images, i2t)},  # noqa: B905
+        "t2i": {int(q): small.images[row].tolist() for q, row in zip(small.captions, t2i)},  # noqa: B905
+    }
+
+
+@pytest.mark.parametrize("way", ["i2t", "t2i"])
+def test_coco_as_eccv_caption_counts(small: Any, scores: np.ndarray, lists: Any, way: str) -> None:
+    fold = Protocol("folds", fold=IMAGES // FOLDS)
+    ours = evaluate_scores(scores, owners(small), [Protocol("full"), fold])
+    for k in KS:
+        theirs = small.coco_5k_recalls(lists, way, K=k)[way]
+        assert ours[f"{way}_r{k}"] == pytest.approx(100 * theirs, rel=1e-12)
+        theirs = small.coco_1k_recalls(lists, "all", K=k)[way]
+        assert ours[f"folds/{way}_r{k}"] == pytest.approx(100 * theirs, rel=1e-12)
+
+
+@pytest.mark.parametrize("way", ["i2t", "t2i"])
+def test_cxc_and_eccv_as_eccv_caption_counts(
+    small: Any, scores: np.ndarray, lists: Any, way: str
+) -> None:
+    sides = {"i": small.images, "t": small.captions}
+    table = MatrixTable(scores)
+    found = asked(small.cxc_gts[way], sides[way[0]], sides[way[-1]])
+    ours = recalls(table, way, found, "pessimistic")
+    for k in KS:
+        theirs = small.cxc_recalls(lists, way, K=k)[way]
+        assert ours[f"r{k}"] == pytest.approx(100 * theirs, rel=1e-12)
+    found = asked(small.eccv_gts[way], sides[way[0]], sides[way[-1]])
+    precise = precisions(table, way, found, "pessimistic")
+    theirs = small.eccv_metrics(lists, way)
+    for key in ("map_at_r", "rprecision", "r1"):
+        assert precise[key] == pytest.approx(100 * theirs[f"eccv_{key}"][way], rel=1e-12)
+    assert precise["map_at_r"] < precise["rprecision"] < 100
+
+
+def test_uneven_captions_as_fico_itr_counts() -> None:
+    draw = np.random.default_rng(1)
+    counts = draw.integers(2, 5, 40)
+    owner = np.repeat(np.arange(40), counts)
+    scores = draw.normal(size=(40, len(owner))).astype(np.float32)
+    scores[owner, np.arange(len(owner))] += 1.5
+    ours = retrieval_metrics(rank_scores(scores, owner))
+    theirs = dict(zip(("i2t", "t2i"), instance_retrieval(scores, captions_per_image=owner)))  # noqa: B905
+    for way, found in theirs.items():
+        for k in KS:
+            share = float(found[f"R@{k}"])
+            assert ours[f"{way}_r{k}"] == pytest.approx(share if share > 1 else 100 * share)
+
+
+def test_recall_is_torchmetrics_hit_rate() -> None:
+    draw = np.random.default_rng(2)
+    owner = np.repeat(np.arange(30), 5)
+    scores = draw.normal(size=(30, 150)).astype(np.float32)
+    scores[owner, np.arange(150)] += 1
+    ours = retrieval_metrics(rank_scores(scores, owner))
+    match = torch.from_numpy(owner[None, :] == np.arange(30)[:, None])
+    values = torch.from_numpy(scores)
+    for way, given, right in (("i2t", values, match), ("t2i", values.t(), match.t())):
+        query = torch.arange(len(given))[:, None].expand_as(given)
+        for k in KS:
+            rate = RetrievalHitRate(top_k=k)
+            found = rate(given.flatten(), right.flatten(), indexes=query.flatten())
+            assert ours[f"{way}_r{k}"] == pytest.approx(100 * float(found), rel=1e-6)

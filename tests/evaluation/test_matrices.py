@@ -1,0 +1,183 @@
+"""Score matrices from anywhere: what is told of them, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import itr
+from itr.errors import ConfigError, DataError, UserError
+from itr.evaluation.hubness import CorrectedTable, HubnessConfig
+from itr.evaluation.matrices import evaluate_file
+from itr.evaluation.precision import precision_metrics
+from itr.evaluation.protocols import Gallery, Protocol, applicable, find_protocols
+from itr.evaluation.ranks import TIES
+from itr.evaluation.score_tables import EmbeddingTable, MatrixTable, MeanTable
+
+OWNER = np.repeat(np.arange(4), 3)
+
+
+def matrix(images: int = 4, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(images, 3 * images)).astype(np.float32)
+
+
+def test_results_carry_their_protocol() -> None:
+    results = itr.evaluate(matrix(), OWNER)
+    assert results["protocol"] == "full" and results["tie_rule"] == "pessimistic"
+    assert (results["n_images"], results["n_captions"], results["captions"]) == (4, 12, "all")
+    assert results["rmean"] == pytest.approx(results["rsum"] / 6)
+
+
+def test_first_captions_alone() -> None:
+    draw = np.random.default_rng(3)
+    owner = draw.permutation(np.repeat(np.arange(6), draw.integers(2, 6, 6)))
+    scores = draw.normal(size=(6, len(owner))).astype(np.float32)
+    gallery = Gallery(owner, 6)
+    part = next(gallery.parts(Protocol("two", captions=2)))
+    expected = [c for c in range(len(owner)) if (owner[:c] == owner[c]).sum() < 2]
+    assert part.captions.tolist() == expected and part.owner.tolist() == owner[expected].tolist()
+    folds = list(gallery.parts(Protocol("folds", captions=2, fold=3)))
+    assert [c for fold in folds for c in fold.captions] == sorted(
+        expected, key=lambda c: (owner[c] // 3, c)
+    )
+    assert MatrixTable(scores).part(*part[:2]).scores("i2t", slice(None)).shape == (6, 12)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"scores": np.zeros((4, 12), np.int64)}, "int64 of shape .*expected floats"),
+        ({"scores": np.zeros(12)}, r"of shape \(12,\); expected floats of shape"),
+        ({"scores": matrix() * np.nan}, "4 of 4 queries have scores that are NaN"),
+        ({"scores": matrix().T}, "the matrix is transposed; expected images in rows"),
+        ({"text_to_image": OWNER + 1}, "holds 1 to 4; expected 0 to 3"),
+        ({"text_to_image": OWNER / 1.0}, "float64 of shape .* expected a row of whole numbers"),
+        ({"text_to_image": np.repeat(np.arange(3), 4)}, r"1 of 4 images have no caption"),
+        ({"image_ids": np.array([1, 2, 2, 4])}, "image_ids: 1 stand twice .such as 2."),
+        ({"caption_ids": np.arange(3)}, "caption_ids: 3 of them, expected one for each of 12"),
+    ],
+)
+def test_refused(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+    given = {"scores": matrix(), "text_to_image": OWNER, **change}
+    with pytest.raises(DataError, match=told):
+        itr.evaluate(**given)
+    np.savez(tmp_path / "sims.npz", **given)
+    with pytest.raises(DataError, match=f"sims.npz: .*{told}"):
+        evaluate_file(tmp_path / "sims.npz")
+
+
+def test_files_that_are_no_matrices(tmp_path: Path) -> None:
+    (tmp_path / "text.npz").write_text("no archive")
+    np.savez(tmp_path / "other.npz", sims=matrix())
+    for name, told in (
+        ("none.npz", "no such file; expected an .npz with scores, text_to_image"),
+        ("text.npz", "not a readable .npz"),
+        ("other.npz", "has no scores and no text_to_image .found: sims."),
+    ):
+        with pytest.raises(DataError, match=told):
+            evaluate_file(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["cxc", "eccv"])
+def test_ids_that_cxc_and_eccv_do_not_know(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"protocol={name}: needs COCO's image and caption ids"):
+        itr.evaluate(matrix(), OWNER, [name])
+    ids = {"image_ids": np.arange(4) + 10**7, "caption_ids": np.arange(12)}
+    with pytest.raises(ConfigError, match="4 of 4 image ids are none of COCO's test images"):
+        itr.evaluate(matrix(), OWNER, [name], **ids)
+    gallery = Gallery(OWNER, 4, ids["image_ids"], ids["caption_ids"])
+    fitting, left_out = applicable(find_protocols(["full", name]), gallery)
+    assert [p.name for p in fitting] == ["full"] and list(left_out) == [name]
+
+
+def test_whole_coco_by_ids_leaves_out_what_the_truth_does_not_know() -> None:
+    """5,000 x 25,010: the ten captions beyond five an image take part in ``coco_5k`` alone."""
+    from eccv_caption import Metrics
+
+    found = Metrics()
+    images = np.array(list(found.coco_gts["i2t"]))
+    captions = np.array([c for image in images for c in found.coco_gts["i2t"][int(image)]])
+    owner = np.repeat(np.arange(5000), 5)
+    captions, owner = np.r_[captions, np.arange(10) + 10**7], np.r_[owner, np.arange(10)]
+    gallery = Gallery(owner, 5000, images, captions)
+    protocols = find_protocols(["coco_5k", "coco_5k_first5", "cxc", "eccv"])
+    assert applicable(protocols, gallery) == (protocols, {})
+    sizes = [len(next(gallery.parts(p)).owner) for p in protocols]
+    assert sizes == [25010, 25000, 25000, 25000]
+    short = Gallery(owner[:20000], 5000, images, captions[:20000])
+    assert "captions are missing" in str(short.misfit(protocols[2]))
+
+
+def naive_precision(scores: np.ndarray, positives: list[set[int]], ties: str) -> tuple[float, ...]:
+    """mAP@R, R-Precision and R@1 from lists sorted with ties for or against the positives."""
+    found = []
+    for row, own in zip(scores, positives, strict=True):
+        favour = -1 if ties == "optimistic" else 1
+        order = sorted(range(len(row)), key=lambda c: (-row[c], favour * (c in own)))
+        hits = [c in own for c in order[: len(own)]]
+        precision = [sum(hits[: r + 1]) / (r + 1) * hits[r] for r in range(len(own))]
+        found.append((np.mean(precision), np.mean(hits), hits[0]))
+    return tuple(100 * np.mean(found, axis=0))
+
+
+@pytest.mark.parametrize("ties", [rule for rule in TIES if rule != "mean"])
+def test_precision_against_sorted_lists_with_ties(ties: str) -> None:
+    draw = np.random.default_rng(5)
+    scores = draw.integers(0, 5, (30, 25)).astype(np.float32)
+    positives = [set(draw.choice(25, draw.integers(1, 9), replace=False)) for _ in range(30)]
+    rows = np.array([row for row, own in enumerate(positives) for _ in own])
+    columns = np.array([c for own in positives for c in sorted(own)])
+    table = torch.from_numpy(scores)
+    found = precision_metrics(lambda r: table[r], torch.arange(30), rows, columns, 7, ties)
+    assert tuple(found.values()) == pytest.approx(naive_precision(scores, positives, ties))
+
+
+def test_corrections_for_hubs_as_their_papers_write_them() -> None:
+    draw = torch.Generator().manual_seed(0)
+    images, texts, bank_images, bank_texts = (
+        F.normalize(torch.randn(count, 6, generator=draw), dim=1) for count in (8, 24, 30, 50)
+    )
+    base, config = EmbeddingTable(images, texts), HubnessConfig(beta=20.0, k=3)
+    bank = (EmbeddingTable(bank_images, texts), EmbeddingTable(images, bank_texts))
+    every = slice(None)
+    for way, queries, others, own in (
+        ("i2t", images, bank_images, texts),
+        ("t2i", texts, bank_texts, images),
+    ):
+        scores, of_bank = queries @ own.t(), others @ own.t()
+        soft = (20 * scores).exp() / (20 * of_bank).exp().sum(dim=0)
+        found = CorrectedTable(base, "inverted_softmax", config, bank).scores(way, every)
+        assert torch.equal(found.argsort(dim=1), soft.argsort(dim=1))
+        mean_query = scores.topk(3, dim=1).values.mean(dim=1, keepdim=True)
+        csls = 2 * scores - mean_query - of_bank.topk(3, dim=0).values.mean(dim=0)
+        found = CorrectedTable(base, "csls", config, bank).scores(way, every)
+        assert torch.equal(found.argsort(dim=1), csls.argsort(dim=1))
+        hubs = set(of_bank.argmax(dim=1).tolist())
+        found = CorrectedTable(base, "qb_norm", config, bank).scores(way, every)
+        changed = 0
+        for row, soft_row, found_row in zip(scores, soft, found, strict=True):
+            hub = int(row.argmax()) in hubs
+            changed += hub
+            expected = (soft_row if hub else row).argsort()
+            assert torch.equal(found_row.argsort(), expected)
+        assert 0 < changed
+    with pytest.raises(ConfigError, match="qb_norm needs a bank of other queries"):
+        itr.evaluate(matrix(), OWNER, hubness=HubnessConfig(rows=["qb_norm"]))
+    with pytest.raises(UserError, match="'csl' is unknown; nearest: csls"):
+        itr.evaluate(matrix(), OWNER, hubness=HubnessConfig(rows=["csl"]))
+    rows = itr.evaluate(matrix(), OWNER, hubness=HubnessConfig(rows=["csls"]))
+    assert rows["hubness_bank"] == "the evaluated queries" and "hubness_csls/rsum" in rows
+
+
+def test_the_mean_of_tables_is_the_mean_of_matrices() -> None:
+    one, two = matrix(seed=1), matrix(seed=2)
+    mean = MeanTable([MatrixTable(one), MatrixTable(two)])
+    both = ((one + two) / 2)[1:3, 3:9]
+    part = mean.part(slice(1, 3), np.arange(3, 9))
+    assert np.array_equal(part.scores("i2t", slice(None)).numpy(), both)
+    assert np.array_equal(part.scores("t2i", slice(0, 4)).numpy(), both.T[:4])
