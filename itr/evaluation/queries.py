@@ -37,6 +37,7 @@ class Answers(NamedTuple):
     candidates: np.ndarray  # [Q, k] int32, best first
     scores: np.ndarray  # [Q, k] float32
     match: np.ndarray  # [Q] float32 of the best match; NaN: it was not among those scored
+    truth: np.ndarray  # [Q] int32: which candidate that is (or the first match)
     by_rank: np.ndarray  # [R] float32: mean score of the candidate at rank 1, 2, ...
 
 
@@ -215,14 +216,17 @@ def _answers(
     matching: Callable[[slice], Tensor],
     histogram: _Histogram | None = None,
 ) -> Answers:
-    kept, scores, match, curves = [], [], [], []
+    kept, scores, match, truth, curves = [], [], [], [], []
     for rows, values in _tiles(table, direction):
         best = values.topk(min(CURVE, table.depth or CURVE, values.shape[1]), dim=1)
         kept.append(best.indices[:, :KEPT].int().cpu().numpy())
         scores.append(best.values[:, :KEPT].cpu().numpy())
         curves.append(best.values.double().sum(dim=0).cpu())
         mine = matching(rows)
-        top = values.masked_fill(~mine, -torch.inf).amax(dim=1)
+        own = values.masked_fill(~mine, -torch.inf)
+        top = own.amax(dim=1)
+        unscored = (top == -torch.inf)[:, None]
+        truth.append(torch.where(unscored, mine.float(), own).argmax(dim=1).int().cpu().numpy())
         match.append(top.masked_fill(top == -torch.inf, torch.nan).cpu().numpy())
         if histogram is not None:
             histogram.add(values, mine)
@@ -231,5 +235,6 @@ def _answers(
         np.concatenate(kept),
         np.concatenate(scores),
         np.concatenate(match).astype(np.float32),
+        np.concatenate(truth),
         curve[curve > -torch.inf].float().numpy(),
     )

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,9 @@ class Sink(Protocol):
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Keep the results of the whole run."""
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Keep a table; a cell may be a picture."""
 
     def finish(self, exit_code: int = 0) -> None:
         """Close; nothing is kept afterwards."""
@@ -104,6 +107,15 @@ class Tracker:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Keep the results of the whole run."""
         self._each(lambda sink: sink.summary(values))
+
+    @property
+    def takes_tables(self) -> bool:
+        """Whether anything beside the file listens: only then is a table worth making."""
+        return bool(self.others)
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Keep a table; a cell may be a picture (of PIL). The file has no place for it."""
+        self._each(lambda sink: sink.table(key, columns, rows))
 
     def offset(self) -> int:
         """Where ``metrics.jsonl`` stands, for a checkpoint."""

@@ -6,11 +6,13 @@ import importlib
 import logging
 import netrc
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from PIL.Image import Image
 
 from itr.errors import ConfigError
 
@@ -45,6 +47,7 @@ class WandbSink:
     """A Weights & Biases run whose files lie in ``run_dir``/wandb; raises whatever wandb raises."""
 
     def __init__(self, wandb: Any, run_dir: Path, mode: str, options: Mapping[str, Any]):
+        self.wandb = wandb
         kept_id = run_dir / "wandb" / "run-id"
         known = kept_id.read_text().strip() if kept_id.is_file() else None
         self.defined: set[str] = set()
@@ -84,6 +87,11 @@ class WandbSink:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Put ``values`` into the run's summary."""
         self.run.summary.update(dict(values))
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log ``rows`` as a table, pictures as media."""
+        shown = [[self.wandb.Image(c) if isinstance(c, Image) else c for c in row] for row in rows]
+        self.run.log({key: self.wandb.Table(columns=list(columns), data=shown)})
 
     def finish(self, exit_code: int = 0) -> None:
         """Close the run."""

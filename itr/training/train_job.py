@@ -22,6 +22,8 @@ from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.stored import file_hash
 from itr.models.base import RetrievalModel
 from itr.models.build import build_model, model_class, model_config, model_meta
+from itr.results.hard import COLUMNS, hard_queries
+from itr.results.pictures import Pictures
 from itr.results.tables import results_table, write_results
 from itr.results.tracker import open_trackers
 from itr.training import rundir, state
@@ -186,8 +188,13 @@ def _run(
         }
         numbers = {f"test/{k}": v for k, v in test.items() if isinstance(v, int | float)}
         tracker.log(numbers, step=trainer.clock.updates)
+        data = prepare_data(config.data)
+        if tracker.takes_tables and evaluator.queries is not None and evaluator.queries.ranks:
+            pictures = Pictures(evaluator.data, data, "test")
+            rows = hard_queries(evaluator.queries, evaluator.data, pictures)
+            tracker.table("test/hard_queries", COLUMNS, rows)
         tracker.summary(results)
-        keep_queries(evaluator, folder, "test", results, prepare_data(config.data))
+        keep_queries(evaluator, folder, "test", results, data)
         write_results(folder, results)
     return results
 

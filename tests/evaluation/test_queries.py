@@ -44,6 +44,9 @@ def test_candidates_matches_histogram_and_curve(monkeypatch: pytest.MonkeyPatch)
         np.testing.assert_allclose(answers.scores, ordered.values[:, :KEPT], rtol=1e-5)
         best = np.where(match, matrix.numpy(), -np.inf).max(axis=1)
         np.testing.assert_allclose(answers.match, best, rtol=1e-5)
+        np.testing.assert_array_equal(
+            answers.truth, np.where(match, matrix.numpy(), -np.inf).argmax(axis=1)
+        )
         curve = ordered.values[:, :CURVE].mean(dim=0)
         np.testing.assert_allclose(answers.by_rank, curve, rtol=1e-4, atol=1e-5)
     hits = (owner[None] == np.arange(60)[:, None]).ravel()
@@ -63,6 +66,7 @@ def test_a_shortlist_has_no_score_for_a_match_that_is_not_in_it():
     np.testing.assert_array_equal(found.answers["i2t"].candidates, [[2, 0], [1, 3]])
     np.testing.assert_array_equal(found.answers["i2t"].match, [0.5, 1.0])
     np.testing.assert_array_equal(found.answers["t2i"].match, [np.nan, 2.0, 3.0, np.nan])
+    np.testing.assert_array_equal(found.answers["t2i"].truth, [0, 0, 1, 1])
     assert found.matches.sum() == 2 and found.others.sum() == 2
 
 
