@@ -185,33 +185,25 @@ def test_the_page_in_a_real_browser(page: Path, tmp_path: Path, name: str):
         "e=>e.closest('.scroll')?0:e.getBoundingClientRect().right))+' '+innerWidth})"
         ".catch(e=>{document.title='broken '+e})}</script>"
     )
-    probed = tmp_path / "page.html"
-    probed.write_text(page.read_text() + probe)
-    shot = tmp_path / "shot.png"
-    # A headless window is at least 500 pixels wide; a frame is as narrow as a phone.
-    frame = tmp_path / "frame.html"
-    frame.write_text(f'<iframe src="page.html" style="width:{width}px;height:2000px;border:0">')
+    (tmp_path / "page.html").write_text(page.read_text() + probe)
+    # A window is at least 500 pixels wide; a frame in it is as narrow as a phone.
+    frame, shot = tmp_path / "frame.html", tmp_path / "shot.png"
+    frame.write_text(
+        f'<title></title><iframe src="page.html" style="width:{width}px;height:2000px;border:0">'
+        "</iframe><script>setInterval(()=>{document.title=frames[0].document.title},50)</script>"
+    )
     common = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
               "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}",
-              "--allow-file-access-from-files", "--virtual-time-budget=20000"]  # fmt: skip
-    tell = probed.as_uri() if width > 500 else frame.as_uri()
-    if width <= 500:
-        frame.write_text(
-            frame.read_text()
-            + "<script>setInterval(()=>{document.title=frames[0].document.title},50)</script>"
-        )
+              "--allow-file-access-from-files", "--virtual-time-budget=20000",
+              f"--window-size={max(width, 500) + 40},2040"]  # fmt: skip
     found = subprocess.run(
-        [*common, f"--window-size={max(width, 500)},2000", "--dump-dom", tell],
+        [*common, f"--screenshot={shot}", "--dump-dom", frame.as_uri()],
         capture_output=True, text=True, timeout=240, check=True,
     ).stdout  # fmt: skip
     title = re.search(r"<title>(ok|broken) ([^<]*)</title>", found)
     assert title is not None and title[1] == "ok", found[:300]
     images, right, inner = title[2].split()
     assert int(images) > 20 and float(right) <= float(inner) == width
-    subprocess.run(
-        [*common, f"--window-size={max(width, 500)},2000", f"--screenshot={shot}", tell],
-        capture_output=True, timeout=240, check=True,
-    )  # fmt: skip
     with Image.open(shot) as drawn:
         colours = drawn.convert("RGB").getcolors(maxcolors=2**24)
         assert colours is not None and len(colours) > 500  # pictures and letters, no blank page

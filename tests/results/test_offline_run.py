@@ -17,6 +17,8 @@ from itr.results.tables import read_results
 from itr.results.wandb_read import from_run
 from tests.results.test_tracker import items, lines, records
 
+TABLE = "test/hard_queries/"
+
 
 @pytest.fixture(scope="module")
 def record(finished: Path) -> list[Any]:
@@ -64,17 +66,20 @@ def test_every_key_of_the_configuration_is_in_the_run(finished: Path, record: li
 
 
 def test_the_hardest_queries_are_a_table_with_pictures(finished: Path, record: list[Any]):
-    table = summary_of(record)["test/hard_queries"]
-    assert table["_type"] == "table-file" and table["ncols"] == len(COLUMNS)
+    told = {key.removeprefix(TABLE): v for key, v in summary_of(record).items() if TABLE in key}
+    assert told["_type"] == "table-file" and told["ncols"] == len(COLUMNS)
     folder = next(finished.glob("wandb/offline-run-*/files"))
-    content = json.loads((folder / table["path"]).read_text())
-    assert content["columns"] == list(COLUMNS) and len(content["data"]) == 2 * COUNT
+    content = json.loads((folder / told["path"]).read_text())
+    assert content["columns"] == list(COLUMNS) and len(content["data"]) == told["nrows"] > COUNT
     ranks = [row[1] for row in content["data"] if row[0] == "t2i"]
     assert ranks == sorted(ranks, reverse=True) and ranks[0] > 1
-    pictures = [cell for row in content["data"] for cell in row if isinstance(cell, dict)]
-    assert len(pictures) == 3 * COUNT  # of each query's image, and of the answer to a caption
+    kept = [part.artifact for part in record if part.WhichOneof("record_type") == "artifact"]
+    (artifact,) = [one for one in kept if "hard_queries" in one.name]
+    pictures = [c for c in artifact.manifest.contents if c.path.startswith("media/images/")]
+    assert len(pictures) == 20  # every image of the split, once
     for picture in pictures:
-        with Image.open(folder / picture["path"]) as opened:
+        assert Path(picture.local_path).is_relative_to(finished)
+        with Image.open(picture.local_path) as opened:
             assert max(opened.size) <= 160
 
 
