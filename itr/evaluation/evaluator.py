@@ -25,7 +25,7 @@ from itr.evaluation.protocols import (
     evaluate_gallery,
     find_protocols,
 )
-from itr.evaluation.queries import QueryLog, Scored, score_statistics, shortlist_statistics
+from itr.evaluation.queries import QueryLog, log_queries
 from itr.evaluation.ranks import TIES, Ranks
 from itr.evaluation.rerank import RerankConfig, ShortlistTable, check_rerank, rerank
 from itr.evaluation.score_tables import EmbeddingTable, ScoreTable
@@ -89,29 +89,34 @@ class Evaluator:
         self,
         model: RetrievalModel,
         progress: Progress | None = None,
-        keep_queries: bool = False,
         encoded: tuple[Encoded, Encoded] | None = None,
+        keep_queries: bool = False,
     ) -> dict[str, Any]:
         """Flat results: the metrics of `evaluate_gallery` and the fields that say what they are.
 
-        With ``keep_queries``, `queries` then holds what was found of every single query.
-        ``encoded``: what `encode_all` gave earlier. Raises DataError if embeddings are not finite.
+        ``encoded``: what `encode_all` gave earlier. With ``keep_queries``, `queries` then holds
+        what was found of every single query. Raises DataError if embeddings are not finite.
         """
-        ranked, kept = self.reranks(model), dict[str, Ranks]()
+        ranked = self.reranks(model)
         images, texts = encoded or self.encode_all(model, progress, tokens=ranked)
         first = EmbeddingTable(images.pooled, texts.pooled)
+        kept: dict[str, Ranks] = {}
         metrics = self.rank(first, kept)
         if not ranked:
             if keep_queries:
-                self.keep(kept, self._first_stage(first))
+                self.keep(first, kept)
             return {**metrics, **self.fields()}
         second = _SecondStage(model, images, texts, self.rerank, self.dtype, progress)
         with torch.inference_mode(), eval_mode(model):
             final = evaluate_gallery(second, self.gallery, self.protocols, self.ties, kept)
         if keep_queries:
-            self.keep(kept, second.statistics(self.gallery) or self._first_stage(first))
+            self.keep(second.whole or first, kept)
         before = {f"first_stage/{k}": v for k, v in metrics.items() if isinstance(v, float)}
         return {**final, **before, **self.fields(), "rerank_k": self.rerank.k}
+
+    def keep(self, table: ScoreTable, kept: dict[str, Ranks]) -> None:
+        """Let `queries` hold the scores of ``table`` and the ranks ``kept`` by `rank`."""
+        self.queries = log_queries(table, self.gallery, self.protocols, kept)
 
     def rank(self, table: ScoreTable, kept: dict[str, Ranks] | None = None) -> dict[str, Any]:
         """The metrics of a table of the whole split under every protocol; ``kept`` as for
@@ -121,23 +126,6 @@ class Evaluator:
             return table.part(part.images, part.captions)
 
         return evaluate_gallery(cut, self.gallery, self.protocols, self.ties, kept)
-
-    def _first_stage(self, table: EmbeddingTable) -> Scored:
-        return score_statistics(table.images, table.texts, self.data.text_to_image)
-
-    def keep(self, ranks: dict[str, Ranks], scored: Scored) -> None:
-        """Makes `queries` of what was found; nothing where no protocol left ranks."""
-        data, self.queries = self.data, None
-        if not ranks:
-            return
-        self.queries = QueryLog(
-            text_to_image=data.text_to_image,
-            image_ids=np.array([record.image_id for record in data.records]),
-            caption_ids=np.array([i for record in data.records for i in record.caption_ids]),
-            ranks=ranks,
-            folds={p.name: p.fold for p in self.protocols if p.fold},
-            **vars(scored),
-        )
 
     def reranks(self, model: RetrievalModel) -> bool:
         """Whether ``model`` is re-ranked. Raises ConfigError if it should be and cannot."""
@@ -214,7 +202,7 @@ class _SecondStage:
         self.model, self.encoded, self.config = model, (images, texts), config
         self.dtype, self.progress = dtype, progress
         self.last: tuple[Part, ShortlistTable] | None = None
-        self.whole: ShortlistTable | None = None
+        self.whole: ShortlistTable | None = None  # of all images with all captions
 
     def __call__(self, part: Part) -> ShortlistTable:
         if self.last is not None and _same(self.last[0], part):
@@ -223,16 +211,9 @@ class _SecondStage:
         lists = rerank(self.model, images, texts, self.config, self.dtype, progress=self.progress)
         table = ShortlistTable(*lists, EmbeddingTable(images.pooled, texts.pooled))
         self.last = (part, table)
-        if len(part.owner) == len(self.encoded[1].pooled):
+        if (len(images.pooled), len(texts.pooled)) == tuple(len(e.pooled) for e in self.encoded):
             self.whole = table
         return table
-
-    def statistics(self, gallery: Gallery) -> Scored | None:
-        """Those of the short lists of the whole split, if a protocol asked for them."""
-        if self.whole is None:
-            return None
-        lists = self.whole.lists
-        return shortlist_statistics(lists["i2t"], lists["t2i"], gallery.text_to_image)
 
 
 def _same(one: Part, other: Part) -> bool:

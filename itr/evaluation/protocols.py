@@ -170,17 +170,23 @@ def evaluate_gallery(
     The first protocol's have plain names (``rsum``), every other one's start with its name
     (``coco_1k_5fold/rsum``). Beside them stand ``n_images``, ``n_captions`` and ``captions`` (the
     policy) and, averaged over, ``folds``. Into ``kept`` go the ranks of every image and caption by
-    protocol, but for protocols with a truth of their own. Raises as `rank_table`; the protocols
-    must fit.
+    protocol (NaN: not asked) where matches are captions' own images. Raises as `rank_table`; the
+    protocols must fit.
     """
     results: dict[str, Any] = {}
     for place, protocol in enumerate(protocols):
-        found, ranks, parts = [], [], list(gallery.parts(protocol))
+        found, parts = [], list(gallery.parts(protocol))
+        whole = Ranks(
+            np.full(gallery.n_images, np.nan), np.full(len(gallery.text_to_image), np.nan)
+        )
+        if kept is not None and protocol.truth is None:
+            kept[protocol.name] = whole
         for part in parts:
             table = table_of(part)
             if protocol.truth is None:
-                ranks.append(rank_table(table, part.owner, ties))
-                found.append(retrieval_metrics(ranks[-1]))
+                ranks = rank_table(table, part.owner, ties)
+                whole.i2t[part.images], whole.t2i[part.captions] = ranks.i2t, ranks.t2i
+                found.append(retrieval_metrics(ranks))
             else:
                 found.append(_by_truth(table, part, gallery, protocol.truth, ties))
         if kept is not None and ranks:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,15 +21,14 @@ import torch
 from torch import Tensor
 
 from itr.errors import DataError, TrainingError
+from itr.evaluation.protocols import Gallery, Protocol
 from itr.evaluation.ranks import Ranks
-from itr.evaluation.rerank import Shortlist
-from itr.evaluation.score_tables import TILE_CPU, TILE_GPU
+from itr.evaluation.score_tables import ScoreTable
 
 KEPT = 10  # candidates a query
 CURVE = 50  # ranks of the mean-score curve
 BINS = 400
 DIRECTIONS = ("i2t", "t2i")
-Tiles = Iterator[tuple[int, Tensor, Tensor | None]]
 
 
 class Answers(NamedTuple):
@@ -38,6 +37,7 @@ class Answers(NamedTuple):
     candidates: np.ndarray  # [Q, k] int32, best first
     scores: np.ndarray  # [Q, k] float32
     match: np.ndarray  # [Q] float32 of the best match; NaN: it was not among those scored
+    truth: np.ndarray  # [Q] int32: which candidate that is (or the first match)
     by_rank: np.ndarray  # [R] float32: mean score of the candidate at rank 1, 2, ...
 
 
@@ -129,6 +129,26 @@ def read_queries(folder: Path, split: str = "test") -> QueryLog:
 # Filling one
 
 
+def log_queries(
+    table: ScoreTable, gallery: Gallery, protocols: Sequence[Protocol], ranks: dict[str, Ranks]
+) -> QueryLog:
+    """The log of a ``table`` of the whole split with the ``ranks`` that `evaluate_gallery` kept.
+
+    Where there are no ids of a data set, images and captions are numbered.
+    """
+    ids = gallery.image_ids, gallery.caption_ids
+    counts = table.n_images, table.n_captions
+    numbers = [np.arange(n) if own is None else own for own, n in zip(ids, counts, strict=True)]
+    return QueryLog(
+        text_to_image=np.asarray(gallery.text_to_image, dtype=np.int64),
+        image_ids=numbers[0],
+        caption_ids=numbers[1],
+        ranks=ranks,
+        folds={p.name: p.fold for p in protocols if p.fold and p.name in ranks},
+        **vars(score_statistics(table, gallery.text_to_image)),
+    )
+
+
 @dataclass
 class Scored:
     """What the scores of a split say beyond ranks."""
@@ -139,75 +159,82 @@ class Scored:
     others: np.ndarray
 
 
-def score_statistics(images: Tensor, texts: Tensor, text_to_image: Any) -> Scored:
-    """Of dot products of ``images`` [N, D] and ``texts`` [C, D], in tiles."""
-    bound = float(images.norm(dim=1).max() * texts.norm(dim=1).max()) * (1 + 1e-5)
-    tile = TILE_GPU if images.is_cuda else TILE_CPU
-
-    def tiles(queries: Tensor, candidates: Tensor) -> Tiles:
-        height = max(1, tile // len(candidates))
-        for start in range(0, len(queries), height):
-            yield start, queries[start : start + height] @ candidates.t(), None
-
-    with torch.inference_mode(), torch.autocast(images.device.type, enabled=False):
-        return _scored(
-            tiles(images, texts), tiles(texts, images), text_to_image, len(images), (-bound, bound)
-        )
-
-
-def shortlist_statistics(i2t: Shortlist, t2i: Shortlist, text_to_image: Any) -> Scored:
-    """Of the re-ranked pairs alone; no other pair has a final score."""
-    low = min(float(part.scores.min()) for part in (i2t, t2i))
-    high = max(float(part.scores.max()) for part in (i2t, t2i))
-    room = 1e-5 * max(1.0, abs(low), abs(high))
+def score_statistics(table: ScoreTable, text_to_image: Any) -> Scored:
+    """Best answers of both directions, and histograms of all scores (of captions with images)."""
+    owner = torch.as_tensor(np.asarray(text_to_image), dtype=torch.int64).to(table.device)
     with torch.inference_mode():
-        return _scored(
-            iter([(0, i2t.scores, i2t.candidates)]),
-            iter([(0, t2i.scores, t2i.candidates)]),
-            text_to_image,
-            len(i2t.scores),
-            (low - room, high + room),
-        )
-
-
-def _scored(
-    i2t: Tiles, t2i: Tiles, text_to_image: Any, n_images: int, limits: tuple[float, float]
-) -> Scored:
-    owner = torch.as_tensor(np.asarray(text_to_image), dtype=torch.int64)
-    number = torch.arange(n_images)
-    forward = _answers(i2t, lambda rows, columns: number[rows, None] == owner[columns], limits)
-    backward = _answers(t2i, lambda rows, columns: owner[rows, None] == columns, limits)
-    # The same pairs both ways unless shortlists were cut: one direction is the histogram.
-    (_, everything, own) = backward
+        limits = _limits(table)
+        histogram = _Histogram(limits)
+        everyone = torch.arange(table.n_images, device=table.device)
+        answers = {
+            "i2t": _answers(table, "i2t", lambda rows: everyone[rows, None] == owner[None]),
+            "t2i": _answers(
+                table, "t2i", lambda rows: owner[rows, None] == everyone[None], histogram
+            ),
+        }
     edges = np.linspace(*limits, BINS + 1, dtype=np.float32)
-    return Scored({"i2t": forward[0], "t2i": backward[0]}, edges, own, everything - own)
+    return Scored(answers, edges, histogram.own, histogram.everything - histogram.own)
+
+
+def _tiles(table: ScoreTable, direction: str) -> Iterator[tuple[slice, Tensor]]:
+    scores, queries, candidates = table.way(direction)
+    height = table.height(candidates)
+    for start in range(0, queries, height):
+        rows = slice(start, min(start + height, queries))
+        yield rows, scores(rows).float()
+
+
+def _limits(table: ScoreTable) -> tuple[float, float]:
+    """Least and greatest score, with some room."""
+    low, high = torch.inf, -torch.inf
+    for _, values in _tiles(table, "t2i"):
+        high = max(high, float(values.max()))
+        low = min(low, float(values.masked_fill(values == -torch.inf, torch.inf).min()))
+    room = 1e-5 * max(1.0, abs(low), abs(high))
+    return low - room, high + room
+
+
+class _Histogram:
+    """Counts of scores, and of those of matches; -inf (not scored) counts nowhere."""
+
+    def __init__(self, limits: tuple[float, float]):
+        self.limits = limits
+        self.everything, self.own = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
+
+    def add(self, values: Tensor, match: Tensor) -> None:
+        """Count ``values`` [T, M] of which ``match`` says which belong together."""
+        self.everything += self._count(values)
+        self.own += self._count(values[match])
+
+    def _count(self, values: Tensor) -> np.ndarray:
+        return torch.histc(values[values > -torch.inf].cpu(), BINS, *self.limits).long().numpy()
 
 
 def _answers(
-    tiles: Tiles, matching: Callable[[Tensor, Tensor], Tensor], limits: tuple[float, float]
-) -> tuple[Answers, np.ndarray, np.ndarray]:
-    kept, scores, match, curves = [], [], [], []
-    everything, own = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
-    for start, values, columns in tiles:
-        rows = torch.arange(start, start + len(values))
-        best = values.topk(min(CURVE, values.shape[1]), dim=1)
-        places = best.indices if columns is None else columns.gather(1, best.indices)
-        kept.append(places[:, :KEPT].int().cpu().numpy())
-        scores.append(best.values[:, :KEPT].float().cpu().numpy())
+    table: ScoreTable,
+    direction: str,
+    matching: Callable[[slice], Tensor],
+    histogram: _Histogram | None = None,
+) -> Answers:
+    kept, scores, match, truth, curves = [], [], [], [], []
+    for rows, values in _tiles(table, direction):
+        best = values.topk(min(CURVE, table.depth or CURVE, values.shape[1]), dim=1)
+        kept.append(best.indices[:, :KEPT].int().cpu().numpy())
+        scores.append(best.values[:, :KEPT].cpu().numpy())
         curves.append(best.values.double().sum(dim=0).cpu())
-        values = values.float().cpu()
-        where = torch.arange(values.shape[1])[None] if columns is None else columns.cpu()
-        mine = matching(rows, where)
-        top = values.masked_fill(~mine, -torch.inf).amax(dim=1)
-        match.append(top.masked_fill(top == -torch.inf, torch.nan).numpy())
-        everything += torch.histc(values, BINS, *limits).long().numpy()
-        own += torch.histc(values[mine], BINS, *limits).long().numpy()
-    queries = sum(len(part) for part in kept)
-    curve = torch.stack(curves).sum(dim=0) / queries
-    found = Answers(
+        mine = matching(rows)
+        own = values.masked_fill(~mine, -torch.inf)
+        top = own.amax(dim=1)
+        unscored = (top == -torch.inf)[:, None]
+        truth.append(torch.where(unscored, mine.float(), own).argmax(dim=1).int().cpu().numpy())
+        match.append(top.masked_fill(top == -torch.inf, torch.nan).cpu().numpy())
+        if histogram is not None:
+            histogram.add(values, mine)
+    curve = torch.stack(curves).sum(dim=0) / sum(len(part) for part in kept)
+    return Answers(
         np.concatenate(kept),
         np.concatenate(scores),
         np.concatenate(match).astype(np.float32),
-        curve.float().numpy(),
+        np.concatenate(truth),
+        curve[curve > -torch.inf].float().numpy(),
     )
-    return found, everything, own

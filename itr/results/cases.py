@@ -32,6 +32,7 @@ class Case:
     candidates: tuple[Candidate, ...]
     truths: tuple[int, ...]  # all right candidates
     match: float | None  # score of the best one
+    best: int  # which one that is
 
 
 Choice = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -91,7 +92,15 @@ def _case(log: QueryLog, way: str, query: int, rank: float) -> Case:
         )
     )
     match = float(answers.match[query])
-    return Case(way, query, rank, candidates, truths, None if np.isnan(match) else match)
+    return Case(
+        way,
+        query,
+        rank,
+        candidates,
+        truths,
+        None if np.isnan(match) else match,
+        int(answers.truth[query]),
+    )
 
 
 def hubs(log: QueryLog, way: str, count: int = 5) -> tuple[float, list[tuple[int, int]]]:

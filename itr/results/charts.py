@@ -90,7 +90,7 @@ def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     ]
 
 
-def density(counts: np.ndarray, edges: np.ndarray, bins: int = 60) -> tuple[np.ndarray, np.ndarray]:
+def density(counts: np.ndarray, edges: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
     """Centres and shares (per cent) of ``counts``, in at most ``bins`` bins."""
     width = max(1, -(-len(counts) // bins))
     spare = -len(counts) % width

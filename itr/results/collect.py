@@ -46,9 +46,12 @@ class Row:
     intervals: dict[str, Interval] = field(default_factory=dict)
 
     def fact(self, key: str) -> Any:
-        """A field of the results (the seeds share it); fields of a split without its name."""
+        """A field of the results (the seeds share it), of the protocol or of the whole."""
         results = self.runs[0].results
-        return results.get(key, results.get(f"{self.split}/{key}"))
+        for place in (f"{self.split}/{self.protocol}/", f"{self.split}/", ""):
+            if (found := results.get(f"{place}{key}")) is not None:
+                return found
+        return None
 
     def mean(self, metric: str) -> tuple[float | None, float | None]:
         """Mean and deviation over seeds; None where there is nothing to say."""

@@ -143,9 +143,10 @@ def _charts(log: QueryLog, protocol: str) -> list[tuple[str, str]]:
     there = np.flatnonzero(both)
     cut = slice(there[0], there[-1] + 1)
     edges = log.edges[there[0] : there[-1] + 2]
+    bins = int(np.clip(2 * np.sqrt(log.matches.sum()), 12, 60))
     curves = [
-        Curve("matches", *density(log.matches[cut], edges), "first", filled=True),
-        Curve("non-matches", *density(log.others[cut], edges), "second", filled=True),
+        Curve("matches", *density(log.matches[cut], edges, bins), "first", filled=True),
+        Curve("non-matches", *density(log.others[cut], edges, bins), "second", filled=True),
     ]
     made.append(("Scores of matching and other pairs", chart(curves, "score", "% of pairs")))
     curves = [
@@ -198,7 +199,7 @@ def _shown(gallery: Gallery, case: Case) -> dict[str, Any]:
             "rank": case.rank,
             "score": case.match,
             "right": True,
-            **_answer(gallery, way, case.truths[0]),
+            **_answer(gallery, way, case.best),
         }
     return {
         "rank": case.rank,

@@ -59,8 +59,8 @@ class Pictures:
 
 
 def _words(record: Record, share: int) -> str:
-    """The first captions of an image, whatever their order, case and punctuation: regions of one
-    image have ids of their own, and their captions were often cleaned."""
+    """The first captions of an image, whatever their order, case and punctuation: region files have
+    ids of their own, and their captions were often cleaned."""
     first = record.captions[:share]
     plain = (re.sub(r"[^a-z0-9]+", " ", text.lower()).strip() for text in first)
     return "\n".join(sorted(plain))

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,9 @@ class Sink(Protocol):
 
     def preempt(self) -> None:
         """Mark the run as preempted."""
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Keep a table; a cell may be a picture."""
 
     def finish(self, exit_code: int = 0) -> None:
         """Close; nothing is kept afterwards."""
@@ -111,6 +114,15 @@ class Tracker:
     def preempt(self) -> None:
         """Mark the run as preempted; it goes on later."""
         self._each(lambda sink: sink.preempt())
+
+    @property
+    def takes_tables(self) -> bool:
+        """Whether anything beside the file listens: only then is a table worth making."""
+        return bool(self.others)
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Keep a table; a cell may be a picture (of PIL). The file has no place for it."""
+        self._each(lambda sink: sink.table(key, columns, rows))
 
     def offset(self) -> int:
         """Where ``metrics.jsonl`` stands, for a checkpoint."""

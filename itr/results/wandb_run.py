@@ -6,17 +6,20 @@ import importlib
 import logging
 import netrc
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from PIL.Image import Image
 
 from itr.errors import ConfigError
 
 log = logging.getLogger("itr")
 NAMES = ("wandb", "none")
 MODES = ("auto", "online", "offline", "disabled")
+STAGING = "WANDB_DATA_DIR"
 INIT_TIMEOUT = 30.0  # seconds that a start may wait for the network
 
 
@@ -45,6 +48,7 @@ class WandbSink:
     """A Weights & Biases run whose files lie in ``run_dir``/wandb; raises whatever wandb raises."""
 
     def __init__(self, wandb: Any, run_dir: Path, mode: str, options: Mapping[str, Any]):
+        self.wandb, self.folder = wandb, (run_dir / "wandb").absolute()
         kept_id = run_dir / "wandb" / "run-id"
         known = kept_id.read_text().strip() if kept_id.is_file() else None
         self.defined: set[str] = set()
@@ -88,6 +92,21 @@ class WandbSink:
     def preempt(self) -> None:
         """Mark the run as preempted."""
         self.run.mark_preempting()
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log ``rows`` as a table. Its pictures wait for their upload in the run's own folder:
+        wandb's default is the home directory, which may be gone when an offline run is synced."""
+        before = os.environ.get(STAGING)
+        os.environ.setdefault(STAGING, str(self.folder / "data"))
+        try:
+            shown = [[self._cell(cell) for cell in row] for row in rows]
+            self.run.log({key: self.wandb.Table(columns=list(columns), data=shown)})
+        finally:
+            if before is None:
+                del os.environ[STAGING]
+
+    def _cell(self, cell: Any) -> Any:
+        return self.wandb.Image(cell) if isinstance(cell, Image) else cell
 
     def finish(self, exit_code: int = 0) -> None:
         """Close the run."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,14 +46,17 @@ def prepare_data(data: DataConfig) -> DataConfig:
 
 
 def keep_queries(
-    evaluator: Evaluator, folder: Path, split: str, checkpoint: str, data: DataConfig
+    evaluator: Evaluator, folder: Path, split: str, results: Mapping[str, Any], data: DataConfig
 ) -> None:
-    """Leave what ``evaluator`` found of each query beside the results in ``folder``."""
+    """Leave what ``evaluator`` found of each query beside the ``results`` in ``folder``;
+    ``data`` says where a gallery finds the pictures."""
     if evaluator.queries is None:  # only protocols with a ground truth of their own
         return
+    root = str(Path(data.root).expanduser().absolute())  # a gallery may be made elsewhere
     facts = {
-        "checkpoint": checkpoint,
+        "checkpoint": results.get("checkpoint"),
+        "rerank_k": results.get(f"{split}/rerank_k"),
         "kind": evaluator.view.kind,
-        "data": dataclasses.asdict(data),
+        "data": dataclasses.asdict(dataclasses.replace(data, root=root)),
     }
     evaluator.queries.save(folder, split, facts)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from itr.evaluation import stored
 from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.hubness import Bank, hubness_rows
 from itr.evaluation.matrices import evaluate_file
-from itr.evaluation.queries import score_statistics
 from itr.evaluation.ranks import Ranks
 from itr.evaluation.rerank import Progress, RerankConfig
 from itr.evaluation.score_tables import EmbeddingTable, MeanTable, ScoreTable
@@ -39,7 +38,7 @@ log = logging.getLogger("itr")
 # Fields of results that are of the checkpoint or file, not of a split.
 ON_TOP = (
     "checkpoint checkpoint_sha256 model data loss seed select_on best_updates official ensemble "
-    "scores scores_sha256"
+    "scores scores_sha256 trained_on seedless_hash"
 ).split()
 FACTS = ("images", "classes", "templates")
 
@@ -48,7 +47,7 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     """Evaluate what the configuration names; print and return its flat results."""
     config: EvalConfig = check(values, EvalConfig, "")
     check_options(config)
-    console = Console()
+    console, kept = Console(), None
     open_log(None, console)
     try:
         if config.task.name == "zeroshot":
@@ -61,7 +60,7 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
             )
             results, title = _below(config.split, found), config.scores
         else:
-            results = _evaluate_checkpoints(config, console)
+            results, kept = _evaluate_checkpoints(config, console)
             title = " + ".join(config.checkpoints)
     finally:
         close_log()
@@ -70,6 +69,8 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     for line in remarks(results):
         console.print(line, highlight=False)
     if config.out:
+        if kept is not None:
+            keep_queries(kept.evaluator, Path(config.out), config.split, results, kept.data)
         write_results(Path(config.out), results)
         console.print(f"results are in {config.out}")
     return results
@@ -124,7 +125,15 @@ class Member:
         return EmbeddingTable(self.images.pooled, self.texts.pooled)
 
 
-def _evaluate_checkpoints(config: EvalConfig, console: Console) -> dict[str, Any]:
+class Kept(NamedTuple):
+    """An evaluator that holds its queries, and its data."""
+
+    evaluator: Evaluator
+    data: DataConfig
+
+
+def _evaluate_checkpoints(config: EvalConfig, console: Console) -> tuple[dict[str, Any], Kept]:
+    """Flat results, and what holds their queries."""
     device, members, found = pick_device(config.device), [], {}
     for source in config.checkpoints:
         loaded = load_checkpoint(source, config.model, device)
@@ -133,43 +142,26 @@ def _evaluate_checkpoints(config: EvalConfig, console: Console) -> dict[str, Any
             members.append(_encode(config, loaded, evaluator, display.evaluation))
             if not config.ensemble:
                 member = members[0]
-                found = evaluator.run(
-                    loaded.model,
-                    display.evaluation,
-                    keep_queries=config.out is not None,
-                    encoded=(member.images, member.texts),
-                )
+                encoded = (member.images, member.texts)
+                found = evaluator.run(loaded.model, display.evaluation, encoded, bool(config.out))
         _require_same(members)
     first, tables = members[0], [member.table for member in members]
     table: ScoreTable = tables[0]
     if config.ensemble:
+        kept: dict[str, Ranks] = {}
         table = MeanTable(tables)
-        found = _rank_mean(first.evaluator, table, tables, keep=config.out is not None)
+        found = first.evaluator.rank(table, kept) | first.evaluator.fields()
+        first.evaluator.keep(table, kept)
+        for number, single in enumerate(tables, 1):
+            rows = first.evaluator.rank(single)
+            found |= {f"member_{number}/{key}": value for key, value in rows.items()}
     banks = [member.bank for member in members if member.bank is not None]
     evaluator = first.evaluator
     found |= hubness_rows(
         table, evaluator.gallery, evaluator.protocols[0], config.hubness, evaluator.ties, banks
     )
-    if config.out is not None:
-        data = data_config(config, first.loaded)
-        keep_queries(evaluator, Path(config.out), config.split, str(first.loaded.path), data)
-    return _below(config.split, found | _origin([member.loaded for member in members]))
-
-
-def _rank_mean(
-    evaluator: Evaluator, mean: ScoreTable, tables: Sequence[EmbeddingTable], keep: bool
-) -> dict[str, Any]:
-    """Metrics of the mean, and of each member below its number."""
-    kept: dict[str, Ranks] = {}
-    found = evaluator.rank(mean, kept) | evaluator.fields()
-    for number, single in enumerate(tables, 1):
-        rows = evaluator.rank(single)
-        found |= {f"member_{number}/{key}": value for key, value in rows.items()}
-    if keep:  # a mean of dot products is the dot product of what is put side by side
-        images = torch.cat([table.images for table in tables], dim=1) / len(tables)
-        texts = torch.cat([table.texts for table in tables], dim=1)
-        evaluator.keep(kept, score_statistics(images, texts, evaluator.data.text_to_image))
-    return found
+    results = _below(config.split, found | _origin([member.loaded for member in members]))
+    return results, Kept(evaluator, data_config(config, first.loaded))
 
 
 def _encode(config: EvalConfig, loaded: Loaded, evaluator: Evaluator, progress: Progress) -> Member:

@@ -15,7 +15,7 @@ from itr.evaluation.stored import file_hash
 from itr.models.base import RetrievalModel
 from itr.models.build import restore
 from itr.official.loading import load_official, recognise
-from itr.training import state
+from itr.training import rundir, state
 
 
 @dataclass
@@ -77,6 +77,8 @@ def _load_ours(path: Path, told: dict[str, Any]) -> Loaded:
         "seed": run.get("seed"),
         "select_on": run.get("select_on"),
         "best_updates": meta.get("best", {}).get("updates"),
+        "trained_on": (run.get("data") or {}).get("name"),
+        "seedless_hash": rundir.config_hash({**run, "seed": None}) if run else None,
     }
     return Loaded(
         model,

@@ -28,6 +28,8 @@ from itr.evaluation.stored import file_hash
 from itr.models import pairs
 from itr.models.base import RetrievalModel
 from itr.models.build import build_model, model_class, model_config, model_meta
+from itr.results.hard import COLUMNS, hard_queries
+from itr.results.pictures import Pictures
 from itr.results.tables import results_table, write_results
 from itr.results.tracker import Tracker, open_trackers
 from itr.training import rundir, state
@@ -235,10 +237,14 @@ def _run(
         }
         numbers = {f"test/{k}": v for k, v in test.items() if isinstance(v, int | float)}
         tracker.log(numbers, step=trainer.clock.updates)
+        data = prepare_data(config.data)
+        if tracker.takes_tables and evaluator.queries is not None and evaluator.queries.ranks:
+            pictures = Pictures(evaluator.data, data, "test")
+            rows = hard_queries(evaluator.queries, evaluator.data, pictures)
+            tracker.table("test/hard_queries", COLUMNS, rows)
         tracker.summary(results)
         if parallel.rank() == 0:
-            best_file = str(best_path(folder))
-            keep_queries(evaluator, folder, "test", best_file, prepare_data(config.data))
+            keep_queries(evaluator, folder, "test", results, data)
             write_results(folder, results)
     return results
 
@@ -252,14 +258,9 @@ def _open_trackers(
     return open_trackers(config.tracker, folder, values, resume=resume)
 
 
-def best_path(folder: Path) -> Path:
-    """Where the chosen weights of the run in ``folder`` lie."""
-    return folder / "checkpoints" / state.BEST
-
-
 def _load_best(folder: Path, model: RetrievalModel) -> dict[str, Any]:
     """Put the chosen weights into ``model``; what validation said of them."""
-    path = best_path(folder)
+    path = folder / "checkpoints" / state.BEST
     checkpoint.load_weights(model, checkpoint.read_tensors(path, "model/"), str(path))
     return checkpoint.read_meta(path)["best"]
 
@@ -279,6 +280,7 @@ def _identity(
         "run": folder.name,
         "model": config.model["name"],
         "data": config.data.name,
+        "trained_on": config.data.name,
         "loss": config.loss.name,
         "task": config.task.name,
         "recipe": config.recipe.name,

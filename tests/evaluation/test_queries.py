@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from itr.errors import DataError
-from itr.evaluation.protocols import PROTOCOLS, Protocol, evaluate_embeddings
+from itr.evaluation.protocols import PROTOCOLS, Gallery, Protocol, evaluate_embeddings
 from itr.evaluation.queries import (
     CURVE,
     KEPT,
-    QueryLog,
+    log_queries,
     read_queries,
     score_statistics,
-    shortlist_statistics,
 )
-from itr.evaluation.ranks import rank_embeddings
-from itr.evaluation.rerank import Shortlist
+from itr.evaluation.ranks import rank_table
+from itr.evaluation.rerank import Shortlist, ShortlistTable
+from itr.evaluation.score_tables import EmbeddingTable
 
 
 def world(images: int = 60, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
@@ -31,9 +31,10 @@ def world(images: int = 60, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, 
 
 
 def test_candidates_matches_histogram_and_curve(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("itr.evaluation.queries.TILE_CPU", 7 * 60)  # several tiles
+    monkeypatch.setattr("itr.evaluation.score_tables.TILE_CPU", 7 * 60)  # several tiles
     images, texts, owner = world()
-    found, scores = score_statistics(images, texts, owner), images @ texts.t()
+    table = EmbeddingTable(images, texts)
+    found, scores = score_statistics(table, owner), images @ texts.t()
     for way, matrix, match in (
         ("i2t", scores, owner[None] == np.arange(60)[:, None]),
         ("t2i", scores.t(), owner[:, None] == np.arange(60)[None]),
@@ -43,6 +44,9 @@ def test_candidates_matches_histogram_and_curve(monkeypatch: pytest.MonkeyPatch)
         np.testing.assert_allclose(answers.scores, ordered.values[:, :KEPT], rtol=1e-5)
         best = np.where(match, matrix.numpy(), -np.inf).max(axis=1)
         np.testing.assert_allclose(answers.match, best, rtol=1e-5)
+        np.testing.assert_array_equal(
+            answers.truth, np.where(match, matrix.numpy(), -np.inf).argmax(axis=1)
+        )
         curve = ordered.values[:, :CURVE].mean(dim=0)
         np.testing.assert_allclose(answers.by_rank, curve, rtol=1e-4, atol=1e-5)
     hits = (owner[None] == np.arange(60)[:, None]).ravel()
@@ -58,10 +62,11 @@ def test_a_shortlist_has_no_score_for_a_match_that_is_not_in_it():
     scores = torch.tensor([[0.5, 2.0], [1.0, 3.0]])
     i2t = Shortlist(candidates, scores)
     t2i = Shortlist(torch.tensor([[1], [0], [1], [0]]), torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
-    found = shortlist_statistics(i2t, t2i, owner)
+    found = score_statistics(ShortlistTable(i2t, t2i), owner)
     np.testing.assert_array_equal(found.answers["i2t"].candidates, [[2, 0], [1, 3]])
     np.testing.assert_array_equal(found.answers["i2t"].match, [0.5, 1.0])
     np.testing.assert_array_equal(found.answers["t2i"].match, [np.nan, 2.0, 3.0, np.nan])
+    np.testing.assert_array_equal(found.answers["t2i"].truth, [0, 0, 1, 1])
     assert found.matches.sum() == 2 and found.others.sum() == 2
 
 
@@ -70,22 +75,18 @@ def test_ranks_by_protocol_come_back_from_the_file(tmp_path: Path):
     kept: dict = {}
     folds = Protocol("folds", fold=20)
     evaluate_embeddings(images, texts, owner, [PROTOCOLS["full"], folds], kept=kept)
-    log = QueryLog(
-        text_to_image=owner,
-        image_ids=np.arange(60) + 1000,
-        caption_ids=np.arange(180),
-        ranks=kept,
-        folds={"folds": 20},
-        **vars(score_statistics(images, texts, owner)),
-    )
+    gallery = Gallery(owner, 60, image_ids=np.arange(60) + 1000)
+    protocols = [PROTOCOLS["full"], folds]
+    log = log_queries(EmbeddingTable(images, texts), gallery, protocols, kept)
+    assert log.image_ids[0] == 1000 and log.caption_ids[-1] == 179
     log.save(tmp_path, "test", {"checkpoint": "x"})
     back = read_queries(tmp_path)
     assert back.facts == {"checkpoint": "x", "split": "test"} and back.folds == {"folds": 20}
-    whole = rank_embeddings(images, texts, owner)
+    whole = rank_table(EmbeddingTable(images, texts), owner)
     np.testing.assert_array_equal(back.ranks["full"].i2t, whole.i2t)
     np.testing.assert_array_equal(back.ranks["full"].t2i, whole.t2i)
     mine = np.flatnonzero((owner >= 20) & (owner < 40))
-    part = rank_embeddings(images[20:40], texts[mine], owner[mine] - 20)
+    part = rank_table(EmbeddingTable(images[20:40], texts[mine]), owner[mine] - 20)
     np.testing.assert_array_equal(back.ranks["folds"].i2t[20:40], part.i2t)
     np.testing.assert_array_equal(back.ranks["folds"].t2i[mine], part.t2i)
     np.testing.assert_array_equal(back.answers["t2i"].candidates, log.answers["t2i"].candidates)

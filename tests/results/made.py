@@ -9,10 +9,10 @@ import numpy as np
 import torch
 import yaml
 
-from itr.evaluation.metrics import retrieval_metrics
-from itr.evaluation.protocols import PROTOCOLS, evaluate_embeddings
-from itr.evaluation.queries import QueryLog, score_statistics
+from itr.evaluation.protocols import PROTOCOLS, Gallery, evaluate_embeddings
+from itr.evaluation.queries import log_queries
 from itr.evaluation.ranks import Ranks
+from itr.evaluation.score_tables import EmbeddingTable
 from itr.results.tables import write_results
 
 IMAGES, EACH = 40, 5
@@ -26,15 +26,8 @@ def run(folder: Path, noise: float = 1.0, seed: int = 0, images: int = IMAGES, *
     texts = vectors[owner] + noise * torch.randn(len(owner), 6, generator=random)
     kept: dict[str, Ranks] = {}
     found = evaluate_embeddings(vectors, texts, owner, [PROTOCOLS["full"]], kept=kept)
-    assert found.items() >= retrieval_metrics(kept["full"]).items()
-    log = QueryLog(
-        text_to_image=owner,
-        image_ids=np.arange(images),
-        caption_ids=np.arange(len(owner)),
-        ranks=kept,
-        folds={},
-        **vars(score_statistics(vectors, texts, owner)),
-    )
+    gallery = Gallery(owner, images)
+    log = log_queries(EmbeddingTable(vectors, texts), gallery, [PROTOCOLS["full"]], kept)
     log.save(folder, "test", {"checkpoint": "none"})
     results = {
         "run": folder.name,

@@ -1,0 +1,27 @@
+"""One tiny run with everything on, for all tests of what it leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from itr.training.train_job import train
+from tests.conftest import TINY, compose
+
+KEYS = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DIR")
+
+
+@pytest.fixture(scope="session")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the tiny scenes, tracked offline."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    settings = [f"data.root={world / 'data'}", f"data.cache={world / 'cache'}", f"out={folder}"]
+    chosen = [o for o in TINY if not o.startswith("tracker=")]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in KEYS:
+            patch.delenv(name, raising=False)
+        patch.setenv("WANDB_CONFIG_DIR", str(folder.parent / "settings"))
+        patch.setenv("NETRC", str(folder.parent / "netrc"))
+        train(compose("train", [*chosen, *settings, "tracker=wandb", "tracker.mode=offline"]))
+    return folder
