@@ -45,7 +45,7 @@ def caption_statistics(split: Split) -> dict[str, Any]:
     return {
         "captions_per_image": [int(counts.min()), int(counts.max())],
         "words_mean": round(float(words.mean()), 2),
-        "words_p95": int(np.percentile(words, 95)),
+        "words_p95": int(np.percentile(words.astype(np.float64), 95)),
         "words_longest": int(words.max()),
         "distinct_captions": len(np.unique(found[:, 1])),
     }
@@ -208,7 +208,7 @@ def check_regions(split: Split, report: Report, advance: Advance) -> np.ndarray:
         "summary": f"{array.shape[1]}x{array.shape[2]} {array.dtype.name}",
     }
     places = [record.image for record in split.records]
-    return np.array(by_row, np.uint64)[places]
+    return np.array(by_row, np.uint64)[np.array(places, np.int64)]
 
 
 def _mapped(array: np.ndarray) -> np.ndarray:

@@ -175,18 +175,12 @@ def evaluate_gallery(
     """
     results: dict[str, Any] = {}
     for place, protocol in enumerate(protocols):
-        found, parts = [], list(gallery.parts(protocol))
-        whole = Ranks(
-            np.full(gallery.n_images, np.nan), np.full(len(gallery.text_to_image), np.nan)
-        )
-        if kept is not None and protocol.truth is None:
-            kept[protocol.name] = whole
+        found, ranks, parts = [], list[Ranks](), list(gallery.parts(protocol))
         for part in parts:
             table = table_of(part)
             if protocol.truth is None:
-                ranks = rank_table(table, part.owner, ties)
-                whole.i2t[part.images], whole.t2i[part.captions] = ranks.i2t, ranks.t2i
-                found.append(retrieval_metrics(ranks))
+                ranks.append(rank_table(table, part.owner, ties))
+                found.append(retrieval_metrics(ranks[-1]))
             else:
                 found.append(_by_truth(table, part, gallery, protocol.truth, ties))
         if kept is not None and ranks:
