@@ -58,7 +58,7 @@ def step_cost(
         log.debug("the cost of a step could not be counted: %s", error)
         return None
     finally:
-        vars(model).update(before)  # what the pass left on the model has no contents
+        model.__dict__.update(before)  # what the pass left on the model has no contents
 
 
 def _count(model: RetrievalModel, batch: Batch, clock: Clock, dtype: torch.dtype | None) -> Cost:

@@ -25,7 +25,6 @@ class Guard:
     def __init__(self, model: nn.Module):
         self.model = model
         self.skipped = 0
-        self.versions: dict[str, int] = {}
         self.changing: set[str] | None = None  # buffers that a forward pass writes to
         self.kept: dict[str, Tensor] = {}
 
@@ -34,15 +33,17 @@ class Guard:
         buffers = dict(self.model.named_buffers())
         names = buffers if self.changing is None else self.changing
         self.kept = {name: buffers[name].clone() for name in names}
-        self.versions = {name: buffer._version for name, buffer in buffers.items()}
 
     def accepts(self, value: Tensor) -> bool:
         """Whether ``value`` is finite on every rank; else it is counted and the buffers go back."""
         bad = parallel.add_up((~torch.isfinite(value.detach())).float())
         buffers = dict(self.model.named_buffers())
         if bad.item() == 0:
-            if self.changing is None:
-                self.changing = {n for n, b in buffers.items() if b._version != self.versions[n]}
+            if self.changing is None:  # by value: batch normalisation counts no version
+                same = {
+                    name for name, kept in self.kept.items() if torch.equal(kept, buffers[name])
+                }
+                self.changing = set(buffers) - same
             return True
         self.skipped += 1
         for name, kept in self.kept.items():

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from itr.results.tracker import Tracker
+from itr.results.tracker import Sink, Tracker
 
 
 class SilentTracker(Tracker):
     """Takes everything and keeps nothing."""
 
     def __init__(self) -> None:
-        self.others = {}
+        self.others: dict[str, Sink] = {}
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Nothing."""

@@ -24,7 +24,13 @@ from tests.training.sizes import SIZES, overrides
 
 TIMES = ("time", "pairs_per_second", "seconds")
 # Three batches an epoch; a log of three updates is cut by most stops.
-LENGTH = ("batch_size=20", "trainer.max_steps=15", "trainer.log_every=4", "accumulate=1")
+LENGTH = (
+    "batch_size=20",
+    "trainer.max_steps=15",
+    "trainer.log_every=4",
+    "trainer.validate_every=8",
+    "accumulate=1",
+)
 LONGER = {"hrem": ("model.graph.warmup=6",), "multisea": ("accumulate=2",)}
 
 
