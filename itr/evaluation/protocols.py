@@ -176,9 +176,11 @@ def evaluate_gallery(
                 found.append(retrieval_metrics(rank_table(table, part.owner, ties)))
             else:
                 found.append(_by_truth(table, part, gallery, protocol.truth, ties))
-        metrics = {key: float(np.mean([each[key] for each in found])) for key in found[0]}
+        metrics: dict[str, Any] = {
+            key: float(np.mean([each[key] for each in found])) for key in found[0]
+        }
         prefix = f"{protocol.name}/" if place else ""
-        facts = {
+        facts: dict[str, Any] = {
             "n_images": len(np.arange(gallery.n_images)[parts[0].images]),
             "n_captions": len(parts[0].owner),
             "captions": protocol.caption_policy,

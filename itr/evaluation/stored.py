@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from itr import checkpoint
 from itr.errors import DataError
@@ -38,7 +39,7 @@ def file_hash(path: Path) -> str:
 
 def save(path: Path, images: Encoded, texts: Encoded, made_from: Mapping[str, Any]) -> None:
     """Write embeddings and what they were ``made_from`` (JSON-able), all or nothing."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for side, encoded in zip(SIDES, (images, texts), strict=True):
         parts = {"": encoded.pooled, "/tokens": encoded.tokens, "/mask": encoded.mask}
         tensors |= {f"{side}{name}": part for name, part in parts.items() if part is not None}
@@ -68,14 +69,8 @@ def load(
             f"{path}: holds no tokens, which re-ranking reads; delete the file, or type "
             "rerank.enabled=false"
         )
+    kept = {key: value.to(device) for key, value in found.items() if tokens or "/" not in key}
     images, texts = (
-        Encoded(
-            found[side].to(device),
-            *(
-                None if (t := found.get(f"{side}/{n}")) is None or not tokens else t.to(device)
-                for n in ("tokens", "mask")
-            ),
-        )
-        for side in SIDES
+        Encoded(kept[side], kept.get(f"{side}/tokens"), kept.get(f"{side}/mask")) for side in SIDES
     )
     return images, texts

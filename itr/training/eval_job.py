@@ -122,7 +122,8 @@ class Member:
 
 
 def _evaluate_checkpoints(config: EvalConfig, console: Console) -> dict[str, Any]:
-    device, members, found = pick_device(config.device), [], {}
+    device, found = pick_device(config.device), dict[str, Any]()
+    members: list[Member] = []
     for source in config.checkpoints:
         loaded = load_checkpoint(source, config.model, device)
         evaluator = make_evaluator(config, loaded, config.split, device)
