@@ -40,7 +40,7 @@ def caption_statistics(split: Split) -> dict[str, Any]:
     """Lengths in words, captions an image, and how many strings occur more than once."""
     captions = (caption for record in split.records for caption in record.captions)
     found = np.fromiter(((len(c.split()), hash(c)) for c in captions), np.dtype((np.int64, 2)))
-    words = found[:, 0]
+    words: np.ndarray = found[:, 0]
     counts = split.captions_per_image
     return {
         "captions_per_image": [int(counts.min()), int(counts.max())],
@@ -207,7 +207,7 @@ def check_regions(split: Split, report: Report, advance: Advance) -> np.ndarray:
         "rows_flat": len(flat),
         "summary": f"{array.shape[1]}x{array.shape[2]} {array.dtype.name}",
     }
-    places = [record.image for record in split.records]
+    places = [record.image for record in split.records if isinstance(record.image, int)]
     return np.array(by_row, np.uint64)[np.array(places, np.int64)]
 
 

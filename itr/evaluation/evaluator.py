@@ -115,8 +115,10 @@ class Evaluator:
         return {**final, **before, **self.fields(), "rerank_k": self.rerank.k}
 
     def keep(self, table: ScoreTable, kept: dict[str, Ranks]) -> None:
-        """Let `queries` hold the scores of ``table`` and the ranks ``kept`` by `rank`."""
-        self.queries = log_queries(table, self.gallery, self.protocols, kept)
+        """Let `queries` hold the scores of ``table`` and the ranks ``kept`` by `rank`, if any."""
+        self.queries = None
+        if kept:
+            self.queries = log_queries(table, self.gallery, self.protocols, kept)
 
     def rank(self, table: ScoreTable, kept: dict[str, Ranks] | None = None) -> dict[str, Any]:
         """The metrics of a table of the whole split under every protocol; ``kept`` as for

@@ -125,7 +125,7 @@ def _gallery(shape: Sequence[int], text_to_image: Any, image_ids: Any, caption_i
             f"scores have shape ({images}, {captions}) and text_to_image {len(owner)} entries: the "
             "matrix is transposed; expected images in rows"
         )
-    ids = {}
+    ids: dict[str, np.ndarray | None] = {}
     for name, values, count in (("image", image_ids, images), ("caption", caption_ids, captions)):
         ids[name] = None if values is None else _whole(f"{name}_ids", values)
         found = ids[name]

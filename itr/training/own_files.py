@@ -76,7 +76,7 @@ def _load(options: argparse.Namespace) -> Retriever:
 def _embed(options: argparse.Namespace, console: Console) -> None:
     if options.images is None and options.texts is None:
         raise DataError("nothing to embed; type --images DIR, --texts FILE or both")
-    retriever, tensors = _load(options), {}
+    retriever, tensors = _load(options), dict[str, Tensor]()
     meta: dict[str, Any] = {
         "kind": KIND,
         "precision": options.precision,
