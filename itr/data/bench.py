@@ -28,7 +28,7 @@ from itr.data.pixels import Pixels
 from itr.data.records import Split
 from itr.data.second import open_second
 from itr.data.text import build_table, open_tokenizer
-from itr.data.transforms import Choices, draw, finish, transform
+from itr.data.transforms import Choices, Rest, draw, transform
 from itr.errors import ConfigError, UserError
 from itr.view import View
 
@@ -130,6 +130,7 @@ def _pixel_stages(loader: TrainLoader) -> dict[str, Stage]:
             for image, choice in zip(decoded, choices, strict=True)
         ]
     )
+    rests = [Rest.of(view, [choice]) for choice in choices]
     count = len(images)
 
     def resize(n: int) -> Any:
@@ -142,9 +143,7 @@ def _pixel_stages(loader: TrainLoader) -> dict[str, Stage]:
         "read": each(lambda n: read_bytes(places[n])),
         "decode": each(lambda n: decode(data[n], "", split.decoder)),
         "crop and resize": each(resize),
-        "augment and normalise": each(
-            lambda n: finish(resized[n : n + 1], view, choices[n : n + 1])
-        ),
+        "augment and normalise": each(lambda n: rests[n](resized[n : n + 1])),
     }
 
 

@@ -13,7 +13,7 @@ from itr.batch import Batch
 from itr.data import chance
 from itr.data.images import decode, name_of, read_bytes
 from itr.data.records import Split
-from itr.data.transforms import DRAWS, Choices, check_view, draw, finish, normalise, transform
+from itr.data.transforms import DRAWS, Choices, Rest, check_view, draw, normalise, transform
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView
 
@@ -50,7 +50,7 @@ class Pixels:
         """
         pixels, choices = self._raw(images, uniforms)
         if self.late:
-            return finish(pixels, self.view, choices)
+            return Rest.of(self.view, choices)(pixels)
         return normalise(pixels, self.view)
 
     def fields(self, images: np.ndarray, uniforms: np.ndarray | None = None) -> dict[str, Any]:
@@ -58,10 +58,11 @@ class Pixels:
         if not self.late:
             return {"pixels": self.fetch(images, uniforms)}
         pixels, choices = self._raw(images, uniforms)
+        rest = Rest.of(self.view, choices)
 
         def on_device(batch: Batch) -> Batch:
             assert batch.pixels is not None
-            return dataclasses.replace(batch, pixels=finish(batch.pixels, self.view, choices))
+            return dataclasses.replace(batch, pixels=rest(batch.pixels))
 
         return {"pixels": pixels, "finish": on_device}
 

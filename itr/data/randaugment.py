@@ -65,19 +65,26 @@ def apply_operation(image: Tensor, operation: Operation, wrapping: bool = False)
     return warp(image, forward_matrix(name, argument, *image.shape[-2:]))
 
 
+def grouped(operations: Sequence[Sequence[Operation]]) -> list[dict[Operation, list[int]]]:
+    """For the first operation of each picture, then the second: who asks for the same one."""
+    steps: list[dict[Operation, list[int]]] = []
+    for row, own in enumerate(operations):
+        for step, operation in enumerate(own):
+            if step == len(steps):
+                steps.append({})
+            steps[step].setdefault(operation, []).append(row)
+    return steps
+
+
 def apply_operations(
-    images: Tensor, operations: Sequence[Sequence[Operation]], wrapping: bool = False
+    images: Tensor, steps: Sequence[dict[Operation, list[int]]], wrapping: bool = False
 ) -> Tensor:
-    """uint8 [B, 3, H, W] of ``images``, each after its own ``operations``, where they are.
+    """uint8 [B, 3, H, W] of ``images``, each after its operations (`grouped`), where they are.
 
     Pictures that ask for the same operation get it together: no look at the pixels on the host.
     """
     images = images.clone()
-    for step in range(max(map(len, operations), default=0)):
-        rows: dict[Operation, list[int]] = {}
-        for row, own in enumerate(operations):
-            if step < len(own):
-                rows.setdefault(own[step], []).append(row)
+    for rows in steps:
         for operation, chosen in rows.items():
             where = torch.tensor(chosen, device=images.device)
             images[where] = apply_operation(images[where], operation, wrapping)

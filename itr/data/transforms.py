@@ -21,6 +21,7 @@ from itr.data.randaugment import (
     apply_operation,
     apply_operations,
     draw_operations,
+    grouped,
 )
 from itr.errors import ConfigError
 from itr.view import PixelView
@@ -103,16 +104,29 @@ def transform(image: Tensor, view: PixelView, choices: Choices, decoder: str) ->
     return image
 
 
-def finish(images: Tensor, view: PixelView, choices: Sequence[Choices]) -> Tensor:
-    """What is left to do for ``images`` uint8 [B, 3, S, S] that were cropped and resized: flip,
-    RandAugment, normalise, where they are. The same numbers as `transform` and `normalise`."""
-    flipped = [row for row, choice in enumerate(choices) if choice.flip]
-    if flipped:
-        where = torch.tensor(flipped, device=images.device)
-        images = images.index_copy(0, where, images[where].flip(-1))
-    if view.randaugment:
-        images = apply_operations(images, [c.operations for c in choices], view.wrapping)
-    return normalise(images, view)
+@dataclass(frozen=True)
+class Rest:
+    """What is left to do for pictures that were cropped and resized, put in order on the host."""
+
+    view: PixelView
+    flipped: list[int]
+    steps: list[dict[Operation, list[int]]]  # of RandAugment
+
+    @classmethod
+    def of(cls, view: PixelView, choices: Sequence[Choices]) -> Rest:
+        """What ``choices`` [B] leave to do."""
+        flipped = [row for row, choice in enumerate(choices) if choice.flip]
+        return cls(view, flipped, grouped([choice.operations for choice in choices]))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """float32 of ``images`` uint8 [B, 3, S, S], where they are: flip, RandAugment, normalise.
+        The same numbers as `transform` and `normalise` give."""
+        if self.flipped:
+            where = torch.tensor(self.flipped, device=images.device)
+            images = images.index_copy(0, where, images[where].flip(-1))
+        if self.steps:
+            images = apply_operations(images, self.steps, self.view.wrapping)
+        return normalise(images, self.view)
 
 
 def normalise(images: Tensor, view: PixelView) -> Tensor:

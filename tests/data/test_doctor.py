@@ -15,6 +15,8 @@ from itr.data.__main__ import main as door
 from itr.data.doctor import main
 from itr.data.layouts import DataConfig, open_split
 from itr.data.manifest import content_hash
+from itr.errors import DataError
+from itr.training.rundir import keep_manifest
 from itr.training.train_job import train
 from tests.conftest import compose
 
@@ -162,3 +164,13 @@ def test_the_hash_is_of_the_content_and_not_of_the_place(tmp_path):
     first = hashed(tmp_path / "s")
     worlds.write("shards", tmp_path / "t", items)
     assert hashed(tmp_path / "t") == first
+
+
+def test_a_run_goes_on_with_its_own_data_only(tmp_path):
+    began = {"train": {"hash": "a", "source": "x.json"}, "val": {"hash": "b", "source": "y.json"}}
+    keep_manifest(tmp_path / "run", began)
+    keep_manifest(tmp_path / "run", began)
+    assert json.loads((tmp_path / "run" / "data.json").read_text()) == began
+    now = {**began, "val": {"hash": "c", "source": "z.json"}}
+    with pytest.raises(DataError, match="z.json: not the data .* began with .content of val"):
+        keep_manifest(tmp_path / "run", now)

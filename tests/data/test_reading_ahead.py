@@ -10,7 +10,13 @@ from test_loader import IMAGES, REGIONS, WIDTH, all_equal, make_view, world  # n
 
 from itr.data.layouts import DataConfig, open_split
 from itr.data.loader import TrainLoader, image_batches
-from itr.data.randaugment import ARGUMENTS, SIGNED, apply_operation, apply_operations
+from itr.data.randaugment import (
+    ARGUMENTS,
+    SIGNED,
+    apply_operation,
+    apply_operations,
+    grouped,
+)
 from itr.data.regions import keep_resident
 from itr.data.text import open_tokenizer
 from itr.errors import ConfigError, DataError
@@ -33,7 +39,7 @@ def test_many_pictures_at_once_are_augmented_as_one_by_one(wrapping):
     images = torch.randint(0, 256, (len(pairs), 3, 21, 17), generator=generator).byte()
     images[0] = 7  # nothing to stretch
     chosen = [pair[: n % 3] for n, pair in enumerate(pairs)]  # none, one or two
-    found = apply_operations(images, chosen, wrapping)
+    found = apply_operations(images, grouped(chosen), wrapping)
     for image, own, result in zip(images, chosen, found, strict=True):
         for operation in own:
             image = apply_operation(image, operation, wrapping)
