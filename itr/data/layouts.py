@@ -54,7 +54,8 @@ def open_split(data: DataConfig, split: str, kind: str, second: bool = False) ->
     _check_options(data, kind)
     place, notes = _choose(data, kind, second)
     opened = _read(place, data.splits.get(split, split))
-    opened = dataclasses.replace(opened, notes=(*opened.notes, *notes))
+    if split == "train":  # said once
+        opened = dataclasses.replace(opened, notes=(*opened.notes, *notes))
     if data.unique_captions:
         opened = _without_repeats(opened)
     if second:
