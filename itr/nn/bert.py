@@ -27,6 +27,7 @@ SIZES = (  # what rebuilds the architecture, beside the vocabulary; names of `Be
     "type_vocab_size",
     "hidden_act",
     "layer_norm_eps",
+    "initializer_range",
 )
 
 
@@ -45,6 +46,7 @@ class TextConfig:
     type_vocab_size: int = 2
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02  # of random weights; narrow models learn sooner with more
     dropout: float = 0.1
 
 

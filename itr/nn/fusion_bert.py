@@ -26,7 +26,6 @@ class FusionTextConfig(TextConfig):
     """BERT and where it is cut: layers below ``fusion_layer`` read text, the others also images."""
 
     fusion_layer: int = 6
-    initializer_range: float = 0.02  # of random weights; narrow models learn sooner with more
 
 
 KeysValues = tuple[Tensor, Tensor]  # [U, H, N, D / H] each
@@ -185,7 +184,7 @@ class WordHead(nn.Module):
 
 def text_half(text: FusionTextConfig, vocabulary: int) -> BertModel:
     """The lower layers with random weights. Raises ConfigError for sizes that do not fit."""
-    sizes = {key: getattr(text, key) for key in (*SIZES, "initializer_range")}
+    sizes = {key: getattr(text, key) for key in SIZES}
     sizes["num_hidden_layers"] = text.fusion_layer
     bert = random_bert(vocabulary, text.dropout, **sizes)
     bert.pooler = None

@@ -18,7 +18,8 @@ class FeatureQueue(nn.Module):
     All are buffers. Rows begin as random unit vectors, ``normal`` (any direction) or ``uniform``
     (drawn from [0, 1), so all in the positive orthant), and ids as -100. ``overflow`` says what
     happens to a batch that does not fit behind the pointer: ``wrap`` goes on at row 0, ``clip``
-    drops the rest of the batch, ``refuse`` asks for a K that N divides.
+    drops the rest of the batch, ``refuse`` asks for a K that N divides. A queue of 0 rows takes
+    nothing and offers nothing.
 
     What a loss has seen of ``features`` is overwritten in place: enqueue after the backward pass
     (``RetrievalModel.after_step``), or hand the loss a copy.
@@ -42,8 +43,8 @@ class FeatureQueue(nn.Module):
                 raise ConfigError(
                     f"{key}: '{value}' is unknown; expected one of {', '.join(known)}"
                 )
-        if size < 1:
-            raise ConfigError(f"a queue of {size} rows: expected at least 1")
+        if size < 0:
+            raise ConfigError(f"a queue of {size} rows: expected 0 (no queue) or more")
         self.overflow, self.with_ids = overflow, with_ids
         rows = INITS[init](size, width)
         self.register_buffer("features", rows / rows.norm(dim=1, keepdim=True))
@@ -74,6 +75,8 @@ class FeatureQueue(nn.Module):
         assert (ids is not None) == self.with_ids
         self.check_batch(len(rows))
         size, count = len(self), len(rows)
+        if not size:
+            return
         first = 0 if self.overflow == "clip" else max(0, count - size)
         taken = slice(first, first + size)
         place = self.pointer + torch.arange(count, device=self.pointer.device)[taken]

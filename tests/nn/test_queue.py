@@ -79,5 +79,11 @@ def test_it_takes_half_precision_and_graphs_and_is_saved_whole() -> None:
 def test_unknown_options_are_named() -> None:
     with pytest.raises(ConfigError, match="overflow: 'drop' is unknown"):
         FeatureQueue(2, 4, overflow="drop")
-    with pytest.raises(ConfigError, match="expected at least 1"):
-        FeatureQueue(2, 0)
+    with pytest.raises(ConfigError, match="expected 0"):
+        FeatureQueue(2, -1)
+
+
+def test_a_queue_of_no_rows_takes_nothing() -> None:
+    queue = FeatureQueue(3, 0, with_ids=True)
+    queue.enqueue(torch.ones(4, 3), torch.arange(4))
+    assert queue.features.shape == (0, 3) and queue.ids.shape == (0,)
