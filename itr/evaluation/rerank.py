@@ -19,7 +19,7 @@ from itr.evaluation.ranks import Ranks, rank_table
 from itr.evaluation.score_tables import TILE_CPU, TILE_GPU, Index, Rows, ScoreTable
 from itr.models.base import Encoded, RetrievalModel
 
-LENGTHS = 4  # groups of captions by length
+LENGTHS = 8  # groups of captions by length
 
 
 @dataclass

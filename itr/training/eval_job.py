@@ -250,11 +250,6 @@ def make_evaluator(
             f"{split.source}: regions are {width} wide, the checkpoint's model reads "
             f"{model.facts.region_width}; it was trained on other features"
         )
-    if tokenizer.vocabulary_size > model.facts.vocabulary:
-        raise CheckpointError(
-            f"the tokenizer has {tokenizer.vocabulary_size} ids, the checkpoint's text encoder "
-            f"{model.facts.vocabulary}; name its own with model.text.tokenizer=DIR"
-        )
     given = {key: value for key, value in config.rerank.items() if value is not None}
     return Evaluator(
         split,

@@ -38,11 +38,18 @@ def load_checkpoint(
     """The model of ``source``: a run directory, a checkpoint of ours, or an authors' file.
 
     ``told`` is what the user says of the model (``name``, ``text``), which an authors' file may
-    need. Raises CheckpointError for a file that is missing, broken or of another method.
+    need. Raises CheckpointError for a file that is missing, broken or of another method, and for a
+    tokenizer that is not its own.
     """
     path, told = state.resolve(Path(source)), told or {}
     official = path.suffix != ".safetensors"
     loaded = _load_official(path, told) if official else _load_ours(path, told)
+    ids, known = loaded.tokenizer.vocabulary_size, loaded.model.facts.vocabulary
+    if ids > known:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {ids} ids, the checkpoint's text encoder {known}; name its "
+            "own with model.text.tokenizer=DIR"
+        )
     loaded.origin["checkpoint_sha256"] = file_hash(path)
     loaded.model.to(device).eval()
     return loaded

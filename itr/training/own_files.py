@@ -41,6 +41,7 @@ def _parser(name: str, what: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m itr.{name}", description=what)
     parser.add_argument("checkpoint", help="run directory, checkpoint, or an authors' file")
     parser.add_argument("--model", help="the method, where an authors' file does not say it")
+    parser.add_argument("--tokenizer", help="BERT name or folder, for an authors' file")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -63,7 +64,12 @@ def _run(command: Callable[[argparse.Namespace, Console], None], options: Any) -
 
 def _load(options: argparse.Namespace) -> Retriever:
     return load(
-        options.checkpoint, options.device, options.precision, options.model, options.batch_size
+        options.checkpoint,
+        options.device,
+        options.precision,
+        options.model,
+        options.tokenizer,
+        options.batch_size,
     )
 
 

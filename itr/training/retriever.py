@@ -133,15 +133,18 @@ def load(
     device: str = "auto",
     precision: str = "fp32",
     model: str | None = None,
+    tokenizer: str | None = None,
     batch_size: int = 64,
 ) -> Retriever:
     """The model of ``source``: a run directory, a checkpoint, or an authors' file (``albef.pth``).
 
-    ``model`` names the method where an authors' file does not say it. Raises CheckpointError for a
+    ``model`` names the method and ``tokenizer`` a BERT (name or folder) where an authors' file does
+    not say it. ``precision`` is fp32, bf16 or fp16. Raises CheckpointError for a
     file that is missing, broken or of another method, ConfigError for a device that is not there.
     """
     place = pick_device(device)
-    loaded = load_checkpoint(source, {"name": model} if model else None, place)
+    told: dict[str, Any] = {"name": model, "text": {"tokenizer": tokenizer}}
+    loaded = load_checkpoint(source, told, place)
     return Retriever(loaded, place, precision, batch_size)
 
 
