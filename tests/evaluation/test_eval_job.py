@@ -16,6 +16,8 @@ import itr
 from itr.data.layouts import DataConfig, open_split
 from itr.errors import ConfigError, DataError, UserError
 from itr.evaluation.ranks import rank_scores
+from itr.results.collect import collect, find_results
+from itr.results.compare import compare
 from itr.training.eval_job import evaluate
 from itr.training.own_files import embed, search
 from itr.training.train_job import train
@@ -93,7 +95,8 @@ def test_an_ensemble_is_the_mean_of_the_matrices(
         for run, name in zip(runs, names, strict=True)
     ]
     both = f"checkpoint=[{runs[0]},{runs[1]}]"
-    found = evaluate(compose("eval", [both, "ensemble=true", *given, "hubness.rows=[csls]"]))
+    asked = [both, "ensemble=true", *given, "hubness.rows=[csls]", f"out={tmp_path / 'mean'}"]
+    found = evaluate(compose("eval", asked))
     stored = [load_file(name) for name in names]
     mean = sum(s["images"] @ s["texts"].t() for s in stored) / 2
     owner = np.repeat(np.arange(20), 5)
@@ -110,6 +113,12 @@ def test_an_ensemble_is_the_mean_of_the_matrices(
     out = tmp_path / "out"
     alone = evaluate(compose("eval", [f"scores={tmp_path / 'sims.npz'}", f"out={out}"]))
     assert alone["test/rsum"] == found["test/rsum"] and (out / "results.json").is_file()
+    protocol, same = compare(tmp_path / "mean", out)  # every query has the same rank
+    assert protocol == "full" and all(pair.wins == pair.losses == 0 for pair in same.values())
+    rows = {row.name: row for row in collect(find_results([tmp_path / "mean"]), resamples=50)}
+    assert len(rows) == 4 and sorted(row.ensemble for row in rows.values()) == [1, 1, 2, 2]
+    whole = next(row for row in rows.values() if not row.variant)
+    assert whole.intervals["rsum"].value == pytest.approx(found["test/rsum"])
 
 
 @pytest.mark.parametrize(
