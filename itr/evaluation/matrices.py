@@ -19,6 +19,8 @@ from itr.evaluation.protocols import (
     evaluate_gallery,
     find_protocols,
 )
+from itr.evaluation.queries import QueryLog, log_queries
+from itr.evaluation.ranks import Ranks
 from itr.evaluation.score_tables import MatrixTable
 from itr.evaluation.stored import file_hash
 
@@ -34,6 +36,7 @@ def evaluate(
     image_ids: Any = None,
     caption_ids: Any = None,
     hubness: HubnessConfig | None = None,
+    logs: list[QueryLog] | None = None,
 ) -> dict[str, Any]:
     """Flat results of ``scores`` [N, C] of N images with C captions.
 
@@ -41,7 +44,8 @@ def evaluate(
     one. ``image_ids`` [N] and ``caption_ids`` [C] are COCO's, for ``cxc`` and ``eccv``.
     ``protocols`` are names; None: ``full``, or COCO's where all ids are those of its test images.
     The first protocol's metrics have plain names (``i2t_r1`` ... ``rsum``, recalls in per cent),
-    every other one's start with its name. Raises DataError for a matrix or numbers that cannot be
+    every other one's start with its name. Every query's answers are added to ``logs``, if given.
+    Raises DataError for a matrix or numbers that cannot be
     ranked, ConfigError for a protocol that does not fit.
     """
     if not isinstance(scores, Tensor):
@@ -50,9 +54,12 @@ def evaluate(
     gallery = _gallery(scores.shape, text_to_image, image_ids, caption_ids)
     chosen = _choose(protocols, gallery)
     table = MatrixTable(scores)
+    kept: dict[str, Ranks] = {}
     results = evaluate_gallery(
-        lambda part: table.part(part.images, part.captions), gallery, chosen, ties
+        lambda part: table.part(part.images, part.captions), gallery, chosen, ties, kept
     )
+    if logs is not None:
+        logs.append(log_queries(table, gallery, chosen, kept))
     results |= {"protocol": chosen[0].name, "tie_rule": ties}
     if hubness is not None:
         results |= hubness_rows(table, gallery, chosen[0], hubness, ties)
@@ -64,6 +71,7 @@ def evaluate_file(
     protocols: Sequence[str] | None = None,
     ties: str | None = None,
     hubness: HubnessConfig | None = None,
+    logs: list[QueryLog] | None = None,
 ) -> dict[str, Any]:
     """`evaluate` of an .npz file with ``scores``, ``text_to_image`` and, if need be, ids.
 
@@ -81,6 +89,7 @@ def evaluate_file(
             arrays.get("image_ids"),
             arrays.get("caption_ids"),
             hubness,
+            logs,
         )
     except DataError as error:
         raise DataError(f"{path}: {error}") from error

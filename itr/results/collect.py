@@ -59,6 +59,11 @@ class Row:
         return spread(values) if values else (None, None)
 
     @property
+    def ensemble(self) -> int:
+        """How many models the scores are of; an ensemble's members stand for themselves."""
+        return 1 if self.variant.startswith("member_") else int(self.fact("ensemble") or 1)
+
+    @property
     def data(self) -> str:
         """The data set that was evaluated."""
         return str(self.fact("data") or "?")
@@ -160,7 +165,7 @@ def _time(run: Found) -> float:
 def _name(rows: Sequence[Row]) -> None:
     """Model, loss where it is not the model's own, and what sets alike rows apart."""
     for row in rows:
-        model, loss = row.fact("model"), row.fact("loss")
+        model, loss = row.fact("model") or row.runs[0].name, row.fact("loss")
         row.name = str(model) if loss in (None, model) else f"{model}, loss {loss}"
         if row.fact("official"):
             row.name += ", authors' checkpoint"

@@ -90,7 +90,7 @@ def _method(
 def reference(row: Row, printed: Sequence[Published]) -> Published | None:
     """The printed row that ``row`` is set against: of its model, its training data (where they are
     known) and as many models."""
-    trained, count = row.fact("trained_on"), int(row.fact("ensemble") or 1)
+    trained, count = row.fact("trained_on"), row.ensemble
     fitting = [
         paper
         for paper in printed
@@ -126,9 +126,8 @@ def _our_line(section: Section, row: Row) -> Line:
         mean, deviation = row.mean(metric)
         cell = "" if mean is None else f"{mean:.1f}"
         cells.append(cell if deviation is None else f"{cell} ± {deviation:.1f}")
-    count = int(row.fact("ensemble") or 1)
     chosen = "authors" if row.fact("official") else row.fact("select_on")
-    marks = _marks(section, count, chosen)
+    marks = _marks(section, row.ensemble, chosen)
     if row.fact("rerank_k") and not row.variant:
         section.notes[f"{row.name}: the {row.fact('rerank_k')} best are re-ranked"] = None
     if row.intervals:
@@ -281,7 +280,7 @@ def _our_record(row: Row, metric: str, paper: Published | None) -> dict[str, Any
         "seeds": " ".join(str(seed) for seed in row.seeds if seed is not None),
         "paper": printed,
         "delta": None if mean is None or printed is None else mean - printed,
-        "ensemble": int(row.fact("ensemble") or 1),
+        "ensemble": row.ensemble,
         "chosen_on": "authors" if row.fact("official") else row.fact("select_on"),
         "source": paper.source if paper else None,
         "evidence": paper.evidence if paper else None,

@@ -22,6 +22,7 @@ from itr.evaluation import stored
 from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.hubness import Bank, hubness_rows
 from itr.evaluation.matrices import evaluate_file
+from itr.evaluation.queries import QueryLog
 from itr.evaluation.ranks import Ranks
 from itr.evaluation.rerank import Progress, RerankConfig
 from itr.evaluation.score_tables import EmbeddingTable, MeanTable, ScoreTable
@@ -48,6 +49,7 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     config: EvalConfig = check(values, EvalConfig, "")
     check_options(config)
     console, kept = Console(), None
+    logs: list[QueryLog] = []
     open_log(None, console)
     try:
         if config.task.name == "zeroshot":
@@ -56,7 +58,11 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
             title = config.checkpoints[0]
         elif config.scores is not None:
             found = evaluate_file(
-                Path(config.scores), config.protocols, config.ties, config.hubness
+                Path(config.scores),
+                config.protocols,
+                config.ties,
+                config.hubness,
+                logs if config.out else None,
             )
             results, title = _below(config.split, found), config.scores
         else:
@@ -69,9 +75,12 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     for line in remarks(results):
         console.print(line, highlight=False)
     if config.out:
+        out = Path(config.out)
+        for queries in logs:
+            queries.save(out, config.split, {"scores": config.scores})
         if kept is not None:
-            keep_queries(kept.evaluator, Path(config.out), config.split, results, kept.data)
-        write_results(Path(config.out), results)
+            keep_queries(kept.evaluator, out, config.split, results, kept.data)
+        write_results(out, results)
         console.print(f"results are in {config.out}")
     return results
 

@@ -17,6 +17,8 @@ from itr.data.layouts import DataConfig, open_split
 from itr.errors import ConfigError, DataError, UserError
 from itr.evaluation.queries import read_queries
 from itr.evaluation.ranks import rank_scores
+from itr.results.collect import collect, find_results
+from itr.results.compare import compare
 from itr.training.eval_job import evaluate
 from itr.training.own_files import embed, search
 from itr.training.train_job import train
@@ -117,6 +119,12 @@ def test_an_ensemble_is_the_mean_of_the_matrices(
     out = tmp_path / "out"
     alone = evaluate(compose("eval", [f"scores={tmp_path / 'sims.npz'}", f"out={out}"]))
     assert alone["test/rsum"] == found["test/rsum"] and (out / "results.json").is_file()
+    protocol, same = compare(tmp_path / "mean", out)  # every query has the same rank
+    assert protocol == "full" and all(pair.wins == pair.losses == 0 for pair in same.values())
+    rows = {row.name: row for row in collect(find_results([tmp_path / "mean"]), resamples=50)}
+    assert len(rows) == 4 and sorted(row.ensemble for row in rows.values()) == [1, 1, 2, 2]
+    whole = next(row for row in rows.values() if not row.variant)
+    assert whole.intervals["rsum"].value == pytest.approx(found["test/rsum"])
 
 
 @pytest.mark.parametrize(
