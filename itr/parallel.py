@@ -101,7 +101,8 @@ def first_alone() -> Iterator[None]:
 
 
 def decided(decide: Callable[[], T]) -> T:
-    """What ``decide`` gives on rank 0, on every rank; or its exception, on every rank."""
+    """What ``decide`` gives on rank 0, on every rank; or its exception, on every rank. They wait
+    for it as long as it takes."""
     if world_size() == 1:
         return decide()
     found: list[Any] = [None, None]
@@ -121,7 +122,7 @@ def gather_objects(own: T) -> list[T]:
     if world_size() == 1:
         return [own]
     everyone: list[Any] = [None] * world_size()
-    dist.all_gather_object(everyone, own, group=_waiting)
+    dist.all_gather_object(everyone, own)
     return everyone
 
 
@@ -154,7 +155,7 @@ class Agreement:
             self.asked[0].wait()
             answer = int(self.asked[1])
         value = torch.tensor(own)
-        work = dist.all_reduce(value, op=dist.ReduceOp.MAX, group=_waiting, async_op=True)
+        work = dist.all_reduce(value, op=dist.ReduceOp.MAX, async_op=True)
         self.asked = work, value
         return answer
 

@@ -17,7 +17,7 @@ import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -95,11 +95,18 @@ def _work(job: Job, values: dict[str, Any], folder: str) -> dict[str, Any] | Sto
     except UserError as error:
         note = Path(folder) / f"error-{os.environ['RANK']}"
         note.write_bytes(pickle.dumps(error))
-        sys.exit(FAILED)
+        _go(FAILED)
     except KeyboardInterrupt:  # or torch's wrapper would call it a success
-        sys.exit(INTERRUPTED)
+        _go(INTERRUPTED)
     parallel.leave()
     return outcome
+
+
+def _go(code: int) -> NoReturn:
+    """End this process now: an orderly end would wait for ranks that may not answer."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _explained(error: ChildFailedError, folder: Path, stopped_by: int) -> BaseException:
