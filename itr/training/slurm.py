@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from itr.errors import ConfigError, Stopped, UserError
@@ -175,7 +175,8 @@ def launch(
     composed = []
     for overrides in job_overrides:
         found = context.config_loader.load_sweep_config(config, list(overrides))
-        del found["hydra"]
+        with open_dict(found):
+            del found["hydra"]
         values = OmegaConf.to_container(found, resolve=True, throw_on_missing=True)
         assert isinstance(values, dict)
         composed.append({str(key): value for key, value in values.items()})
