@@ -75,6 +75,9 @@ class Split:
 
     def captions(self) -> list[str]:
         """Every caption, image by image."""
+        texts = getattr(self.records, "texts", None)  # one block where records are made late
+        if texts is not None:
+            return list(texts)
         return [caption for record in self.records for caption in record.captions]
 
     def second_texts(self) -> list[str]:

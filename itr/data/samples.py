@@ -15,7 +15,7 @@ from itr.data.shard_lists import ShardList
 from itr.data.strings import Strings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples(Sequence[Record]):
     """Records in the order of the tars; ids that no file gives are running numbers."""
 

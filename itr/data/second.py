@@ -107,6 +107,15 @@ def _names(record: Record) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
+def _all_names(records: Sequence[Record]) -> Iterator[list[str]]:
+    """`_names` of each record; samples of shards, of which there are many, are not made for it."""
+    if not isinstance(records, Samples):
+        yield from map(_names, records)
+        return
+    for number, file, key in zip(records.ids.tolist(), records.names, records.keys, strict=True):
+        yield list(dict.fromkeys((str(number), Path(file).name, file, key)))
+
+
 def _joined(path: Path, records: Sequence[Record]) -> tuple[list[str | None], list[str]]:
     """The text of each record (None: there is none), and the first keys of the file.
 
@@ -114,8 +123,8 @@ def _joined(path: Path, records: Sequence[Record]) -> tuple[list[str | None], li
     """
     hashes = array("q")
     places = array("q")
-    for place, record in enumerate(records):
-        for name in _names(record):
+    for place, names in enumerate(_all_names(records)):
+        for name in names:
             hashes.append(hash(name))
             places.append(place)
     order = np.argsort(np.array(hashes), kind="stable")

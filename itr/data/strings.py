@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
@@ -38,9 +39,17 @@ class Strings(Sequence[str]):
 
     def take(self, places: np.ndarray) -> Strings:
         """The strings at ``places``, int64, one after the other."""
-        parts = (self.block[self.offsets[n] : self.offsets[n + 1]] for n in places.tolist())
+        ends = np.flatnonzero(np.diff(places) != 1)  # runs of neighbours are copied as a whole
+        firsts = places[np.concatenate([[0], ends + 1])] if len(places) else places
+        lasts = places[np.concatenate([ends, [len(places) - 1]])] if len(places) else places
+        starts, stops = self.offsets[firsts].tolist(), self.offsets[lasts + 1].tolist()
+        parts = [self.block[a:b] for a, b in zip(starts, stops, strict=True)]
         offsets = np.concatenate([[0], np.cumsum(self.lengths[places])]).astype(np.int64)
         return Strings(np.concatenate([np.zeros(0, np.uint8), *parts]), offsets)
+
+    def __iter__(self) -> Iterator[str]:
+        data, offsets = self.block.tobytes(), self.offsets.tolist()
+        return (data[a:b].decode("utf-8") for a, b in itertools.pairwise(offsets))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
