@@ -150,7 +150,7 @@ def test_on_the_command_line(tmp_path: Path):
     unknown one and an unknown method fail, and so do an empty and a missing folder."""
     folders = [tmp_path / name for name in ("good", "bad", "empty", "missing")]
     write(folders[0], *pooling_case())
-    write(folders[0], {"case": f"{NOT_BUILT['alip'][0]}_more"}, {}, method="alip")
+    write(folders[0], {"case": f"{NOT_BUILT['albef'][0]}_more"}, {}, method="albef")
     write(folders[1], {"case": "unheard_of"}, {})
     write(folders[1], {"case": "pooling"}, {}, method="nosuchmethod")
     folders[2].mkdir()
