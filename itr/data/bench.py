@@ -202,5 +202,4 @@ def _whole(split: Split, loader: TrainLoader, options: Options) -> dict[int, flo
         while time.perf_counter() - started < ROUNDS * options.seconds:
             done += len(next(epochs))
         found[workers] = done / (time.perf_counter() - started)
-        epochs = iter(())
     return found

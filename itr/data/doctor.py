@@ -46,6 +46,7 @@ LEFT_OUT = (
     "also has splits",
     "one value only",
 )  # notes that say what training skips
+DIGITS = "0123456789"  # COCO's own splits end in a year
 PARTS = {"train": 0, "val": 1, "dev": 1, "test": 2, "testall": 2}
 
 
@@ -62,6 +63,9 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Check one folder, print what was found, and return the exit code."""
     console = Console()
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return NOTE
     try:
         options = read_options(arguments)
         report = examine(options, Console(stderr=True))
@@ -130,7 +134,7 @@ def _splits_of(layout: str, data: DataConfig, report: Report) -> list[str]:
     except (DataError, ConfigError) as error:
         report.say(REFUSED, layout, "", str(error))
         return []
-    return sorted(found, key=lambda name: (PARTS.get(name, len(PARTS)), name))
+    return sorted(found, key=lambda name: (PARTS.get(name.rstrip(DIGITS), len(PARTS)), name))
 
 
 def _progress(console: Console) -> Progress:
@@ -159,15 +163,16 @@ def _examine_layout(
         _examine_split(split, options, report)
         digests[name] = _examine_images(split, report, progress)
     check_repeats(layout, splits, digests, report)
-    _require_apart(layout, splits, report)
     _compare_widths(layout, splits, report)
+    _require_apart(layout, splits, report)
 
 
 def _open(layout: str, name: str, options: Options, report: Report) -> Split | None:
     """The split as training opens it; None, and a finding, where it would refuse."""
-    data = dataclasses.replace(options.data, layout=layout, splits={}, noise=0.0)
+    role = "train" if name.startswith("train") else name  # train2014: trained on, too
+    data = dataclasses.replace(options.data, layout=layout, splits={role: name}, noise=0.0)
     try:
-        split = open_split(data, name, KINDS[layout])
+        split = open_split(data, role, KINDS[layout])
     except (DataError, ConfigError) as error:
         report.say(REFUSED, layout, name, str(error))
         return None
@@ -238,10 +243,11 @@ def _check_lengths(split: Split, view: View, report: Report) -> int | None:
 
 
 def _require_apart(layout: str, splits: dict[str, Split], report: Report) -> None:
-    if "train" not in splits:
+    trained = [name for name in splits if name.startswith("train")]
+    if not trained:
         return
     try:
-        check_leaks(splits)
+        check_leaks({"train": splits.pop(trained[0]), **splits})
     except DataError as error:
         report.say(REFUSED, layout, "", str(error))
 

@@ -149,7 +149,7 @@ def check_pictures(split: Split, report: Report, workers: int, advance: Advance)
 def _report_broken(split: Split, broken: list[str], report: Report) -> None:
     if not broken:
         return
-    trained = split.name == "train"
+    trained = split.name.startswith("train")
     level = WARNING if trained and len(broken) <= split.may_break else REFUSED
     fate = (
         "training leaves them out"

@@ -179,6 +179,7 @@ def _create(make: Callable[..., Any], name: str, pretrained: bool, options: dict
 
 
 def _load(model: nn.Module, path: Path) -> None:
+    tensors: dict[str, Any]
     try:
         if path.suffix == ".safetensors":
             tensors = load_file(path)

@@ -134,6 +134,8 @@ def test_people_get_a_table_and_programs_json(tmp_path, capsys):
 
 
 def test_folders_and_arguments_that_cannot_be_examined(tmp_path, capsys):
+    assert main(["--help"]) == 0
+    assert "data.root=DIR" in capsys.readouterr().out
     assert main([f"data.root={tmp_path}"]) == 2
     assert "no layout is recognised" in capsys.readouterr().out
     for arguments, words in (
