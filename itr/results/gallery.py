@@ -155,7 +155,8 @@ def _charts(log: QueryLog, protocol: str) -> list[tuple[str, str]]:
         if len(y := log.answers[way].by_rank)
     ]
     made.append(("Mean score by rank", chart(curves, "rank of the candidate", "mean score", True)))
-    ks, ranks = np.unique(np.geomspace(1, 100, 40).astype(int)), log.ranks[protocol]
+    deepest = min(100, log.facts.get("rerank_k") or 100)  # beyond it no rank is known
+    ks, ranks = np.unique(np.geomspace(1, deepest, 40).astype(int)), log.ranks[protocol]
     curves = []
     for way, style in (("i2t", "first"), ("t2i", "second")):
         asked = getattr(ranks, way)[np.isfinite(getattr(ranks, way))]
@@ -193,16 +194,19 @@ def _shown(gallery: Gallery, case: Case) -> dict[str, Any]:
         }
         for candidate in case.candidates
     ]
+    depth = gallery.log.facts.get("rerank_k")
+    place = f"> {depth}" if depth and case.match is None else f"{case.rank:g}"
     missed = None
     if not any(candidate.right for candidate in case.candidates):
         missed = {
-            "rank": case.rank,
+            "rank": place,
             "score": case.match,
             "right": True,
             **_answer(gallery, way, case.best),
         }
     return {
-        "rank": case.rank,
+        "rank": place,
+        "found": case.rank <= 1,
         "query_text": "" if way == "i2t" else gallery.captions[case.query],
         "query_picture": gallery.picture(owner) if way == "i2t" else "",
         "label": f"image {gallery.log.image_ids[owner]}" if way == "i2t" else "",
@@ -240,7 +244,8 @@ def _maps(gallery: Gallery, count: int, seed: int) -> tuple[str, list[dict[str, 
         shown.append(
             {
                 "caption": gallery.captions[case.query],
-                "rank": case.rank,
+                "rank": f"{case.rank:g}",
+                "found": case.rank <= 1,
                 "maps": [
                     _map(gallery, image, seen[image, case.query], image in case.truths)
                     for image in images

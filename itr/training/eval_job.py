@@ -48,7 +48,8 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     """Evaluate what the configuration names; print and return its flat results."""
     config: EvalConfig = check(values, EvalConfig, "")
     check_options(config)
-    console, kept = Console(), None
+    console = Console()
+    kept: Kept | None = None
     logs: list[QueryLog] = []
     open_log(None, console)
     try:
