@@ -179,9 +179,8 @@ def _create(make: Callable[..., Any], name: str, pretrained: bool, options: dict
 
 
 def _load(model: nn.Module, path: Path) -> None:
-    tensors: dict[str, Any]
+    tensors: Any
     try:
-        tensors: Any
         if path.suffix == ".safetensors":
             tensors = load_file(path)
         else:
