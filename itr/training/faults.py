@@ -55,14 +55,16 @@ def beat(updates: int) -> None:
     """Say that this rank has come so far, for those who ask why it comes no farther."""
     folder = os.environ.get(BEATS)
     if folder:
-        with open(Path(folder) / f"at-{parallel.rank()}", "w") as file:
-            file.write(f"{os.getpid()} {updates}")
+        path = Path(folder) / f"at-{parallel.rank()}"
+        new = path.with_suffix(".new")  # a process may be stopped in the middle of writing
+        new.write_text(f"{os.getpid()} {updates}")
+        os.replace(new, path)
 
 
 def whereabouts(folder: str) -> dict[int, tuple[int, int]]:
     """Process id and last update of each rank of this machine that has said so."""
     found = {}
-    for path in Path(folder).glob("at-*"):
+    for path in Path(folder).glob("at-*[0-9]"):
         words = path.read_text().split()
         if len(words) == 2:
             found[int(path.name[3:])] = int(words[0]), int(words[1])
@@ -112,7 +114,8 @@ def explained(clock: Clock, config: TrainConfig) -> Iterator[None]:
 def _of_a_collective(error: RuntimeError) -> bool:
     if isinstance(error, torch.distributed.DistError):
         return True
-    return any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "Connection closed by peer"))
+    words = ("gloo", "nccl", "timed out", "timeout", "connection closed", "connection reset")
+    return any(word in str(error).lower() for word in words)
 
 
 def ways_out(config: TrainConfig) -> str:
