@@ -190,8 +190,8 @@ class ALBEF(RetrievalModel):
                 f"model.task: '{config.task}' is unknown; expected one of {', '.join(TASKS)} "
                 "(task=pretrain sets it)"
             )
-        if config.queue < 1:
-            raise ConfigError(f"model.queue={config.queue}: expected at least 1")
+        if config.queue < 0:
+            raise ConfigError(f"model.queue={config.queue}: expected 0 (no queue) or more")
         if not 0 < text.fusion_layer < text.num_hidden_layers:
             raise ConfigError(
                 f"model.text.fusion_layer: {text.fusion_layer} must lie between 1 and "

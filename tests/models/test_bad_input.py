@@ -75,7 +75,7 @@ def test_queues_that_no_batch_divides(name: str, key: str, size: int) -> None:
     ("name", "override", "message"),
     [
         ("user", "model.queue_size=0", "queue_size=0: expected at least 1.*loss.weights.queue=0"),
-        ("albef", "model.queue=0", "model.queue=0: expected at least 1"),
+        ("albef", "model.queue=-1", "model.queue=-1: expected 0 .no queue. or more"),
         ("multisea", "model.queue=-1", "model.queue=-1: expected at least 0"),
         ("hrem", "model.graph.topk=0", "topk=0.*between 1 and the text encoder's 32 positions"),
         ("hrem", "model.graph.topk=33", "topk=33"),
