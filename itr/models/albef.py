@@ -407,7 +407,8 @@ class ALBEF(RetrievalModel):
         """[3B, 2], all in one pass: the pairs; captions with wrong images; images with wrong
         captions."""
         text_of, image_of = chosen.rows()
-        return self._match(states[text_of], mask[text_of], images, image_of)
+        # Not states[text_of]: its backward adds in no fixed order on several CPU threads.
+        return self._match(states.index_select(0, text_of), mask[text_of], images, image_of)
 
     def _match(
         self, states: Tensor, mask: Tensor, images: list[KeysValues], image_of: Tensor
