@@ -160,12 +160,13 @@ def test_options_of_a_model_count(model: str, option: str, loss: str, letter: st
 
 def test_a_generic_loss_beside_a_models_own_terms() -> None:
     """model=albef loss=triplet loss.weights.itm=0.5"""
-    whole = build("albef", "loss=triplet")
-    half = build("albef", "loss=triplet", "loss.weights.itm=0.5")
+    chosen = ("loss=triplet", "loss.weights.itc=1", "loss.weights.itm=1")
+    whole = build("albef", *chosen)
+    half = build("albef", *chosen[:2], "loss.weights.itm=0.5")
     given = batch_for("albef")
     totals = [Steps("albef", one).micro_batch(given).item() for one in (whole, half)]
     itm = 2 * (totals[0] - totals[1])
-    terms = Steps("albef", build("albef", "loss=triplet"))
+    terms = Steps("albef", build("albef", *chosen))
     terms.model.before_step(terms.clock)
     found = terms.model(given, terms.clock, terms.draws).losses
     itc, expected = (found[name].item() for name in ("itc", "itm"))

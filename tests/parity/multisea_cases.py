@@ -22,6 +22,7 @@ from multisea_ranks import Recorder
 from torch import Tensor, nn
 
 from itr.clock import Clock
+from itr.losses.infonce import InfoNCE
 from itr.models.multisea import MultiSEA, Side
 from itr.nn.agent import AgentAttention, Memory, Rows, agent_plan
 from itr.nn.clip_weights import CLIPConfig, build_clip_vision, load_clip_vision, sizes_in
@@ -446,7 +447,8 @@ def build_like(case: Case) -> MultiSEA:
     data = {**case.data, "tiny_roberta_config": roberta}
     head = torch.empty(shapes["itm_head.weight"])
     config, facts = config_of(data, {"itm_head.weight": head})
-    return MultiSEA(config, nn.ModuleDict(), {"itc": 1.0, "itm": 1.0}, facts)
+    slots = nn.ModuleDict({"itc": InfoNCE()})  # it reads the temperature, which is trained then
+    return MultiSEA(config, slots, {"itc": 1.0, "itm": 1.0}, facts)
 
 
 def negatives_of(case: Case, row: int | None = None) -> Recorder:

@@ -196,11 +196,14 @@ def test_the_page_in_a_real_browser(page: Path, tmp_path: Path, name: str):
               "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}",
               "--allow-file-access-from-files", "--virtual-time-budget=20000",
               f"--window-size={max(width, 500) + 40},2040"]  # fmt: skip
-    found = subprocess.run(
-        [*common, f"--screenshot={shot}", "--dump-dom", frame.as_uri()],
-        capture_output=True, text=True, timeout=240, check=True,
-    ).stdout  # fmt: skip
-    title = re.search(r"<title>(ok|broken) ([^<]*)</title>", found)
+    for _ in range(3):  # on a busy machine the browser's own clock may run out before the pictures
+        found = subprocess.run(
+            [*common, f"--screenshot={shot}", "--dump-dom", frame.as_uri()],
+            capture_output=True, text=True, timeout=240, check=True,
+        ).stdout  # fmt: skip
+        title = re.search(r"<title>(ok|broken) ([^<]*)</title>", found)
+        if title is not None:
+            break
     assert title is not None and title[1] == "ok", found[:300]
     images, right, inner = title[2].split()
     assert int(images) > 20 and float(right) <= float(inner) == width
