@@ -99,16 +99,6 @@ ALL_SIZES = {
         "model.aformer.dropout=0.0",
     ),
 }
-# A run of a pixel model from files to results.
-RUN = (
-    "data=scenes",
-    "data.prepare.train=60",
-    "data.prepare.val=20",
-    "data.prepare.test=20",
-    "rerank.k=12",
-    "tracker=none",
-    "device=cpu",
-)
 
 
 def facts_for(name: str, **known: int | None) -> Facts:
