@@ -184,10 +184,14 @@ class Evaluations:
 
 
 def compare_metrics(case: Case, ours: dict[str, Any], literally: dict[str, float]) -> None:
-    """Assert equal recalls; medians and means too where every candidate has a score of its own."""
+    """Assert equal recalls; medians and means of ranks too where every candidate has a score of its
+    own, to a thousandth: two scores that only rounding tells apart may stand either way round, which
+    moves a rank by one."""
     for key, expected in literally.items():
-        if "_r" in key or not case.rerank_k:
+        if "_r" in key:
             torch.testing.assert_close(ours[key], expected, rtol=1e-6, atol=1e-9, msg=f"{key}")
+        elif not case.rerank_k:
+            torch.testing.assert_close(ours[key], expected, rtol=1e-3, atol=1e-9, msg=f"{key}")
 
 
 def operators(action: Callable[[], Any]) -> tuple[int, int]:
