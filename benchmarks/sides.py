@@ -130,16 +130,21 @@ class Twosome:
         self.literal_optimizer.zero_grad()
 
 
-def compare_step(case: Case, batches: int = 1) -> float:
-    """Assert equal losses and gradients on equal draws, without dropout; from the second of
-    ``batches`` on, queues and running means count. Gives the largest relative difference of a
-    gradient."""
-    both, worst = Twosome(case, *case.no_dropout), 0.0
+def compare_losses(case: Case, batches: int = 1) -> Twosome:
+    """Assert equal losses on equal draws, without dropout; from the second of ``batches`` on,
+    queues and running means count."""
+    both = Twosome(case, *case.no_dropout)
     for _ in range(batches):
         draws = Recorded()
         found = both.ours_backward(draws)
         expected = both.literal_backward(draws.replay())
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    return both
+
+
+def compare_step(case: Case, batches: int = 1) -> float:
+    """`compare_losses`, and equal gradients; gives the largest relative difference of one."""
+    both, worst = compare_losses(case, batches), 0.0
     theirs = dict(both.literal.model.named_parameters())
     norms = {n: p.grad.norm() for n, p in both.model.named_parameters() if p.grad is not None}
     known = {n for n, p in theirs.items() if p.grad is not None and p.grad.any()}
