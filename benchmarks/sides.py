@@ -190,8 +190,8 @@ class Evaluations:
 
 def compare_metrics(case: Case, ours: dict[str, Any], literally: dict[str, float]) -> None:
     """Assert equal recalls; medians and means of ranks too where every candidate has a score of its
-    own, to a thousandth: two scores that only rounding tells apart may stand either way round, which
-    moves a rank by one."""
+    own, to a thousandth: two scores that only rounding tells apart stand either way round, and move
+    a rank by one."""
     for key, expected in literally.items():
         if "_r" in key:
             torch.testing.assert_close(ours[key], expected, rtol=1e-6, atol=1e-9, msg=f"{key}")
