@@ -33,6 +33,7 @@ class Batch:
     # Host-side facts, counted at collation so that no step has to ask the device.
     positive_pairs: int = 0  # how many True in image_id[:, None] == image_id[None, :]
     shared_pairs: int = 0  # the same of the whole batch, of which this is one rank's share
+    gave_way: tuple[int, ...] = ()  # images of this share that are broken: others are shown
     min_region_length: int = 0  # fewest real regions in one row
     min_token_length: int = 0  # fewest real token ids in one row
     # What is cheaper where the model is (normalising pixels, looking up regions): `to` does it.

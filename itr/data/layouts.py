@@ -22,7 +22,7 @@ from itr.data.second import join_second
 from itr.errors import ConfigError, DataError
 from itr.instantiate import nearest
 
-__all__ = ["KINDS", "LAYOUTS", "DataConfig", "open_split", "places_in"]
+__all__ = ["KINDS", "LAYOUTS", "DataConfig", "open_split", "places_in", "require_readers"]
 
 FINDERS: dict[str, Callable[[DataConfig], Place | None]] = {
     "precomp": precomp_place.find,
@@ -53,6 +53,9 @@ def open_split(data: DataConfig, split: str, kind: str, second: bool = False) ->
     """
     _check_options(data, kind)
     place, notes = _choose(data, kind, second)
+    if isinstance(place, shards.Shards):
+        wanted = second and data.second_text is None
+        place = dataclasses.replace(place, wants_second=wanted)
     opened = _read(place, data.splits.get(split, split))
     if split == "train":  # said once
         opened = dataclasses.replace(opened, notes=(*opened.notes, *notes))
@@ -65,6 +68,22 @@ def open_split(data: DataConfig, split: str, kind: str, second: bool = False) ->
         if kind == "pixels":  # one bad picture does not end a run of hours
             opened.may_break = max(opened.may_break, int(data.max_broken * opened.n_images))
     return opened
+
+
+def require_readers(
+    data: DataConfig, kind: str, second: bool, world: int, workers: int, split: str = "train"
+) -> None:
+    """Raise ConfigError if ``world`` x ``workers`` readers outnumber the tars of ``split``.
+
+    The tars are found, not opened: listing millions of samples comes later. Nothing for other
+    layouts. Raises as `open_split` for data that is not there.
+    """
+    _check_options(data, kind)
+    place, _ = _choose(data, kind, second)
+    if isinstance(place, shards.Shards):
+        names = data.splits.get(split, split).split("+")
+        count = sum(len(place.paths(name)) for name in names)
+        shards.require_readers(count, world, workers, str(place.path))
 
 
 def places_in(data: DataConfig) -> dict[str, Place]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,14 @@ from torch import Tensor
 
 from itr.batch import Batch
 from itr.data import chance
-from itr.data.ahead import run_ahead
-from itr.data.order import shuffled
+from itr.data.ahead import run_ahead, threads
+from itr.data.giving_way import without_broken
+from itr.data.order import bucketed, shuffled
 from itr.data.pixels import BrokenPicture, Pixels
 from itr.data.records import Split
 from itr.data.regions import Regions
 from itr.data.second import SecondTexts
+from itr.data.shards import require_readers
 from itr.data.table import Texts
 from itr.data.text import DELETE, MASK, RANDOM, Tokenizer, TokenTable, fates
 from itr.errors import ConfigError, DataError
@@ -82,7 +85,8 @@ class TrainLoader:
         self.shards = split.shards  # of each image
         if self.shards is not None and not self.by_image:
             self.shards = self.shards[split.text_to_image]
-        _require_shards(split, world, workers)
+        if split.shards is not None:
+            require_readers(len(np.unique(split.shards)), world, workers, split.source)
         self.rank, self.share = rank, batch_size // world
         self.workers, self.pin_memory = workers, pin_memory
         self.pixels = Pixels(split, view.pixels, late) if view.kind == "pixels" else None
@@ -92,6 +96,7 @@ class TrainLoader:
             log.warning("trainer.bucket=%d: off, the model's padding is arithmetic", bucket)
             bucket = 0
         self.bucket = bucket
+        self._planned: dict[int, Future[np.ndarray]] = {}  # the next epoch's, begun early
         self.texts = Texts(tokens, view.text)
         self.second = second
         self.second_texts: Texts | None = None
@@ -121,62 +126,45 @@ class TrainLoader:
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch`` from ``start_batch`` on: the same whatever ``workers`` is."""
-        count = self.batches_per_epoch
-        order = self.order(epoch)[: count * self.batch_size]
-        if self.bucket:
-            order = self._bucketed(epoch, order)
-        batches = order.reshape(count, self.batch_size)
+        begun = self._planned.pop(epoch, None)
+        batches = self._plan(epoch) if begun is None else begun.result()
+
+        def plan_next() -> None:  # millions of samples take seconds
+            self._planned = {epoch + 1: threads(self.workers).submit(self._plan, epoch + 1)}
+
         assemble = functools.partial(self._assemble, epoch)
-        return run_ahead(assemble, list(batches[start_batch:]), self.workers)
+        return run_ahead(assemble, list(batches[start_batch:]), self.workers, plan_next)
 
-    def _bucketed(self, epoch: int, order: np.ndarray) -> np.ndarray:
-        """``order`` with captions of like length together inside windows of ``bucket`` batches.
+    def _plan(self, epoch: int) -> np.ndarray:
+        """The captions of each batch of ``epoch``, int64 [batches, batch_size]."""
+        count, size = self.batches_per_epoch, self.batch_size
+        order = self.order(epoch)[: count * size]
+        if self.bucket:
+            lengths = self.texts.table.lengths[order]
+            order = bucketed(self.seed, epoch, order, lengths, size, self.bucket)
+        return order.reshape(count, size)
 
-        Within a batch the shuffled order stays, and the batches of a window are shuffled: which
-        rank gets a row, and when a length comes, is still chance.
-        """
-        out = []
-        for first in range(0, len(order), self.bucket * self.batch_size):
-            window = order[first : first + self.bucket * self.batch_size]
-            by_length = np.argsort(self.texts.table.lengths[window], kind="stable")
-            batches = np.sort(by_length.reshape(-1, self.batch_size), axis=1)
-            draws = chance.uniform(
-                self.seed, epoch, chance.BUCKET, first + np.arange(len(batches)) * self.batch_size
-            )
-            out.append(window[batches[np.argsort(draws)]].ravel())
-        return np.concatenate(out)
-
-    def _assemble(self, epoch: int, captions: np.ndarray) -> Batch:
-        """A batch of ``captions``; a pair whose picture is broken gives way to the next one.
+    def _assemble(self, epoch: int, drawn: np.ndarray) -> Batch:
+        """A batch of the captions ``drawn``; a pair whose picture is broken gives way to another.
 
         Raises DataError once more pictures are broken than the split says may be.
         """
         while True:
             try:
-                return self._batch(epoch, self._without_broken(captions))
+                return self._batch(epoch, drawn)
             except BrokenPicture as error:
                 self.broken.add(error.number)
-                if len(self.broken) > self.split.may_break:
+                if len(self.broken) > min(self.split.may_break, self.split.n_images - 1):
                     raise
                 log.warning("%s; left out (broken so far: %d)", error, len(self.broken))
 
-    def _without_broken(self, captions: np.ndarray) -> np.ndarray:
-        if not self.broken:
-            return captions
-        captions = captions.copy()
-        for row, image in enumerate(self.split.text_to_image[captions].tolist()):
-            if image in self.broken:
-                while image in self.broken:
-                    image = (image + 1) % self.split.n_images
-                captions[row] = self.split.first_caption[image]
-        return captions
-
-    def _batch(self, epoch: int, whole: np.ndarray) -> Batch:
-        """This rank's share of the batch of captions ``whole`` [batch_size]."""
+    def _batch(self, epoch: int, drawn: np.ndarray) -> Batch:
+        """This rank's share of the batch of captions ``drawn`` [batch_size]."""
         first = self.rank * self.share
         mine = slice(first, first + self.share)
-        captions, owners = whole[mine], self.split.text_to_image[whole]
-        images = owners[mine]
+        whole, gone = without_broken(self.split, drawn, mine, self.broken)
+        captions = whole[mine]
+        images = self.split.text_to_image[captions]
         ids, lengths = self.drawn_texts(epoch, whole)
         before = int(lengths[:first].sum())
         own_ids = ids[before : before + int(lengths[mine].sum())]
@@ -184,7 +172,8 @@ class TrainLoader:
             image_id=torch.from_numpy(images),
             caption_id=torch.from_numpy(captions.copy()),
             positive_pairs=_repeats(images),
-            shared_pairs=_repeats(owners),
+            shared_pairs=_repeats(self.split.text_to_image[drawn]),
+            gave_way=tuple(gone),
             **self.image_fields(epoch, whole, images, mine),
             **self.texts.pad(own_ids, lengths[mine], int(lengths.max())),
             **self.second_fields(epoch, captions),
@@ -295,20 +284,6 @@ def caption_batches(
         )
 
     return run_ahead(assemble, _share(_slices(order, batch_size)), workers=0)
-
-
-def _require_shards(split: Split, world: int, workers: int) -> None:
-    """Raise ConfigError where readers outnumber the shards: they would wait for one file."""
-    if split.shards is None:
-        return
-    count, readers = len(np.unique(split.shards)), world * max(1, workers)
-    if readers > count:
-        raise ConfigError(
-            f"{split.source}: {count} shards for {world} devices x {max(1, workers)} workers = "
-            f"{readers} readers; type runtime.workers={count // world if count >= world else 0}"
-            + (f" devices={count}" if count < world else "")
-            + ", or write more, smaller shards: python -m itr.data convert --help"
-        )
 
 
 def _positive(batch_size: int) -> None:

@@ -24,3 +24,23 @@ def shuffled(seed: int, epoch: int, samples: int, shards: np.ndarray | None = No
     window = np.empty(count, np.int64)
     window[places] = np.arange(count) // WINDOW
     return np.lexsort((draws, window[shards]))
+
+
+def bucketed(
+    seed: int, epoch: int, order: np.ndarray, lengths: np.ndarray, batch_size: int, bucket: int
+) -> np.ndarray:
+    """``order`` with captions of like length together inside windows of ``bucket`` batches.
+
+    ``lengths`` are those of the captions in ``order``. Within a batch the shuffled order stays, and
+    the batches of a window are shuffled: which rank gets a row, and when a length comes, is still
+    chance.
+    """
+    out = []
+    for first in range(0, len(order), bucket * batch_size):
+        window = slice(first, first + bucket * batch_size)
+        by_length = np.argsort(lengths[window], kind="stable")
+        batches = np.sort(by_length.reshape(-1, batch_size), axis=1)
+        places = first + np.arange(len(batches)) * batch_size
+        draws = chance.uniform(seed, epoch, chance.BUCKET, places)
+        out.append(order[window][batches[np.argsort(draws)]].ravel())
+    return np.concatenate(out)

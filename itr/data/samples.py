@@ -6,13 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
 from itr.data.records import Record, Slice
 from itr.data.shard_lists import ShardList
 from itr.data.strings import Strings
+
+VIEWED = 0.5  # share of the samples from which on a part is a view of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,7 @@ class Samples(Sequence[Record]):
     names: Strings  # [N]
     texts: Strings  # [C]
     second: Strings  # [N]
+    whole: object = None  # what these are a view of and keep alive; None: they are nobody's part
     starts: np.ndarray = dataclasses.field(init=False)  # [N + 1]: a sample's first caption
 
     @classmethod
@@ -53,13 +56,16 @@ class Samples(Sequence[Record]):
         starts = np.concatenate([[0], np.cumsum(self.caption_counts)])
         object.__setattr__(self, "starts", starts)
 
-    def part(self, part: slice) -> Samples:
-        """Some of the samples, one after the other; their ids stay."""
+    def part(self, part: slice, whole: object = None) -> Samples:
+        """Some of the samples, one after the other; their ids stay.
+
+        Most of them are a view, which keeps ``whole`` alive; fewer are a copy, which does not keep
+        millions in memory for a few thousand.
+        """
         first, last, _ = part.indices(len(self))
         last = max(first, last)
         texts = slice(int(self.starts[first]), int(self.starts[last]))
-        return Samples(
-            self.paths,
+        arrays: tuple[Any, ...] = (
             self.shards[first:last],
             self.images[first:last],
             self.ids[first:last],
@@ -70,6 +76,9 @@ class Samples(Sequence[Record]):
             self.texts[texts],
             self.second[first:last],
         )
+        if last - first < len(self) * VIEWED:
+            return Samples(self.paths, *(array.copy() for array in arrays))
+        return Samples(self.paths, *arrays, whole)
 
     def only(self, keep: np.ndarray) -> Samples:
         """The samples where ``keep`` [N] is True; their ids stay."""

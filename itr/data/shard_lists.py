@@ -21,7 +21,7 @@ from itr.errors import DataError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of the lists on disk
+FORMAT = 3  # of the lists on disk
 STRINGS = ("keys", "names", "texts", "second")
 ARRAYS = ("images", "ids", "counts", "text_ids")
 
@@ -41,6 +41,7 @@ class ShardList:
     broken: dict[str, int] = field(default_factory=dict)  # reason -> samples left out
     examples: dict[str, str] = field(default_factory=dict)  # reason -> the first such key
     fault: str = ""  # of the tar itself; what follows it is not read
+    unread: int = 0  # bytes that were not read because of it
 
     def __len__(self) -> int:
         return len(self.images)
@@ -51,22 +52,38 @@ class ShardList:
         return np.diff(self.second.offsets) > 0
 
 
+def kept_list(path: Path, second_key: str, cache: str | Path) -> ShardList | None:
+    """The list of the tar ``path`` that lies in ``cache``; None: none does, or the tar changed."""
+    return _read(_place(path, second_key, cache))
+
+
 def list_shard(path: Path, second_key: str, cache: str | Path | None = None) -> ShardList:
-    """The list of the tar ``path``; kept in ``cache`` by path, size and time of change."""
-    kept = None
+    """The list of the tar ``path``, made now; kept in ``cache`` by path, size and time of change.
+
+    Raises DataError for a file that cannot be read.
+    """
+    place = None if cache is None else _place(path, second_key, cache)
+    try:
+        made = _make(path, path.stat().st_size, second_key)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if place is not None:
+        _write(place, made)
+    return made
+
+
+def _place(path: Path, second_key: str, cache: str | Path) -> Path:
+    """Where the list of the tar ``path``, as it is now, is kept."""
     try:
         stat = path.stat()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    if cache is not None:
-        key = f"{FORMAT}\n{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n{second_key}"
-        kept = Path(cache) / f"shard-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
-        if (found := _read(kept)) is not None:
-            return found
-    made = _make(path, stat.st_size, second_key)
-    if kept is not None:
-        _write(kept, made)
-    return made
+        raise _unreadable(path, error) from error
+    key = f"{FORMAT}\n{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n{second_key}"
+    return Path(cache) / f"shard-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror})")
 
 
 def _make(path: Path, size: int, second_key: str) -> ShardList:
@@ -93,6 +110,7 @@ def _make(path: Path, size: int, second_key: str) -> ShardList:
         broken=dict(broken),
         examples=examples,
         fault=members.fault,
+        unread=members.unread,
     )
 
 
@@ -117,6 +135,7 @@ def _read(path: Path) -> ShardList | None:
 def _write(path: Path, made: ShardList) -> None:
     """Written under a temporary name, then renamed: two jobs may do so at once."""
     rest = {"broken": made.broken, "examples": made.examples, "fault": made.fault}
+    rest["unread"] = made.unread
     arrays = {key: getattr(made, key) for key in ARRAYS}
     for key in STRINGS:
         strings = getattr(made, key)

@@ -8,27 +8,23 @@ Samples that cannot be used are left out, counted and reported.
 from __future__ import annotations
 
 import re
-from collections import Counter
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich.console import Console
-from rich.progress import track
-
+from itr.data.listing import list_shards
 from itr.data.options import DataConfig
 from itr.data.places import ALIASES, root_of
 from itr.data.records import Split
 from itr.data.samples import Samples
-from itr.data.shard_lists import ShardList, list_shard
+from itr.data.shard_losses import Losses
 from itr.errors import ConfigError, DataError
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # {00000..01505}: the width counts
 FOLDERS = ("", "wds", "shards")  # below data.root
 ROLES = ("train", "val", "test")
-SHOWN = 3  # faults named in a message
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,7 @@ class Shards:
     max_broken: float = 0.01
     cache: str | Path | None = None
     decoder: str = "torchvision"
+    wants_second: bool = True  # samples without a second text are broken where others have one
     notes: tuple[str, ...] = field(default=())
     layout: str = "shards"
     holds: str = "pixels"
@@ -68,32 +65,58 @@ class Shards:
                 if list(self.tars) == ["train"]
                 else f"{self.path}: has no folder '{split}' of tars, only {', '.join(self.tars)}"
             )
-        paths = self.tars[name if name in self.tars else "train"]
-        lists = self.lists(paths)
-        notes = report(paths, lists, self.max_broken, self.second_key)
-        samples = Samples.of(paths, lists)
-        total = len(samples)
-        if any(shard.has_second.any() for shard in lists):
+        paths = self.paths(name)
+        whole = _opened(paths, self.second_key, self.cache)
+        samples, notes = whole.samples, list(self.notes)
+        missing = int((samples.second.lengths == 0).sum())
+        partly = 0 < missing < len(samples)
+        wanting = partly and self.wants_second
+        notes += whole.losses.notes(self.max_broken, missing if wanting else 0, self.second_key)
+        if partly and not wanting:
+            notes.append(f"{missing} of {len(samples)} samples have no {self.second_key}")
+        if self._holds_out:  # before any is left out: val and test stay the same
+            part = _part(name, len(samples), self.held_out, str(self.path))
+            samples = samples.part(part, whole)
+        if wanting:
             samples = samples.only(samples.second.lengths > 0)
-        if self._holds_out:
-            samples = samples.part(_part(name, len(samples), self.held_out, str(self.path)))
         second = samples.second if len(samples) and samples.second.lengths.all() else None
         return Split(
             name,
             self.layout,
             samples,
             second=second,
-            may_break=int(self.max_broken * total),
+            may_break=int(self.max_broken * len(samples)),
             decoder=self.decoder,
             source=str(paths[0] if len(paths) == 1 else paths[0].parent),
-            notes=(*self.notes, *notes),
+            notes=tuple(notes),
         )
 
-    def lists(self, paths: Sequence[Path]) -> list[ShardList]:
-        """The list of each of ``paths``; shows progress where there are many."""
-        quiet = not Console().is_terminal or len(paths) < 9
-        shown = track(paths, "listing shards", transient=True, disable=quiet)
-        return [list_shard(path, self.second_key, self.cache) for path in shown]
+    def paths(self, split: str) -> list[Path]:
+        """The tars that hold ``split``; those of training where it is cut out of them."""
+        return self.tars[split if split in self.tars else "train"]
+
+
+@dataclass(eq=False)
+class Whole:
+    """All samples of some tars, and what they lack."""
+
+    samples: Samples
+    losses: Losses
+
+
+# While training holds its part of them, those of evaluation are cut out of the same samples.
+_in_memory: weakref.WeakValueDictionary[Any, Whole] = weakref.WeakValueDictionary()
+
+
+def _opened(paths: Sequence[Path], second_key: str, cache: str | Path | None) -> Whole:
+    """What the tars ``paths`` hold as they are now; read once as long as somebody uses it."""
+    stats = [path.stat() for path in paths if path.exists()]
+    key = (tuple(paths), tuple((s.st_size, s.st_mtime_ns) for s in stats), second_key)
+    found = _in_memory.get(key)
+    if found is None:
+        lists = list_shards(paths, second_key, cache)
+        found = _in_memory[key] = Whole(Samples.of(paths, lists), Losses.of(paths, lists))
+    return found
 
 
 def find(data: DataConfig) -> Shards | None:
@@ -168,43 +191,13 @@ def _part(split: str, total: int, held_out: float, source: str) -> slice:
     return slice(first, last)
 
 
-def report(
-    paths: Sequence[Path], lists: Sequence[ShardList], max_broken: float, second_key: str
-) -> tuple[str, ...]:
-    """What to log of what is left out; raises DataError if that is too much.
-
-    Where some samples have a second text, one without is broken.
-    """
-    reasons: Counter[str] = Counter()
-    named: dict[str, str] = {}
-    for path, shard in zip(paths, lists, strict=True):
-        reasons.update(shard.broken)
-        for reason, key in shard.examples.items():
-            named.setdefault(reason, f"{path.name}: {key}")
-    having = [int(shard.has_second.sum()) for shard in lists]
-    usable = sum(map(len, lists))
-    if 0 < sum(having) < usable:
-        reasons[f"no {second_key}"] = usable - sum(having)
-        usable = sum(having)
-    faults = [f"{p}: {s.fault}" for p, s in zip(paths, lists, strict=True) if s.fault]
-    typical = int(np.median([len(shard) for shard in lists if not shard.fault] or [0]))
-    lost = sum(max(0, typical - len(shard)) for shard in lists if shard.fault)
-    broken = sum(reasons.values())
-    listed = [
-        f"{count} with {reason}" + (f" (such as {named[reason]})" if reason in named else "")
-        for reason, count in reasons.most_common()
-    ]
-    share = (broken + lost) / max(1, usable + broken + lost)
-    if not usable or share > max_broken:
-        parts = [f"{broken} broken samples ({'; '.join(listed[:SHOWN])})"] if listed else []
-        if faults:
-            parts.append(
-                f"about {lost} lost in {len(faults)} damaged tars ({'; '.join(faults[:SHOWN])})"
-            )
-        raise DataError(
-            f"{paths[0].parent}: {' and '.join(parts) or 'no sample'} beside {usable} usable ones; "
-            f"that is more than data.max_broken={max_broken} allows. Repair or remove them, or "
-            "type a larger data.max_broken"
+def require_readers(count: int, world: int, workers: int, source: str) -> None:
+    """Raise ConfigError where readers outnumber ``count`` shards: they would wait for one file."""
+    readers = world * max(1, workers)
+    if readers > count:
+        raise ConfigError(
+            f"{source}: {count} shards for {world} devices x {max(1, workers)} workers = "
+            f"{readers} readers; type runtime.workers={count // world if count >= world else 0}"
+            + (f" devices={count}" if count < world else "")
+            + ", or write more, smaller shards: python -m itr.data convert --help"
         )
-    notes = [f"left out: {', '.join(listed)}"] if listed else []
-    return (*notes, *(f"{fault}; what follows in it is not read" for fault in faults))

@@ -47,6 +47,11 @@ class Strings(Sequence[str]):
         offsets = np.concatenate([[0], np.cumsum(self.lengths[places])]).astype(np.int64)
         return Strings(np.concatenate([np.zeros(0, np.uint8), *parts]), offsets)
 
+    def copy(self) -> Strings:
+        """The same strings in memory of their own: a slice keeps the whole block alive."""
+        used = self.block[self.offsets[0] : self.offsets[-1]].copy()
+        return Strings(used, self.offsets - self.offsets[0])
+
     def __iter__(self) -> Iterator[str]:
         data, offsets = self.block.tobytes(), self.offsets.tolist()
         return (data[a:b].decode("utf-8") for a, b in itertools.pairwise(offsets))

@@ -23,6 +23,7 @@ from itr.data.images import read_bytes
 from itr.data.places import coco_id
 from itr.data.records import OTHER_CAPTION, Record, Slice, Split
 from itr.data.table_rows import SEPARATORS
+from itr.data.tar_members import picture_endings
 
 ROWS = 500  # of an arrow file that are in memory at a time
 IMAGES = "images"  # folder of pictures that are written out
@@ -207,7 +208,9 @@ def write_shards(target: Path, splits: dict[str, Split], options: Options) -> li
                     **({} if second is None else {options.second_key: second}),
                 }
                 ending = Path(name).suffix.lower().lstrip(".")
-                _add(tar, f"{number:09d}.{ending or 'jpg'}", read_bytes(record.image))
+                if ending not in picture_endings():  # by which the reader knows a picture
+                    ending = "jpg"
+                _add(tar, f"{number:09d}.{ending}", read_bytes(record.image))
                 _add(tar, f"{number:09d}.txt", record.captions[0].encode())
                 _add(tar, f"{number:09d}.json", json.dumps(meta, ensure_ascii=False).encode())
                 number += 1

@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import worlds
+from pictures import encoded, photo
 from worlds import PARTS, make_items
 
 from itr.data.__main__ import main
@@ -80,6 +81,22 @@ def test_second_texts_go_along_or_into_a_file_of_their_own(tmp_path, capsys):
     assert list(open_split(table, "train", "pixels", second=True).second) == wanted
     arrow = config(tmp_path / "arrow", "arrow", second_text=str(tmp_path / "arrow" / "second.json"))
     assert list(open_split(arrow, "train", "pixels", second=True).second) == wanted
+
+
+def test_pictures_of_any_format_go_into_shards_and_back(tmp_path):
+    """Also under names that tell no format, which the reader of tars could not know."""
+    rows, kinds = [], {"a.gif": "GIF", "b.bmp": "BMP", "c.tif": "TIFF", "d.dat": "PNG", "e": "JPEG"}
+    for number, (name, kind) in enumerate(kinds.items()):
+        (tmp_path / name).write_bytes(encoded(photo(seed=number), kind))
+        rows.append(f"{name},picture {number},train\n")
+    (tmp_path / "pairs.csv").write_text("image,caption,split\n" + "".join(rows))
+    convert(tmp_path / "pairs.csv", tmp_path / "wds")
+    convert(tmp_path / "wds", tmp_path / "back" / "pairs.csv")
+    for place in (config(tmp_path / "wds", "shards"), config(tmp_path / "back/pairs.csv", "table")):
+        found = open_split(place, "train", "pixels")
+        for number, (record, name) in enumerate(zip(found.records, kinds, strict=True)):
+            assert record.captions == (f"picture {number}",)
+            assert read_bytes(record.image) == (tmp_path / name).read_bytes()
 
 
 def test_regions_there_and_back(tmp_path, capsys):

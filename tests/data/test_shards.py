@@ -3,13 +3,15 @@
 import io
 import json
 import tarfile
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from pictures import encoded, entry, photo, write_karpathy
 
-from itr.data import shard_lists
+from itr.data import listing, shard_lists
 from itr.data.images import decode, read_bytes
 from itr.data.layouts import DataConfig, open_split
 from itr.data.loader import TrainLoader, image_batches
@@ -141,14 +143,28 @@ def test_broken_samples_are_left_out_and_counted(tmp_path, reason):
     assert split.notes == (f"left out: 1 with {reason}{such}",)
 
 
-def test_pngs_and_samples_without_json(tmp_path):
+@pytest.mark.parametrize("ending, kind", [
+    ("png", "PNG"), ("gif", "GIF"), ("bmp", "BMP"), ("tif", "TIFF"), ("webp", "WEBP"),
+    ("avif", "AVIF"), ("jp2", "JPEG2000"), ("ppm", "PPM"),
+])  # fmt: skip
+def test_any_picture_format_and_samples_without_json(tmp_path, ending, kind):
     samples = {f"{n:06d}": member(n, jpg=None, json=None) for n in range(3)}
     for number, sample in enumerate(samples.values()):
-        sample["png"] = encoded(photo(seed=number), "PNG")
+        sample[ending] = encoded(photo(seed=number), kind)
     write_tar(tmp_path / "a.tar", samples)
     split = opened(tmp_path)
     assert split.n_images == 3 and split.second is None
     assert [r.image_id for r in split.records] == [0, 1, 2]
+    for number, record in enumerate(split.records):
+        assert record.extra["file"] == f"{number:06d}.{ending}"
+        assert decode(read_bytes(record.image), "any").shape == (3, 30, 40)
+
+
+def test_a_usual_format_is_taken_where_there_are_several(tmp_path):
+    samples = {f"{n:06d}": {"gif": b"GIF", **member(n)} for n in range(3)}
+    write_tar(tmp_path / "a.tar", samples)
+    for number, record in enumerate(opened(tmp_path).records):
+        assert read_bytes(record.image) == encoded(photo(seed=number))
 
 
 def damage(path, how):
@@ -166,6 +182,12 @@ def damage(path, how):
         path.write_bytes(whole[:third])
     elif how == "cut at the end":
         path.write_bytes(whole[: last.offset_data + 512])
+    elif how == "hole":  # as a broken download leaves it
+        path.write_bytes(whole[:third] + bytes(len(whole) - third - 4096) + whole[-4096:])
+    elif how == "hole before a header":
+        path.write_bytes(whole[:third] + bytes(last.offset - third) + whole[last.offset :])
+    elif how == "zeros to the end":
+        path.write_bytes(whole[:third] + bytes(len(whole) - third))
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "text":
@@ -174,7 +196,8 @@ def damage(path, how):
 
 @pytest.mark.parametrize("how, left", [
     ("cut in a member", 1), ("cut in a header", 1), ("spoilt header", 1), ("cut after a member", 1),
-    ("cut at the end", 3), ("empty", 0), ("text", 0),
+    ("cut at the end", 3), ("empty", 0), ("text", 0), ("hole", 1), ("hole before a header", 1),
+    ("zeros to the end", 1),
 ])  # fmt: skip
 def test_damaged_tars_are_noticed(tmp_path, how, left):
     """The last sample before the fault may lack members, so it is left out as well."""
@@ -188,6 +211,54 @@ def test_damaged_tars_are_noticed(tmp_path, how, left):
     assert "00001.tar" in note and "what follows in it is not read" in note
     for record in split.records:
         decode(read_bytes(record.image), "any")
+
+
+def test_tars_that_were_joined_with_cat_are_read_to_the_end(tmp_path):
+    folder = write_shards(tmp_path)
+    parts = [folder / f"{n:05d}.tar" for n in range(3)]
+    contents = [part.read_bytes() for part in parts]
+    bare = contents[1].rstrip(b"\0")  # closed by two blocks of zeros alone, as some tools do
+    bare += bytes(-len(bare) % 512 + 1024)
+    for joined in (b"".join(contents), contents[0] + bare + contents[2]):
+        write_whole(tmp_path, parts, joined)
+        split = opened(tmp_path)
+        assert [r.image_id for r in split.records] == [7 * n for n in range(12)]
+        assert split.notes == ()
+        for number, record in enumerate(split.records):
+            assert read_bytes(record.image) == encoded(photo(seed=number))
+    write_whole(tmp_path, parts, b"".join(contents)[:-12_000])
+    with pytest.raises(DataError, match="truncated.*no tar is whole"):
+        opened(tmp_path)
+
+
+def write_whole(root, parts, content):
+    for part in parts[1:]:
+        part.unlink(missing_ok=True)
+    parts[0].write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["cut in a member", "spoilt header", "hole"])
+def test_where_no_tar_is_whole_nobody_knows_what_is_missing(tmp_path, how):
+    folder = write_shards(tmp_path, count=2)
+    (folder / "00000.tar").unlink()
+    damage(folder / "00001.tar", how)
+    for share in (0.01, 0.99):
+        with pytest.raises(DataError, match="nobody knows how many.*00001.tar.*max_broken=1 "):
+            opened(tmp_path, max_broken=share)
+    split = opened(tmp_path, max_broken=1)
+    assert split.n_images == 1 and "what follows in it is not read" in split.notes[0]
+
+
+def test_unread_bytes_count_where_the_sound_tars_are_small(tmp_path):
+    folder = write_shards(tmp_path, count=1, size=40)
+    whole = (folder / "00000.tar").read_bytes()
+    with tarfile.open(folder / "00000.tar") as tar:
+        tenth = tar.getmember("000010.jpg").offset
+    (folder / "00000.tar").write_bytes(whole[:tenth] + b"\x55" * 512 + whole[tenth + 512 :])
+    for n in (1, 2):
+        write_tar(folder / f"{n:05d}.tar", {f"{n:06d}": member(100 + n)})
+    with pytest.raises(DataError, match=r"about (2[5-9]|3[0-1]) lost in 1 damaged tars"):
+        opened(tmp_path, max_broken=0.5)
 
 
 def test_lists_are_kept_and_made_again_when_a_tar_changes(tmp_path, monkeypatch):
@@ -205,10 +276,89 @@ def test_lists_are_kept_and_made_again_when_a_tar_changes(tmp_path, monkeypatch)
     assert opened(tmp_path).n_images == 9
 
 
+def test_many_tars_are_listed_by_processes(tmp_path, monkeypatch, caplog):
+    """The same lists, a line now and then, and each tar once for two who ask at a time."""
+    folder = write_shards(tmp_path, count=6)
+    damage(folder / "00001.tar", "cut in a member")
+    paths = find_shards(str(folder))
+    alone = listing.list_shards(paths, "synthetic_caption", None)
+    monkeypatch.setattr(listing, "WORTH", 0.0)
+    monkeypatch.setattr(listing, "LINE_EVERY", 0.0)
+    caplog.set_level("INFO", "itr")
+    with ThreadPoolExecutor(2) as two:
+        cache = tmp_path / "cache"
+        asked = [two.submit(listing.list_shards, paths, "synthetic_caption", cache) for _ in "ab"]
+        both = [found.result() for found in asked]
+    for lists in both:
+        for one, other in zip(alone, lists, strict=True):
+            assert np.array_equal(one.images, other.images) and one.fault == other.fault
+            assert list(one.texts) == list(other.texts) and list(one.second) == list(other.second)
+    told = [r.getMessage() for r in caplog.records if "listing shards" in r.getMessage()]
+    assert len(told) == 6 and told[-1].startswith("listing shards: 6 of 6, about 0 s left")
+    (folder / "00005.tar").write_bytes(b"")
+    (folder / "00004.tar").unlink()
+    with pytest.raises(DataError, match="00004.tar: cannot be read"):
+        listing.list_shards(paths, "synthetic_caption", None)
+
+
+def test_the_parts_of_a_place_share_what_was_read(tmp_path, monkeypatch):
+    """Training's part is a view of all samples; those held out are small copies."""
+    write_shards(tmp_path)
+    train = opened(tmp_path, "train", held_out=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(listing, "kept_list", None)  # reading must not need it
+        val, test = (opened(tmp_path, name, held_out=2) for name in ("val", "test"))
+    whole = train.records.whole.samples
+    assert len(whole) == 12
+    for name in ("shards", "images", "ids", "text_ids"):
+        assert np.shares_memory(getattr(train.records, name), getattr(whole, name))
+        assert not np.shares_memory(getattr(val.records, name), getattr(whole, name))
+    for part in (val, test):
+        assert part.records.whole is None
+        assert len(part.records.texts.block) == len("raw text 10 é".encode()) * 2 - 2 * (
+            part is val
+        )
+    here = weakref.ref(whole)
+    del train, whole
+    assert here() is None  # what only holds a few thousand keeps no millions alive
+    assert [r.image_id // 7 for r in val.records] == [8, 9]
+
+
 def test_second_key(tmp_path):
     write_shards(tmp_path, json=json.dumps({"blip": "a thing"}))
     assert opened(tmp_path).second is None
     assert list(opened(tmp_path, second_key="blip").second) == ["a thing"] * 12
+
+
+def test_samples_without_a_second_text_where_none_is_wanted(tmp_path):
+    """No model that reads one text, and no side file, loses a sample for it."""
+    samples = {f"{n:06d}": member(n) for n in range(8)}
+    for number in (1, 5):
+        samples[f"{number:06d}"] = member(number, json="{}")
+    write_tar(tmp_path / "a.tar", samples)
+    with pytest.raises(DataError, match="2 with no synthetic_caption"):
+        opened(tmp_path)
+    plain = opened(tmp_path, second=False)
+    assert plain.n_images == 8 and plain.second is None
+    assert plain.notes == ("2 of 8 samples have no synthetic_caption",)
+    side = tmp_path / "side.json"
+    side.write_text(json.dumps({f"{n:06d}": f"side {n}" for n in range(8)}))
+    joined = opened(tmp_path, second_text=str(side))
+    assert joined.second == [f"side {n}" for n in range(8)]
+
+
+def test_what_is_held_out_is_the_same_whether_a_second_text_is_wanted(tmp_path):
+    samples = {f"{n:06d}": member(n) for n in range(20)}
+    for number in (0, 1, 2, 17):
+        samples[f"{number:06d}"] = member(number, json=json.dumps({"image_id": 7 * number}))
+    write_tar(tmp_path / "a.tar", samples)
+
+    def ids(split, second):
+        found = opened(tmp_path, split, second, held_out=0.2, max_broken=0.3)
+        return [record.image_id // 7 for record in found.records]
+
+    assert ids("val", False) == [12, 13, 14, 15] and ids("test", False) == [16, 17, 18, 19]
+    assert ids("train", True) == list(range(3, 12)) and ids("train", False) == list(range(12))
 
 
 def test_held_out_samples(tmp_path):
