@@ -16,12 +16,13 @@ from typing import Any
 from itr.data.annotations import kind, load_json, place_pictures, require_apart, text_in
 from itr.data.options import DataConfig
 from itr.data.places import root_of, set_names, split_in
-from itr.data.records import Record, Split
+from itr.data.records import NUMBERED, Record, Split
 from itr.errors import DataError
 
 PREFIX = "dataset_"
 FOLDED = {"restval": "train"}  # COCO: val images that nobody validates on
 USUAL = ("train", "val", "test", "dev", "testall")
+IDS = ("cocoid", "imgid")  # of an image; the first that it has counts
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,11 @@ def _record(where: str, image: Any, number: int, first_caption: int) -> tuple[st
         captions.append(_caption(f"{where}.sentences[{place}] ({name})", sentence))
         ids.append(_number(where, sentence, ("sentid",), first_caption + place))
     return split, Record(
-        image_id=_number(where, image, ("cocoid", "imgid"), number),
+        image_id=_number(where, image, IDS, number),
         image=os.path.join(folder, name),
         captions=tuple(captions),
         caption_ids=tuple(ids),
+        extra={NUMBERED: True} if all(image.get(key) is None for key in IDS) else {},
     )
 
 

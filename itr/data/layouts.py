@@ -18,7 +18,7 @@ from itr.data.noise import mismatch
 from itr.data.options import DataConfig
 from itr.data.places import Place, listing, root_of
 from itr.data.records import OTHER_CAPTION, Record, Split
-from itr.data.second import join_second
+from itr.data.side_file import join_second
 from itr.errors import ConfigError, DataError
 from itr.instantiate import nearest
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from itr.data.annotations import kind, load_json, place_pictures, text_in
+from itr.data.annotations import kind, load_json, place_pictures, require_apart, text_in
 from itr.data.options import DataConfig
 from itr.data.places import coco_id, find_files, root_of, split_in
-from itr.data.records import Record, Split
+from itr.data.records import NUMBERED, Record, Split
 from itr.errors import DataError
 
 FOLDERS = ("", "data", "annotations", "albef")  # below data.root
@@ -64,21 +64,33 @@ def _records(path: Path) -> list[Record]:
     if not isinstance(items, list) or not items:
         raise DataError(f"{path}: is {kind(items)}; expected a list of items with image, caption")
     captions: dict[str, list[tuple[int, str]]] = {}
-    ids: dict[str, int] = {}
+    ids: dict[str, int | None] = {}
+    firsts: dict[str, str] = {}
     number = 0
     for place, item in enumerate(items):
         where = f"{path}: [{place}]"
         if not isinstance(item, dict):
             raise DataError(f"{where}: expected an object, found {kind(item)}")
         image = text_in(where, item, "image")
-        ids.setdefault(image, _image_id(item, image, len(ids)))
+        ids.setdefault(image, _image_id(item, image))
+        firsts.setdefault(image, where)
         for caption in _captions(where, item):
             captions.setdefault(image, []).append((number, caption))
             number += 1
-    return [
-        Record(ids[image], image, tuple(t for _, t in own), tuple(n for n, _ in own))
-        for image, own in captions.items()
+    records = [
+        _record(image, ids[image], place, own)
+        for place, (image, own) in enumerate(captions.items())
     ]
+    require_apart((firsts[str(record.image)], "", record) for record in records)
+    return records
+
+
+def _record(image: str, own_id: int | None, place: int, captions: list[tuple[int, str]]) -> Record:
+    """The ``place``-th image, whose id is its place where it has none."""
+    texts, numbers = tuple(text for _, text in captions), tuple(number for number, _ in captions)
+    if own_id is None:
+        return Record(place, image, texts, numbers, {NUMBERED: True})
+    return Record(own_id, image, texts, numbers)
 
 
 def _captions(where: str, item: dict[str, Any]) -> list[str]:
@@ -93,10 +105,10 @@ def _captions(where: str, item: dict[str, Any]) -> list[str]:
     return captions
 
 
-def _image_id(item: dict[str, Any], image: str, default: int) -> int:
-    """COCO's id, which the file's name ends with; the item's, if it is a number; a running one."""
+def _image_id(item: dict[str, Any], image: str) -> int | None:
+    """COCO's id, which the file's name ends with; the item's, if it is a number."""
     own = item.get("image_id")
     named = coco_id(image)
     if named is not None:
         return named
-    return own if isinstance(own, int) and not isinstance(own, bool) else default
+    return own if isinstance(own, int) and not isinstance(own, bool) else None

@@ -1,7 +1,7 @@
 """What a split holds, in a few lines and sixteen hex digits: logged with every run.
 
-The digits are a hash of ids, captions, names and sizes of the pictures, and of some region rows;
-never of where the files lie. Equal digits: the same records. It opens no picture.
+The digits are a hash of ids, captions, second texts, names and sizes of the pictures, and of some
+region rows; never of where the files lie. Equal digits: the same records. It opens no picture.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ def content_hash(split: Split) -> str:
     else:
         for line in _lines(split.records):
             digest.update(line)
+    own = split.records.second if isinstance(split.records, Samples) else None
+    if split.second is not own:  # from a table, or a side file
+        for text in split.second_texts():
+            digest.update(json.dumps(text).encode() + b"\n")
     for array in (split.regions, split.guides):
         if array is not None:
             digest.update(repr((array.shape, array.dtype.str)).encode())

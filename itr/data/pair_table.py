@@ -17,7 +17,7 @@ from typing import Any
 from itr.data.annotations import kind, place_pictures, require_apart
 from itr.data.options import DataConfig
 from itr.data.places import coco_id, find_files, root_of, split_in
-from itr.data.records import Record, Split
+from itr.data.records import NUMBERED, Record, Split
 from itr.data.table_rows import ENDINGS, read_rows
 from itr.errors import ConfigError, DataError
 
@@ -171,6 +171,8 @@ def _record(number: int, image: str, found: Mapping[str, Any]) -> Record:
         named = coco_id(image)
         own = number if named is None else named
     extra = {} if found[SECOND] is None else {SECOND: found[SECOND]}
+    if found["id"] is None and coco_id(image) is None:
+        extra[NUMBERED] = True
     return Record(own, image, tuple(found["texts"]), tuple(found["ids"]), extra)
 
 

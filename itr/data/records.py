@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 OTHER_CAPTION = "other_caption"  # Split.second: another caption of the same image
+NUMBERED = "numbered"  # key of a record's extra: no file gives its image_id, a running number
 
 
 class Slice(NamedTuple):
@@ -73,13 +74,18 @@ class Split:
         """Which shard each image lies in, int64 [N]; None: it is not read from shards."""
         return getattr(self.records, "shards", None)
 
-    def captions(self) -> list[str]:
-        """Every caption, image by image."""
-        texts = getattr(self.records, "texts", None)  # one block where records are made late
-        if texts is not None:
-            return list(texts)
+    @property
+    def texts(self) -> Sequence[str]:
+        """Every caption, image by image; of millions none is copied."""
+        packed = getattr(self.records, "texts", None)  # one block where records are made late
+        if packed is not None:
+            return packed
         return [caption for record in self.records for caption in record.captions]
 
-    def second_texts(self) -> list[str]:
+    def captions(self) -> list[str]:
+        """`texts` as a list."""
+        return list(self.texts)
+
+    def second_texts(self) -> Sequence[str]:
         """The second texts that are not captions anyway."""
-        return [] if self.second is None or self.second == OTHER_CAPTION else list(self.second)
+        return [] if self.second is None or self.second == OTHER_CAPTION else self.second

@@ -10,9 +10,10 @@ from typing import Any, overload
 
 import numpy as np
 
-from itr.data.records import Record, Slice
+from itr.data.records import NUMBERED, Record, Slice
 from itr.data.shard_lists import ShardList
 from itr.data.strings import Strings
+from itr.errors import DataError
 
 VIEWED = 0.5  # share of the samples from which on a part is a view of them
 
@@ -25,6 +26,7 @@ class Samples(Sequence[Record]):
     shards: np.ndarray  # [N] int64: which of the paths a sample lies in
     images: np.ndarray  # [N, 2] int64: where its picture begins, and its bytes
     ids: np.ndarray  # [N] int64
+    given: np.ndarray  # [N] bool: whether a file gives the id
     caption_counts: np.ndarray  # [N] int64
     text_ids: np.ndarray  # [C] int64
     keys: Strings  # [N]
@@ -36,14 +38,17 @@ class Samples(Sequence[Record]):
 
     @classmethod
     def of(cls, paths: Sequence[Path], lists: Sequence[ShardList]) -> Samples:
-        """All samples of the tars ``paths``."""
+        """All samples of the tars ``paths``. Raises DataError for an image id that stands twice."""
         ids = np.concatenate([shard.ids for shard in lists])
+        given = ids >= 0
+        first = ids.max() + 1 if given.any() else 0  # of the running numbers
         text_ids = np.concatenate([shard.text_ids for shard in lists])
-        return cls(
+        samples = cls(
             [str(path) for path in paths],
             np.repeat(np.arange(len(lists)), [len(shard) for shard in lists]),
             np.concatenate([shard.images for shard in lists]),
-            np.where(ids < 0, np.arange(len(ids)), ids),
+            np.where(given, ids, first + np.arange(len(ids))),
+            given,
             np.concatenate([shard.counts for shard in lists]),
             np.where(text_ids < 0, np.arange(len(text_ids)), text_ids),
             *(
@@ -51,6 +56,21 @@ class Samples(Sequence[Record]):
                 for key in ("keys", "names", "texts", "second")
             ),
         )
+        samples._require_apart()
+        return samples
+
+    def _require_apart(self) -> None:
+        """Raise DataError if files give two samples the same image id."""
+        places = np.flatnonzero(self.given)
+        order = places[np.argsort(self.ids[places], kind="stable")]
+        same = np.flatnonzero(np.diff(self.ids[order]) == 0)
+        if same.size:
+            one, other = order[same[0] : same[0] + 2].tolist()
+            raise DataError(
+                f"{self.paths[self.shards[other]]}: image id {self.ids[other]} of sample "
+                f"{self.keys[other]} is that of {self.keys[one]} in "
+                f"{self.paths[self.shards[one]]}, too; every image needs an id of its own"
+            )
 
     def __post_init__(self) -> None:
         starts = np.concatenate([[0], np.cumsum(self.caption_counts)])
@@ -69,6 +89,7 @@ class Samples(Sequence[Record]):
             self.shards[first:last],
             self.images[first:last],
             self.ids[first:last],
+            self.given[first:last],
             self.caption_counts[first:last],
             self.text_ids[texts],
             self.keys[first:last],
@@ -91,6 +112,7 @@ class Samples(Sequence[Record]):
             self.shards[keep],
             self.images[keep],
             self.ids[keep],
+            self.given[keep],
             self.caption_counts[keep],
             self.text_ids[texts],
             self.keys.take(places),
@@ -117,5 +139,6 @@ class Samples(Sequence[Record]):
             image=Slice(self.paths[self.shards[place]], offset, size),
             captions=tuple(self.texts[texts]),
             caption_ids=tuple(self.text_ids[texts].tolist()),
-            extra={"file": self.names[place], "key": self.keys[place]},
+            extra={"file": self.names[place], "key": self.keys[place]}
+            | ({} if self.given[place] else {NUMBERED: True}),
         )

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +24,7 @@ from itr.data.places import coco_id
 from itr.data.records import OTHER_CAPTION, Record, Slice, Split
 from itr.data.table_rows import SEPARATORS
 from itr.data.tar_members import picture_endings
+from itr.errors import DataError
 
 ROWS = 500  # of an arrow file that are in memory at a time
 IMAGES = "images"  # folder of pictures that are written out
@@ -49,11 +50,17 @@ def each(split: Split, what: str) -> Iterator[tuple[Record, str | None]]:
 
 
 def names_of(splits: dict[str, Split]) -> dict[str, list[str]]:
-    """What to call each picture: its path below the folder that holds them all."""
+    """What to call each picture: its path below the folder that holds them all.
+
+    Pictures inside other files, whose names may repeat by split or by file, get the split, and then
+    the file, as folders where they do. Raises DataError for two of one name in one file.
+    """
     files = {
         name: [str(r.extra.get("file") or r.image) for r in split.records]
         for name, split in splits.items()
     }
+    if any(isinstance(r.image, Slice) for split in splits.values() for r in split.records):
+        return _apart(splits, {name: list(map(_inside, own)) for name, own in files.items()})
     whole = [file for own in files.values() for file in own if os.path.isabs(file)]
     base = os.path.commonpath([os.path.dirname(file) for file in whole]) if whole else ""
     return {
@@ -62,6 +69,35 @@ def names_of(splits: dict[str, Split]) -> dict[str, list[str]]:
         ]
         for name, own in files.items()
     }
+
+
+def _apart(splits: dict[str, Split], names: dict[str, list[str]]) -> dict[str, list[str]]:
+    """``names`` of pictures inside other files, made different."""
+    boxes = {part: [Path(r.image.path) for r in split.records] for part, split in splits.items()}  # type: ignore[union-attr]
+    by_split = {part: [f"{part}/{name}" for name in own] for part, own in names.items()}
+    by_box = {
+        part: [f"{part}/{box.stem}/{name}" for box, name in zip(boxes[part], own, strict=True)]
+        for part, own in names.items()
+    }
+    for found in (names, by_split, by_box):
+        twice = repeated(name for own in found.values() for name in own)
+        if twice is None:
+            return found
+    part, box, name = str(twice).split("/", 2)
+    raise DataError(
+        f"{next(path for path in boxes[part] if path.stem == box)}: two pictures of {part} are "
+        f"called {name}, and one would be written over the other; give them names of their own"
+    )
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first of ``names`` that stands twice, whatever its case; None: there is none."""
+    seen: set[str] = set()
+    for name in names:
+        if (known := name.casefold()) in seen:
+            return name
+        seen.add(known)
+    return None
 
 
 def _inside(file: str) -> str:
@@ -76,7 +112,14 @@ def put_picture(record: Record, name: str, folder: Path) -> str:
         return os.path.relpath(str(record.image), folder)
     path = folder / IMAGES / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(read_bytes(record.image))
+    try:
+        with path.open("xb") as file:
+            file.write(read_bytes(record.image))
+    except FileExistsError as error:
+        raise DataError(
+            f"{path}: exists already, and would be written over; name a TARGET in a folder of its "
+            "own"
+        ) from error
     return f"{IMAGES}/{name}"
 
 
@@ -94,8 +137,9 @@ def write_karpathy(target: Path, splits: dict[str, Split], options: Options) -> 
     for part, split in splits.items():
         for (record, _), name in zip(each(split, "writing"), names[part], strict=True):
             folder, file = os.path.split(put_picture(record, name, target.parent))
-            named = coco_id(file)
-            ids = {"imgid": record.image_id} | ({} if named is None else {"cocoid": named})
+            ids = {"imgid": record.image_id}
+            if coco_id(file) == record.image_id:  # else the reader would take another id
+                ids["cocoid"] = record.image_id
             sentences = [
                 {"raw": text, "tokens": text.lower().split(), "imgid": record.image_id, "sentid": n}
                 for text, n in zip(record.captions, record.caption_ids, strict=True)
@@ -159,6 +203,7 @@ def write_arrow(target: Path, splits: dict[str, Split], options: Options) -> lis
 
     target.mkdir(parents=True)
     names = names_of(splits)
+    short = repeated(os.path.basename(name) for own in names.values() for name in own) is None
     schema = pa.schema(
         {
             "image": pa.binary(),
@@ -175,7 +220,7 @@ def write_arrow(target: Path, splits: dict[str, Split], options: Options) -> lis
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for (record, _), name in zip(each(split, "writing"), names[part], strict=True):
                 row = {"image": read_bytes(record.image), "caption": list(record.captions)}
-                row |= {"image_id": os.path.basename(name), "split": part}
+                row |= {"image_id": os.path.basename(name) if short else name, "split": part}
                 rows.append(row | {"imgid": record.image_id, "sentids": list(record.caption_ids)})
                 if len(rows) == ROWS:
                     writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))

@@ -12,6 +12,7 @@ from worlds import PARTS, make_items
 from itr.data.__main__ import main
 from itr.data.images import read_bytes
 from itr.data.layouts import DataConfig, open_split
+from itr.data.leaks import check_leaks
 
 TARGETS = {
     "karpathy": "out/dataset_coco.json",
@@ -97,6 +98,49 @@ def test_pictures_of_any_format_go_into_shards_and_back(tmp_path):
         for number, (record, name) in enumerate(zip(found.records, kinds, strict=True)):
             assert record.captions == (f"picture {number}",)
             assert read_bytes(record.image) == (tmp_path / name).read_bytes()
+
+
+@pytest.mark.parametrize("target", ["karpathy", "table", "arrow", "shards"])
+@pytest.mark.parametrize("tars", ["a split", "a tar"])
+def test_pictures_of_one_name_are_all_written(tmp_path, target, tars):
+    """Keys that begin anew in each split, or in each tar."""
+    items = make_items((4, 2, 2))
+    for part in PARTS:
+        own = [item for item in items if item.part == part]
+        size = len(own) if tars == "a split" else 1
+        for tar in range(len(own) // size):
+            members = []
+            for key, item in enumerate(own[tar * size : (tar + 1) * size]):
+                members += [
+                    (f"{key:06d}.jpg", item.jpeg),
+                    (f"{key:06d}.txt", item.captions[0].encode()),
+                ]
+            worlds.write_tar(tmp_path / "wds" / part / f"{tar:05d}.tar", members)
+    path = tmp_path / TARGETS[target]
+    convert(tmp_path / "wds", path)
+    found = seen(config(path, target), ids=False)
+    opened = {part: open_split(config(path, target), part, "pixels") for part in PARTS}
+    check_leaks(opened)
+    for part, rows in found.items():
+        own = [item for item in items if item.part == part]
+        assert [row[2:] for row in rows] == [((i.captions[0],), i.jpeg) for i in own]
+
+
+def test_nothing_is_written_over(tmp_path, capsys):
+    worlds.write("shards", tmp_path / "begin", make_items())
+    there = tmp_path / "out" / "images" / make_items()[0].file
+    there.parent.mkdir(parents=True)
+    there.write_bytes(b"mine")
+    convert(tmp_path / "begin", tmp_path / TARGETS["karpathy"], fails=True)
+    assert "exists already, and would be written over" in capsys.readouterr().err
+    assert there.read_bytes() == b"mine"
+    same = [(f"deep/{n}/000000.{end}", data) for n in range(2) for end, data in
+            (("jpg", make_items()[n].jpeg), ("txt", b"a"))]  # fmt: skip
+    worlds.write_tar(tmp_path / "twice" / "0.tar", same)
+    convert(tmp_path / "twice", tmp_path / "pairs.csv", fails=True)
+    assert "two pictures of train are called 000000.jpg" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_regions_there_and_back(tmp_path, capsys):

@@ -168,6 +168,28 @@ def test_the_hash_is_of_the_content_and_not_of_the_place(tmp_path):
     assert hashed(tmp_path / "t") == first
 
 
+def test_the_hash_is_of_second_texts_too(tmp_path):
+    def hashed(root, **options):
+        data = DataConfig("coco", str(root), cache=str(tmp_path / "cache"), **options)
+        return content_hash(open_split(data, "train", "pixels", second=True))
+
+    items = worlds.make_items()
+    path = tmp_path / "blip.json"
+    for layout in ("karpathy", "shards"):
+        worlds.write(layout, tmp_path / layout, items)
+        found = []
+        for word in ("bright", "bright", "dark"):
+            path.write_text(json.dumps({str(i.cocoid): f"a {word} {i.number}" for i in items}))
+            found.append(hashed(tmp_path / layout, second_text=str(path), layout=layout))
+        assert found[0] == found[1] != found[2]
+        assert hashed(tmp_path / layout, layout=layout, second_text="other_caption") not in found
+    table = worlds.write_table(tmp_path / "table", items)
+    first = hashed(table.parent, layout="table")
+    assert hashed(table.parent, layout="table") == first
+    table.write_text(table.read_text("utf-8-sig").replace("a picture of", "no picture of", 1))
+    assert hashed(table.parent, layout="table") != first
+
+
 def test_a_run_goes_on_with_its_own_data_only(tmp_path):
     began = {"train": {"hash": "a", "source": "x.json"}, "val": {"hash": "b", "source": "y.json"}}
     keep_manifest(tmp_path / "run", began)

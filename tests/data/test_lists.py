@@ -68,6 +68,11 @@ def test_coco_ids_come_from_the_file_names(tmp_path):
         ('[{"image": "0.jpg", "caption": []}]', "'caption' is an empty list"),
         ('[{"image": "0.jpg", "caption": "a"}]', "1 of 1 pictures are not below.*data.images"),
         ('[{"image": "0.j', "no complete JSON"),
+        (
+            '[{"image": "0.jpg", "caption": "a", "image_id": 7}, '
+            '{"image": "1.jpg", "caption": "b", "image_id": 7}]',
+            r"\[1\] .1.jpg.: image id 7 is that of .*\[0\]",
+        ),
     ],
 )
 def test_lists_that_cannot_be_used(tmp_path, content, word):

@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import worlds
 from pictures import entry, write_karpathy
@@ -151,6 +153,80 @@ def test_second_texts_are_joined_by_key_id_or_name(tmp_path, text, name):
     items, split = opened(tmp_path, text, name)
     assert list(split.second) == [item.second for item in items]
     assert split.n_images == 8
+
+
+NUMBERS = {
+    "a key read as a number": ("key", lambda i: i.number),
+    "an image id": ("image_id", lambda i: i.cocoid),
+    "a number in a column of any name": ("id", lambda i: i.number),
+}
+
+
+@pytest.mark.parametrize("column, key", NUMBERS.values(), ids=NUMBERS)
+def test_whole_numbers_are_keys_or_ids_as_the_column_says(tmp_path, column, key):
+    """As pandas writes them, "000003" is 3: the key of one sample, and here the id of another."""
+    items = worlds.make_items((8, 2, 2))
+    ids = {item.number: (item.number + 3) % 8 for item in items}  # of each its own
+    if column == "id":
+        ids = {item.number: 1000 + item.number for item in items}
+    root, path = tmp_path / "wds" / "train", tmp_path / "side.parquet"
+    members = []
+    for item in items[:8]:
+        meta = {"image_id": ids[item.number]}
+        members += [
+            (f"{item.number:06d}.jpg", item.jpeg),
+            (f"{item.number:06d}.txt", item.captions[0].encode()),
+            (f"{item.number:06d}.json", json.dumps(meta).encode()),
+        ]
+    worlds.write_tar(root / "0.tar", members)
+    keys = [ids[i.number] if column == "image_id" else key(i) for i in items[:8]]
+    pq.write_table(pa.table({column: keys, "caption": [i.second for i in items[:8]]}), path)
+    data = DataConfig("yfcc", str(tmp_path), second_text=str(path), cache=str(tmp_path / "cache"))
+    split = open_split(data, "train", "pixels", second=True)
+    assert list(split.second) == [item.second for item in items[:8]]
+    if column == "id":
+        return
+    pq.write_table(pa.table({"id": keys, "caption": [i.second for i in items[:8]]}), path)
+    with pytest.raises(DataError, match="the image id of one image and the key of another"):
+        open_split(data, "train", "pixels", second=True)
+
+
+def test_an_id_that_no_file_gives_is_no_name(tmp_path):
+    """Keys from another part of the set would else be running numbers of these samples."""
+    members = []
+    for item in worlds.make_items((6, 0, 0)):
+        key = f"{10 + item.number:06d}"
+        members += [(f"{key}.jpg", item.jpeg), (f"{key}.txt", item.captions[0].encode())]
+    worlds.write_tar(tmp_path / "0.tar", members)
+    path = tmp_path / "side.json"
+    data = DataConfig("yfcc", str(tmp_path), second_text=str(path), cache=str(tmp_path / "cache"))
+    path.write_text(json.dumps({str(n): f"text {n}" for n in range(6)}))
+    with pytest.raises(DataError, match="no caption for 6 of 6 images"):
+        open_split(data, "train", "pixels", second=True)
+    path.write_text(json.dumps({str(10 + n): f"text {n}" for n in range(6)}))
+    split = open_split(data, "train", "pixels", second=True)
+    assert list(split.second) == [f"text {n}" for n in range(6)]
+    table = tmp_path / "set"
+    worlds.write_pictures(table, worlds.make_items((2, 0, 0)))
+    for number, file in enumerate(sorted(table.iterdir())):
+        file.rename(table / f"{number}.jpg")
+    (table / "pairs.csv").write_text("image,caption\n0.jpg,a\n1.jpg,b\n")
+    path.write_text('{"0": "a", "1": "b"}')
+    data = DataConfig("mine", str(table), second_text=str(path), layout="table")
+    with pytest.raises(DataError, match=r"no caption for 2 of 2 images \(files 0.jpg, 1.jpg\)"):
+        open_split(data, "train", "pixels", second=True)
+
+
+def test_a_key_of_several_samples_is_refused(tmp_path):
+    items = worlds.make_items((2, 0, 0))
+    for tar, item in enumerate(items):
+        members = [("000000.jpg", item.jpeg), ("000000.txt", item.captions[0].encode())]
+        worlds.write_tar(tmp_path / f"{tar}.tar", members)
+    (tmp_path / "side.json").write_text('{"000000": "a thing"}')
+    data = DataConfig("yfcc", str(tmp_path), second_text=str(tmp_path / "side.json"))
+    data.cache = str(tmp_path / "cache")
+    with pytest.raises(DataError, match=r"'000000' fits 2 images \(0.tar: key 000000, 1.tar: key"):
+        open_split(data, "train", "pixels", second=True)
 
 
 def test_samples_that_a_side_file_leaves_out_are_counted(tmp_path):

@@ -116,6 +116,18 @@ def test_shards_are_named_in_several_ways(tmp_path):
         find_shards(str(tmp_path))
 
 
+def test_an_image_id_that_stands_twice_is_refused(tmp_path):
+    folder = write_shards(tmp_path)
+    samples = {"000011": member(11, json='{"image_id": 7, "synthetic_caption": "a"}')}
+    write_tar(folder / "00003.tar", samples)
+    words = r"00003.tar: image id 7 of sample 000011 is that of 000001 in .*00000.tar"
+    with pytest.raises(DataError, match=words):
+        opened(tmp_path)
+    samples = {"000011": member(11, json='{"synthetic_caption": "a"}')}
+    write_tar(folder / "00003.tar", samples)
+    assert opened(tmp_path).records[12].image_id > 77  # no file gives one: that of no other
+
+
 BROKEN = {
     "no picture": {"jpg": None},
     "an empty picture": {"jpg": b""},
