@@ -6,6 +6,7 @@ import pytest
 import worlds
 from worlds import make_items
 
+from itr.data import leaks
 from itr.data.layouts import DataConfig, open_split
 from itr.data.leaks import check_leaks
 from itr.errors import DataError
@@ -24,9 +25,6 @@ def test_a_picture_in_two_files_is_named(tmp_path, layout):
     worlds.write(layout, tmp_path / "apart", items)
     worlds.write(layout, tmp_path / "leaking", [*items, moved])
     splits = {"train": "train", "val": "dev", "test": "testall"}
-    if layout == "coco":  # there the folders differ: the doctor compares what is in them
-        check_leaks(opened(tmp_path / "leaking", layout=layout, splits=splits))
-        return
     check_leaks(opened(tmp_path / "apart", layout=layout, splits=splits))
     with pytest.raises(DataError, match=rf"1 of 4 pictures of .*\(val\).*{items[1].file}"):
         check_leaks(opened(tmp_path / "leaking", layout=layout, splits=splits))
@@ -40,9 +38,30 @@ def test_what_is_joined_on_purpose_is_noted(tmp_path):
     assert splits["test"].notes == splits["train"].notes == ()
 
 
-def test_shards_never_overlap(tmp_path):
-    worlds.write("shards", tmp_path, make_items())
-    check_leaks(opened(tmp_path, layout="shards"))
+@pytest.mark.parametrize("layout", ["coco", "shards"])
+def test_one_name_or_id_of_two_pictures_is_no_leak(tmp_path, layout):
+    items = make_items()
+    jpeg = make_items((20, 0, 0))[19].jpeg  # which is in no split
+    other = worlds.Item(items[1].number, "val", items[1].captions, jpeg, "a")
+    worlds.write(layout, tmp_path, [*items, other])
+    check_leaks(opened(tmp_path, layout=layout, splits={"train": "train", "val": "val"}))
+
+
+@pytest.mark.parametrize("read", [2000, 3])
+def test_a_picture_in_two_folders_of_tars_is_named(tmp_path, monkeypatch, read):
+    """Under another key and id; where too many have its size, its text has to be the same."""
+    items = make_items()
+    copied = worlds.Item(77, "val", items[1].captions, items[1].jpeg, "a")
+    worlds.write("shards", tmp_path, [*items, copied])
+    monkeypatch.setattr(leaks, "READ", read)
+    with pytest.raises(DataError, match=r"1 of 4 pictures of .*\(val\).*0000.*tar: 000077"):
+        check_leaks(opened(tmp_path, layout="shards"))
+
+
+def test_parts_of_the_same_tars_never_overlap(tmp_path):
+    worlds.write("shards", tmp_path, make_items((8, 0, 0)))
+    shards = str(tmp_path / "wds" / "train" / "*.tar")
+    check_leaks(opened(tmp_path, shards=shards, held_out=2))
 
 
 def test_captions_of_any_kind_are_kept(tmp_path):
