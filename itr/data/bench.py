@@ -105,8 +105,8 @@ def make_loader(
     split: Split, view: View, cache: str, batch_size: int, workers: int = 0
 ) -> TrainLoader:
     """The loader that training would have, on a CPU."""
-    tokenizer = open_tokenizer(view, [*split.captions(), *split.second_texts()])
-    table = build_table(tokenizer, split.captions(), view.text, cache)
+    tokenizer = open_tokenizer(view, itertools.chain(split.texts, split.second_texts()))
+    table = build_table(tokenizer, split.texts, view.text, cache)
     second = open_second(split, view, tokenizer, cache)
     return TrainLoader(split, view, table, tokenizer, batch_size, 0, workers=workers, second=second)
 

@@ -53,7 +53,8 @@ class Strings(Sequence[str]):
         return Strings(used, self.offsets - self.offsets[0])
 
     def __iter__(self) -> Iterator[str]:
-        data, offsets = self.block.tobytes(), self.offsets.tolist()
+        first, last = int(self.offsets[0]), int(self.offsets[-1])  # a slice shares the whole block
+        data, offsets = self.block[first:last].tobytes(), (self.offsets - first).tolist()
         return (data[a:b].decode("utf-8") for a, b in itertools.pairwise(offsets))
 
     def __len__(self) -> int:

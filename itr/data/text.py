@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from itr.data.augment import DELETE, KEEP, MASK, RANDOM, augment, fates
 from itr.data.pipelines import SPECIALS
@@ -29,8 +29,9 @@ __all__ = [
 FROM_CAPTIONS = {"clip-from-captions": "clip", "roberta-from-captions": "roberta"}
 
 
-def open_tokenizer(view: View, captions: Sequence[str]) -> Tokenizer:
-    """The tokenizer that ``view.tokenizer`` names; some are learnt from ``captions`` (training).
+def open_tokenizer(view: View, captions: Iterable[str]) -> Tokenizer:
+    """The tokenizer that ``view.tokenizer`` names; some are learnt from ``captions`` (training),
+    which the others do not ask for.
 
     Raises ConfigError when it cannot be found or used.
     """

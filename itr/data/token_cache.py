@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from itr.data.kept import keep
 from itr.data.table import TokenTable
-from itr.data.tokenizer import Tokenizer
+from itr.data.tokenizer import Tokenizer, chunks
 from itr.view import TextView
 
 log = logging.getLogger(__name__)
@@ -34,13 +33,23 @@ def build_table(
             [2, tokenizer.fingerprint, view.cleaner, view.prompt, view.max_length, view.end]
         ).encode()
     )
-    key.update(json.dumps(list(captions)).encode())
+    for part in _as_json(captions):
+        key.update(part)
     path = Path(cache_dir) / f"tokens-{key.hexdigest()[:32]}.npz"
     table = _read_table(path, len(captions), tokenizer.pad_id)
     if table is None:
         table = tokenizer.tokenize(captions, view)
-        _write_table(path, table)
+        arrays = {"flat": table.flat, "words": table.words, "offsets": table.offsets}
+        keep(path, lambda file: np.savez(file, **arrays), "token ids")  # type: ignore[arg-type]
     return table
+
+
+def _as_json(captions: Sequence[str]) -> Iterator[bytes]:
+    """What ``json.dumps`` makes of the list of ``captions``, in pieces: they may be millions."""
+    yield b"["
+    for number, part in enumerate(chunks(captions)):
+        yield (b", " if number else b"") + json.dumps(part)[1:-1].encode()
+    yield b"]"
 
 
 def _read_table(path: Path, n_captions: int, pad: int) -> TokenTable | None:
@@ -55,18 +64,3 @@ def _read_table(path: Path, n_captions: int, pad: int) -> TokenTable | None:
         pass
     log.warning("%s: damaged; made again", path)
     return None
-
-
-def _write_table(path: Path, table: TokenTable) -> None:
-    """Written under a temporary name, then renamed: two jobs may do so at once."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            try:
-                np.savez(file, flat=table.flat, words=table.words, offsets=table.offsets)
-                file.close()
-                os.replace(file.name, path)
-            finally:
-                Path(file.name).unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("%s: token ids are not kept (%s)", path, error)

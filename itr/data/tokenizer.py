@@ -6,7 +6,8 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,14 @@ from itr.data.tokenizer_files import BytePairFiles, read_files
 from itr.errors import CheckpointError, ConfigError
 from itr.instantiate import nearest
 from itr.view import TextView
+
+CHUNK = 100_000  # captions that are tokenised at a time
+
+
+def chunks(captions: Sequence[str]) -> Iterator[list[str]]:
+    """``captions``, which may be millions in one block, a list of `CHUNK` at a time."""
+    for first in range(0, len(captions), CHUNK):
+        yield list(captions[first : first + CHUNK])
 
 
 class Tokenizer:
@@ -126,19 +135,19 @@ class Tokenizer:
         room = None if view.max_length is None else view.max_length - around
         # Said here, the library does not warn when a data loader forks its workers.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        encoded = self._fast.encode_batch(
-            [clean(view.prompt + caption) for caption in captions], add_special_tokens=False
-        )
-        ids, words = [], []
-        offsets = np.zeros(len(captions) + 1, dtype=np.int64)
-        for number, encoding in enumerate(encoded):
-            pieces = encoding.ids[:room]
-            ids += [self.cls_id, *pieces, *last]
-            words += [-1, *encoding.word_ids[:room], *([-1] * len(last))]
-            offsets[number + 1] = offsets[number] + len(pieces) + around
-        return TokenTable(
-            np.array(ids, np.int32), np.array(words, np.int32), offsets, pad=self.pad_id
-        )
+        # Of millions of captions only the arrays are kept: as Python's numbers they take 16 times
+        # as much.
+        ids, words, lengths = array("i"), array("i"), array("q")
+        for part in chunks(captions):
+            cleaned = [clean(view.prompt + caption) for caption in part]
+            for encoding in self._fast.encode_batch(cleaned, add_special_tokens=False):
+                pieces = encoding.ids[:room]
+                ids.extend((self.cls_id, *pieces, *last))
+                words.extend((-1, *encoding.word_ids[:room], *([-1] * len(last))))
+                lengths.append(len(pieces) + around)
+        offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return TokenTable(np.asarray(ids), np.asarray(words), offsets, pad=self.pad_id)
 
 
 class BytePairs(Tokenizer):

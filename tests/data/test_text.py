@@ -1,5 +1,6 @@
 """Tokenizer, cache and augmentation, against literal second implementations."""
 
+import hashlib
 import json
 import random
 import subprocess
@@ -12,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
+from itr.data import tokenizer as tokenizer_module
+from itr.data.strings import Strings
 from itr.data.text import SPECIALS, Tokenizer, augment, build_table
 from itr.errors import CheckpointError, ConfigError
 from itr.view import CaptionAugment, TextView
@@ -263,6 +266,21 @@ def test_cache_is_read_and_keyed_by_all_that_matters(tmp_path, tokenizer, monkey
     for arguments in others:
         assert same(build_table(*arguments, tmp_path), arguments[0].tokenize(*arguments[1:]))
     assert len(list(tmp_path.iterdir())) == 1 + len(others)  # and nothing temporary is left
+
+
+def test_pieces_of_captions_give_the_same_ids_and_the_same_file(tmp_path, tokenizer, monkeypatch):
+    """Millions are tokenised, and named, piece by piece; as they were at once."""
+    whole = tokenizer.tokenize(CAPTIONS, TextView())
+    cached = json.dumps([2, tokenizer.fingerprint, "none", "", None, True])
+    named = hashlib.sha256(cached.encode() + json.dumps(CAPTIONS).encode()).hexdigest()[:32]
+    for size in (1, 2, 100_000):
+        with monkeypatch.context() as patch:
+            patch.setattr(tokenizer_module, "CHUNK", size)
+            for captions in (CAPTIONS, Strings.of(["before", *CAPTIONS, "after"])[1:-1]):
+                assert same(tokenizer.tokenize(captions, TextView()), whole)
+                assert same(build_table(tokenizer, captions, TextView(), tmp_path), whole)
+    assert [path.name for path in tmp_path.iterdir()] == [f"tokens-{named}.npz"]
+    assert len(build_table(tokenizer, [], TextView(), tmp_path)) == 0
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
