@@ -47,7 +47,7 @@ class TrainerConfig:
 class RuntimeConfig:
     """What a machine has; nothing here changes the numbers."""
 
-    workers: int = 0  # threads that put batches together ahead of time
+    workers: int | str = "auto"  # threads that put batches together ahead of time
     resident: str | None = None  # fp16 or fp32: the training regions are kept on the device
     threads: int | None = None  # CPU threads of torch; None: torch's own choice
     eval_batch_size: int = 128
@@ -104,6 +104,12 @@ class TrainConfig:
     ties: str = "pessimistic"
 
 
+def check_workers(workers: int | str) -> None:
+    """Raise ConfigError unless ``runtime.workers`` is a number of threads or ``auto``."""
+    if workers != "auto" and (isinstance(workers, str) or workers < 0):
+        raise ConfigError(f"runtime.workers={workers}: expected auto, or 0 or more threads")
+
+
 def check_config(values: Mapping[str, Any]) -> TrainConfig:
     """The configuration as an object. Raises ConfigError naming every key that is wrong."""
     config: TrainConfig = check(values, TrainConfig, "")
@@ -116,6 +122,7 @@ def check_config(values: Mapping[str, Any]) -> TrainConfig:
         if found not in known:
             names = ", ".join(str(name) for name in known)
             raise ConfigError(f"{key}: '{found}' is unknown; expected one of {names}")
+    check_workers(config.runtime.workers)
     if config.trainer.bucket < 0:
         raise ConfigError(f"trainer.bucket={config.trainer.bucket}: expected 0 (off) or more")
     for key, number in (

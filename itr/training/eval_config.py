@@ -7,7 +7,7 @@ from typing import Any
 
 from itr.errors import ConfigError
 from itr.evaluation.hubness import HubnessConfig, check_hubness
-from itr.training.config import PRECISIONS, TIES, RuntimeConfig, TaskConfig
+from itr.training.config import PRECISIONS, TIES, RuntimeConfig, TaskConfig, check_workers
 
 
 @dataclass
@@ -51,6 +51,7 @@ class EvalConfig:
 
 def check_options(config: EvalConfig) -> None:
     """Raises ConfigError for values and combinations that make no sense."""
+    check_workers(config.runtime.workers)
     for key, value, known in (
         ("precision", config.precision, PRECISIONS),
         ("ties", config.ties, TIES),

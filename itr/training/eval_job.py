@@ -33,6 +33,7 @@ from itr.training.common import keep_queries, pick_device, pick_precision, prepa
 from itr.training.eval_config import EvalConfig, check_options
 from itr.training.loading import Loaded, load_checkpoint
 from itr.training.progress import Display, close_log, open_log
+from itr.training.setup import pick_workers
 from itr.training.zeroshot_job import classify
 
 log = logging.getLogger("itr")
@@ -266,13 +267,13 @@ def make_evaluator(
     return Evaluator(
         split,
         model.view,
-        build_table(tokenizer, split.captions(), model.view.text_eval, Path(data.cache)),
+        build_table(tokenizer, split.texts, model.view.text_eval, Path(data.cache)),
         protocols=["full"] if bank else data.protocols,
         batch_size=config.runtime.eval_batch_size,
         ties=config.ties or loaded.ties,
         device=device,
         precision=pick_precision(config.precision or loaded.precision, device),
         strict=config.protocol is not None and not bank,
-        workers=config.runtime.workers,
+        workers=pick_workers(config.runtime.workers, split, device),
         rerank=check({**loaded.rerank, **given}, RerankConfig, "rerank"),
     )

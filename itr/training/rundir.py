@@ -47,6 +47,10 @@ NOT_IDENTITY = (
     "data.images",
     "data.cache",
 )
+# Of these the file's own name counts, not the folder it lies in: what is in it is in the hash of
+# the data, which a run that goes on compares.
+FILES = ("data.train", "data.val", "data.test", "data.second_text", "data.noise_file")
+SHARDS = "data.shards"  # the name of a pattern of tars; a folder of them is like data.root
 PACKAGES = (
     "torch",
     "torchvision",
@@ -64,7 +68,7 @@ PACKAGES = (
 
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` as flat ``key -> value`` without what `NOT_IDENTITY` names."""
+    """``values`` as flat ``key -> value`` without what `NOT_IDENTITY` names; `FILES` by name."""
     flat: dict[str, Any] = {}
 
     def walk(node: Any, prefix: str) -> None:
@@ -74,6 +78,10 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
                 continue
             if isinstance(value, Mapping) and value:
                 walk(value, f"{path}.")
+            elif path in FILES and value is not None:
+                flat[path] = Path(value).name
+            elif path == SHARDS and value is not None:
+                flat[path] = Path(value).name if str(value).endswith(".tar") else None
             else:
                 flat[path] = value
 

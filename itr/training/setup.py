@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import torch
 
 from itr import parallel
+from itr.data.records import Split
 from itr.models.base import RetrievalModel
 from itr.nn.batch_norm import across_ranks
 from itr.training.config import TrainConfig
 from itr.training.towers import compile_towers, recompute
 
 SEED_STRIDE = 1_000_003  # between two ranks' seeds
+MOST = 16  # threads of `pick_workers`: each holds a batch of pictures
 
 
 def set_up_torch(config: TrainConfig) -> None:
@@ -27,6 +30,22 @@ def set_up_torch(config: TrainConfig) -> None:
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
     torch.manual_seed(config.seed)
+
+
+def pick_workers(asked: int | str, split: Split, device: torch.device) -> int:
+    """Threads that put batches of ``split`` together ahead of time, on this rank.
+
+    ``auto``: pictures for a GPU are decoded by this rank's share of the cores (at most `MOST`, and
+    no more readers than tars); 0 else: a CPU's cores train, and regions are only copied.
+    """
+    if not isinstance(asked, str):
+        return asked
+    if device.type != "cuda" or split.regions is not None:
+        return 0
+    workers = min(len(os.sched_getaffinity(0)) // parallel.local_world(), MOST)
+    if split.shards is not None:
+        workers = min(workers, len(np.unique(split.shards)) // parallel.world_size())
+    return workers
 
 
 def prepare_model(config: TrainConfig, model: RetrievalModel) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from itr.training.common import keep_queries, pick_device, pick_precision, prepa
 from itr.training.config import TrainConfig, check_config
 from itr.training.progress import Display, close_log, log, open_log
 from itr.training.ranks import launch
-from itr.training.setup import prepare_model, set_up_torch
+from itr.training.setup import pick_workers, prepare_model, set_up_torch
 from itr.training.silent import SilentTracker
 from itr.training.start import start_from, stored_tokenizer
 from itr.training.trainer import Trainer
@@ -121,7 +122,7 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     second = splits["train"].second_texts() if wants_second else []
     init = config.model.get("init")
     tokenizer = stored_tokenizer(init) or open_tokenizer(
-        view, [*splits["train"].captions(), *second]
+        view, itertools.chain(splits["train"].texts, second)
     )
     facts = Facts(
         tokenizer.vocabulary_size, mask_id=tokenizer.mask_id, **_region_shape(splits["train"])
@@ -133,7 +134,7 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     view = model.view  # pre-trained weights may have fewer positions than was thought
 
     def table(name: str, text: TextView) -> TokenTable:
-        return build_table(tokenizer, splits[name].captions(), text, Path(data.cache))
+        return build_table(tokenizer, splits[name].texts, text, Path(data.cache))
 
     broken = broken_pictures(splits["train"], data.cache)
     runtime = config.runtime
@@ -147,7 +148,7 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
         tokenizer,
         config.batch_size,
         config.seed,
-        workers=config.runtime.workers,
+        workers=pick_workers(runtime.workers, splits["train"], device),
         rank=parallel.rank(),
         world=parallel.world_size(),
         pin_memory=device.type == "cuda",
@@ -167,7 +168,7 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
             ties=config.ties,
             device=device,
             precision=precision,
-            workers=config.runtime.workers,
+            workers=pick_workers(runtime.workers, splits[name], device),
             rerank=config.rerank,
         )
         for name in names[1:]

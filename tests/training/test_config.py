@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+import os
 
+import numpy as np
+import pytest
+import torch
+
+from itr.data.records import Record, Split
+from itr.data.samples import Samples
+from itr.data.strings import Strings
 from itr.errors import ConfigError
-from itr.training.config import check_config
+from itr.training.config import check_config, check_workers
 from itr.training.rundir import config_hash, identity
+from itr.training.setup import MOST, pick_workers
 from tests.conftest import CONF, compose
 
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
@@ -84,3 +92,38 @@ def test_the_hash_names_what_decides_the_numbers_and_nothing_else() -> None:
     for other in ("seed=1", "model.graph.topk=3", "loss=infonce", "batch_size=8"):
         assert config_hash(compose("train", [other])) != base, other
     assert "runtime.workers" not in identity(compose("train", []))
+
+
+def test_files_that_were_moved_are_the_same_run_and_other_files_another() -> None:
+    def hashed(key: str, value: str | None) -> str:
+        values = compose("train", [])
+        values["data"][key] = value
+        return config_hash(values)
+
+    for key in ("shards", "train", "val", "test", "second_text", "noise_file"):
+        assert hashed(key, "/a/b/x.tar") == hashed(key, "/c/x.tar") != hashed(key, "/c/y.tar")
+    assert hashed("shards", "/a/wds") == hashed("shards", "/b/tars") == hashed("shards", None)
+    assert hashed("second_text", "other_caption") != hashed("second_text", None)
+
+
+def test_workers_of_their_own_accord() -> None:
+    """On a GPU pictures get the cores of the rank, and no more readers than there are tars."""
+    cores = min(len(os.sched_getaffinity(0)), MOST)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    record = Record(0, "a.jpg", ("a",), (0,))
+    pictures = Split("train", "karpathy", [record])
+    regions = Split("train", "precomp", [record], regions=np.zeros((1, 2, 3), np.float32))
+    assert pick_workers("auto", pictures, cuda) == cores
+    assert pick_workers("auto", pictures, cpu) == pick_workers("auto", regions, cuda) == 0
+    assert [pick_workers(3, pictures, cpu), pick_workers(0, pictures, cuda)] == [3, 0]
+    none = Strings.of([""])
+    one = np.zeros(1, np.int64)
+    samples = Samples(
+        ["a.tar"], one, np.zeros((1, 2), np.int64), one, one > 0, one + 1, one, *[none] * 4
+    )
+    assert pick_workers("auto", Split("train", "shards", samples), cuda) == 1
+    for wrong in ("many", -1):
+        with pytest.raises(ConfigError, match=f"runtime.workers={wrong}: expected auto"):
+            check_workers(wrong)
+    assert compose("train", [])["runtime"]["workers"] == "auto"
+    assert check_config(compose("train", ["runtime.workers=3"])).runtime.workers == 3
