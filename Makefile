@@ -34,7 +34,7 @@ ifneq ($(GOLDEN_ELSEWHERE),)
 	$(BIN)/python -m pytest tests/parity --golden $(GOLDEN_ELSEWHERE)
 endif
 
-soak: setup-test ## kill, hang, interrupt and resume runs for an hour
+soak: setup-test ## kill, hang, interrupt, resume for an hour; ITR_CLIPART=DIR: real pictures, too
 	$(BIN)/python -m pytest tests -m soak
 
 parity: setup-test ## only the proof against the authors' numbers

@@ -4,7 +4,6 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import worlds
 from worlds import PARTS, PIXEL_LAYOUTS, make_items
@@ -14,7 +13,6 @@ from itr.data.layouts import DataConfig, open_split, places_in
 from itr.errors import ConfigError, DataError
 
 COCO_SPLITS = {"train": "train", "val": "dev", "test": "testall"}
-CLIPART = os.environ.get("ITR_CLIPART")  # a folder with the same set in every layout
 
 
 def config(root, name="coco", **options):
@@ -335,28 +333,3 @@ def test_images_of_an_unknown_split_are_told(tmp_path):
     path.write_text(path.read_text().replace('"split": "test"', '"split": "tset"', 1))
     split = open_split(config(tmp_path), "train", "pixels")
     assert any("tset (1 images)" in note for note in split.notes)
-
-
-# The set in its real layouts, where its folder is named
-
-
-@pytest.mark.skipif(CLIPART is None, reason="ITR_CLIPART names no folder")
-def test_a_real_set_is_the_same_in_all_its_layouts():
-    root = Path(str(CLIPART))
-    data = DataConfig("openclipart", str(root))
-    assert set(places_in(data)) == {"precomp", "karpathy", "lists", "coco", "arrow", "shards"}
-    for part in PARTS:
-        found = {}
-        for layout in ("karpathy", "lists", "coco", "arrow"):
-            split = open_split(DataConfig("openclipart", str(root), layout=layout), part, "pixels")
-            found[layout] = seen(split, ids=False)
-        first = sorted(found["karpathy"], key=lambda row: row[1:])
-        for layout, rows in found.items():
-            assert sorted(rows, key=lambda row: row[1:]) == first, layout
-        names = {"train": "train", "val": "dev", "test": "testall"}
-        regions = open_split(DataConfig("openclipart", str(root), splits=names), part, "regions")
-        pixels = open_split(DataConfig("openclipart", str(root)), part, "pixels")
-        captions = {Path(str(r.image)).name: r.captions for r in pixels.records}
-        for record in regions.records:  # its five lines repeat where there are fewer captions
-            assert set(record.captions) <= set(captions[record.extra["file"]])
-        assert len(np.unique([r.image_id for r in regions.records])) == regions.n_images
