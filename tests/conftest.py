@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     prepare(folder / "data", train=60, val=20, test=20, seed=0)
     return folder
+
+
+@pytest.fixture
+def in_time() -> Iterator[None]:
+    """A test that hangs fails after five minutes."""
+
+    def stop(number: int, frame: object) -> None:
+        raise TimeoutError("it hangs: five minutes are over")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(300)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

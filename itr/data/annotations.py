@@ -17,9 +17,11 @@ SHOWN = 3  # file names listed in a message
 
 
 def load_json(path: Path) -> Any:
-    """What the file holds. Raises DataError for one that is not UTF-8 or no complete JSON."""
+    """What the file holds. Raises DataError for one that cannot be read, or is no whole JSON."""
     try:
         return json.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except ValueError as error:
@@ -121,3 +123,5 @@ def _names(folder: Path) -> set[str]:
             return {entry.name for entry in entries}
     except (FileNotFoundError, NotADirectoryError):
         return set()
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error

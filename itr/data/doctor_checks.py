@@ -6,7 +6,7 @@ import hashlib
 import io
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -85,27 +85,34 @@ def digest(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) or 1
 
 
-def look(image: int | str | Slice) -> Picture:
+def look(image: int | str | Slice, decoder: str) -> Picture:
     """Read and decode one picture, as training does."""
     name = name_of(image)
     try:
         data = read_bytes(image)
-        decoded = decode(data, name)
+        decoded = decode(data, name, decoder)
     except DataError as error:
         return Picture(0, str(error), (), 0)
     height, width = decoded.shape[-2:]
     return Picture(digest(data), "", tuple(_oddities(data, name)), height * width)
 
 
-def _oddities(data: bytes, name: str) -> Iterable[str]:
-    with Image.open(io.BytesIO(data)) as picture:
-        (short, long), kind = sorted(picture.size), picture.format or ""
-        if picture.mode != "RGB":
-            yield f"mode {picture.mode}"
-        if "transparency" in picture.info:
-            yield "transparency"
-        if picture.getexif().get(EXIF_ORIENTATION, 1) != 1:
-            yield "EXIF orientation (left alone, as the authors' code does)"
+def _oddities(data: bytes, name: str) -> Iterator[str]:
+    """What is unusual about a picture that was decoded."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            (short, long), kind = sorted(picture.size), picture.format or ""
+            if picture.mode != "RGB":
+                yield f"mode {picture.mode}"
+            if "transparency" in picture.info:
+                yield "transparency"
+            yield from _exif(picture)
+    except Image.DecompressionBombError:
+        yield "more pixels than Pillow opens"
+        return
+    except (OSError, SyntaxError, ValueError):
+        yield "a header that Pillow cannot read"
+        return
     ending = name.rpartition(".")[2].lower()
     if ending in ("jpg", "jpeg", "png") and ending.replace("jpg", "jpeg") != kind.lower():
         yield f"{kind} bytes under a name ending in .{ending}"
@@ -113,6 +120,16 @@ def _oddities(data: bytes, name: str) -> Iterable[str]:
         yield f"longer than {LONG_SIDE} times their short side"
     if short < TINY:
         yield f"under {TINY} pixels"
+
+
+def _exif(picture: Image.Image) -> Iterator[str]:
+    try:
+        turned = picture.getexif().get(EXIF_ORIENTATION, 1) != 1
+    except Exception:  # noqa: BLE001  whatever Pillow's parser trips over; pixels need no EXIF
+        yield "EXIF that cannot be read"
+        return
+    if turned:
+        yield "EXIF orientation (left alone, as the authors' code does)"
 
 
 def check_pictures(split: Split, report: Report, workers: int, advance: Advance) -> np.ndarray:
@@ -125,7 +142,9 @@ def check_pictures(split: Split, report: Report, workers: int, advance: Advance)
     with ThreadPoolExecutor(workers) as pool:
         for first in range(0, split.n_images, AHEAD):
             part = [record.image for record in split.records[first : first + AHEAD]]
-            for number, found in enumerate(pool.map(look, part), first):
+            for number, found in enumerate(
+                pool.map(look, part, itertools.repeat(split.decoder)), first
+            ):
                 if found.fault:
                     broken.append(found.fault)
                     continue

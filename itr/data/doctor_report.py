@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 NOTE, WARNING, REFUSED = 0, 1, 2  # the exit code is the highest
+FAILED = 3  # exit code where nothing was found out
 LEVELS = ("note", "warning", "refused")
 MEANING = (
     "clean",
@@ -76,6 +77,8 @@ class Report:
         """The table, the findings (the worst last, where the eye is) and the verdict."""
         for table in self._tables():
             console.print(table)
+        for line in self._feature_lines():
+            console.print(line, soft_wrap=True, highlight=False)
         for finding in sorted(self.findings, key=lambda f: f.level):
             label = f"[{COLOURS[finding.level]}]{LEVELS[finding.level]:>8}[/]"
             where = " ".join(part for part in (finding.layout, finding.split) if part)
@@ -102,6 +105,17 @@ class Report:
                 if split.layout == layout:
                     table.add_row(*_row(split))
             yield table
+
+    def _feature_lines(self) -> Iterator[str]:
+        """One for each array of regions."""
+        for split in self.splits:
+            values = split.statistics
+            if "rows_not_finite" in values:
+                yield (
+                    f"{split.layout} {split.split}: features from {values['min']:.4g} to "
+                    f"{values['max']:.4g}, mean {values['mean']:.4g}, std {values['std']:.4g}, "
+                    f"{100 * values['zeros']:.1f} % zeros"
+                )
 
 
 def _row(split: SplitReport) -> list[str]:

@@ -82,7 +82,9 @@ def _in_tars(train: Split, split: Split) -> list[str]:
     read = {_digest(train.records[number]) for number in alike}
     return [
         f"{PurePath(record.image[0]).name}: {record.extra['key']}"  # type: ignore[index]
-        for record in map(split.records.__getitem__, np.flatnonzero(np.isin(own, found[alike])))
+        for record in (
+            split.records[n] for n in np.flatnonzero(np.isin(own, found[alike])).tolist()
+        )
         if _digest(record) in read
     ]
 

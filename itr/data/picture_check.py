@@ -8,18 +8,24 @@ time of change of every picture.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
 from itr.data.images import JPEG, PNG, decode, name_of, read_bytes
+from itr.data.kept import keep
 from itr.data.records import Slice, Split
 from itr.errors import DataError
+
+log = logging.getLogger(__name__)
 
 THREADS = 8  # they wait for the disk, or decode outside the interpreter's lock
 TAIL = 16  # bytes at the end of a file in which its end mark has to stand
@@ -70,19 +76,19 @@ def left_out(split: Split, broken: dict[int, str]) -> list[str]:
     return [f"{split.source}: {told}: {_listed(broken)}"]
 
 
-Look = Callable[[object], str]
+Look = Callable[[Any, str], str]
 
 
-def _whole(image: object) -> str:
+def _whole(image: Any, decoder: str) -> str:
     """Why a picture cannot be decoded; empty: it can."""
     try:
-        decode(read_bytes(image), name_of(image))  # type: ignore[arg-type]
+        decode(read_bytes(image), name_of(image), decoder)
     except DataError as error:
         return str(error)
     return ""
 
 
-def _ends(image: object) -> str:
+def _ends(image: Any, decoder: str) -> str:
     """As `_whole`, but a picture that begins and ends as it should is believed."""
     try:
         first, path = (image.offset, image.path) if isinstance(image, Slice) else (0, str(image))
@@ -93,21 +99,22 @@ def _ends(image: object) -> str:
             file.seek(max(first, last - TAIL))
             end = file.read(min(TAIL, last - first))
     except OSError:
-        return _whole(image)
+        return _whole(image, decoder)
     known = next((mark for sign, mark in ENDS.items() if start.startswith(sign)), None)
-    return "" if known is not None and known in end else _whole(image)
+    return "" if known is not None and known in end else _whole(image, decoder)
 
 
 def _look(split: Split, look: Look, cache: str | Path | None) -> dict[int, str]:
     """Number of an image -> what is wrong with its picture."""
     places = [record.image for record in split.records]
-    kept = None if cache is None else _kept(places, look.__name__, Path(cache))
-    if kept is not None and kept.is_file():
-        return {int(number): fault for number, fault in json.loads(kept.read_text()).items()}
+    kind = f"{look.__name__} {split.decoder}"
+    kept = None if cache is None else _kept(places, kind, Path(cache))
+    if kept is not None and (known := _read(kept)) is not None:
+        return known
     console = Console(stderr=True)
     with ThreadPoolExecutor(THREADS) as pool:
         faults = track(
-            pool.map(look, places),
+            pool.map(look, places, itertools.repeat(split.decoder)),
             f"looking at the pictures of {split.name}",
             len(places),
             console=console,
@@ -116,11 +123,19 @@ def _look(split: Split, look: Look, cache: str | Path | None) -> dict[int, str]:
         )
         found = {number: fault for number, fault in enumerate(faults) if fault}
     if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(found))
-        os.replace(temporary, kept)
+        keep(kept, lambda file: file.write(json.dumps(found).encode()), "faults of pictures")
     return found
+
+
+def _read(path: Path) -> dict[int, str] | None:
+    """What `_look` kept at ``path``; None: nothing that can be read."""
+    try:
+        return {int(number): str(fault) for number, fault in json.loads(path.read_bytes()).items()}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError):
+        log.warning("%s: damaged; made again", path)
+        return None
 
 
 def _kept(places: Sequence[object], kind: str, cache: Path) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from itr.data.kept import keep
 from itr.data.precomp_ids import read_ids
 from itr.data.records import Record, Split
 from itr.errors import DataError
@@ -154,6 +155,8 @@ def _header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
             version = np.lib.format.read_magic(file)
             shape, fortran, dtype = read[version](file)
             start = file.tell()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, EOFError) as error:
         raise DataError(
             f"{path}: not a .npy file that can be read ({error}); expected what np.save writes"
@@ -178,8 +181,7 @@ def check_split(split: Split, cache_dir: str | Path | None = None) -> None:
     for first, chunk in _chunks(split.regions):
         _require_finite(path, chunk, np.arange(len(chunk)), first)
     if stamp is not None:
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.touch()
+        keep(stamp, lambda file: None, "checked regions")
 
 
 def _stamp(path: Path, cache_dir: str | Path | None) -> Path | None:
@@ -235,7 +237,10 @@ def read_captions(path: Path) -> list[str]:
 
     Raises DataError with the line number for text that is not UTF-8 and for an empty caption.
     """
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         lines = raw.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:

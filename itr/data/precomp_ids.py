@@ -99,7 +99,10 @@ def row_names(folder: Path, split: str, rows: int) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").split()
+    try:
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").split()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     for number, line in enumerate(lines, start=1):
         if not line.isascii() or not line.isdigit():
             raise DataError(f"{path}, line {number}: {line[:20]!r} is no id; expected a number")

@@ -218,6 +218,8 @@ FAULTS = {
     "too much of a tar lost": Fault("shards", header, REFUSED, ("00001.tar", "max_broken")),
     "missing member": Fault("shards", member("jpg", None), WARNED, ("left out: 1 with",),
                             TOLERANT, 7),
+    "missing text member": Fault("shards", member("txt", None), WARNED,
+                                 ("left out: 1 with no .txt",), TOLERANT, 7),
     "bad json in a tar": Fault("shards", member("json", b'{"a": '), WARNED,
                                ("left out: 1 with", "JSON"), TOLERANT, 7),
     "truncated arrow": Fault("arrow", cut("coco_caption_karpathy_val.arrow", 0.5), REFUSED,

@@ -11,6 +11,7 @@ from pictures import encoded, photo
 from PIL import Image
 from test_images import UNUSUAL
 
+from itr.data import doctor
 from itr.data.__main__ import main as door
 from itr.data.doctor import main
 from itr.data.layouts import DataConfig, open_split
@@ -44,7 +45,8 @@ TEXTS = (
 def write_unusual(root):
     """Every kind of picture and text that is odd and yet valid, one to seven captions an image."""
     pictures = {name: make() for name, make in UNUSUAL.items()}
-    pictures |= {"tall": encoded(photo(4, 2000)), "png called jpg": encoded(photo(seed=9), "PNG")}
+    pictures |= {"tall": encoded(photo(4, 2000)), "vast": encoded(photo(120, 100))}
+    pictures |= {"png called jpg": encoded(photo(seed=9), "PNG")}
     images = []
     for number, (name, data) in enumerate(pictures.items()):
         file = f"{number:02d} {name}.jpg"
@@ -59,13 +61,15 @@ def write_unusual(root):
     return images
 
 
-def test_unusual_but_valid_data_is_clean_and_is_trained_on(tmp_path, capsys):
+def test_unusual_but_valid_data_is_clean_and_is_trained_on(tmp_path, capsys, monkeypatch):
     images = write_unusual(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)  # twice as many are a bomb to Pillow
     code, report = report_of(capsys, f"data.root={tmp_path}")
     assert code == 0, notes(report, "refused") + notes(report, "warning")
     said = notes(report)
     for word in ("mode CMYK", "mode L", "mode P", "transparency", "mode I;16", "EXIF", "under 8",
-                 "PNG bytes under a name ending in .jpg", "longer than 16 times"):  # fmt: skip
+                 "PNG bytes under a name ending in .jpg", "longer than 16 times",
+                 "EXIF that cannot be read", "more pixels than Pillow opens"):  # fmt: skip
         assert word in said, said
     train_images = [i for i in images if i["split"] == "train"]
     assert report["splits"][0]["captions"] == sum(len(i["sentences"]) for i in train_images)
@@ -107,6 +111,75 @@ def test_known_counts_are_compared_where_the_set_is_named(tmp_path, capsys):
     assert code == 0 and "known" not in notes(report)
 
 
+def test_scans_own_cuts_are_no_difference(tmp_path, capsys):
+    """Its test is the first 1,000 images of COCO's testall; its dev may be cut on purpose."""
+    folder = tmp_path / "coco_precomp"
+    folder.mkdir()
+    for name, images in (("train", 2), ("dev", 4), ("test", 1000)):
+        np.save(
+            folder / f"{name}_ims.npy", np.random.default_rng(images).random((images, 2, 3), "f4")
+        )
+        (folder / f"{name}_caps.txt").write_text("a dog\n" * 5 * images)
+    arguments = [f"data.root={tmp_path}", "data=coco", f"data.cache={tmp_path / 'c'}"]
+    code, report = report_of(capsys, *arguments, "data.dev_captions=10")
+    known = [f["split"] for f in report["findings"] if "is known to have" in f["message"]]
+    assert code == 0 and known == ["train"]
+    code, report = report_of(capsys, *arguments)
+    known = [f["split"] for f in report["findings"] if "is known to have" in f["message"]]
+    assert known == ["train", "dev"]
+
+
+def test_shards_and_tables_that_are_named(tmp_path, capsys):
+    items = worlds.make_items()
+    worlds.write("shards", tmp_path / "a", items)
+    worlds.write("table", tmp_path / "b", items)
+    for named, layout in (
+        (f"data.shards={tmp_path / 'a' / 'wds'}", "shards"),
+        (f"data.train={tmp_path / 'b' / 'pairs.csv'}", "table"),
+    ):
+        code, report = report_of(capsys, named, f"data.cache={tmp_path / 'c'}")
+        assert code == 0, report["findings"]
+        found = [(s["layout"], s["split"], s["images"]) for s in report["splits"]]
+        assert found == [(layout, "train", 6), (layout, "val", 3), (layout, "test", 3)]
+
+
+def test_training_alone_is_valid(tmp_path, capsys):
+    """A layout without evaluation splits: training may choose on another set."""
+    worlds.write("shards", tmp_path, worlds.make_items((6, 0, 0)))
+    code, report = report_of(capsys, f"data.root={tmp_path}", f"data.cache={tmp_path / 'c'}")
+    assert code == 0, report["findings"]
+    assert [(s["split"], s["images"]) for s in report["splits"]] == [("train", 6)]
+
+
+def test_the_second_text_and_the_decoder_are_those_of_training(tmp_path, capsys, monkeypatch):
+    items = worlds.make_items()
+    worlds.write("karpathy", tmp_path, items)
+    path = tmp_path / "blip.json"
+    asked = [f"data.root={tmp_path}", f"data.cache={tmp_path / 'c'}", f"data.second_text={path}"]
+    path.write_text(json.dumps({str(item.cocoid): "a thing" for item in items}))
+    code, report = report_of(capsys, *asked)
+    data = DataConfig("coco", str(tmp_path), second_text=str(path))
+    split = open_split(data, "train", "pixels", second=True)
+    assert code == 0 and report["splits"][0]["hash"] == content_hash(split)
+    path.write_text(json.dumps({str(item.cocoid): "a thing" for item in items[1:]}))
+    code, report = report_of(capsys, *asked)
+    assert code == 2 and "no caption for 1 of 6 images" in notes(report, "refused")
+    picture = tmp_path / "val2014" / items[7].file  # torchvision takes it, Pillow does not
+    picture.write_bytes(encoded(photo(120, 100)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)
+    for decoder, level in (("torchvision", 0), ("pillow", 2)):
+        asked = [f"data.root={tmp_path}", f"data.cache={tmp_path / 'c'}", f"data.decoder={decoder}"]
+        code, report = report_of(capsys, *asked)
+        assert code == level
+
+
+def test_a_doctor_that_fails_does_not_speak_of_faults(tmp_path, capsys, monkeypatch):
+    worlds.write("karpathy", tmp_path, worlds.make_items())
+    monkeypatch.setattr(doctor, "check_captions", None)
+    assert main([f"data.root={tmp_path}"]) == 3
+    assert "TypeError" in capsys.readouterr().err
+
+
 def test_captions_beyond_a_models_limit_are_a_note(tmp_path, capsys):
     worlds.write("karpathy", tmp_path, worlds.make_items())
     path = tmp_path / "dataset_coco.json"
@@ -126,6 +199,9 @@ def test_people_get_a_table_and_programs_json(tmp_path, capsys):
     assert door(["check", f"data.root={tmp_path}"]) == 0
     shown = capsys.readouterr().out
     assert "6x12 float32" in shown and "train" in shown and "clean" in shown
+    stored = np.load(tmp_path / "coco_precomp" / "train_ims.npy")
+    told = f"to {stored.max():.4g}, mean {stored.mean():.4g}, std {stored.std():.4g}, 0.0 % zeros"
+    assert f"precomp train: features from {stored.min():.4g} {told}" in shown
     array = np.load(tmp_path / "coco_precomp" / "dev_ims.npy")
     array[7] = np.inf
     np.save(tmp_path / "coco_precomp" / "dev_ims.npy", array)

@@ -6,6 +6,7 @@ Either it refuses, or it leaves out what is broken, says so and trains on the re
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 
@@ -13,11 +14,17 @@ import pytest
 import worlds
 from faults import FAULTS, REFUSED, WARNED, same_bytes
 
+from itr.data.annotations import load_json
 from itr.data.doctor import main
+from itr.data.layouts import DataConfig, open_split
+from itr.data.picture_check import require_pictures
+from itr.data.precomp import check_split, open_regions, read_captions
 from itr.errors import DataError
 from itr.training.config import check_config
 from itr.training.train_job import build_parts, train
 from tests.conftest import compose
+
+pytestmark = pytest.mark.usefixtures("in_time")  # nothing hangs
 
 SIZES = {
     "hrem": ("model.embed_size=16", "model.graph.warmup=1", "model.text.hidden_size=16",
@@ -113,6 +120,39 @@ def test_the_doctor_names_it_and_training_does_as_it_says(
         assert f"{8 - fault.kept} of 8 pictures are broken and left out" in log
     else:
         assert f"train: {fault.kept} images" in log
+
+
+def test_a_cache_that_cannot_be_used_stops_nothing(sound, tmp_path):
+    """What is kept of pictures and regions: damaged, or in a place where nothing can be written."""
+    data = DataConfig("coco", str(sound / "karpathy"))
+    split = open_split(data, "val", "pixels")
+    require_pictures(split, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    for damage in (b"{", b"[1]", b'{"a": 1}'):
+        kept.write_bytes(damage)
+        require_pictures(split, tmp_path)
+        assert kept.read_bytes() == b"{}"
+    kept.write_bytes(b'{"0": "a fault"}')
+    with pytest.raises(DataError, match="a fault"):  # it is read
+        require_pictures(split, tmp_path)
+    other = dataclasses.replace(split, decoder="pillow")  # whose faults are its own
+    require_pictures(other, tmp_path)
+    kept.unlink()
+    kept.mkdir()  # neither read nor replaced
+    require_pictures(split, tmp_path)
+    (tmp_path / "file").write_text("")
+    regions = open_split(
+        DataConfig("coco", str(sound / "precomp"), splits={"val": "dev"}), "val", "regions"
+    )
+    for check, found in ((require_pictures, split), (check_split, regions)):
+        check(found, tmp_path / "file" / "cache")
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    """A folder in place of a file fails as a file without the right to read it does."""
+    for read in (load_json, read_captions, open_regions):
+        with pytest.raises(DataError, match=rf"{tmp_path}: cannot be read \("):
+            read(tmp_path)
 
 
 def test_the_same_picture_under_another_name_is_a_leak(sound, tmp_path, capsys):

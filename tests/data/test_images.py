@@ -24,6 +24,11 @@ def turned():
     return encoded(photo(), exif=exif)
 
 
+def bad_exif():
+    """EXIF that is no TIFF: Pillow's parser raises a SyntaxError."""
+    return encoded(photo(), "PNG", exif=b"Exif\0\0nonsense")
+
+
 def sixteen_bit():
     pixels = (np.arange(30 * 40).reshape(30, 40) * 50).astype(np.uint16)
     return encoded(Image.fromarray(pixels), "PNG")
@@ -39,6 +44,7 @@ UNUSUAL = {
     "jpeg, one pixel": lambda: encoded(photo(1, 1)),
     "jpeg, flat": lambda: encoded(photo(2000, 4)),
     "png": lambda: encoded(photo(), "PNG"),
+    "png, malformed exif": bad_exif,
     "grey png": lambda: encoded(photo(mode="L"), "PNG"),
     "two colours": lambda: encoded(photo(mode="1"), "PNG"),
     "palette": lambda: encoded(photo(mode="P"), "PNG"),

@@ -7,6 +7,8 @@ from shard_readers import loader_of, read_epoch, write_shards
 from itr.data.order import WINDOW, shuffled
 from itr.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("in_time")  # nothing hangs
+
 SAMPLES, SHARDS, BATCH, SEED = 10_000, 10, 500, 3
 
 

@@ -22,6 +22,8 @@ from itr.data.text import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView, TextView, View
 
+pytestmark = pytest.mark.usefixtures("in_time")  # nothing hangs
+
 VIEW = View(
     kind="pixels",
     tokenizer="wordpiece",
