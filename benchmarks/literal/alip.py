@@ -15,6 +15,7 @@ from itr.data.records import Split
 from itr.data.table import TokenTable
 from itr.models.alip import ALIP
 from itr.nn.clip_towers import CLIPTextTransformer
+from itr.training.towers import recompute
 
 MOMENTUM = 0.99
 
@@ -39,8 +40,8 @@ class Literal:
 
     def __init__(self, model: ALIP, checkpointing: bool = True):
         self.model, self.length = model, model.config.text.context_length
-        model.texts.transformer.checkpointing = checkpointing
-        model.images.transformer.checkpointing = checkpointing
+        if checkpointing:
+            recompute(model)
         self.means = [torch.tensor(model.config.gates.start) for _ in range(3)]
         self.shown: list[float] = []
 

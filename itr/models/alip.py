@@ -95,7 +95,6 @@ class ALIPConfig:
     prompt: str = "a photo of "  # before a caption in evaluation
     gather_grad: str = "full"  # local: the authors' habit, 1/W of the towers' true gradient
     decay_all: bool = False  # true: the authors' habit, weight decay on gains, biases, temperature
-    activation_checkpointing: bool = False  # less memory, one more forward pass
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     gates: GateConfig = field(default_factory=GateConfig)
@@ -175,9 +174,6 @@ class ALIP(RetrievalModel):
         )
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
         self.gates = AdaptiveGates(config.gates)
-        self.texts.transformer.checkpointing = config.activation_checkpointing
-        if isinstance(self.images, CLIPVisionTransformer):
-            self.images.transformer.checkpointing = config.activation_checkpointing
 
     def _check(self) -> None:
         config = self.config

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from itr.errors import ConfigError, DataError
 
@@ -77,7 +76,7 @@ class ResidualBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """``layers`` residual blocks. ``checkpointing``: recompute activations in the backward pass."""
+    """``layers`` residual blocks."""
 
     def __init__(
         self,
@@ -92,15 +91,11 @@ class Transformer(nn.Module):
         self.resblocks = nn.ModuleList(
             ResidualBlock(width, heads, mlp_ratio, quick_gelu, causal) for _ in range(layers)
         )
-        self.checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
         for block in self.resblocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = block(x)
         return x
 
 

@@ -31,10 +31,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """``auto``: bf16 on a GPU that has it, else fp32."""
-    if name != "auto":
-        return name
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    """``auto``: bf16 on a GPU that has it, else fp32. From here on this process multiplies float32
+    matrices in TF32 for ``tf32``, and in full for every other."""
+    if name == "auto":
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        name = "bf16" if half else "fp32"
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
+    return name
 
 
 def prepare_data(data: DataConfig) -> DataConfig:

@@ -41,6 +41,7 @@ class TrainerConfig:
     log_every: int = 20
     bucket: int = 0  # windows of as many batches in which captions of like length go together
     skip_nonfinite: int | None = None  # batches that may be left out; None: the first one stops
+    scale_growth: int = 2000  # fp16: updates without overflow until the loss scale doubles
 
 
 @dataclass
@@ -69,10 +70,14 @@ class TaskConfig:
 
 @dataclass
 class RecipeConfig:
-    """Which published recipe was picked (None: the model's own defaults) and where it is from."""
+    """Which published recipe was picked (None: the model's own defaults), where it is from, and
+    what another machine or a missing file changes of its authors' runs; a run says where."""
 
     name: str | None = None
     source: str = ""
+    precision: str | None = None  # in which they trained
+    device_pairs: int | None = None  # on each of their devices, where these alone share a loss
+    init: str | None = None  # the weights that they start from, as model.init takes them
 
 
 @dataclass
@@ -134,6 +139,7 @@ def check_config(values: Mapping[str, Any]) -> TrainConfig:
         ("trainer.validate_every", config.trainer.validate_every),
         ("trainer.checkpoint_every", config.trainer.checkpoint_every),
         ("trainer.skip_nonfinite", config.trainer.skip_nonfinite),
+        ("trainer.scale_growth", config.trainer.scale_growth),
         ("runtime.eval_batch_size", config.runtime.eval_batch_size),
         ("runtime.collective_timeout", config.runtime.collective_timeout),
         ("devices", config.devices),

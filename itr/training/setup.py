@@ -1,4 +1,4 @@
-"""What a process is told before it trains: threads, chance, arithmetic, its share of a batch."""
+"""What a process is told before it trains: threads, chance, its share of a batch."""
 
 from __future__ import annotations
 
@@ -19,16 +19,13 @@ MOST = 16  # threads of `pick_workers`: each holds a batch of pictures
 
 
 def set_up_torch(config: TrainConfig) -> None:
-    """Threads, determinism, TF32 and the seed, which is the same on all ranks until the model
-    stands."""
+    """Threads, determinism and the seed, which is the same on all ranks until the model stands."""
     threads = config.runtime.threads
     if threads is None and parallel.local_world() > 1 and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, (os.cpu_count() or 1) // parallel.local_world())
     if threads:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(config.runtime.deterministic)
-    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
     torch.manual_seed(config.seed)
 
 

@@ -38,6 +38,7 @@ from itr.training.common import keep_queries, pick_device, pick_precision, prepa
 from itr.training.config import TrainConfig, check_config
 from itr.training.progress import Display, close_log, log, open_log
 from itr.training.ranks import launch
+from itr.training.recipe import departures, precision_line
 from itr.training.setup import pick_workers, prepare_model, set_up_torch
 from itr.training.silent import SilentTracker
 from itr.training.start import start_from, stored_tokenizer
@@ -311,19 +312,19 @@ def _announce(config: TrainConfig, folder: Path, parts: Parts, sizes: tuple[int,
         )
         for note in split.notes:
             log.info("%s: %s", name, note)
+    log.info("%s", precision_line(config.recipe, parts.precision))
     log.info(
-        "%s with loss %s: %.1f M parameters, %s on %s, checkpoints: best %.0f MB, last %.0f MB",
+        "%s with loss %s: %.1f M parameters, on %s, checkpoints: best %.0f MB, last %.0f MB",
         config.model["name"],
         config.loss.name,
         sum(p.numel() for p in parts.model.parameters()) / 1e6,
-        parts.precision,
         parts.device,
         sizes[0] / 1e6,
         sizes[1] / 1e6,
     )
     for line in parts.told:
         log.info("%s", line)
-    for line in [*pairs.notes(parts.model), *parts.warnings]:
+    for line in [*pairs.notes(parts.model), *departures(config), *parts.warnings]:
         log.warning("%s", line)
     if config.select_on == "test":
         log.warning(

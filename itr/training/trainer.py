@@ -56,7 +56,11 @@ class Trainer:
         self.evaluator, self.tracker, self.folder, self.meta = evaluator, tracker, folder, meta
         self.device = device
         self.optimizer = build_optimizer(model, config.optim)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.scaler = torch.amp.GradScaler(
+            device.type,
+            enabled=precision == "fp16",
+            growth_interval=config.trainer.scale_growth,
+        )
         parts = (model, device, AUTOCAST[precision], self.scaler)
         chunk = config.grad_cache
         self.step = Step(*parts) if chunk is None else CachedStep(chunk, *parts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -104,15 +103,6 @@ def test_losses_on_cosines_are_refused_before_data_is_read(loss: str, tmp_path: 
     with pytest.raises(ConfigError, match=r"loss\.slots\."):
         train(compose("train", given))
     assert not (tmp_path / "none").exists()
-
-
-def test_published_recipes_are_picked() -> None:
-    for data in ("f30k", "coco"):
-        values: dict[str, Any] = compose("train", ["model=multisea", f"data={data}"])
-        assert values["recipe"]["name"] == f"multisea_{data}_retrieval"
-        assert (values["batch_size"], values["accumulate"], values["rerank"]["k"]) == (20, 25, 64)
-        assert values["optim"]["schedule"]["cycles"] == 0.3
-        assert values["model"]["aformer"]["agents"] == values["model"]["text_padding"] == 40
 
 
 def test_the_authors_file_there_and_back(tmp_path: Path) -> None:

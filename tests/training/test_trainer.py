@@ -39,11 +39,23 @@ def test_half_precision_trains_near_full_precision(
     precision: str, tiny: list[str], tmp_path: Path
 ) -> None:
     calm = [*tiny, "model.dropout=0", "model.text.dropout=0", "loss=infonce", "trainer.epochs=1"]
+    calm.append("trainer.scale_growth=200")
     for name in ("fp32", precision):
         train(compose("train", [*calm, f"out={tmp_path / name}", f"precision={name}"]))
     full, half = (np.array(logged(tmp_path / n, "train/loss")) for n in ("fp32", precision))
     assert np.isfinite(half).all() and not np.array_equal(full, half)
     np.testing.assert_allclose(half, full, rtol=0.1)
+    last = tmp_path / precision / "checkpoints" / "last.safetensors"
+    growth = checkpoint.read_meta(last)["scaler"].get("growth_interval")
+    assert growth == (200 if precision == "fp16" else None)
+
+
+def test_evaluation_multiplies_in_tf32_where_asked(tiny: list[str], tmp_path: Path) -> None:
+    train(compose("train", [*tiny, "trainer.max_steps=1"]))
+    given = [f"checkpoint={tmp_path / 'run'}", *tiny[-3:-1], "device=cpu"]
+    for precision, products in (("tf32", "high"), ("fp32", "highest")):
+        evaluate(compose("eval", [*given, f"precision={precision}"]))
+        assert torch.get_float32_matmul_precision() == products
 
 
 def test_accumulation_averages_losses_and_updates_once(tiny: list[str], tmp_path: Path) -> None:
