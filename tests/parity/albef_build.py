@@ -17,7 +17,7 @@ from itr.nn.bert import SIZES
 from itr.official.albef import official_state, table_of, to_ours
 from itr.view import Facts
 
-MASK_ID = 4  # of the fixtures' vocabularies
+MASK_ID = 4  # where a case names neither its [MASK] nor its vocabulary
 WEIGHTS = {"itc": 1.0, "itm": 1.0, "mlm": 1.0}
 
 
@@ -90,8 +90,15 @@ def config_of(case: Case, task: str, **fields: Any) -> ALBEFConfig:
     )
 
 
+def mask_id_of(case: Case) -> int:
+    if "vocab" in case.data:
+        return case.data["vocab"].index("[MASK]")
+    return case.data.get("hyper", {}).get("mask_token_id", MASK_ID)
+
+
 def facts_of(case: Case) -> Facts:
-    return Facts(vocabulary=case.data["model"]["bert_config"]["vocab_size"], mask_id=MASK_ID)
+    size = case.data["model"]["bert_config"]["vocab_size"]
+    return Facts(vocabulary=size, mask_id=mask_id_of(case))
 
 
 def model_of(case: Case, task: str = "retrieval", **fields: Any) -> ALBEF:

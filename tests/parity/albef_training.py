@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 from albef_build import (
-    MASK_ID,
     batch_of,
     config_of,
     draws_of,
     facts_of,
     gradients,
+    mask_id_of,
     model_of,
     official_names,
 )
@@ -117,7 +117,7 @@ def _check_words(case: Case, model: ALBEF, batch, fused, keys: Keys) -> None:
         batch.token_mask,
         ReplayedDraws(recorded),
         model.config.mask_probability,
-        MASK_ID,
+        mask_id_of(case),
         model.facts.vocabulary,
     )
     case.check("out.masked_ids", hidden.tokens)

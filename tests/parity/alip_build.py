@@ -95,6 +95,18 @@ def batch_of(images: Tensor, text: Tensor) -> Batch:
     )
 
 
+def one_cycle(given: Mapping[str, Any]) -> ScheduleConfig:
+    """The one-cycle schedule; what a case does not give is torch's default, as in their code."""
+    start = 1.0 / given.get("div_factor", 25.0)
+    return ScheduleConfig(
+        kind="onecycle",
+        rise=given.get("pct_start", 0.1),
+        start_factor=start,
+        end_factor=start / given.get("final_div_factor", 1e4),
+        cycle_beta1=[given.get("max_momentum", 0.95), given.get("base_momentum", 0.85)],
+    )
+
+
 def optim_of(hyper: Mapping[str, Any]) -> OptimConfig:
     """AdamW under the one-cycle schedule."""
     return OptimConfig(
@@ -103,5 +115,5 @@ def optim_of(hyper: Mapping[str, Any]) -> OptimConfig:
         betas=[hyper.get("beta1_argument", 0.9), hyper["beta2"]],
         eps=hyper.get("eps", 1e-8),
         clip_norm=hyper.get("clip_grad_norm", 1.0),
-        schedule=ScheduleConfig(kind="onecycle", rise=hyper["pct_start"], cycle_beta1=[0.95, 0.85]),
+        schedule=one_cycle(hyper),
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import alip_evaluation
 import torch
-from alip_build import batch_of, build, model_of, official_parameters, optim_of
+from alip_build import batch_of, build, model_of, official_parameters, one_cycle, optim_of
 from alip_ranks import run_ranks
 from alip_training import gradients, stacked, train
 from harness import Case, Runner
@@ -252,24 +252,22 @@ def _check_scale_gradients(case: Case, found: list[Tensor]) -> None:
 
 
 def lr_schedule(case: Case) -> None:
+    rule = case.data["parameter_groups"]
+    beta1_argument, beta2 = rule["betas_argument"]
     for name, table in case.data.items():
         if not isinstance(table, Mapping) or "rows" not in table:
             continue
         cycle = name.startswith("onecycle")
-        schedule = ScheduleConfig(
-            kind="onecycle" if cycle else "linear",
-            rise=table.get("pct_start", 0.1),
-            cycle_beta1=[0.95, 0.85] if cycle else None,
-        )
+        schedule = one_cycle(table) if cycle else ScheduleConfig(kind="linear")
         for step, expected in table["rows"].items():
             clock = Clock(updates=int(step), total_updates=table["total_steps"])
             lr = table["max_lr" if cycle else "lr"] * lr_factor(clock, schedule)
             beta1 = beta1_at(clock, schedule)
-            found = [lr, beta1, 0.98] if cycle else [lr, 0.9 if beta1 is None else beta1]
+            beta1 = beta1_argument if beta1 is None else beta1
+            found = [lr, beta1, beta2] if cycle else [lr, beta1]
             case.equal(f"{name}[{step}]", found, expected)
-    rule = case.data["parameter_groups"]
     config = OptimConfig(
-        lr=1e-3, weight_decay=rule["weight_decay"], betas=rule["betas_argument"], eps=rule["eps"]
+        weight_decay=rule["weight_decay"], betas=rule["betas_argument"], eps=rule["eps"]
     )
     model = model_of(case)
     groups = build_optimizer(model, config).param_groups

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from itr.clock import Clock
 from itr.losses.infonce import InfoNCE
-from itr.models.multisea import MultiSEA, Side
+from itr.models.multisea import MultiSEA, MultiSEAConfig, Side
 from itr.nn.agent import AgentAttention, Memory, Rows, agent_plan
 from itr.nn.clip_weights import CLIPConfig, build_clip_vision, load_clip_vision, sizes_in
 from itr.nn.gated import GatedFeedForward, hswish
@@ -391,15 +391,22 @@ def clock_of(given: dict, updates: int) -> Clock:
     )
 
 
+def base_rates(rows: list[dict]) -> list[float]:
+    """Of default, encoder, alpha and temp, as ours follow from the first one of the case."""
+    peak = max(rows, key=lambda row: row["factor"])
+    rate, own = peak["lr"][0] / peak["factor"], MultiSEAConfig()
+    return [rate, rate * own.encoder_lr_factor, own.alpha_lr, own.temp_lr]
+
+
 def lr_schedule(case: Case) -> None:
     for name, given in case.data["schedules"].items():
         schedule = schedule_of(given)
         taken = clock_of(given, 0).total_updates
         case.equal(f"{name}: updates", taken, given["optimiser_steps_really_taken"])
+        base = base_rates(given["values"])
         for row in given["values"]:
             factor = lr_factor(clock_of(given, row["step"]), schedule)
             case.equal(f"{name}: factor {row['step']}", factor, row["factor"])
-            base = (1e-5, 1e-6, 1e-4, 5e-4)
             case.equal(f"{name}: lr {row['step']}", [b * factor for b in base], row["lr"])
 
 
