@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cases import Case
 from benchmarks.literal import albef, alip, hrem, multisea, user, vse
@@ -30,9 +28,6 @@ LITERAL: dict[str, Callable[[Any], Any]] = {
     "albef": albef.Literal,
     "multisea": multisea.Literal,
 }
-# What makes a GPU wait: a number read by the host, or a shape that depends on values. (torch's own
-# multinomial checks its weights on the host.)
-SYNCS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "multinomial", "equal")
 
 
 def sleep(model: RetrievalModel, clock: Clock) -> None:
@@ -197,18 +192,3 @@ def compare_metrics(case: Case, ours: dict[str, Any], literally: dict[str, float
             torch.testing.assert_close(ours[key], expected, rtol=1e-6, atol=1e-9, msg=f"{key}")
         elif not case.rerank_k:
             torch.testing.assert_close(ours[key], expected, rtol=1e-3, atol=1e-9, msg=f"{key}")
-
-
-def operators(action: Callable[[], Any]) -> tuple[int, int]:
-    """Operators that are no views, and waits for the device, of one call."""
-    seen: Counter[str] = Counter()
-
-    class Counting(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if not func.is_view:
-                seen[func.overloadpacket.__name__] += 1
-            return func(*args, **(kwargs or {}))
-
-    with Counting():
-        action()
-    return sum(seen.values()), sum(seen[name] for name in SYNCS)

@@ -26,6 +26,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the code beside this file
 
 from benchmarks.cases import CASES, Case, shrunk, tiny  # noqa: E402
+from benchmarks.counting import operators, waits  # noqa: E402
 from benchmarks.parts import Part, parts  # noqa: E402
 from benchmarks.sides import (  # noqa: E402
     Evaluations,
@@ -33,7 +34,6 @@ from benchmarks.sides import (  # noqa: E402
     compare_losses,
     compare_metrics,
     compare_step,
-    operators,
 )
 
 Row = list[str]
@@ -98,7 +98,8 @@ def measure(case: Case, tables: Tables, timer: Timer) -> None:
     compare_losses(case)
     worst = compare_step(shrunk(case, max(1, case.pairs // PAIRS_COMPARED)))
     both = Twosome(case)
-    counts = zip(operators(both.ours), operators(both.literally), strict=True)  # also warms up
+    seen = [operators(side) for side in (both.ours, both.literally)]  # also warms up
+    counts = [count.total() for count in seen], [waits(count).total() for count in seen]
     times = timer.in_turn(both.ours, both.literally, 1.0)
     cells = [f"{ours:,} / {literal:,}" for ours, literal in counts]
     tables.steps.append(

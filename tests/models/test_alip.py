@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.counting import operators
 from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
@@ -26,10 +27,10 @@ from itr.training.start import start_from
 from itr.training.train_job import train
 from tests.conftest import compose
 from tests.models import tiny
-from tests.models.tiny import ALL_SIZES, CAPTION, PIXELS, SYNCS, batch_for, operators
+from tests.models.tiny import ALL_SIZES, CAPTION, PIXELS, batch_for
 
 LENGTH, SIZES = CAPTION, ALL_SIZES["alip"]
-MOST_OPERATORS, MOST_OF_CRITERION = 445, 112  # forward and backward, views left out
+MOST_OF_CRITERION = 112  # operators, forward and backward, views left out
 
 
 def build(*overrides: str) -> ALIP:
@@ -121,16 +122,6 @@ def test_texts_may_be_cut_to_their_longest() -> None:
     torch.testing.assert_close(short, full, atol=1e-6, rtol=1e-5)
 
 
-def test_checkpointed_activations_change_no_number() -> None:
-    grads = []
-    for switch in ("false", "true"):
-        model = build(f"model.activation_checkpointing={switch}")
-        total_of(model.train(), batch()).backward()
-        grads.append([p.grad for p in model.parameters()])
-    for plain, recomputed in zip(*grads, strict=True):
-        torch.testing.assert_close(plain, recomputed)
-
-
 def test_a_residual_image_tower_trains() -> None:
     sizes = ("model.image_size=32", "model.vision.layers=[1,1,1,1]", "model.vision.width=8")
     model = build(*sizes)
@@ -214,16 +205,6 @@ def test_what_is_decayed() -> None:
     habit = build("model.decay_all=true", "loss=sigmoid").parameter_groups(1e-3, 0.2)
     assert [(g.name, g.weight_decay) for g in habit] == [("towers", 0.2), ("loss", 0.0)]
     assert "logit_scale" in habit[0].names
-
-
-def test_a_step_asks_the_device_nothing_and_its_operators_do_not_grow() -> None:
-    counts = []
-    for pairs in (4, 16):
-        model, given = build().train(), batch(pairs)
-        counts.append(operators(lambda model=model, given=given: total_of(model, given).backward()))
-    assert not SYNCS & set(counts[0]), counts[0]
-    assert counts[0] == counts[1]
-    assert sum(counts[0].values()) <= MOST_OPERATORS, sum(counts[0].values())
 
 
 def test_gates_and_losses_are_few_operators() -> None:

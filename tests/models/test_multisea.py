@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, RobertaConfig, RobertaModel
 
+from benchmarks.counting import operators, waits
 from benchmarks.literal import multisea as plain
 from itr.batch import Batch
 from itr.clock import Clock
@@ -24,7 +25,7 @@ from itr.models.multisea import AFormerConfig, MultiSEA, MultiSEAConfig
 from itr.nn.agent import AFormer, Rows
 from itr.nn.clip_weights import CLIPConfig, build_clip_vision, clip_vision_weights
 from itr.nn.roberta import RobertaTextConfig
-from tests.models.tiny import SYNCS, build_directly, config_of, operators, pixel_batch, save_archive
+from tests.models.tiny import build_directly, config_of, pixel_batch, save_archive
 
 
 def config(**fields: Any) -> MultiSEAConfig:
@@ -216,18 +217,6 @@ def test_unwanted_terms_sleep() -> None:
 # Speed
 
 
-def test_a_step_never_asks_the_device_and_keeps_its_operators() -> None:
-    counts = []
-    for pairs in (6, 12):
-        model, draws = build(queue=64).train(), Draws()
-        freeze(model)
-        step(model, batch(pairs), draws)
-        counts.append(operators(lambda m=model, n=pairs, d=draws: step(m, batch(n), d)))
-        assert not [name for name in SYNCS if name in counts[-1]]
-    small, large = (sum(count.values()) for count in counts)
-    assert small == large <= 2850
-
-
 @torch.no_grad()
 def test_reranking_never_asks_the_device_and_projects_each_image_once() -> None:
     model = build().eval()
@@ -241,7 +230,7 @@ def test_reranking_never_asks_the_device_and_projects_each_image_once() -> None:
     handle.remove()
     assert rows == [3]
     counts += operators(lambda: model.rerank(images, texts, pairs, "i2t"))
-    assert not [name for name in SYNCS if name in counts]
+    assert not waits(counts)
     assert sum(counts.values()) <= 520
 
 

@@ -1,4 +1,4 @@
-"""USER beyond its golden cases: keys and queues, recipes, laws of speed, files, mistakes."""
+"""USER beyond its golden cases: keys and queues, laws of speed, files, mistakes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from itr.models.build import model_meta, restore
 from itr.models.user import USER
 from itr.official.__main__ import main as official
 from itr.official.loading import load_official, recognise
-from itr.training.config import check_config
 from itr.training.train_job import train
 from tests.conftest import compose
-from tests.models.tiny import SIZES, SYNCS, Steps, batch, build, operators
+from tests.models.tiny import SIZES, Steps, batch, build
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "user"
 
@@ -31,27 +30,6 @@ def user(*overrides: str, **facts: int | None) -> USER:
     model = build("user", *overrides, **facts)
     assert isinstance(model, USER)
     return model
-
-
-@pytest.mark.parametrize(
-    ("data", "epochs", "drop", "queue", "weight"),
-    [("f30k", 20, 10, 2048, 20.0), ("coco", 25, 15, 4096, 1.0)],
-)
-def test_the_recipes_are_the_papers(
-    data: str, epochs: int, drop: int, queue: int, weight: float
-) -> None:
-    config = check_config(compose("train", ["model=user", f"data={data}"]))
-    assert config.recipe.name == f"user_{data}_retrieval"
-    assert (config.trainer.epochs, config.batch_size) == (epochs, 128)
-    assert (config.optim.lr, config.optim.weight_decay, config.optim.clip_norm) == (5e-4, 1e-4, 2.0)
-    assert config.optim.schedule.milestones == [drop]
-    model = config.model
-    assert (model["queue_size"], model["momentum"], model["embed_size"]) == (queue, 0.999, 1024)
-    assert (model["regions"], model["enhance_dropout"], model["region_drop"]) == (36, 0.4, 0.0)
-    assert config.loss.weights == {"batch": weight, "queue": 1.0}
-    for slot, own in (("batch", "zero"), ("queue", "drop")):
-        form = config.loss.slots[slot]
-        assert (form["mu"], form["gamma"], form["own"]) == (90.0, 0.5, own)
 
 
 # Keys and queues
@@ -125,18 +103,6 @@ def test_losses_in_its_slots(loss: str) -> None:
         assert torch.isfinite(steps(batch(image_id=ids, positive_pairs=pairs)))
     assert not torch.equal(model.texts.project.weight, before)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
-
-
-def test_a_step_asks_the_device_nothing_and_its_operators_do_not_grow() -> None:
-    counts = []
-    for size in (8, 16):
-        steps = Steps("user", user("model.queue_size=64"))
-        given = batch(size)
-        steps(given)
-        counts.append(operators(lambda steps=steps, given=given: steps.micro_batch(given)))
-    assert counts[0] == counts[1]
-    assert not SYNCS & set(counts[0]), counts[0]
-    assert counts[0].total() <= 2200, counts[0].most_common(12)
 
 
 # Files

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from itr.batch import Batch
 from itr.clock import Clock
@@ -22,12 +19,12 @@ from itr.models.base import RetrievalModel
 from itr.models.build import build_model
 from itr.training.config import check_config
 from itr.training.optim import build_optimizer, clip_gradients
+from itr.training.step import Step
 from itr.view import Facts
 from tests.conftest import compose
 
 WIDTH, REGIONS, VOCABULARY, MASK = 12, 6, 40, 4
 PIXELS, CAPTION = 16, 12  # pixels of a side, most ids of a caption that a pixel model reads
-SYNCS = {"_local_scalar_dense", "nonzero", "is_nonzero"}
 SIZES = (
     "model.embed_size=16",
     "model.pretrained=false",
@@ -208,11 +205,12 @@ class Steps:
     """The trainer's micro-batch, update and clock, without the trainer."""
 
     def __init__(self, name: str, model: RetrievalModel):
-        config = check_config(compose("train", [f"model={name}"]))
+        self.optim = check_config(compose("train", [f"model={name}"])).optim
         self.model, self.clock, self.draws = model.train(), Clock(batches_per_epoch=4), Draws()
-        for parameter_name, parameter in model.named_parameters():
-            parameter.requires_grad_(not self.sleeps(parameter_name))
-        self.optimizer = build_optimizer(model, config.optim)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self.step = Step(model, torch.device("cpu"), None, scaler)
+        self.step.wake_and_sleep(self.clock)
+        self.optimizer = build_optimizer(model, self.optim)
 
     def sleeps(self, parameter: str) -> bool:
         """Whether the model says that the parameter of this name takes no part."""
@@ -222,9 +220,8 @@ class Steps:
     def micro_batch(self, given: Batch) -> torch.Tensor:
         """The weighted sum of the terms, after the backward pass."""
         self.model.before_step(self.clock)
-        terms = self.model(given, self.clock, self.draws).losses
-        total = torch.stack([self.model.weights[k] * v for k, v in terms.items()]).sum()
-        total.backward()
+        total, _ = self.step.forward(given, self.clock, self.draws)
+        self.step.backward(total, 1)
         self.model.after_step(self.clock)
         return total.detach()
 
@@ -234,24 +231,9 @@ class Steps:
         return total
 
     def update(self) -> None:
-        clip_gradients(self.model.parameters(), 2.0)
+        clip_gradients(self.model.parameters(), self.optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-
-
-def operators(function: Callable[[], Any]) -> Counter[str]:
-    """How often each operator is called that is no view, forward and backward."""
-    seen: Counter[str] = Counter()
-
-    class Counting(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            if not func.is_view:
-                seen[func.overloadpacket.__name__] += 1
-            return func(*args, **(kwargs or {}))
-
-    with Counting():
-        function()
-    return seen
 
 
 def save_archive(weights: dict[str, Tensor], path: Path) -> None:
