@@ -2,7 +2,8 @@
 
 Source: Multi-SEA (Tian et al., Information Processing & Management 62(5), 2025). The same experts
 serve two passes: alone (self-attention and feed-forward only), and fused, where agent attention
-looks at the other modality between the two.
+looks at the other modality between the two. No library has agent attention, or keys and values of
+an item that are projected once for all its pairs.
 
 N items, P pairs of items, L query rows, K rows of the other modality, A agents, D width, H heads.
 """

@@ -1,4 +1,9 @@
-"""Transformer layers. B sequences, L tokens, D width, H heads."""
+"""Transformer layers. B sequences, L tokens, D width, H heads.
+
+Written here because `torch.nn.TransformerEncoderLayer` cannot be evaluated with a bias: without
+gradients it takes a fused path that reads numbers added to the logits, as HREM's graph has them, as
+a bool mask, and gives NaN (torch 2.15).
+"""
 
 from __future__ import annotations
 

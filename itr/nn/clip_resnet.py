@@ -1,7 +1,9 @@
 """CLIP's modified ResNet (Radford et al. 2021). B images, C channels, D width, H, W pixels.
 
 Against a plain ResNet: a stem of three convolutions, strides by average pooling before a
-convolution, attention pooling at the end. Names of weights are those of the released files.
+convolution, attention pooling at the end. Written here, though timm has it: names of weights are
+those of the released files, in which ALIP's checkpoints are read and written (timm renames them one
+way only), and the pooling asks its one query, where timm asks all positions and drops the others.
 """
 
 from __future__ import annotations
