@@ -15,6 +15,7 @@ from itr.official import albef as official
 from itr.training.eval_job import evaluate
 from itr.training.train_job import train
 from tests.conftest import compose
+from tests.data.shard_readers import write_shards
 
 SMALL = (
     "model=albef",
@@ -55,6 +56,28 @@ def test_pretraining_trains_three_terms(pretrained: Path) -> None:
     logged = (pretrained / "metrics.jsonl").read_text()
     assert all(f'"train/{term}"' in logged for term in ("itc", "itm", "mlm"))
     assert "recipe: albef_scenes_pretrain" in (pretrained / "train.log").read_text()
+
+
+def test_pretraining_from_web_shards(tmp_path: Path) -> None:
+    """With the paper's recipe in a small size; what is held out is ranked in the end."""
+    write_shards(tmp_path / "tars", samples=60, shards=3)
+    sizes = [size for size in SMALL if not size.startswith("data")]
+    random = ["model.pretrained=false", "model.text.tokenizer=wordpiece"]
+    random += [
+        "model.text.vocabulary_size=60",
+        "model.text.num_attention_heads=4",
+        "model.image.heads=4",
+    ]
+    places = [f"data.shards={tmp_path / 'tars'}", f"data.cache={tmp_path / 'cache'}"]
+    given = ["data=yfcc", "task=pretrain", "data.held_out=15", f"out={tmp_path / 'run'}", *places]
+    results = train(compose("train", [*sizes, *random, *given, "batch_size=10"]))
+    assert results["updates"] == 4 and results["recipe"] == "albef_yfcc_pretrain"
+    assert results["test/n_images"] == 15 and results["test/rerank_k"] == 12
+    said = " ".join((tmp_path / "run" / "train.log").read_text().split())
+    assert "30 images, 30 captions, shards layout" in said
+    assert "10 pairs on each device" in said and "precision: fp32, as albef_yfcc" in said
+    logged = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert all(f'"train/{term}"' in logged for term in ("itc", "itm", "mlm"))
 
 
 def finetune(here: tuple[str, ...], out: Path, *more: str) -> dict[str, Any]:
