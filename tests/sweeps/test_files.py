@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
+from itr.errors import ConfigError
+from itr.training.rundir import describe_run, open_run
 from itr.training.sweep.grid import compose, spread
-from itr.training.sweep.spec import Sweep, argument, read_sweep
+from itr.training.sweep.spec import RESUME, Sweep, argument, read_sweep
 from tests.conftest import CONF, ROOT
 
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -51,6 +54,21 @@ def test_agents_and_the_local_runner_give_jobs_the_same_arguments() -> None:
         chosen = {key: spread(parameter)[-1] for key, parameter in sweep.parameters.items()}
         theirs = create_sweep_command_args({"args": {k: {"value": v} for k, v in chosen.items()}})
         assert theirs["args_no_hyphens"] == [argument(*choice) for choice in chosen.items()]
+        command = create_sweep_command(yaml.safe_load(path.read_text())["command"])
+        assert command[-2:] == ["${args_no_hyphens}", RESUME], path.name
+        assert not sweep.extra  # which the runner types by itself
+
+
+def test_an_agent_goes_on_with_a_run_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = compose(["model=hrem", "data=f30k", RESUME], "agent")
+    run, _ = open_run(values)
+    describe_run(run, values)  # and then nothing: killed
+    assert open_run(values) == (run, None)
+    with pytest.raises(ConfigError, match=f"type {RESUME}"):
+        open_run(values | {"resume": None})
 
 
 def test_every_experiment_is_a_row_of_a_sweep() -> None:

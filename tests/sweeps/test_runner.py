@@ -13,13 +13,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from itr.errors import ConfigError
+from itr.training.lock import RunLock
 from itr.training.sweep.door import main
-from itr.training.sweep.pool import make_slots
+from itr.training.sweep.grid import grid_jobs
+from itr.training.sweep.pool import Pool, Slot, lock_of, make_slots
+from itr.training.sweep.spec import read_sweep
 from tests.sweeps.conftest import finish, start, wait_for
 
 Write = Callable[..., Path]
@@ -110,8 +114,8 @@ def test_a_job_preempted_from_outside_goes_on(sweep_file: Write, beside: Path) -
 
     def preempt() -> None:
         wait_for(lambda: bool(list(runs.glob("*/metrics.jsonl"))))
-        (lock,) = (runs / "sweeps" / "tiny" / "jobs").glob("*.lock")
-        os.kill(json.loads(lock.read_text())["pid"], signal.SIGTERM)
+        (job,) = runs.glob("*/metrics.jsonl")
+        os.kill(json.loads(lock_of(job.parent).read_text())["pid"], signal.SIGTERM)
 
     thread = threading.Thread(target=preempt)
     thread.start()
@@ -158,6 +162,41 @@ def test_two_runners_share_the_work(sweep_file: Write, beside: Path) -> None:
     both = [start(str(path), cwd=beside, STAND_IN_SECONDS="0.1") for _ in range(2)]
     assert [finish(process)[0] for process in both] == [0, 0]
     assert starts(beside / "runs") == [1, 1, 1, 1]
+
+
+def test_two_sweeps_wait_for_a_job_that_they_share(sweep_file: Write, beside: Path) -> None:
+    (job,) = grid_jobs(read_sweep(sweep_file({"seed": {"value": 0}})), beside / "runs")
+    (beside / "hold").touch()
+    pools = [Pool("train.py", [Slot(0)], beside / "runs" / "sweeps" / name) for name in "ab"]
+    for pool in pools:
+        pool.folder.mkdir(parents=True)
+    assert [pool.start(job, Slot(0)) for pool in pools] == [True, False]
+    process = pools[0].running[job.run].process
+    assert process is not None and pools[1].others() == [(job, process.pid)]
+    assert not pools[1].poll()
+    (beside / "hold").unlink()
+    process.wait(60)
+    assert [[ended.code for ended in pool.poll()] for pool in pools] == [[0], [None]]
+    assert starts(beside / "runs") == [1]
+
+
+def test_a_job_that_is_trained_by_hand_is_waited_for(
+    sweep_file: Write, beside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sweep_file({"seed": {"value": 0}})
+    (job,) = grid_jobs(read_sweep(path), Path("runs"))
+    with ThreadPoolExecutor(1) as threads:
+        held = RunLock(job.run)
+
+        def free() -> None:
+            wait_for(lambda: lock_of(job.run).exists())  # the runner came to the job
+            time.sleep(0.5)
+            held.handle.close()
+
+        freed = threads.submit(free)
+        assert main([str(path), "retries=0"]) == 0 and freed.done()
+    assert starts(beside / "runs") == [1]
+    assert "runs already, started by another call" in capsys.readouterr().out
 
 
 def test_slots_hold_as_many_gpus_as_a_job_wants() -> None:

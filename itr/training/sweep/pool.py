@@ -1,7 +1,8 @@
 """A pool of device slots, each of which runs one job at a time in a process tree of its own.
 
-A job holds a lock on a file as long as it lives: a runner that follows one which was killed, or a
-second one beside it, sees which jobs still run, and neither starts them twice nor ends them.
+A job holds a lock as long as it lives, one for its run directory: a runner that follows one which
+was killed, a second one beside it, or another sweep that shares the job sees that it still runs,
+and neither starts it twice nor ends it. A job that is trained there by hand is waited for, too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import torch
 
 from itr.errors import ConfigError
 from itr.training.launch import CONF
+from itr.training.lock import LOCK
 from itr.training.sweep.grid import Job
+from itr.training.sweep.spec import RESUME
 
 NO_THREADS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
 
@@ -88,7 +91,7 @@ def visible_gpus() -> list[str]:
 
 
 class Pool:
-    """Processes of ``program`` in ``slots``; logs and locks go to ``folder``/jobs."""
+    """Processes of ``program`` in ``slots``; logs go to ``folder``/jobs."""
 
     def __init__(self, program: str, slots: list[Slot], folder: Path):
         own = CONF.parent / Path(program).name  # a sweep may be started from any folder
@@ -103,7 +106,7 @@ class Pool:
     def command(self, job: Job) -> list[str]:
         """What is run for ``job``."""
         quoted = str(job.run).replace("\\", "\\\\").replace('"', '\\"')
-        return [sys.executable, self.program, *job.arguments, f'out="{quoted}"', "resume=auto"]
+        return [sys.executable, self.program, *job.arguments, f'out="{quoted}"', RESUME]
 
     def free(self) -> Slot | None:
         """A slot without a job."""
@@ -115,7 +118,7 @@ class Pool:
     def start(self, job: Job, slot: Slot) -> bool:
         """Start ``job`` in ``slot``. False: it runs already, started by another runner; then it is
         waited for like the others."""
-        lock = take_lock(self.folder / f"{job.run.name}.lock")
+        lock = take_job(job.run)
         if lock is None:
             self.running[job.run] = Running(job, slot, None, time.monotonic())
             return False
@@ -152,7 +155,7 @@ class Pool:
         ended = []
         for path, running in list(self.running.items()):
             if running.process is None:
-                lock = take_lock(self.folder / f"{path.name}.lock")
+                lock = take_job(path)
                 if lock is None:
                     continue
                 os.close(lock)
@@ -191,10 +194,30 @@ class Pool:
     def others(self) -> list[tuple[Job, int | None]]:
         """Jobs under way that another runner started, with the process id they told."""
         return [
-            (running.job, _told_pid(self.folder / f"{running.job.run.name}.lock"))
+            (running.job, _told_pid(lock_of(running.job.run)))
             for running in self.running.values()
             if running.process is None
         ]
+
+
+def lock_of(run: Path) -> Path:
+    """The file that whichever sweep runs the job of directory ``run`` holds a lock on."""
+    return run.parent / "sweeps" / ".locks" / f"{run.name}.lock"
+
+
+def take_job(run: Path) -> int | None:
+    """`take_lock` of the job of directory ``run``; None, too, while it is trained there by hand."""
+    path = lock_of(run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = take_lock(path)
+    if descriptor is None or not (run / LOCK).exists():
+        return descriptor
+    trained = take_lock(run / LOCK)
+    if trained is None:
+        os.close(descriptor)
+        return None
+    os.close(trained)
+    return descriptor
 
 
 def take_lock(path: Path) -> int | None:

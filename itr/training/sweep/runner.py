@@ -114,7 +114,8 @@ class Runner:
                 f"stopping: {own} jobs save and end (interrupt again to end them at once)"
             )
         for job, process in others:
-            self.board.say(f"{job.label} goes on by itself (process {process})")
+            known = f" (process {process})" if process is not None else ""
+            self.board.say(f"{job.label} goes on by itself{known}")
         self.pool.tell_all(signal.SIGTERM)
         began, killed = time.monotonic(), False
         while len(self.pool.running) > len(self.pool.others()):

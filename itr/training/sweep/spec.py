@@ -31,6 +31,7 @@ KEYS = (
 METHODS = ("grid", "random", "bayes")  # those of Weights & Biases
 MACROS = ("${env}", "${interpreter}", "${program}", "${args_no_hyphens}")
 PARAMETER_KEYS = ("value", "values", "min", "max", "distribution", "q")
+RESUME = "resume=auto"  # agents need it written out, a job of theirs that was killed is run again
 # What the runner gives each job itself.
 OWN_KEYS = {
     "out": "each job has a run directory of its own; type out=DIR on the command line",
@@ -154,7 +155,7 @@ def _command(found: Mapping[str, Any], faults: list[str]) -> tuple[str, tuple[st
         faults.append(
             "command: expected a list with ${args_no_hyphens}, or agents pass --key=value, "
             "which Hydra does not read; write\n"
-            "command: ['${env}', python, '${program}', '${args_no_hyphens}']"
+            f"command: ['${{env}}', python, '${{program}}', '${{args_no_hyphens}}', {RESUME}]"
         )
         return program, ()
     words = [str(word) for word in command]
@@ -162,7 +163,7 @@ def _command(found: Mapping[str, Any], faults: list[str]) -> tuple[str, tuple[st
         if word.startswith("${") and word not in MACROS:
             faults.append(f"command: '{word}' is unknown here; expected {', '.join(MACROS)}")
     after = words[words.index("${program}") + 1 :] if "${program}" in words else []
-    extra = tuple(word for word in after if not word.startswith("${"))
+    extra = tuple(word for word in after if not word.startswith("${") and word != RESUME)
     for word in extra:
         if "=" not in word or word.startswith("-"):
             faults.append(f"command: '{word}' after the program; expected key=value")
