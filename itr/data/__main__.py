@@ -1,4 +1,7 @@
-"""Data sets on disk: python -m itr.data check | convert | bench | features ...; each has --help."""
+"""Data sets on disk: python -m itr.data check | convert | bench | features | guides ...
+
+Each has --help.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,10 @@ COMMANDS = {  # command -> module with main(arguments) -> exit code, and what it
     "convert": ("itr.data.convert", "a data set from one layout into another"),
     "bench": ("itr.data.bench", "samples a second of each stage of reading"),
     "features": ("itr.data.features", "region-like features of pictures from a timm backbone"),
+    "guides": (
+        "itr.official.clip_guides",
+        "a CLIP's vector of each picture, beside its regions",
+    ),
 }
 
 

@@ -108,7 +108,7 @@ def extract(asked: argparse.Namespace) -> None:
     target = Path(asked.out).expanduser()
     if target.exists():
         raise ConfigError(f"--out {target}: exists already; name a folder that does not")
-    splits = _splits(asked.images, asked.name)
+    splits = picture_splits(asked.images, asked.name)
     grid = open_grid(asked.backbone, asked.weights, asked.size, asked.grid, asked.device)
     for part, split in splits.items():
         print(f"{part}: {split.n_images:,} pictures, {split.layout} layout, {split.source}")
@@ -127,7 +127,7 @@ def extract(asked: argparse.Namespace) -> None:
     print(*told, sep="\n")
 
 
-def _splits(folder: str, name: str | None) -> dict[str, Split]:
+def picture_splits(folder: str, name: str | None) -> dict[str, Split]:
     """train, val and test of the data set with pictures in ``folder``."""
     places = places_in(DataConfig(name or "?", folder))
     place = next((place for key, place in places.items() if KINDS[key] == "pixels"), None)

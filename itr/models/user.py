@@ -129,7 +129,7 @@ TOO_SMALL = (
 NO_GUIDES = (
     "model.enhance: a CLIP-guided enhancement reads one vector of a frozen CLIP for each image, "
     "and this data has none; put <split>_clip.npy [rows, width] beside <split>_ims.npy, for every "
-    "split, or type model.enhance=sge"
+    "split (python -m itr.data guides makes them), or type model.enhance=sge"
 )
 
 
