@@ -10,6 +10,9 @@ from torch import Tensor, distributed
 from torch.multiprocessing import spawn
 
 from itr import parallel
+from itr.data.records import Record, Split
+from itr.errors import DataError
+from itr.training.broken import BrokenPictures
 
 WORLD, ROWS, WIDTH = 2, 3, 4
 
@@ -22,6 +25,21 @@ def rows_of(rank: int) -> Tensor:
 def loss_of(everyone: Tensor) -> Tensor:
     """Something in which every row meets every other."""
     return (everyone @ everyone.t()).logsumexp(dim=1).sum()
+
+
+def broken_counts(rank: int) -> list[int]:
+    """How many broken pictures all ranks know after each round; -1: too many."""
+    records = [Record(n, f"{n}.jpg", ("a",), (n,)) for n in range(9)]
+    broken = BrokenPictures(Split("train", "table", records, may_break=3), known={7})
+    counts = [broken.count()]
+    for seen in (([4], []), ([], [2, 4]), ([], []), ([7], [8])):
+        broken.see(seen[rank])
+        try:
+            counts.append(broken.count())
+        except DataError as error:
+            assert "4 of 9 pictures are broken" in str(error)
+            counts.append(-1)
+    return counts
 
 
 def _rank(rank: int, folder: str) -> None:
@@ -40,6 +58,7 @@ def _rank(rank: int, folder: str) -> None:
         if everyone.requires_grad:
             loss_of(everyone).backward()
         found[f"{gradient}.grad"] = own.grad
+    found["broken"] = broken_counts(rank)
     torch.save(found, Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -74,6 +93,11 @@ def test_gradients_of_own_rows_only_and_of_all_graphs(ranks: list[dict[str, Tens
         assert found["none.grad"] is None
         torch.testing.assert_close(found["own.grad"], share)
         torch.testing.assert_close(found["full.grad"], WORLD * share)
+
+
+def test_broken_pictures_are_counted_together(ranks: list[dict[str, list[int]]]) -> None:
+    """Each once, whoever met it; too many stop all ranks at the same time."""
+    assert [found["broken"] for found in ranks] == [[1, 2, 3, 3, -1]] * WORLD
 
 
 def test_one_process_needs_no_group() -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from itr.data.doctor_report import NOTE, REFUSED, WARNING, Report
 from itr.data.images import decode, name_of, read_bytes
 from itr.data.records import Slice, Split
+from itr.data.samples import Samples
 from itr.errors import DataError
 
 SHOWN = 3  # names in a message
@@ -168,13 +169,13 @@ def check_pictures(split: Split, report: Report, workers: int, advance: Advance)
 def _report_broken(split: Split, broken: list[str], report: Report) -> None:
     if not broken:
         return
-    trained = split.name.startswith("train")
-    level = WARNING if trained and len(broken) <= split.may_break else REFUSED
+    left_out = split.name.startswith("train") or isinstance(split.records, Samples)
+    level = WARNING if left_out and len(broken) <= split.may_break else REFUSED
     fate = (
-        "training leaves them out"
+        "they are left out"
         if level == WARNING
         else f"more than the {split.may_break} that data.max_broken allows; training stops"
-        if trained
+        if left_out
         else "evaluation needs every picture and refuses"
     )
     shown = "; ".join(broken[:SHOWN]) + (

@@ -7,6 +7,7 @@ time of change of every picture.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -17,12 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from itr.data.images import JPEG, PNG, decode, name_of, read_bytes
 from itr.data.kept import keep
 from itr.data.records import Slice, Split
+from itr.data.samples import Samples
 from itr.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -51,15 +54,31 @@ def broken_pictures(split: Split, cache: str | Path | None = None) -> dict[int, 
     return found
 
 
-def require_pictures(split: Split, cache: str | Path | None = None) -> None:
-    """Raise DataError, naming the first few, unless every picture of ``split`` can be decoded."""
+def require_pictures(split: Split, cache: str | Path | None = None) -> Split:
+    """``split``, if every picture of it can be decoded; a few that cannot, inside shards (from
+    which nobody removes a member), are left out and noted.
+
+    Raises DataError, naming the first few, for others.
+    """
     if split.regions is not None:
-        return
-    if found := _look(split, _whole, cache):
+        return split
+    found = _look(split, _whole, cache)
+    if not found:
+        return split
+    told = f"{split.source}, split {split.name}: {len(found)} of {split.n_images} pictures cannot"
+    if not isinstance(split.records, Samples):
+        raise DataError(f"{told} be used, and evaluation needs every one: {_listed(found)}")
+    if len(found) > min(split.may_break, split.n_images - 1):
         raise DataError(
-            f"{split.source}, split {split.name}: {len(found)} of {split.n_images} pictures cannot "
-            f"be used, and evaluation needs every one: {_listed(found)}"
+            f"{told} be used: {_listed(found)}. That is more than data.max_broken allows "
+            f"({split.may_break}); write that tar anew without them, or type a larger "
+            "data.max_broken"
         )
+    sound = np.ones(split.n_images, bool)
+    sound[list(found)] = False
+    note = f"left out: {len(found)} pictures that cannot be decoded: {_listed(found)}"
+    left = split.records.only(sound)  # evaluation reads no second text
+    return dataclasses.replace(split, records=left, second=None, notes=(*split.notes, note))
 
 
 def _listed(found: dict[int, str]) -> str:

@@ -15,6 +15,8 @@ from itr.data.shard_lists import ShardList
 from itr.data.strings import Strings
 from itr.errors import DataError
 
+OF_SAMPLES = ("shards", "images", "ids", "given", "caption_counts", "keys", "names", "second")
+OF_TEXTS = ("text_ids", "texts")
 VIEWED = 0.5  # share of the samples from which on a part is a view of them
 
 
@@ -85,21 +87,13 @@ class Samples(Sequence[Record]):
         first, last, _ = part.indices(len(self))
         last = max(first, last)
         texts = slice(int(self.starts[first]), int(self.starts[last]))
-        arrays: tuple[Any, ...] = (
-            self.shards[first:last],
-            self.images[first:last],
-            self.ids[first:last],
-            self.given[first:last],
-            self.caption_counts[first:last],
-            self.text_ids[texts],
-            self.keys[first:last],
-            self.names[first:last],
-            self.texts[texts],
-            self.second[first:last],
-        )
+        parts: dict[str, Any] = {
+            **{key: getattr(self, key)[first:last] for key in OF_SAMPLES},
+            **{key: getattr(self, key)[texts] for key in OF_TEXTS},
+        }
         if last - first < len(self) * VIEWED:
-            return Samples(self.paths, *(array.copy() for array in arrays))
-        return Samples(self.paths, *arrays, whole)
+            return Samples(self.paths, **{key: part.copy() for key, part in parts.items()})
+        return Samples(self.paths, **parts, whole=whole)
 
     def only(self, keep: np.ndarray) -> Samples:
         """The samples where ``keep`` [N] is True; their ids stay."""

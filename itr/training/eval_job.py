@@ -256,7 +256,9 @@ def make_evaluator(
         split = dataclasses.replace(split, records=split.records[: config.hubness.bank_size])
     else:
         check_split(split, data.cache)
-        require_pictures(split, data.cache)
+        told, split = len(split.notes), require_pictures(split, data.cache)
+        for note in split.notes[told:]:
+            log.warning("%s: %s", name, note)
     width = None if split.regions is None else int(split.regions.shape[2])
     if width != model.facts.region_width:
         raise CheckpointError(

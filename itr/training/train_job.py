@@ -14,7 +14,7 @@ from rich.console import Console
 
 from itr import checkpoint, parallel
 from itr.data import manifest
-from itr.data.layouts import open_split
+from itr.data.layouts import open_split, require_readers
 from itr.data.leaks import check_leaks
 from itr.data.loader import TrainLoader
 from itr.data.picture_check import broken_pictures, left_out, require_pictures
@@ -110,6 +110,8 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     data = prepare_data(config.data)
     names = ("train", "test") if config.select_on == "test" else ("train", "val", "test")
     wants_second = view.second_text is not None
+    world, workers = parallel.world_size(), config.runtime.workers
+    require_readers(data, view.kind, wants_second, world, workers)  # before hours of listing
     splits = {
         name: open_split(data, name, view.kind, second=wants_second and name == "train")
         for name in names
@@ -117,7 +119,7 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     for split in splits.values():
         check_split(split, data.cache)
     for name in names[1:]:
-        require_pictures(splits[name], data.cache)
+        splits[name] = require_pictures(splits[name], data.cache)
     check_same_width(list(splits.values()))
     check_leaks(splits)
     second = splits["train"].second_texts() if wants_second else []
@@ -151,7 +153,7 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
         config.seed,
         workers=pick_workers(runtime.workers, splits["train"], device),
         rank=parallel.rank(),
-        world=parallel.world_size(),
+        world=world,
         pin_memory=device.type == "cuda",
         second=open_second(splits["train"], view, tokenizer, data.cache),
         late=device.type == "cuda",
@@ -234,6 +236,7 @@ def _run(
             "updates": trainer.clock.updates,
             "train_seconds": round(seconds, 1),
             "resumed_at": first or None,
+            "broken_pictures": trainer.broken.count(),
             **{f"{config.select_on}/{key}": value for key, value in best["results"].items()},
             **{f"test/{key}": value for key, value in test.items()},
         }

@@ -23,6 +23,7 @@ from itr.models.base import RetrievalModel
 from itr.nn.batch_norm import statistics
 from itr.results.tracker import Tracker
 from itr.training import faults, state
+from itr.training.broken import BrokenPictures
 from itr.training.config import TrainConfig
 from itr.training.cost import describe, step_cost
 from itr.training.grad_cache import CachedStep
@@ -79,6 +80,7 @@ class Trainer:
         self.best: dict[str, Any] = {}
         self.window = Window()
         self.guard = faults.Guard(model) if config.trainer.skip_nonfinite else None
+        self.broken = BrokenPictures(split, loader.broken)
         self.stop, self.agree = StopRequest(), parallel.Agreement()
         self.saved_at = -1
 
@@ -96,6 +98,8 @@ class Trainer:
         self.window.restore(sums, meta.get("window", {"counts": {}, "pairs": 0}))
         if self.guard is not None:
             self.guard.skipped = meta.get("skipped", 0)
+        self.broken.numbers.update(meta.get("broken", []))
+        self.loader.broken.update(self.broken.numbers)
         self.tracker.rewind(meta["metrics_offset"])
 
     def fit(self, display: Display) -> None:
@@ -151,6 +155,7 @@ class Trainer:
         assert batch.image_id is not None and batch.caption_id is not None
         self.window.batches.append((batch.image_id, batch.caption_id))
         self.window.pairs += len(batch) * parallel.world_size()
+        self.broken.see(batch.gave_way)
         self.step.wake_and_sleep(self.clock)
         batch = batch.to(self.device)
         self.model.train()
@@ -253,6 +258,8 @@ class Trainer:
         values = {f"train/{key}": value for key, value in means.items()}
         values["train/lr"] = self.optimizer.param_groups[0]["lr"]
         values["train/pairs_per_second"] = self.window.pairs / seconds
+        if broken := self.broken.count():
+            values["train/broken_pictures"] = broken
         self.tracker.log({"epoch": self.clock.epoch, **values}, step=self.clock.updates)
         display.numbers(self.clock.epoch, self.clock.updates, values)
         self.window = Window()
@@ -297,12 +304,14 @@ class Trainer:
     def _save_last(self) -> None:
         self.saved_at = self.clock.updates
         sums, window = self._checked_window()
+        self.broken.count()
         meta = {
             **self.meta,
             "best": self.best,
             "metrics_offset": self.tracker.offset(),
             "window": window,
             "skipped": self.guard.skipped if self.guard is not None else 0,
+            "broken": sorted(self.broken.numbers),
         }
         path = self.folder / "checkpoints" / state.LAST
         parts = (self.model, self.optimizer, self.scaler, self.clock, self.draws)
