@@ -1,12 +1,19 @@
-"""100,000 samples in shards, over several epochs and a kill: each exactly once."""
+"""Shards, for minutes: 100,000 samples each exactly once, and a run on tars that is killed."""
 
+import dataclasses
+import json
+import random
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.soak.runs import assert_equal, finish, kill_often, start
+from tests.training.sizes import SIZES
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
+import worlds  # noqa: E402
 from shard_readers import loader_of, read_epoch, write_shards  # noqa: E402
 
 SAMPLES, SHARDS, BATCH, SEED = 100_000, 130, 1_000, 7
@@ -26,3 +33,30 @@ def test_a_hundred_thousand_samples(tmp_path):
         runs.append(np.array(found))
     assert (runs[0] == runs[1]).mean() < 0.001
     assert np.array_equal(runs[1], runs[2])
+
+
+@pytest.mark.soak
+def test_a_run_on_shards_survives_kills(tmp_path):
+    """Two ranks with two workers each, and pictures that turn out to be broken on the way."""
+    items = worlds.make_items((80, 16, 16))
+    for number in (3, 40, 41, 77):
+        jpeg = items[number].jpeg
+        items[number] = dataclasses.replace(items[number], jpeg=jpeg[:20] + bytes(99) + jpeg[-20:])
+    worlds.write_shards(tmp_path, items, size=8)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = [
+        "model=alip", "data=yfcc", "recipe=alip_scenes_retrieval", *SIZES["alip"],
+        f"data.shards={tmp_path / 'wds'}", f"data.cache={tmp_path / 'cache'}", "data.held_out=0",
+        "data.second_text=null", "data.max_broken=0.1", "batch_size=16", "trainer.epochs=40",
+        "trainer.validate_every=50", "trainer.checkpoint_every=7", "trainer.log_every=3",
+        "devices=2", "runtime.workers=2", "tracker=none", "device=cpu", "runtime.estimate=false",
+    ]  # fmt: skip
+    finish(start([*arguments, f"out={whole}"]))
+    assert kill_often(arguments, killed, 3, random.Random(0)) >= 1
+    finish(start([*arguments, f"out={killed}", "resume=auto"]))
+    assert_equal(whole, killed)
+    results = [json.loads((run / "results.json").read_text()) for run in (whole, killed)]
+    assert results[0]["broken_pictures"] == results[1]["broken_pictures"] == 4
+    assert results[0]["resumed_at"] is None and results[1]["resumed_at"] % 7 == 0
+    for key, value in results[0].items():
+        assert value == results[1][key] or not key.startswith(("val/", "test/")), key
