@@ -110,7 +110,8 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     data = prepare_data(config.data)
     names = ("train", "test") if config.select_on == "test" else ("train", "val", "test")
     wants_second = view.second_text is not None
-    world, workers = parallel.world_size(), config.runtime.workers
+    world, asked = parallel.world_size(), config.runtime.workers
+    workers = 0 if isinstance(asked, str) else asked  # auto: no more than there are tars
     require_readers(data, view.kind, wants_second, world, workers)  # before hours of listing
     splits = {
         name: open_split(data, name, view.kind, second=wants_second and name == "train")
