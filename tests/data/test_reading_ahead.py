@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,26 @@ def test_what_is_left_to_the_device_gives_the_same_batches(tmp_path):
     )
     for a, b in pairs:
         assert torch.equal(a.pixels, b.to(CPU).pixels)
+
+
+# Epoch after epoch
+
+
+def test_threads_stay_and_the_next_order_is_begun_early(world):  # noqa: F811
+    def own() -> set[int | None]:
+        return {t.ident for t in threading.enumerate() if t.name.startswith("batches")}
+
+    loader = world.loader(workers=2)
+    all_equal(loader.epoch(0), world.loader().epoch(0))
+    threads, begun = own(), loader._planned
+    assert threads and set(begun) == {1}
+    all_equal(loader.epoch(1), world.loader().epoch(1))
+    assert not begun and set(loader._planned) == {2} and threads <= own()
+    all_equal(loader.epoch(5, 3), list(world.loader().epoch(5))[3:])  # another one than was begun
+    left = loader.epoch(6)
+    next(left)
+    left.close()
+    all_equal(loader.epoch(6), world.loader().epoch(6))
 
 
 # Regions
