@@ -21,6 +21,10 @@ class TrainingError(UserError):
     """Training cannot go on: a loss that is not finite, no space left, ..."""
 
 
+class RankLost(TrainingError):
+    """Other ranks do not answer: what follows when one of them met an error of its own."""
+
+
 class Stopped(Exception):
     """A run was asked to stop and has saved itself; ``preempted``: by a scheduler, not a person."""
 

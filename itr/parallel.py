@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from itr.errors import Stopped
+
 Gradient = Literal["none", "own", "full"]
 T = TypeVar("T")
 PATIENCE = timedelta(days=2)  # how long ranks wait for one that prepares data
@@ -124,6 +126,23 @@ def gather_objects(own: T) -> list[T]:
     everyone: list[Any] = [None] * world_size()
     dist.all_gather_object(everyone, own)
     return everyone
+
+
+@contextmanager
+def left_together() -> Iterator[None]:
+    """Where a rank raises Stopped inside, all ranks do behind it; there they wait for each other.
+
+    Ranks that share work have unequal numbers of batches: one that left alone would leave the
+    others in a collective.
+    """
+    asked = None
+    try:
+        yield
+    except Stopped as stopped:
+        asked = stopped
+    for told in gather_objects(asked):
+        if told is not None:
+            raise told
 
 
 def add_up(own: Tensor) -> Tensor:

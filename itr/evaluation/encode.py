@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from itr.batch import Batch
 from itr.errors import DataError
 from itr.models.base import Encoded, RetrievalModel
-from itr.parallel import add_up, gather_objects, world_size
+from itr.parallel import add_up, gather_objects, left_together, world_size
 
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Progress = Callable[[str, int, int], None]  # what, how many are done, of how many
@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int], None]  # what, how many are done, of how ma
 class Encoder:
     """Encodes with ``model`` on ``device``: ``pooled`` in float32 and, with ``tokens``, tokens in
     the ``precision`` of encoding (fp32, tf32, bf16, fp16). Ranks share the batches, and all get all
-    rows."""
+    rows. Where ``progress`` raises Stopped on one of them, all of them do."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Encoder:
         pooled = _Rows(total, torch.float32, torch.nan)
         kept, masks = _Rows(total, self.dtype or torch.float32, 0), _Rows(total, torch.bool, False)
         done = 0
-        with torch.inference_mode(), eval_mode(self.model):
+        with torch.inference_mode(), eval_mode(self.model), left_together():
             for batch in batches:
                 rows = batch.image_id if side == "images" else batch.caption_id
                 assert rows is not None

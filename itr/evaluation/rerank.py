@@ -18,7 +18,7 @@ from itr.evaluation.metrics import RECALLS
 from itr.evaluation.ranks import Ranks, rank_table
 from itr.evaluation.score_tables import TILE_CPU, TILE_GPU, Index, Rows, ScoreTable
 from itr.models.base import Encoded, RetrievalModel
-from itr.parallel import add_up, rank, world_size
+from itr.parallel import add_up, left_together, rank, world_size
 
 LENGTHS = 8  # groups of captions by length
 
@@ -85,17 +85,18 @@ def rerank(
     for direction, (keys, place) in jobs.items():
         values = torch.zeros(len(keys), device=i2t.device)
         turn = 0
-        for chosen, several in by_length(texts, keys % count, trimmed):
-            for pairs in blocks(keys[chosen] // count, model.rerank_block, config.batch_size):
-                numbers = chosen[pairs.pairs]
-                kept = pairs.first.nonzero()[:, 0]  # on the host, as all that chooses
-                if turn % world_size() == rank():
-                    part = _score(model, images, several, keys[numbers], direction, dtype)
-                    values[numbers[kept].to(values.device)] = part[kept.to(part.device)]
-                turn += 1
-                done += len(kept)
-                if progress is not None:
-                    progress("pairs", done, total)
+        with left_together():
+            for chosen, several in by_length(texts, keys % count, trimmed):
+                for pairs in blocks(keys[chosen] // count, model.rerank_block, config.batch_size):
+                    numbers = chosen[pairs.pairs]
+                    kept = pairs.first.nonzero()[:, 0]  # on the host, as all that chooses
+                    if turn % world_size() == rank():
+                        part = _score(model, images, several, keys[numbers], direction, dtype)
+                        values[numbers[kept].to(values.device)] = part[kept.to(part.device)]
+                    turn += 1
+                    done += len(kept)
+                    if progress is not None:
+                        progress("pairs", done, total)
         found.append(add_up(values)[place.to(i2t.device)])
     scores = torch.cat(found)
     if not torch.isfinite(scores).all():

@@ -38,6 +38,7 @@ class TrainerConfig:
     max_steps: int | None = None  # updates; the schedule is computed for it
     validate_every: int | None = None  # updates; None: at the end of every epoch
     checkpoint_every: int | None = None  # updates; None: after every validation
+    checkpoint_minutes: float | None = 15.0  # and when the last one is as old; None: not
     log_every: int = 20
     bucket: int = 0  # windows of as many batches in which captions of like length go together
     skip_nonfinite: int | None = None  # batches that may be left out; None: the first one stops
@@ -148,6 +149,9 @@ def check_config(values: Mapping[str, Any]) -> TrainConfig:
     ):
         if number is not None and number < 1:
             raise ConfigError(f"{key}: {number} must be at least 1")
+    minutes = config.trainer.checkpoint_minutes
+    if minutes is not None and minutes <= 0:
+        raise ConfigError(f"trainer.checkpoint_minutes={minutes:g}: expected more than 0, or null")
     world = parallel.planned_world(config.devices, config.nodes)
     if config.batch_size % world:
         lower = config.batch_size // world * world

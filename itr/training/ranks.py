@@ -7,6 +7,7 @@ so that multirun, sweepers and launchers stay as they are and get the job's resu
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import pickle
 import signal
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +27,13 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from itr import parallel
-from itr.errors import ConfigError, Stopped, TrainingError, UserError
+from itr.errors import ConfigError, RankLost, Stopped, TrainingError, UserError
 from itr.training import faults
 from itr.training.signals import PREEMPTION, StopRequest
 
 Job = Callable[[dict[str, Any]], dict[str, Any]]
 FAILED, INTERRUPTED = 2, 130  # exit codes of a worker that has told its error; that was told to go
+PATIENCE = 5.0  # seconds between a second SIGINT and SIGKILL
 
 
 def launch(job: Job, values: dict[str, Any], count: int, nodes: int, cuda: bool) -> dict[str, Any]:
@@ -67,7 +70,8 @@ def launch(job: Job, values: dict[str, Any], count: int, nodes: int, cuda: bool)
             signals_to_handle="SIGHUP",  # the others are passed on, and workers save themselves
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
-        with StopRequest(forward=_pass_on) as stop:
+        teller = Teller()
+        with StopRequest(forward=teller) as stop, teller:
             try:
                 returned = elastic_launch(config, _work)(job, values, folder)
             except ChildFailedError as error:
@@ -78,10 +82,34 @@ def launch(job: Job, values: dict[str, Any], count: int, nodes: int, cuda: bool)
     return outcome
 
 
-def _pass_on(number: int) -> None:
-    for child in multiprocessing.active_children():
-        if child.pid is not None:
-            os.kill(child.pid, number)
+class Teller:
+    """Passes signals on to the workers. One that waits for another in a collective cannot listen:
+    `PATIENCE` seconds after a second SIGINT the workers are killed. A context manager."""
+
+    def __init__(self) -> None:
+        self.interrupts = 0
+        self.killer = threading.Timer(PATIENCE, self.tell, (signal.SIGKILL,))
+        self.killer.daemon = True
+
+    def __enter__(self) -> Teller:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.killer.cancel()
+
+    def __call__(self, number: int) -> None:
+        """Pass ``number`` on, and count it."""
+        self.tell(number)
+        self.interrupts += number == signal.SIGINT
+        if self.interrupts == 2 and number == signal.SIGINT:
+            self.killer.start()
+
+    def tell(self, number: int) -> None:
+        """Send every worker the signal ``number``."""
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, number)
 
 
 def _work(job: Job, values: dict[str, Any], folder: str) -> dict[str, Any] | Stopped:
@@ -110,25 +138,35 @@ def _go(code: int) -> NoReturn:
 
 
 def _explained(error: ChildFailedError, folder: Path, stopped_by: int) -> BaseException:
-    """The error that a worker told; else which one died of what, and how far it had come."""
+    """The error that a worker told (what it met itself, before what the others met of it); else
+    that it was stopped by a signal; else which one died of what, and how far it had come."""
+    told = [_read(note) for note in sorted(folder.glob("error-*"))]
+    own = [one for one in told if not isinstance(one, RankLost)]
+    if own:
+        return own[0]
     if stopped_by == signal.SIGINT:
         return KeyboardInterrupt()
     if stopped_by in PREEMPTION:  # before there was anything to save
         return Stopped("stopped by a signal before the first update", preempted=True)
-    rank, failure = error.get_first_failure()
+    killed = [(r, f) for r, f in sorted(error.failures.items()) if f.exitcode < 0]
+    rank, failure = killed[0] if killed else error.get_first_failure()
     if failure.exitcode < 0:
-        at = faults.whereabouts(str(folder)).get(rank)
+        at = faults.whereabouts(folder).get(rank)
         name = signal.Signals(-failure.exitcode).name
         memory = " (often: the machine has no memory left)" if name == "SIGKILL" else ""
-        where = f"after update {at[1]}" if at else "before the first update"
+        where = f"after update {at.updates}" if at else "before the first update"
         return TrainingError(
             f"rank {rank} (process {failure.pid}) died of {name}{memory} {where}; the other ranks "
             "were stopped. Go on with resume=auto"
         )
-    for note in sorted(folder.glob("error-*")):
-        told = pickle.loads(note.read_bytes())  # written by our own worker, a moment ago
-        assert isinstance(told, UserError)
-        return told
+    if told:
+        return told[0]
     return TrainingError(
         f"rank {rank} failed with exit code {failure.exitcode}; its traceback stands above"
     )
+
+
+def _read(note: Path) -> UserError:
+    told = pickle.loads(note.read_bytes())  # written by our own worker, a moment ago
+    assert isinstance(told, UserError)
+    return told

@@ -19,9 +19,11 @@ from omegaconf import OmegaConf
 
 from itr import parallel
 from itr.data.manifest import changed
-from itr.errors import ConfigError, DataError
+from itr.errors import ConfigError, DataError, TrainingError
 from itr.results.tables import read_results
+from itr.training.faults import RANKS
 from itr.training.lock import LOCK, RunLock
+from itr.training.state import half_written
 
 ROOT = Path("runs")
 CONFIG, METRICS, RESULTS, LOG, VERSIONS, DATA = (
@@ -40,7 +42,15 @@ NOT_IDENTITY = (
     "nodes",
     "resume",
     "overwrite",
-    "runtime",
+    "runtime.workers",
+    "runtime.threads",
+    "runtime.eval_batch_size",
+    "runtime.deterministic",
+    "runtime.collective_timeout",
+    "runtime.activation_checkpointing",
+    "runtime.compile",
+    "runtime.estimate",
+    "trainer.checkpoint_minutes",
     "rerank.batch_size",
     "tracker",
     "data.root",
@@ -51,6 +61,11 @@ NOT_IDENTITY = (
 # the data, which a run that goes on compares.
 FILES = ("data.train", "data.val", "data.test", "data.second_text", "data.noise_file")
 SHARDS = "data.shards"  # the name of a pattern of tars; a folder of them is like data.root
+# Settings with values that change no number, by key; another value is another run.
+WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "runtime.sync_batchnorm": (True,),
+    "runtime.resident": (None, "fp32"),
+}
 PACKAGES = (
     "torch",
     "torchvision",
@@ -68,13 +83,16 @@ PACKAGES = (
 
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` as flat ``key -> value`` without what `NOT_IDENTITY` names; `FILES` by name."""
+    """``values`` as flat ``key -> value`` without what `NOT_IDENTITY` and `WITHOUT_EFFECT` name;
+    `FILES` by name."""
     flat: dict[str, Any] = {}
 
     def walk(node: Any, prefix: str) -> None:
         for key, value in node.items():
             path = f"{prefix}{key}"
             if path in NOT_IDENTITY:
+                continue
+            if path in WITHOUT_EFFECT and value in WITHOUT_EFFECT[path]:
                 continue
             if isinstance(value, Mapping) and value:
                 walk(value, f"{path}.")
@@ -134,11 +152,15 @@ def open_run(values: Mapping[str, Any]) -> tuple[Path, dict[str, Any] | None]:
 
 @contextmanager
 def taken(path: Path) -> Iterator[None]:
-    """Inside, no other job trains in ``path``. Raises ConfigError if another one does."""
+    """Inside, no other job trains in ``path``, and what a killed one left half written is gone.
+    Raises ConfigError if another one does."""
     with ExitStack() as held:
 
         def take() -> None:
             held.enter_context(RunLock(path))
+            for half in half_written(path):
+                half.unlink(missing_ok=True)
+            shutil.rmtree(path / RANKS, ignore_errors=True)
 
         parallel.decided(take)  # rank 0 holds it for all
         yield
@@ -167,14 +189,30 @@ def _refuse_other_run(path: Path, config: Path, values: Mapping[str, Any]) -> No
 
 
 def describe_run(path: Path, values: Mapping[str, Any]) -> None:
-    """Write the resolved configuration and the versions of the environment."""
-    path.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(dict(values)), path / CONFIG)
-    (path / VERSIONS).write_text(json.dumps(environment(), indent=2) + "\n")
+    """Write the resolved configuration and the versions of the environment.
+
+    Raises TrainingError if they cannot be written.
+    """
+    with _writing(path):
+        OmegaConf.save(OmegaConf.create(dict(values)), path / CONFIG)
+        (path / VERSIONS).write_text(json.dumps(environment(), indent=2) + "\n")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{path}: the run directory cannot be written ({error}); free some space, or choose "
+            "another disk with out=DIR"
+        ) from error
 
 
 def keep_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Write what the splits hold. Raises DataError if a run that goes on began with other data."""
+    """Write what the splits hold. Raises DataError if a run that goes on began with other data,
+    TrainingError if it cannot be written."""
     file = path / DATA
     if file.is_file() and (names := changed(json.loads(file.read_text()), manifest)):
         raise DataError(
@@ -182,8 +220,8 @@ def keep_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
             f"began with (content of {', '.join(names)} differs from {file}); put it back, or type "
             "overwrite=true to start again"
         )
-    path.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(manifest, indent=2) + "\n")
+    with _writing(path):
+        file.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def environment() -> dict[str, Any]:

@@ -8,22 +8,28 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from itr.errors import Stopped
+from itr.evaluation.encode import Progress
+
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)  # a scheduler's; SIGINT is a person's
 WATCHED = (*PREEMPTION, signal.SIGINT)
 
 
 class StopRequest:
-    """A context manager that takes note of the signals in `WATCHED` instead of dying of them.
+    """A context manager that decides what the signals in `WATCHED` do to a run.
 
-    ``number`` is that of the first signal, 0 if there was none. A second SIGINT raises
-    KeyboardInterrupt at once. ``forward`` is told each signal. Outside the main thread, where no
-    handler can be set, nothing is noted.
+    At first there is nothing to save: SIGTERM and SIGUSR1 raise Stopped at once, SIGINT
+    KeyboardInterrupt. From `wait` on they are noted, for those who ask: ``number`` is that of the
+    first signal, 0 if there was none; a second SIGINT raises KeyboardInterrupt at once. With
+    ``forward``, which is told each signal, nothing is ever raised. Outside the main thread, where
+    no handler can be set, nothing is noted.
     """
 
     def __init__(self, forward: Callable[[int], None] | None = None) -> None:
         self.number = 0
         self.forward = forward
         self.interrupts = 0
+        self.waits = False
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -35,11 +41,34 @@ class StopRequest:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    def wait(self) -> None:
+        """From now on signals are noted only. Raises Stopped for one that came before and that
+        somebody swallowed."""
+        self.waits = True
+        self.check("stopped by a signal before the first update")
+
+    def check(
+        self, message: str = "stopped by a signal; the run is saved: go on with resume=auto"
+    ) -> None:
+        """Raises Stopped, with ``message``, if there was a signal."""
+        if self.number:
+            raise Stopped(message, self.number in PREEMPTION)
+
+    def watching(self, progress: Progress) -> Progress:
+        """``progress`` that raises Stopped if there was a signal."""
+
+        def told(what: str, done: int, total: int) -> None:
+            progress(what, done, total)
+            self.check()
+
+        return told
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = self.number or number
+        self.interrupts += number == signal.SIGINT
         if self.forward is not None:
             self.forward(number)
-        if number == signal.SIGINT:
-            self.interrupts += 1
-            if self.interrupts > 1 and self.forward is None:
-                raise KeyboardInterrupt
+        elif number == signal.SIGINT and (self.interrupts > 1 or not self.waits):
+            raise KeyboardInterrupt
+        elif not self.waits:
+            raise Stopped("stopped by a signal before the first update", preempted=True)

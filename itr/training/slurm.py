@@ -14,16 +14,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from itr.errors import ConfigError, Stopped, UserError
+from itr.errors import ConfigError, RankLost, Stopped, UserError
 from itr.instantiate import check
 from itr.training.config import check_config
-from itr.training.launch import PREEMPTED
+from itr.training.launch import PREEMPTED, USER_ERROR
 
 ROOT = Path(__file__).resolve().parents[2]
 LINGER = 30.0  # seconds that other ranks stay: a task that ends early may end the first one
@@ -62,7 +62,8 @@ class Remote:
     requeues: int
 
     def __call__(self) -> dict[str, Any]:
-        """The results, or ``{"error": sentence}`` where the user can mend something."""
+        """The results, or ``{"error": sentence}`` where the user can mend something; ``follows`` is
+        then true of what a rank met because another one was gone."""
         import submitit
 
         environment = submitit.JobEnvironment()
@@ -77,18 +78,34 @@ class Remote:
         try:
             return self.job(self.values)
         except UserError as error:
-            return {"error": str(error)}
+            told = {"error": str(error), "follows": isinstance(error, RankLost)}
+            if environment.num_tasks > 1:
+                _leave(environment, told)
+            return told
         except Stopped as stopped:
             if not stopped.preempted:
-                return {"error": stopped.message}
+                return {"error": stopped.message, "follows": False}
             again = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
             if again >= self.requeues:
-                return {"error": f"stopped and queued again {again} times; raise requeues"}
+                told = f"stopped and queued again {again} times; raise requeues"
+                return {"error": told, "follows": False}
         if environment.global_rank == 0:
             environment._requeue(self.requeues - again)
         elif environment.cluster == "slurm":
             time.sleep(LINGER)
         sys.exit(PREEMPTED)
+
+
+def _leave(environment: Any, told: dict[str, Any]) -> NoReturn:
+    """Store what this task returns, as submitit would, and end it: an orderly end would wait for
+    ranks that may not answer, and one without an exit code would leave them waiting."""
+    from submitit.core.utils import cloudpickle_dump, temporary_save_path
+
+    with temporary_save_path(environment.paths.result_pickle) as path:
+        cloudpickle_dump(("success", told), path)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(USER_ERROR)
 
 
 def _stop(*_: Any) -> None:
@@ -134,6 +151,7 @@ def make_executor(config: SlurmConfig, nodes: int, devices: int, gpus: bool) -> 
             "slurm_constraint": config.constraint,
             "slurm_gpus_per_node": devices if gpus else None,
             "mem_gb": config.mem_gb,
+            "slurm_srun_args": ["--kill-on-bad-exit=1"],  # a rank that has failed ends the others
             # Without it Slurm would not take a job back that it preempted.
             "slurm_additional_parameters": {"requeue": True, **_flags(config.extra)},
         }
@@ -234,11 +252,20 @@ def _collect(
 
 
 def _results(job: Any) -> dict[str, Any]:
+    """What rank 0 returned; if that is no result, what went wrong where it began."""
+    first = _result(job.task(0))
+    if "error" not in first:
+        return first
+    told = [first, *(_result(job.task(number)) for number in range(1, job.num_tasks))]
+    return min((one for one in told if "error" in one), key=lambda one: one["follows"])
+
+
+def _result(task: Any) -> dict[str, Any]:
     try:
-        return job.results()[0]
+        return task.result()
     except Exception as error:  # whatever ended the job, the others' results are wanted
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return {"error": f"{lines[-1]} (log: {job.paths.stderr})"}
+        return {"error": f"{lines[-1]} (log: {task.paths.stderr})", "follows": True}
 
 
 def _returned(value: Any, overrides: list[str]) -> JobReturn:

@@ -44,22 +44,36 @@ def resolve(path: Path, key: str = "checkpoint") -> Path:
 
 
 def check_space(folder: Path, model: RetrievalModel) -> tuple[int, int]:
-    """Bytes of ``best`` and ``last``. Raises TrainingError if the disk cannot hold them while one
-    is being replaced."""
+    """Bytes of ``best`` and ``last`` of a run in ``folder``. Raises TrainingError if the disk
+    cannot hold them while one is being replaced; what a run that goes on has there is counted."""
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
     best, last = weights, weights + moments
     needed = best + 3 * last
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
+    free, there = shutil.disk_usage(existing).free, _held(folder)
+    if free + there < needed:
+        had = f" beside the {there / 1e9:.2f} GB that they have" if there else ""
         raise TrainingError(
-            f"{folder}: {free / 1e9:.2f} GB free, but the checkpoints need {needed / 1e9:.2f} GB "
+            f"{folder}: {free / 1e9:.2f} GB free{had}, but the checkpoints need "
+            f"{needed / 1e9:.2f} GB "
             f"(best {best / 1e9:.2f}, last {last / 1e9:.2f}, the one before it, and one more while "
             "it is replaced); "
             "free some space or choose another disk with out=DIR"
         )
     return best, last
+
+
+def half_written(folder: Path) -> list[Path]:
+    """What a process that was killed while it saved has left in the run directory ``folder``."""
+    return [path for place in (folder, folder / "checkpoints") for path in place.glob(".*.tmp")]
+
+
+def _held(folder: Path) -> int:
+    """Bytes of the checkpoints in ``folder``, and of what is deleted before the first new one."""
+    names = (folder / "checkpoints" / name for name in (BEST, LAST, PREVIOUS))
+    found = [path.stat() for path in (*names, *half_written(folder)) if path.is_file()]
+    return sum({stat.st_ino: stat.st_size for stat in found}.values())
 
 
 def save_best(path: Path, model: RetrievalModel, meta: dict[str, Any]) -> None:
@@ -82,7 +96,7 @@ def save_last(
     Rank 0 writes, and keeps what was the last checkpoint as `PREVIOUS`.
     """
     chance = {"cpu": torch.get_rng_state(), "draws": draws.get_state()}
-    if torch.cuda.is_available():
+    if draws.generator.device.type == "cuda":
         chance["cuda"] = torch.cuda.get_rng_state()
     everyone = parallel.gather_objects(chance)
     sums = parallel.gather_objects({key: value.cpu() for key, value in window.items()})
@@ -97,6 +111,7 @@ def save_last(
         "clock": clock.state_dict(),
         "scaler": scaler.state_dict(),
         "world": parallel.world_size(),
+        "device": draws.generator.device.type,
     }
     _keep_previous(path)
     checkpoint.write(path, tensors, {**meta, **progress})
@@ -151,7 +166,8 @@ def load_last(
     draws: Draws,
 ) -> tuple[Clock, dict[str, Any], dict[str, Tensor]]:
     """Put everything back as `save_last` saw it; returns the clock, the checkpoint's JSON and the
-    sums that were not logged yet. On another number of ranks it says what goes on differently."""
+    sums that were not logged yet. On another number of ranks, or another kind of device, it says
+    what goes on differently."""
     meta = checkpoint.read_meta(path)
     if "clock" not in meta:
         raise CheckpointError(f"{path}: holds weights only; resume needs a run's {LAST}")
@@ -162,7 +178,8 @@ def load_last(
 
     checkpoint.load_weights(model, below("model/"), str(path))
     load_state_tensors(model, optimizer, below("optim/"))
-    scaler.load_state_dict(meta["scaler"])
+    if scaler.is_enabled() and meta["scaler"]:
+        scaler.load_state_dict(meta["scaler"])
     world, rank = meta.get("world", 1), parallel.rank()
     if world != parallel.world_size():
         log.warning(
@@ -173,13 +190,23 @@ def load_last(
             world,
             parallel.world_size(),
         )
+    kind = draws.generator.device.type
+    written_on = meta.get("device", kind)
+    if written_on != kind:
+        log.warning(
+            "%s was written on device=%s, and this is %s: the order of the data and the schedule "
+            "stay; rounding, dropout and what the method draws differ from here on",
+            path,
+            written_on,
+            kind,
+        )
     known = rank if rank < world else 0
     chance = below(_of(known, "rng"))
     if known == rank:
         torch.set_rng_state(chance["cpu"])
-        if "cuda" in chance and torch.cuda.is_available():
+        if "cuda" in chance and kind == "cuda":
             torch.cuda.set_rng_state(chance["cuda"])
-    if known == rank or model.one_loss:
+    if (known == rank or model.one_loss) and written_on == kind:
         draws.set_state(chance["draws"])
     device = next(model.parameters()).device
     sums = {k: v.to(device) for k, v in below(_of(known, "window")).items()}

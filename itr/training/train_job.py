@@ -40,6 +40,7 @@ from itr.training.progress import Display, close_log, log, open_log
 from itr.training.ranks import launch
 from itr.training.recipe import departures, precision_line
 from itr.training.setup import pick_workers, prepare_model, set_up_torch
+from itr.training.signals import StopRequest
 from itr.training.silent import SilentTracker
 from itr.training.start import start_from, stored_tokenizer
 from itr.training.trainer import Trainer
@@ -71,7 +72,14 @@ def train(values: dict[str, Any]) -> dict[str, Any]:
     cuda = pick_device(config.device).type == "cuda"
     if config.devices * config.nodes > 1 and not parallel.launched():
         return launch(train, values, config.devices, config.nodes, cuda)
-    parallel.join(cuda, config.runtime.collective_timeout)
+    with StopRequest() as stop:
+        parallel.join(cuda, config.runtime.collective_timeout)
+        results = _train(config, values, stop)
+        stop.check("stopped by a signal when the run was finished")  # a multirun goes no farther
+    return results
+
+
+def _train(config: TrainConfig, values: dict[str, Any], stop: StopRequest) -> dict[str, Any]:
     console = Console(quiet=parallel.rank() > 0)
     folder, finished = parallel.decided(lambda: rundir.open_run(values))
     if finished is not None:
@@ -89,7 +97,7 @@ def train(values: dict[str, Any]) -> dict[str, Any]:
                 rundir.describe_run(folder, values)
                 open_log(folder / rundir.LOG, console)
             _announce(config, folder, parts, sizes)
-            results = _run(config, values, folder, parts, console)
+            results = _run(config, values, folder, parts, console, stop)
         console.print(results_table(results, str(folder)))
         log.info("results and checkpoints are in %s", folder)
         return results
@@ -185,7 +193,12 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
 
 
 def _run(
-    config: TrainConfig, values: dict[str, Any], folder: Path, parts: Parts, console: Console
+    config: TrainConfig,
+    values: dict[str, Any],
+    folder: Path,
+    parts: Parts,
+    console: Console,
+    stop: StopRequest,
 ) -> dict[str, Any]:
     meta = {
         **model_meta(parts.model),
@@ -211,6 +224,7 @@ def _run(
             meta,
             parts.device,
             parts.precision,
+            stop,
         )
         if last is not None:
             trainer.resume(last)
@@ -219,15 +233,17 @@ def _run(
         with Display(console, trainer.clock.total_updates, first) as display:
             try:
                 trainer.fit(display)
+                seconds = time.perf_counter() - started
+                best = _load_best(folder, parts.model)
+                evaluator = parts.evaluators["test"]
+                with trainer.explained(evaluating=True):
+                    progress = stop.watching(display.evaluation)
+                    test = evaluator.run(parts.model, progress, keep_queries=True)
             except Stopped as stopped:
                 log.warning("%s", stopped.message)
                 if stopped.preempted:
                     tracker.preempt()
                 raise
-            seconds = time.perf_counter() - started
-            best = _load_best(folder, parts.model)
-            evaluator = parts.evaluators["test"]
-            test = evaluator.run(parts.model, progress=display.evaluation, keep_queries=True)
         results = {
             **_identity(config, values, folder, parts.precision),
             **{f"data_hash_{name}": held["hash"] for name, held in parts.manifest.items()},

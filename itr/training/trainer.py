@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +36,7 @@ from itr.training.step import Step
 from itr.training.window import Window, keep_ids, name_batch, not_finite
 
 NOT_FINITE = "not_finite.json"
+SAVE = 1  # among numbers of signals (of those that are watched, SIGINT's 2 is the lowest)
 
 
 class Trainer:
@@ -52,6 +54,7 @@ class Trainer:
         meta: dict[str, Any],
         device: torch.device,
         precision: str,
+        stop: StopRequest,
     ):
         self.config, self.model, self.loader, self.split = config, model, loader, split
         self.evaluator, self.tracker, self.folder, self.meta = evaluator, tracker, folder, meta
@@ -81,8 +84,10 @@ class Trainer:
         self.window = Window()
         self.guard = faults.Guard(model) if config.trainer.skip_nonfinite else None
         self.broken = BrokenPictures(split, loader.broken)
-        self.stop, self.agree = StopRequest(), parallel.Agreement()
-        self.saved_at = -1
+        self.stop, self.agree = stop, parallel.Agreement()
+        self.beats = faults.Beats(folder)
+        self.saved_at, self.saved_time = -1, time.monotonic()
+        self.unvalidated = False  # a signal came in the middle of the validation that is due
 
     @property
     def finished(self) -> bool:
@@ -100,6 +105,7 @@ class Trainer:
             self.guard.skipped = meta.get("skipped", 0)
         self.broken.numbers.update(meta.get("broken", []))
         self.loader.broken.update(self.broken.numbers)
+        self.unvalidated = meta.get("unvalidated", False)
         self.tracker.rewind(meta["metrics_offset"])
 
     def fit(self, display: Display) -> None:
@@ -108,10 +114,20 @@ class Trainer:
         Raises Stopped, after saving, where a signal asks for it; TrainingError for a loss that is
         not finite, memory that runs out and ranks that do not answer.
         """
-        with self.stop, faults.explained(self.clock, self.config):
+        self.stop.wait()
+        self.beats.tell(self.clock.updates)
+        with self.explained():
             self._fit(display)
+        self.beats.forget()
+
+    def explained(self, evaluating: bool = False) -> AbstractContextManager[None]:
+        """A context in which errors of memory and of other ranks say what to do."""
+        return faults.explained(self.clock, self.config, self.beats, evaluating)
 
     def _fit(self, display: Display) -> None:
+        if self.unvalidated:
+            self._validate(display)
+            self._save_last()
         self._estimate()
         self.window.started = time.perf_counter()
         while not self.finished:
@@ -127,7 +143,7 @@ class Trainer:
                     self._leave_out_update()
                 if last:
                     self._after_update(display)
-                    self._stop_if_asked()
+                    self._save_or_stop()
                 if self.finished:
                     break
             if self._epoch_ends and not self.finished:
@@ -181,13 +197,14 @@ class Trainer:
         apply_schedule(self.optimizer, self.clock, self.config.optim.schedule)
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.parameters(), self.config.optim.clip_norm)
-        if self.guard is not None and not self.guard.accepts(norm):
+        scaled = self.scaler.is_enabled()  # then it skips such an update, and scales less, itself
+        if self.guard is not None and not scaled and not self.guard.accepts(norm):
             self._left_out(len(self.window.batches) - 1)
             self.window.totals.clear()
             self.window.batches.clear()
             self._leave_out_update()
             return
-        if not self.scaler.is_enabled():  # else the scaler skips such an update by itself
+        if not scaled:
             self.window.totals[-1] = self.window.totals[-1] + 0.0 * norm  # nan if not finite
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -215,16 +232,27 @@ class Trainer:
             self.folder / NOT_FINITE,
         )
 
-    def _stop_if_asked(self) -> None:
-        """Save and raise Stopped, on all ranks after the same update, if one got a signal."""
-        faults.beat(self.clock.updates)
-        number = self.agree(self.stop.number)
-        if not number or self.finished:
-            return
-        if self.saved_at != self.clock.updates:
+    def _save_or_stop(self) -> None:
+        """Save where it is time to; save and raise Stopped if a rank got a signal. Both happen on
+        all ranks after the same update."""
+        self.beats.tell(self.clock.updates)
+        number = self.agree(self.stop.number or SAVE * self._time_to_save())
+        if number and self.saved_at != self.clock.updates:
             self._save_last()
-        preempted = number in PREEMPTION
-        raise Stopped(
+        if number > SAVE:
+            raise self._stopped(number in PREEMPTION)
+
+    def _time_to_save(self) -> bool:
+        """Rank 0's watch counts for all; it starts anew when it is asked, since the others may
+        answer an update later."""
+        minutes, now = self.config.trainer.checkpoint_minutes, time.monotonic()
+        if minutes is None or parallel.rank() > 0 or now - self.saved_time < 60 * minutes:
+            return False
+        self.saved_time = now
+        return True
+
+    def _stopped(self, preempted: bool) -> Stopped:
+        return Stopped(
             f"stopped by a signal after update {self.clock.updates}; the run is saved: go on with "
             "resume=auto",
             preempted,
@@ -274,7 +302,15 @@ class Trainer:
         started = time.perf_counter()
         if not self.config.runtime.sync_batchnorm:
             parallel.copy_first(statistics(self.model))
-        results = self.evaluator.run(self.model, progress=display.evaluation)
+        try:
+            with self.explained(evaluating=True):
+                progress = self.stop.watching(display.evaluation)
+                results = self.evaluator.run(self.model, progress=progress)
+        except Stopped as stopped:  # it takes longer than a scheduler waits
+            self.unvalidated = True
+            self._save_last()
+            raise self._stopped(stopped.preempted) from stopped
+        self.unvalidated = False
         name = self.config.select_on
         values = {f"{name}/{k}": v for k, v in results.items() if isinstance(v, int | float)}
         values[f"{name}/seconds"] = time.perf_counter() - started
@@ -302,7 +338,7 @@ class Trainer:
                 state.save_best(self.folder / "checkpoints" / state.BEST, self.model, meta)
 
     def _save_last(self) -> None:
-        self.saved_at = self.clock.updates
+        self.saved_at, self.saved_time = self.clock.updates, time.monotonic()
         sums, window = self._checked_window()
         self.broken.count()
         meta = {
@@ -312,6 +348,7 @@ class Trainer:
             "window": window,
             "skipped": self.guard.skipped if self.guard is not None else 0,
             "broken": sorted(self.broken.numbers),
+            "unvalidated": self.unvalidated,
         }
         path = self.folder / "checkpoints" / state.LAST
         parts = (self.model, self.optimizer, self.scaler, self.clock, self.draws)

@@ -13,6 +13,7 @@ from torch import Tensor
 from itr import parallel
 from itr.data.records import Split
 from itr.errors import TrainingError
+from itr.training.progress import log
 
 
 class Window:
@@ -69,10 +70,15 @@ def name_batch(split: Split, images: Tensor, captions: Tensor) -> dict[str, list
 
 
 def keep_ids(path: Path, updates: int, ids: dict[str, list[Any]]) -> None:
-    """Append the ids of a batch that broke to ``path``, one JSON object a line."""
-    if parallel.rank() == 0:
+    """Append the ids of a batch that broke to ``path``, one JSON object a line; where that fails
+    a warning says so, since there is something more important to say."""
+    if parallel.rank() > 0:
+        return
+    try:
         with open(path, "a") as file:
             file.write(json.dumps({"updates": updates, **ids}) + "\n")
+    except OSError as error:
+        log.warning("%s: the ids of a batch could not be written (%s)", path, error)
 
 
 def not_finite(updates: int, batches: int, ids: dict[str, list[Any]], path: Path) -> TrainingError:

@@ -13,7 +13,7 @@ import pytest
 
 from itr.errors import ConfigError
 from itr.instantiate import check
-from itr.training.slurm import SlurmConfig, make_executor
+from itr.training.slurm import SlurmConfig, _results, make_executor
 from tests.conftest import ROOT, TINY
 
 # What the cluster's own programs do, as far as a submission goes: the script is kept.
@@ -73,6 +73,7 @@ def test_slurm_gets_a_script_that_says_what_was_asked_for(world: Path, tmp_path:
         assert f"#SBATCH --{flag}\n" in first, f"{flag} is not in\n{first}"
     assert "#SBATCH --nodes=1\n" in second
     (command,) = [line for line in first.splitlines() if line.startswith("srun ")]
+    assert "--kill-on-bad-exit=1" in command
     assert "-m submitit.core._submit" in command and str(tmp_path / ".cache" / "slurm") in command
 
 
@@ -91,6 +92,25 @@ def test_what_cannot_be_submitted_is_told(
     monkeypatch.setenv("PATH", str(tmp_path))  # no srun there
     with pytest.raises(ConfigError, match=told):
         make_executor(check(options, SlurmConfig, "hydra.launcher"), nodes, 1, gpus=False)
+
+
+def test_the_sentence_of_the_rank_that_failed_is_told(tmp_path: Path) -> None:
+    from submitit.core.utils import cloudpickle_dump
+    from submitit.local.local import LocalJob
+
+    job: LocalJob[dict[str, Any]] = LocalJob(tmp_path, "7", tasks=[0, 1])
+    lost = {"error": "the other ranks do not answer", "follows": True}
+    for told, expected in (
+        ([lost, {"error": "a.jpg: cannot be read", "follows": False}], "a.jpg: cannot be read"),
+        ([lost, None], "the other ranks do not answer"),  # a task that was killed
+        ([{"run": "x"}, lost], None),
+    ):
+        for number, outcome in enumerate(told):
+            path = job.task(number).paths.result_pickle
+            path.unlink(missing_ok=True)
+            if outcome is not None:
+                cloudpickle_dump(("success", outcome), path)
+        assert _results(job).get("error") == expected
 
 
 @pytest.mark.soak

@@ -40,6 +40,7 @@ SIZES: dict[str, tuple[str, ...]] = {
         *TEXT,
         "model.queue=40",
         "model.image.size=32",
+        "model.image.patch=16",
         "model.image.width=32",
         "model.image.depth=1",
         "model.text.num_hidden_layers=2",

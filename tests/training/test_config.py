@@ -89,6 +89,10 @@ def test_the_hash_names_what_decides_the_numbers_and_nothing_else() -> None:
     base = config_hash(compose("train", []))
     for same in ("out=x", "device=cpu", "tracker=none", "runtime.workers=3", "data.root=y"):
         assert config_hash(compose("train", [same])) == base, same
+    for same in ("runtime.resident=fp32", "trainer.checkpoint_minutes=1", "runtime.compile=true"):
+        assert config_hash(compose("train", [same])) == base, same
+    for other in ("runtime.resident=fp16", "runtime.sync_batchnorm=false"):
+        assert config_hash(compose("train", [other])) != base, other
     for other in ("seed=1", "model.graph.topk=3", "loss=infonce", "batch_size=8"):
         assert config_hash(compose("train", [other])) != base, other
     assert "runtime.workers" not in identity(compose("train", []))

@@ -90,6 +90,8 @@ def test_nobody_forgot_to_say_that_it_sleeps(model: str, world: Path) -> None:
     every = parts.model.weights
     weights = [every] + [{**every, term: 0.0} for term in every if len(every) > 1]
     batch, draws = next(iter(parts.loader.epoch(0))), Draws()
+    cost = step_cost(parts.model.train(), batch, clock_of(parts), None)
+    assert cost is not None and cost.flops > 0 and cost.activations > 0
     step = Step(parts.model, torch.device("cpu"), None, torch.amp.GradScaler("cpu", enabled=False))
     for clock in (Clock(batches_per_epoch=3), clock_of(parts)):
         for chosen in weights:

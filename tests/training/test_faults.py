@@ -1,0 +1,183 @@
+"""What goes wrong around a run: signals at any moment, half-written files, memory, lost ranks."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from itr import checkpoint
+from itr.clock import Clock
+from itr.errors import DataError, RankLost, Stopped, TrainingError
+from itr.training import faults, ranks, rundir, state
+from itr.training.config import check_config
+from itr.training.progress import log
+from itr.training.signals import StopRequest
+from itr.training.train_job import train
+from itr.training.window import keep_ids
+from tests.conftest import compose
+from tests.training.sizes import overrides
+from tests.training.test_stop import equal
+
+
+def signal_when(ready: Callable[[], bool]) -> threading.Thread:
+    """Sends SIGTERM to this very process as soon as ``ready`` says so."""
+
+    def wait() -> None:
+        while not ready():
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_an_evaluation_is_left_and_made_again(tiny: list[str], tmp_path: Path) -> None:
+    slow = ["runtime.eval_batch_size=1", "trainer.max_steps=8", "trainer.validate_every=5"]
+    given = [*tiny, *slow, "trainer.log_every=100"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(compose("train", [*given, f"out={whole}"]))
+    metrics, last = cut / "metrics.jsonl", cut / "checkpoints" / state.LAST
+    often = [*given, f"out={cut}", "trainer.checkpoint_minutes=1e-9"]  # after every update
+    # The first line is logged right before the first validation.
+    thread = signal_when(lambda: metrics.is_file() and metrics.stat().st_size > 0)
+    with pytest.raises(Stopped, match="after update 5; the run is saved"):
+        train(compose("train", often))
+    thread.join()
+    before = last.with_name(state.PREVIOUS)
+    found = [checkpoint.read_meta(path) for path in (last, before)]
+    assert [meta["unvalidated"] for meta in found] == [True, False]
+    assert [meta["clock"]["updates"] for meta in found] == [5, 4]
+    # The last update's validation is the second one; behind it, the test split is evaluated.
+    thread = signal_when(lambda: metrics.read_text().count("val/rsum") == 2)
+    with pytest.raises(Stopped, match="the run is saved") as stopped:
+        train(compose("train", [*often, "resume=auto"]))
+    thread.join()
+    assert stopped.value.preempted and not (cut / rundir.RESULTS).exists()
+    results = train(compose("train", [*often, "resume=auto"]))
+    assert results["resumed_at"] == 8
+    equal(whole, cut)
+
+
+def test_before_there_is_anything_to_save_a_signal_ends_a_run_at_once() -> None:
+    with StopRequest(), pytest.raises(Stopped, match="before the first update") as stopped:
+        signal.raise_signal(signal.SIGUSR1)
+    assert stopped.value.preempted
+    with StopRequest(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    with StopRequest() as stop:
+        stop.wait()
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Stopped) as stopped:
+            stop.check()
+        assert not stopped.value.preempted
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_an_overflow_of_fp16_lowers_the_scale_and_is_no_broken_batch(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    large = [*tiny, "precision=fp16", "loss.weights.base=1e4", "trainer.skip_nonfinite=1"]
+    results = train(compose("train", [*large, "trainer.max_steps=12"]))
+    assert results["updates"] == 12
+    assert not (tmp_path / "run" / "not_finite.json").exists()
+    meta = checkpoint.read_meta(tmp_path / "run" / "checkpoints" / state.LAST)
+    assert meta["scaler"]["scale"] < 2.0**16 and meta["skipped"] == 0
+
+
+def test_another_kind_of_device_goes_on(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [*tiny, "trainer.max_steps=4"]
+    train(compose("train", short))
+    run = tmp_path / "run"
+    last = run / "checkpoints" / state.LAST
+    tensors, meta = checkpoint.read_tensors(last), checkpoint.read_meta(last)
+    tensors["rng/draws"] = torch.zeros(16, dtype=torch.uint8)  # as long as a CUDA generator's
+    checkpoint.write(last, tensors, {**meta, "device": "cuda"})
+    (run / rundir.RESULTS).unlink()
+    left = [run / ".results.json.1.tmp", last.with_name(".last.safetensors.1.tmp")]
+    for path in left:
+        path.write_bytes(b"half of it")
+    results = train(compose("train", [*short, "resume=auto"]))
+    assert results["resumed_at"] == 4
+    assert "was written on device=cuda, and this is cpu" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert not any(path.exists() for path in left)
+
+
+def test_the_space_of_checkpoints_that_are_there_counts(tmp_path: Path) -> None:
+    free = state.shutil.disk_usage(tmp_path).free
+    model = torch.nn.Module()
+    model.w = torch.nn.Parameter(torch.empty(free // 20, device="meta"))  # best: a fifth, last: 3/5
+    with pytest.raises(TrainingError, match="GB free, but the checkpoints need"):
+        state.check_space(tmp_path, model)  # type: ignore[arg-type]
+    (tmp_path / "checkpoints").mkdir()
+    for name, fifths in ((state.BEST, 1), (state.LAST, 3), (state.PREVIOUS, 3)):
+        with open(tmp_path / "checkpoints" / name, "wb") as file:
+            file.truncate(free // 5 * fifths)  # takes no space itself
+    state.check_space(tmp_path, model)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "evaluating", "told", "missing"),
+    [
+        (
+            "hrem",
+            False,
+            r"update 7: .*batch_size=10 .*activation_checkpointing.*bf16",
+            "grad_cache",
+        ),
+        ("albef", False, r"update 7: .*grad_cache=2", "eval_batch_size"),
+        ("vse", True, r"evaluation after update 7: .*eval_batch_size=2;", "grad_cache|rerank"),
+        ("albef", True, r"eval_batch_size=2 rerank.batch_size=128", "grad_cache"),
+    ],
+)
+def test_no_memory_is_told_with_what_this_model_can_do(
+    model: str, evaluating: bool, told: str, missing: str, world: Path, tmp_path: Path
+) -> None:
+    config = check_config(
+        compose("train", overrides(model, world, "batch_size=20", "precision=fp32"))
+    )
+    with (
+        pytest.raises(TrainingError, match=told) as caught,
+        faults.explained(Clock(updates=7), config, faults.Beats(tmp_path), evaluating),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert not any(word in str(caught.value) for word in missing.split("|"))
+
+
+def test_the_error_that_a_rank_met_itself_is_told(tmp_path: Path) -> None:
+    lost = RankLost("rank 0, after update 3: the other ranks do not answer")
+    for rank, error in enumerate((lost, DataError("a.jpg: cannot be read"))):
+        (tmp_path / f"error-{rank}").write_bytes(pickle.dumps(error))
+    failures = {0: ProcessFailure(local_rank=0, pid=1, exitcode=ranks.FAILED, error_file="")}
+    error = ChildFailedError("train", failures)
+    for number in (0, signal.SIGTERM, signal.SIGINT):
+        assert "a.jpg" in str(ranks._explained(error, tmp_path, number))
+    (tmp_path / "error-1").unlink()
+    assert "do not answer" in str(ranks._explained(error, tmp_path, 0))
+    assert isinstance(ranks._explained(error, tmp_path, signal.SIGTERM), Stopped)
+
+
+def test_a_disk_that_cannot_be_written_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TrainingError, match="the run directory cannot be written .*out=DIR"):
+        rundir.describe_run(tmp_path / "file" / "run", {"seed": 0})
+    monkeypatch.setattr(log, "propagate", True)  # an earlier run's log may have kept it
+    keep_ids(tmp_path / "file" / "ids.json", 3, {"image_ids": [1], "caption_ids": [2]})
+    assert "the ids of a batch could not be written" in caplog.text
