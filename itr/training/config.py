@@ -47,7 +47,8 @@ class TrainerConfig:
 
 @dataclass
 class RuntimeConfig:
-    """What a machine has; nothing here changes the numbers."""
+    """What a machine has; it changes no number but by rounding, except ``resident=fp16`` and
+    ``sync_batchnorm=false``, which make another run."""
 
     workers: int | str = "auto"  # threads that put batches together ahead of time
     resident: str | None = None  # fp16 or fp32: the training regions are kept on the device
