@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from itr.data.text import Tokenizer
 from itr.errors import TrainingError, UserError
+from itr.models.base import RetrievalModel
 from itr.results.gallery import build_page, open_gallery
+from itr.training.loading import load_checkpoint
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = options.out or options.run / f"gallery-{options.split}.html"
     try:
         gallery = open_gallery(options.run, options.split, options.protocol)
-        page = build_page(gallery, options.queries, options.heat, options.seed)
+        page = build_page(gallery, _load, options.queries, options.heat, options.seed)
         try:
             out.write_text(page, encoding="utf-8")
         except OSError as error:
@@ -36,6 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, one file, opens without a network")
     return 0
+
+
+def _load(path: Path, told: Mapping[str, Any]) -> tuple[RetrievalModel, Tokenizer]:
+    loaded = load_checkpoint(path, dict(told))
+    return loaded.model, loaded.tokenizer
 
 
 if __name__ == "__main__":

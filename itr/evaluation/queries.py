@@ -59,8 +59,9 @@ class QueryLog:
     def save(self, folder: Path, split: str, facts: Mapping[str, Any]) -> Path:
         """Write ``queries-<split>.npz`` below ``folder``, all or nothing.
 
-        ``facts`` (JSON) say what a gallery needs beside: ``checkpoint``, ``model``, ``kind`` of the
-        view, ``data`` (its resolved options). Raises TrainingError if it cannot be written.
+        ``facts`` (JSON) say what a gallery needs beside: ``checkpoints``, ``told`` of their model,
+        ``kind`` of the view, ``data`` (its resolved options). Raises TrainingError if it cannot be
+        written.
         """
         path = query_file(folder, split)
         arrays: dict[str, Any] = {

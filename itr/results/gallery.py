@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ from PIL import Image
 
 from itr.data.layouts import DataConfig
 from itr.data.records import Split
+from itr.data.text import Tokenizer
 from itr.errors import DataError
 from itr.evaluation.queries import DIRECTIONS, QueryLog, read_queries
 from itr.evaluation.statistics import recall_intervals
 from itr.instantiate import check
+from itr.models.base import RetrievalModel
 from itr.results import maps
 from itr.results.cases import Case, choose, hubs
 from itr.results.charts import Curve, chart, density
 from itr.results.heat import overlay, smooth_map
 from itr.results.pictures import Pictures, data_uri, open_pictures
+from itr.view import PixelView
 
 TEMPLATE = "gallery.html.j2"
 SECTIONS = (
@@ -30,6 +34,8 @@ SECTIONS = (
 )
 WAYS = {"i2t": "image → text", "t2i": "text → image"}
 BEST = Path("checkpoints") / "best.safetensors"
+# A checkpoint and what the user said of its model -> the model in eval mode and its tokenizer.
+Load = Callable[[Path, Mapping[str, Any]], tuple[RetrievalModel, Tokenizer]]
 
 
 @dataclass
@@ -84,9 +90,11 @@ def open_gallery(folder: Path, split: str = "test", protocol: str | None = None)
     return Gallery(folder, split, log, opened, data, pictures, protocol)
 
 
-def build_page(gallery: Gallery, count: int = 8, heat: int = 6, seed: int = 0) -> str:
+def build_page(
+    gallery: Gallery, load: Load | None = None, count: int = 8, heat: int = 6, seed: int = 0
+) -> str:
     """The page as one HTML string: ``count`` queries a section and direction, ``heat`` captions
-    with maps (0: the model is not loaded)."""
+    with maps of the model that ``load`` gives (0, or no ``load``: without)."""
     log = gallery.log
     sections = []
     for choice, title, text in SECTIONS:
@@ -97,7 +105,10 @@ def build_page(gallery: Gallery, count: int = 8, heat: int = 6, seed: int = 0) -
                 {"id": f"{choice}-{way}", "title": f"{title}, {WAYS[way]}", "text": text,
                  "cases": shown, "way": way}
             )  # fmt: skip
-    kind, seen = _maps(gallery, heat, seed) if heat else ("", [])
+    path, no_maps = _checkpoint(gallery)
+    kind, seen = "", list[dict[str, Any]]()
+    if load is not None and heat and path is not None:
+        kind, seen = _maps(gallery, *load(path, log.facts.get("told") or {}), heat, seed)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("itr.results", "."), autoescape=True, trim_blocks=True
     )
@@ -110,6 +121,7 @@ def build_page(gallery: Gallery, count: int = 8, heat: int = 6, seed: int = 0) -
         sections=sections,
         heat_kind=kind,
         heat=seen,
+        no_maps=no_maps if load is not None and heat else "",
         missing=gallery.pictures.missing,
     )
 
@@ -194,9 +206,7 @@ def _shown(gallery: Gallery, case: Case) -> dict[str, Any]:
         }
         for candidate in case.candidates
     ]
-    depth = gallery.log.facts.get("rerank_k")
-    place = f"> {depth}" if depth and case.match is None else f"{case.rank:g}"
-    missed = None
+    place, missed = _place(gallery, case), None
     if not any(candidate.right for candidate in case.candidates):
         missed = {
             "rank": place,
@@ -216,15 +226,31 @@ def _shown(gallery: Gallery, case: Case) -> dict[str, Any]:
     }
 
 
+def _place(gallery: Gallery, case: Case) -> str:
+    """The rank; of a match behind the candidates that were re-ranked, only what it exceeds."""
+    depth = gallery.log.facts.get("rerank_k")
+    return f"> {depth}" if depth and case.match is None else f"{case.rank:g}"
+
+
 # Heat maps
 
 
-def _maps(gallery: Gallery, count: int, seed: int) -> tuple[str, list[dict[str, Any]]]:
+def _checkpoint(gallery: Gallery) -> tuple[Path | None, str]:
+    """The file whose model was evaluated; or None, and why there are no maps."""
+    named = [Path(name) for name in gallery.log.facts.get("checkpoints", [])]
+    if len(named) > 1:
+        return None, (
+            f"the scores are the mean of {len(named)} models. Each has maps of its own: python "
+            f"eval.py checkpoint={named[0]} out=DIR, then python -m itr.gallery DIR"
+        )
+    path = named[0] if named else gallery.folder / BEST
+    return (path, "") if path.is_file() else (None, f"{path} is not there (any more)")
+
+
+def _maps(
+    gallery: Gallery, model: RetrievalModel, tokenizer: Tokenizer, count: int, seed: int
+) -> tuple[str, list[dict[str, Any]]]:
     """What the maps show, and for each caption its own image and the one that was preferred."""
-    path = gallery.folder / BEST
-    if not path.is_file():
-        path = Path(gallery.log.facts["checkpoint"]).expanduser()
-    model, tokenizer = maps.load_model(path)
     half = -(-count // 2)
     cases = [
         *choose(gallery.log, gallery.protocol, "t2i", "near", half, seed),
@@ -238,16 +264,16 @@ def _maps(gallery: Gallery, count: int, seed: int) -> tuple[str, list[dict[str, 
         )
     seen = dict(zip(pairs, maps.look(model, tokenizer, gallery.split, pairs,
                                      Path(gallery.data.cache)), strict=True))  # fmt: skip
-    shown = []
+    shown, view = [], model.view.pixels_eval
     for case in cases:
         images = dict.fromkeys([case.truths[0], case.candidates[0].number])
         shown.append(
             {
                 "caption": gallery.captions[case.query],
-                "rank": f"{case.rank:g}",
+                "rank": _place(gallery, case),
                 "found": case.rank <= 1,
                 "maps": [
-                    _map(gallery, image, seen[image, case.query], image in case.truths)
+                    _map(gallery, image, seen[image, case.query], image in case.truths, view)
                     for image in images
                 ],
             }
@@ -255,14 +281,17 @@ def _maps(gallery: Gallery, count: int, seed: int) -> tuple[str, list[dict[str, 
     return maps.kind_of(model), shown
 
 
-def _map(gallery: Gallery, image: int, seen: maps.Seen, right: bool) -> dict[str, Any]:
+def _map(
+    gallery: Gallery, image: int, seen: maps.Seen, right: bool, view: PixelView | None
+) -> dict[str, Any]:
     picture = gallery.pictures.get(image)
     told = {"right": right, "score": seen.score, "label": f"image {gallery.log.image_ids[image]}"}
     if seen.values.ndim == 1 or picture is None:
         top = float(seen.values.max()) or 1.0
         bars = [round(100 * float(v) / top) for v in seen.values.ravel()]
         return {**told, "bars": bars, "plain": gallery.picture(image), "picture": ""}
+    picture = maps.part_seen(picture, view)
     values = np.asarray(picture.convert("RGB"), dtype=np.float64) / 255
     painted = overlay(values, smooth_map(seen.values, *values.shape[:2]))
     hot = Image.fromarray((255 * painted.clip(0, 1)).round().astype(np.uint8))
-    return {**told, "bars": [], "plain": gallery.picture(image), "picture": data_uri(hot)}
+    return {**told, "bars": [], "plain": data_uri(picture), "picture": data_uri(hot)}

@@ -9,16 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from itr import checkpoint
 from itr.batch import Batch
 from itr.data.loader import caption_batches, image_batches
 from itr.data.records import Split
 from itr.data.text import Tokenizer, build_table
 from itr.models.base import RetrievalModel
-from itr.models.build import restore
-from itr.official.loading import load_official, recognise
+from itr.view import PixelView
 
 GRID = 8  # parts a side that are hidden in turn
 OWN = "Grad-CAM on the attention of words to the image"
@@ -32,20 +31,20 @@ class Seen(NamedTuple):
     score: float  # of the pair, by the embeddings
 
 
-def load_model(path: Path) -> tuple[RetrievalModel, Tokenizer]:
-    """A checkpoint of ours, or an authors' file, in eval mode. Raises CheckpointError."""
-    if path.suffix != ".safetensors":
-        model = load_official(path, recognise(path), {})[0]
-        return model.eval(), Tokenizer.from_files(model.view.tokenizer)
-    meta = checkpoint.read_meta(path)
-    model, stored = restore(path, meta).eval(), meta["tokenizer"]
-    own = Tokenizer.from_files(model.view.tokenizer) if stored is None else None
-    return model, own or Tokenizer.from_json(stored)
-
-
 def kind_of(model: RetrievalModel) -> str:
     """What the maps of ``model`` show."""
     return OWN if type(model).heat is not RetrievalModel.heat else HIDING
+
+
+def part_seen(picture: Image, view: PixelView | None) -> Image:
+    """What a model with ``view`` sees of ``picture``, over which its map lies: the middle, where
+    the shorter side is made to fit; else all."""
+    if view is None or view.resize != "shortest":
+        return picture
+    width, height = picture.size
+    side = min(width, height)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return picture.crop((left, top, left + side, top + side))
 
 
 def look(

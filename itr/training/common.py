@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +50,38 @@ def prepare_data(data: DataConfig) -> DataConfig:
 
 
 def keep_queries(
-    evaluator: Evaluator, folder: Path, split: str, results: Mapping[str, Any], data: DataConfig
+    evaluator: Evaluator,
+    folder: Path,
+    split: str,
+    results: Mapping[str, Any],
+    data: DataConfig,
+    checkpoints: Sequence[Path] = (),
+    told: Mapping[str, Any] | None = None,
 ) -> None:
-    """Leave what ``evaluator`` found of each query beside the ``results`` in ``folder``;
-    ``data`` says where a gallery finds the pictures."""
+    """Leave what ``evaluator`` found of each query beside the ``results`` in ``folder``.
+
+    A gallery finds the pictures by ``data``, and the models by ``checkpoints`` (none: in
+    ``folder``) and ``told``, what the user says of an authors' file.
+    """
     if evaluator.queries is None:  # only protocols with a ground truth of their own
         return
     root = str(Path(data.root).expanduser().absolute())  # a gallery may be made elsewhere
     facts = {
-        "checkpoint": results.get("checkpoint"),
+        "checkpoints": [str(path.expanduser().absolute()) for path in checkpoints],
+        "told": _found_elsewhere(told or {}),
         "rerank_k": results.get(f"{split}/rerank_k"),
         "kind": evaluator.view.kind,
         "data": dataclasses.asdict(dataclasses.replace(data, root=root)),
     }
     evaluator.queries.save(folder, split, facts)
+
+
+def _found_elsewhere(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What `load_checkpoint` reads of a model's node, with folders by their absolute names."""
+    text = {
+        key: str(Path(value).expanduser().absolute())
+        if key in ("name", "tokenizer") and value and Path(value).expanduser().exists()
+        else value
+        for key, value in (told.get("text") or {}).items()
+    }
+    return {"name": told.get("name"), "text": text}

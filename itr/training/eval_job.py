@@ -81,7 +81,10 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
         for queries in logs:
             queries.save(out, config.split, {"scores": config.scores})
         if kept is not None:
-            keep_queries(kept.evaluator, out, config.split, results, kept.data)
+            places = [member.path for member in kept.loaded]
+            keep_queries(
+                kept.evaluator, out, config.split, results, kept.data, places, config.model
+            )
         write_results(out, results)
         console.print(f"results are in {config.out}")
     return results
@@ -141,6 +144,7 @@ class Kept(NamedTuple):
 
     evaluator: Evaluator
     data: DataConfig
+    loaded: list[Loaded]
 
 
 def _evaluate_checkpoints(config: EvalConfig, console: Console) -> tuple[dict[str, Any], Kept]:
@@ -171,8 +175,9 @@ def _evaluate_checkpoints(config: EvalConfig, console: Console) -> tuple[dict[st
     found |= hubness_rows(
         table, evaluator.gallery, evaluator.protocols[0], config.hubness, evaluator.ties, banks
     )
-    results = _below(config.split, found | _origin([member.loaded for member in members]))
-    return results, Kept(evaluator, data_config(config, first.loaded))
+    sources = [member.loaded for member in members]
+    results = _below(config.split, found | _origin(sources))
+    return results, Kept(evaluator, data_config(config, first.loaded), sources)
 
 
 def _encode(config: EvalConfig, loaded: Loaded, evaluator: Evaluator, progress: Progress) -> Member:

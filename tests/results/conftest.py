@@ -8,6 +8,7 @@ import pytest
 
 from itr.training.train_job import train
 from tests.conftest import TINY, compose
+from tests.training.sizes import overrides
 
 KEYS = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DIR")
 
@@ -24,4 +25,13 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("WANDB_CONFIG_DIR", str(folder.parent / "settings"))
         patch.setenv("NETRC", str(folder.parent / "netrc"))
         train(compose("train", [*chosen, *settings, "tracker=wandb", "tracker.mode=offline"]))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def of_pixels(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a model that reads pixels, re-ranks, and has heat maps of its own."""
+    folder = tmp_path_factory.mktemp("of_pixels") / "run"
+    more = ("batch_size=20", "trainer.max_steps=1", "model.image.patch=8", f"out={folder}")
+    train(compose("train", overrides("albef", world, *more)))
     return folder

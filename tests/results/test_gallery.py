@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import re
 import shutil
 import subprocess
@@ -15,13 +17,19 @@ import torch
 from PIL import Image
 
 from itr.batch import Batch
+from itr.data.transforms import Choices, transform
 from itr.evaluation.queries import read_queries
 from itr.gallery import main
 from itr.models.base import Encoded
+from itr.official.__main__ import main as official
 from itr.results import maps
 from itr.results.cases import choose, hubs
 from itr.results.gallery import build_page, open_gallery
 from itr.results.heat import smooth_map
+from itr.training.eval_job import evaluate
+from itr.training.loading import load_checkpoint
+from itr.view import PixelView
+from tests.conftest import compose
 from tests.results.made import run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -51,11 +59,20 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-@pytest.fixture(scope="module")
-def page(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("page") / "gallery.html"
-    assert main([str(finished), "--out", str(out), "--queries", "4", "--heat", "2"]) == 0
+def page_of(folder: Path) -> Path:
+    out = folder.parent / f"{folder.name}.html"
+    assert main([str(folder), "--out", str(out), "--queries", "4", "--heat", "2"]) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def page(finished: Path) -> Path:
+    return page_of(finished)
+
+
+@pytest.fixture(scope="module")
+def pixel_page(of_pixels: Path) -> Path:
+    return page_of(of_pixels)
 
 
 def test_the_page_is_one_well_formed_file_without_a_network(page: Path):
@@ -114,7 +131,8 @@ def test_hubs_count_the_answers(finished: Path):
 
 def test_a_region_counts_as_much_as_the_score_loses_without_it(finished: Path):
     gallery = open_gallery(finished)
-    model, tokenizer = maps.load_model(finished / "checkpoints" / "best.safetensors")
+    loaded = load_checkpoint(finished)
+    model, tokenizer = loaded.model, loaded.tokenizer
     cache = Path(gallery.data.cache)
     (seen,) = maps.look(model, tokenizer, gallery.split, [(3, 16)], cache)
     regions = torch.from_numpy(np.array(gallery.split.regions[3], dtype=np.float32))
@@ -172,12 +190,91 @@ def test_a_hidden_square_is_hot_where_the_model_looks():
     assert not smooth_map(np.ones((4, 4)), 8, 8).any()
 
 
+@pytest.mark.parametrize("size", [(300, 100), (90, 160), (64, 64)])
+def test_a_map_lies_over_the_part_that_the_model_saw(size: tuple[int, int]):
+    random = np.random.default_rng(0)
+    coarse = Image.fromarray(random.integers(0, 255, (5, 9, 3), dtype=np.uint8))
+    picture = coarse.resize(size, Image.Resampling.BICUBIC)
+
+    def given(picture: Image.Image, view: PixelView) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        return transform(pixels, view, Choices(), "torchvision").float()
+
+    middle = PixelView(size=48, resize="shortest")
+    part = maps.part_seen(picture, middle)
+    assert part.size == (min(size), min(size))
+    assert (given(part, middle) - given(picture, middle)).abs().mean() < 3  # a pixel's rounding
+    assert maps.part_seen(picture, PixelView(size=48)).size == size
+
+
+def test_a_page_with_maps_over_pictures(of_pixels: Path, pixel_page: Path):
+    """Each caption's picture stands beside the same one under the model's own map."""
+    text = pixel_page.read_text()
+    assert maps.OWN in text and "heat map of image" in text and 'class="bars"' not in text
+    sources = re.findall(r'<div class="two"><img src="data:image/jpeg;base64,([^"]+)"[^>]*>'
+                         r'<img src="data:image/jpeg;base64,([^"]+)"', text)  # fmt: skip
+    assert len(sources) >= 2
+    for pair in sources:
+        plain, hot = (
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(one))), dtype=float) for one in pair
+        )
+        assert plain.shape == hot.shape
+        assert 2 < np.abs(plain - hot).mean() < 200  # painted, and not painted over
+    gallery, loaded = open_gallery(of_pixels), load_checkpoint(of_pixels)
+    cache = Path(gallery.data.cache)
+    (seen,) = maps.look(loaded.model, loaded.tokenizer, gallery.split, [(3, 16)], cache)
+    assert seen.values.shape == (4, 4) and seen.values.max() > 0
+
+
+def test_an_ensembles_page_says_why_it_has_no_maps(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(finished.parent)
+    both = "checkpoint=[run,run/checkpoints/best.safetensors]"
+    evaluate(compose("eval", [both, "ensemble=true", "out=mean", "device=cpu"]))
+    monkeypatch.chdir(tmp_path)
+    assert main([str(finished.parent / "mean"), "--queries", "2"]) == 0
+    words = " ".join(Page((finished.parent / "mean" / "gallery-test.html").read_text()).words)
+    best = finished / "checkpoints" / "best.safetensors"
+    assert f"the mean of 2 models. Each has maps of its own: python eval.py checkpoint={best}" in (
+        " ".join(words.split())
+    )
+
+
+def test_an_authors_file_is_looked_into_as_it_was_evaluated(
+    finished: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its tokenizer and heads are told on the command line of the evaluation, from its folder."""
+    best = finished / "checkpoints" / "best.safetensors"
+    assert official(["export", str(best), str(tmp_path / "model_best.pth")]) == 0
+    words = load_checkpoint(finished).tokenizer.tokens
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "vocab.txt").write_text("\n".join(words))
+    monkeypatch.chdir(tmp_path)
+    evaluate(compose("eval", [
+        "model=hrem", "data=scenes", "checkpoint=model_best.pth", "out=out", "device=cpu",
+        "model.text.tokenizer=words", "model.text.num_attention_heads=2",
+        "data.prepare.train=60", "data.prepare.val=20", "data.prepare.test=20",
+        f"data.root={world / 'data'}", f"data.cache={world / 'cache'}",
+    ]))  # fmt: skip
+    monkeypatch.chdir(world)
+    assert main([str(tmp_path / "out"), "--queries", "1", "--heat", "1"]) == 0
+    assert maps.HIDING in (tmp_path / "out" / "gallery-test.html").read_text()
+    (tmp_path / "model_best.pth").unlink()
+    assert main([str(tmp_path / "out"), "--queries", "1", "--heat", "1"]) == 0
+    assert "model_best.pth is not there" in (tmp_path / "out" / "gallery-test.html").read_text()
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the page was not drawn")
-@pytest.mark.parametrize("name", WIDTHS)
-def test_the_page_in_a_real_browser(page: Path, tmp_path: Path, name: str):
+@pytest.mark.parametrize(
+    ("name", "kind"), [("phone", "page"), ("phone", "pixel_page"), ("desktop", "pixel_page")]
+)
+def test_the_page_in_a_real_browser(
+    tmp_path: Path, name: str, kind: str, request: pytest.FixtureRequest
+):
     """Drawn without a network: every picture decodes, nothing sticks out at the side."""
     assert CHROMIUM is not None
-    width = WIDTHS[name]
+    width, page = WIDTHS[name], request.getfixturevalue(kind)
     probe = (
         "<script>onload=()=>{const i=[...document.images];i.forEach(x=>x.loading='eager');"
         "Promise.all(i.map(x=>x.decode())).then(()=>{document.title='ok '+i.length+' '+"
