@@ -31,7 +31,7 @@ class Names(NamedTuple):
 
     key: str = ""  # of a sample in a tar
     file: str = ""  # path of the picture
-    name: str = ""  # of the picture's file
+    name: str = ""  # of the picture's file, without its folder
     id: str = ""  # where a file gives one
     number: str = ""  # the key without leading zeros, as a column of numbers holds it
 
@@ -104,7 +104,8 @@ def _all_names(records: Sequence[Record]) -> Iterator[Names]:
             for record in records
         )  # type: ignore[assignment]
     for key, file, number, given in rows:
-        yield Names(key, file, Path(file).name, str(number) if given else "", _number(key))
+        folder, _, name = file.rpartition("/")
+        yield Names(key, file, folder and name, str(number) if given else "", _number(key))
 
 
 def _path(record: Record) -> str:
