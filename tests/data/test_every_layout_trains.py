@@ -14,7 +14,7 @@ SMALL = {
     "user": ("model.embed_size=16", "model.regions=6", "model.queue_size=16"),
     "vse": ("model.embed_size=16",),
     "alip": ("model.embed_dim=16", "model.image_size=32", "model.text.layers=1"),
-    "albef": ("model.image.size=32", "model.image.depth=1", "model.text.num_hidden_layers=2",
+    "albef": ("model.image.size=24", "model.image.depth=1", "model.text.num_hidden_layers=2",
               "model.text.fusion_layer=1", "model.queue=24"),
     "multisea": ("model.image.image_size=32", "model.image.layers=1", "model.itm_depths=[0]",
                  "model.aformer.layers=1", "model.text.num_hidden_layers=1"),
