@@ -75,6 +75,7 @@ class ALBEFConfig:
     momentum_fusion: bool = False  # also keep momentum copies that fine-tuning never uses
     teacher_eval: bool = False  # true: no dropout in the momentum encoders
     distill: bool = True
+    distill_words: bool = True  # false: only the contrast has soft targets (ablation)
     alpha: float = 0.4  # share of the momentum encoders' opinion in the targets
     alpha_warmup: bool = True  # it grows from 0 during the first epoch
     hard_negatives: bool = True  # false: ITM negatives are drawn evenly (ablation)
@@ -465,7 +466,7 @@ class ALBEF(RetrievalModel):
         hidden = mask_words(tokens, mask, draws, probability, mask_id, self.facts.vocabulary)
         places = guessed_places(hidden.labels, probability)
         teacher = None
-        if self.config.distill:
+        if self.config.distill and self.config.distill_words:
             with torch.no_grad():
                 fusion = self.twin.get_submodule("fusion")
                 seen = fusion.keys_values(keys.image_tokens)  # type: ignore[operator]

@@ -64,7 +64,7 @@ class AFormerConfig:
     heads: int = 12
     mlp_ratio: float = 4.0
     agents: int = 40  # 0: plain cross-attention (ablation)
-    gate: str = "cross"  # cross | double | single
+    gate: str = "cross"  # cross | double | single | none (ablation: BERT's GELU block)
     activation: str = "hswish"  # hswish (clipped at 1, as the released weights need) | swish
     beta: float = 1.0  # of swish
     attention_dropout: float = 0.1

@@ -30,10 +30,13 @@ from itr.models.base import (
 )
 from itr.nn.bert import TextConfig, bert_states, build_bert, settled
 from itr.nn.gpo import GPO
-from itr.nn.pool import unit_length
+from itr.nn.pool import FirstPool, MeanPool, unit_length
 from itr.nn.regions import RegionMLP
 from itr.parallel import gather, world_size
 from itr.view import CaptionAugment, Facts, RegionView, TextView, View
+
+IMAGE_POOLS: dict[str, type[nn.Module]] = {"gpo": GPO, "mean": MeanPool}
+TEXT_POOLS = {**IMAGE_POOLS, "cls": FirstPool}
 
 
 @dataclass
@@ -48,6 +51,8 @@ class VSEConfig:
     region_drop: float = 0.2
     caption_augment: bool = True
     bert_lr_factor: float = 0.1
+    image_pool: str = "gpo"  # gpo | mean (ablation)
+    text_pool: str = "gpo"  # gpo | mean | cls (ablation)
     text: TextConfig = field(default_factory=TextConfig)
 
 
@@ -64,7 +69,7 @@ class ImageEncoder(nn.Module):
         nn.init.xavier_uniform_(self.project.weight)
         nn.init.zeros_(self.project.bias)
         self.mlp = RegionMLP(region_width, config.embed_size)
-        self.pool = GPO()
+        self.pool = IMAGE_POOLS[config.image_pool]()
         self.normalise = config.normalise_images
 
     def forward(
@@ -78,17 +83,17 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids to one embedding."""
+    """Token ids to one embedding. What it pools includes [CLS] and [SEP]."""
 
     def __init__(self, config: VSEConfig, vocabulary: int):
         super().__init__()
         self.bert = build_bert(config.text, config.pretrained, vocabulary)
         self.project = nn.Linear(self.bert.config.hidden_size, config.embed_size)
-        self.pool = GPO()
+        self.pool = TEXT_POOLS[config.text_pool]()
         self.normalise = config.normalise_texts
 
     def forward(self, tokens: Tensor, mask: Tensor, shortest: int = 0) -> Tensor:
-        """[B, L], [B, L] bool -> [B, D] float32; [CLS] and [SEP] are pooled, too."""
+        """[B, L], [B, L] bool -> [B, D] float32; ``shortest`` as `GPO` takes it."""
         pooled = self.pool(self.project(bert_states(self.bert, tokens)), mask, shortest)
         return unit_length(pooled) if self.normalise else pooled
 
@@ -118,6 +123,15 @@ class VSE(RetrievalModel):
             raise ConfigError(
                 f"{type(self).__name__} reads pre-extracted regions, and this data has none"
             )
+        config = self.config
+        for key, pool, known in (
+            ("image_pool", config.image_pool, IMAGE_POOLS),
+            ("text_pool", config.text_pool, TEXT_POOLS),
+        ):
+            if pool not in known:
+                raise ConfigError(
+                    f"model.{key}: '{pool}' is unknown; expected one of {', '.join(known)}"
+                )
 
     def enhancement(self) -> nn.Module | None:
         """What works on the regions before all else: nothing here."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from itr.errors import ConfigError
 
-GATES = ("single", "double", "cross")
+GATES = ("single", "double", "cross", "none")
 ACTIVATIONS = ("hswish", "swish")
 
 
@@ -56,6 +56,7 @@ class GatedFeedForward(nn.Module):
     ``double``: h = f(W1 x) * Drop(W2 x), y = f(W3 h) * Drop(W4 h).
     ``single``: y = Drop(W2 (f(W1 x) * W3 x)).
     f is ``hswish`` or ``swish``: x * sigmoid(``beta`` x). Raises ConfigError for other names.
+    ``none`` (ablation) is BERT's block instead: LayerNorm(x + Drop(W2 GELU(W1 x))).
     """
 
     dense1: nn.Linear
@@ -83,10 +84,11 @@ class GatedFeedForward(nn.Module):
             "single": ((width, hidden), (hidden, width), (width, hidden)),
             "double": ((width, hidden), (width, hidden), (hidden, width), (hidden, width)),
             "cross": ((width, hidden), (width, hidden), (hidden, width), (hidden, width)),
+            "none": ((width, hidden), (hidden, width)),
         }
         for number, (rows, columns) in enumerate(shapes[gate], start=1):
             setattr(self, f"dense{number}", nn.Linear(rows, columns))
-        self.norm = RMSNorm(width)
+        self.norm = nn.LayerNorm(width, eps=1e-12) if gate == "none" else RMSNorm(width)
         self.dropout = nn.Dropout(dropout)
 
     def act(self, x: Tensor) -> Tensor:
@@ -97,6 +99,8 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
+        if self.gate == "none":
+            return self.norm(x + self.dropout(self.dense2(F.gelu(self.dense1(x)))))
         if self.gate == "single":
             y = self.dropout(self.dense2(self.act(self.dense1(x)) * self.dense3(x)))
             return self.norm(x + y)

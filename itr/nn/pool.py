@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def masked_mean(features: Tensor, mask: Tensor) -> Tensor:
@@ -28,6 +28,22 @@ def masked_top2_mean(features: Tensor, mask: Tensor, shrinking: bool = False) ->
     if shrinking:
         alone = mask.sum(dim=1).cummin(dim=0).values[:, None] < 2
     return (first + torch.where(alone, first, second)) * 0.5
+
+
+class MeanPool(nn.Module):
+    """The mean of all fragments, as a module that stands where `GPO` may stand."""
+
+    def forward(self, features: Tensor, mask: Tensor, shortest: int = 0) -> Tensor:
+        """[B, M, D], [B, M] bool -> [B, D] float32."""
+        return masked_mean(features.float(), mask)
+
+
+class FirstPool(nn.Module):
+    """The first fragment: BERT's [CLS]."""
+
+    def forward(self, features: Tensor, mask: Tensor, shortest: int = 0) -> Tensor:
+        """[B, M, D], [B, M] bool -> [B, D] float32."""
+        return features[:, 0].float()
 
 
 def unit_length(features: Tensor, eps: float = 1e-8) -> Tensor:

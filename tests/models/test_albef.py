@@ -172,6 +172,19 @@ def test_no_word_picked_costs_nothing() -> None:
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
+def test_contrast_is_distilled_without_the_words() -> None:
+    model, given = build(task="pretrain"), batch()
+
+    def losses(distill: bool, words: bool) -> dict[str, Tensor]:
+        model.config = dataclasses.replace(model.config, distill=distill, distill_words=words)
+        torch.manual_seed(1)
+        return model(given, Clock(epoch=1), Draws()).losses
+
+    both, contrast, neither = losses(True, True), losses(True, False), losses(False, False)
+    assert both["itc"] == contrast["itc"] != neither["itc"]
+    assert both["mlm"] != contrast["mlm"] == neither["mlm"]
+
+
 def test_pretraining_knows_no_repeated_images() -> None:
     seen: list[Tensor] = []
     model, given = build(task="pretrain"), batch(ids=[5, 5, 6, 6, 7, 8])

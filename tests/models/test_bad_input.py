@@ -196,12 +196,14 @@ def test_an_authors_file_of_another_method_or_size(name: str) -> None:
 
 
 def _one_image_on_one_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD
     )
     found: dict[str, list[float]] = {}
-    for name in MODELS:
-        model, draws = build(name).train(), Draws()
+    models: dict[str, RetrievalModel] = torch.load(f"{folder}/models.pt", weights_only=False)
+    for name, model in models.items():
+        draws = Draws()
         ids = [5] * 4 if rank == 0 else [0, 1, 2, 3]
         given: Batch = dataclasses.replace(batch_for(name, 4, ids, seed=rank))
         found[name] = []
@@ -219,6 +221,8 @@ def _one_image_on_one_rank(rank: int, folder: str) -> None:
 
 
 def test_a_rank_whose_batch_shows_one_image_keeps_up(tmp_path: Path) -> None:
+    models = {name: build(name).train() for name in MODELS}
+    torch.save(models, tmp_path / "models.pt")  # composed once, not in each process
     spawn(_one_image_on_one_rank, (str(tmp_path),), nprocs=WORLD)
     for rank in range(WORLD):
         found: dict[str, Any] = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, RobertaConfig, RobertaModel
+from transformers import (
+    BertConfig,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    RobertaConfig,
+    RobertaModel,
+)
+from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput
 
 from benchmarks.counting import operators, waits
 from benchmarks.literal import multisea as plain
@@ -24,6 +31,7 @@ from itr.models.build import build_slots
 from itr.models.multisea import AFormerConfig, MultiSEA, MultiSEAConfig
 from itr.nn.agent import AFormer, Rows
 from itr.nn.clip_weights import CLIPConfig, build_clip_vision, clip_vision_weights
+from itr.nn.gated import GatedFeedForward
 from itr.nn.roberta import RobertaTextConfig
 from tests.models.tiny import build_directly, config_of, pixel_batch, save_archive
 
@@ -99,6 +107,16 @@ def test_the_first_row_alone_is_the_first_of_all(length: int, training: bool) ->
     torch.testing.assert_close(short[-2], whole[-2])
 
 
+def test_without_gates_it_is_berts_feed_forward_block() -> None:
+    sizes = BertConfig(hidden_size=16, intermediate_size=24, hidden_dropout_prob=0.0)
+    rise, fall = BertIntermediate(sizes), BertOutput(sizes)
+    ours = GatedFeedForward(16, 24, 0.0, gate="none")
+    for part, theirs in ((ours.dense1, rise.dense), (ours.dense2, fall.dense)):
+        part.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 16)
+    torch.testing.assert_close(ours(x), fall(rise(x), x))
+
+
 def gallery(model: MultiSEA, images: int, captions: int) -> tuple[Encoded, Encoded]:
     random = torch.Generator().manual_seed(5)
     mask = torch.arange(12) < torch.randint(3, 13, (captions, 1), generator=random)
@@ -161,6 +179,7 @@ def test_options_change_what_they_name() -> None:
         {"negatives": "local"},
         {"aformer": dataclasses.replace(config().aformer, agents=0)},
         {"aformer": dataclasses.replace(config().aformer, gate="single", activation="swish")},
+        {"aformer": dataclasses.replace(config().aformer, agents=0, gate="none")},
     ):
         assert step(build(**fields).train(), given, Draws()).isfinite()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
 from benchmarks.counting import operators, waits
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError
+from itr.nn.bert import bert_states
 from tests.models.tiny import Steps, batch, build
 
 
@@ -38,6 +40,22 @@ def test_dropped_regions_take_few_operators_and_ask_the_device_nothing() -> None
     assert counts[0] == counts[1]
     assert not waits(counts[0])
     assert counts[0].total() <= 1400, counts[0].most_common(12)
+
+
+def test_other_poolings_are_plain_means_and_the_first_word() -> None:
+    model, given = build("vse", "model.image_pool=mean", "model.text_pool=cls").eval(), batch()
+    lengths = torch.tensor([3, 6, 4, 5, 1, 6, 2, 6])[: len(given)]
+    mask = torch.arange(given.regions.shape[1]) < lengths[:, None]
+    images, texts = model.images, model.texts
+    regions = images.project(given.regions) + images.mlp(given.regions)
+    means = [row[:length].mean(dim=0) for row, length in zip(regions, lengths, strict=True)]
+    expected = functional.normalize(torch.stack(means), dim=1)
+    torch.testing.assert_close(images(given.regions, mask), expected)
+    first = texts.project(bert_states(texts.bert, given.tokens))[:, 0]
+    found = model.encode_texts(given).pooled
+    torch.testing.assert_close(found, functional.normalize(first, dim=1))
+    with pytest.raises(ConfigError, match=r"model.text_pool: 'max' is unknown.* gpo, mean, cls"):
+        build("vse", "model.text_pool=max")
 
 
 def test_it_learns_a_batch_by_heart() -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 from alip_build import batch_of, model_of
 from alip_training import gradients, train
 from harness import Case
-from torch import distributed
-from torch.multiprocessing import spawn
+from ranks import on_ranks
 from torch.nn.parallel import DistributedDataParallel
 
 from itr.clock import Clock
@@ -20,18 +17,10 @@ from itr.draws import Draws
 
 def run_ranks(case: Case) -> list[dict[str, Any]]:
     """What each rank of the case kept of its training, and its own gradient of the first step."""
-    world = case.data["hyper"]["world_size"]
-    with tempfile.TemporaryDirectory() as folder:
-        spawn(_rank, (world, str(case.path), folder), nprocs=world)
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    return on_ranks(_train, case, case.data["hyper"]["world_size"])
 
 
-def _rank(rank: int, world: int, path: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world
-    )
-    case = Case(Path(path))
+def _train(case: Case, rank: int) -> dict[str, Any]:
     given = case.below(f"in.rank{rank}.")
     batches = [batch_of(*step) for step in zip(given["image"], given["text"], strict=True)]
     for batch in batches:
@@ -42,5 +31,4 @@ def _rank(rank: int, world: int, path: str, folder: str) -> None:
     model = model_of(case)
     wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     kept = train(model, wrapped, batches, case.data["hyper"])
-    torch.save({**kept, "own": gradients(own)}, Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
+    return {**kept, "own": gradients(own)}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 from harness import Case
 from multisea_build import given_sides, load_queue, model_of, official_parameters
-from torch import Tensor, distributed
-from torch.multiprocessing import spawn
+from ranks import on_ranks
+from torch import Tensor
 
 from itr.clock import Clock
 from itr.draws import ReplayedDraws
@@ -31,19 +29,7 @@ class Recorder(ReplayedDraws):
 
 def run_ranks(case: Case) -> list[dict[str, Any]]:
     """What each rank of the case has after one backward pass and one queue update."""
-    world = case.data["world_size"]
-    with tempfile.TemporaryDirectory() as folder:
-        spawn(_rank, (world, str(case.path), folder), nprocs=world)
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
-
-
-def _rank(rank: int, world: int, path: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world
-    )
-    torch.save(_losses(Case(Path(path)), rank), Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
+    return on_ranks(_losses, case, case.data["world_size"])
 
 
 def _losses(case: Case, rank: int) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""Real processes that gather from one another, started once for all golden cases that want them."""
+
+from __future__ import annotations
+
+import functools
+import io
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import Case
+from torch import distributed, multiprocessing
+
+Work = Callable[[Case, int], dict[str, Any]]
+PATIENCE = 300.0  # seconds
+
+
+def on_ranks(work: Work, case: Case, world: int) -> list[dict[str, Any]]:
+    """What ``work(case, rank)`` gives on each of ``world`` ranks. Raises RuntimeError with the
+    traceback of the rank that failed first."""
+    processes, pipes = _processes(world)
+    for pipe in pipes:
+        pipe.send((work, case.path))
+    found: dict[int, dict[str, Any]] = {}
+    while len(found) < world:
+        open_pipes = [pipe for rank, pipe in enumerate(pipes) if rank not in found]
+        ready = [pipe for pipe in wait(open_pipes, PATIENCE) if isinstance(pipe, Connection)]
+        for pipe in ready:
+            told = pipe.recv()
+            if isinstance(told, str):
+                _end(processes)
+                raise RuntimeError(told)
+            found[pipes.index(pipe)] = torch.load(io.BytesIO(told), weights_only=True)
+        if not ready:
+            _end(processes)
+            raise RuntimeError(f"{case.path}: a rank does not answer")
+    return [found[rank] for rank in range(world)]
+
+
+@functools.cache
+def _processes(world: int) -> tuple[list[SpawnProcess], list[Connection]]:
+    context = multiprocessing.get_context("spawn")
+    meeting = str(Path(tempfile.mkdtemp()) / "meeting")
+    processes, pipes = [], []
+    for rank in range(world):
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=_serve, args=(theirs, rank, world, meeting), daemon=True
+        )  # a daemon: it ends with the tests
+        process.start()
+        theirs.close()
+        processes.append(process)
+        pipes.append(ours)
+    return processes, pipes
+
+
+def _end(processes: list[SpawnProcess]) -> None:
+    """What the others wait for will not come: the next case has new ones."""
+    for process in processes:
+        process.kill()
+    _processes.cache_clear()
+
+
+def _serve(pipe: Connection, rank: int, world: int, meeting: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world
+    )
+    while True:
+        work, path = pipe.recv()
+        try:
+            kept = io.BytesIO()
+            torch.save(work(Case(path), rank), kept)
+            pipe.send(kept.getvalue())
+        except Exception:
+            pipe.send(f"rank {rank}:\n{traceback.format_exc()}")
