@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from itr import __version__
 from itr.data.loader import caption_batches, image_batches
-from itr.data.manifest import content_hash
+from itr.data.manifest import DIGITS, content_hash
 from itr.data.records import Split
 from itr.data.text import TokenTable
 from itr.errors import ConfigError
@@ -71,6 +72,7 @@ class Evaluator:
         self.precision = precision
         self.rerank = rerank or RerankConfig()
         self.queries: QueryLog | None = None
+        self.ranks: dict[str, Ranks] = {}
         self.gallery = Gallery.of(data)
         self.protocols, self.left_out = applicable(find_protocols(protocols), self.gallery)
         if self.left_out:
@@ -94,31 +96,34 @@ class Evaluator:
     ) -> dict[str, Any]:
         """Flat results: the metrics of `evaluate_gallery` and the fields that say what they are.
 
-        ``encoded``: what `encode_all` gave earlier. With ``keep_queries``, `queries` then holds
-        what was found of every single query. Raises DataError if embeddings are not finite.
+        ``encoded``: what `encode_all` gave earlier. `ranks` then holds those of every query, by
+        protocol (and as ``first_stage/<protocol>``); with ``keep_queries``, `queries` all that was
+        found of each. Raises DataError if embeddings are not finite.
         """
         ranked = self.reranks(model)
         images, texts = encoded or self.encode_all(model, progress, tokens=ranked)
         first = EmbeddingTable(images.pooled, texts.pooled)
-        kept: dict[str, Ranks] = {}
-        metrics = self.rank(first, kept)
+        self.ranks, self.queries = {}, None
+        metrics = self.rank(first, self.ranks)
         if not ranked:
             if keep_queries:
-                self.keep(first, kept)
+                self.keep(first)
             return {**metrics, **self.fields()}
+        before = {f"first_stage/{name}": own for name, own in self.ranks.items()}
+        self.ranks = {}
         second = _SecondStage(model, images, texts, self.rerank, self.dtype, progress)
         with torch.inference_mode(), eval_mode(model):
-            final = evaluate_gallery(second, self.gallery, self.protocols, self.ties, kept)
+            final = evaluate_gallery(second, self.gallery, self.protocols, self.ties, self.ranks)
+        self.ranks |= before
         if keep_queries:
-            self.keep(second.whole or first, kept)
-        before = {f"first_stage/{k}": v for k, v in metrics.items() if isinstance(v, float)}
-        return {**final, **before, **self.fields(), "rerank_k": self.rerank.k}
+            self.keep(second.whole or first)
+        first_stage = {f"first_stage/{k}": v for k, v in metrics.items() if isinstance(v, float)}
+        depth = min(self.rerank.k, max(self.data.n_images, self.data.n_captions))
+        return {**final, **first_stage, **self.fields(), "rerank_k": depth}
 
-    def keep(self, table: ScoreTable, kept: dict[str, Ranks]) -> None:
-        """Let `queries` hold the scores of ``table`` and the ranks ``kept`` by `rank`, if any."""
-        self.queries = None
-        if kept:
-            self.queries = log_queries(table, self.gallery, self.protocols, kept)
+    def keep(self, table: ScoreTable) -> None:
+        """Let `queries` hold the scores of ``table`` and what `ranks` holds."""
+        self.queries = log_queries(table, self.gallery, self.protocols, self.ranks)
 
     def rank(self, table: ScoreTable, kept: dict[str, Ranks] | None = None) -> dict[str, Any]:
         """The metrics of a table of the whole split under every protocol; ``kept`` as for
@@ -143,6 +148,7 @@ class Evaluator:
             "tie_rule": self.ties,
             "rerank_k": None,
             "split": self.data.name,
+            "precision": self.precision,
             "data_hash": self.data_hash,
         }
         if self.left_out:
@@ -154,6 +160,7 @@ class Evaluator:
         return {
             "checkpoint_sha256": origin["checkpoint_sha256"],
             "data_hash": self.data_hash,
+            "tokens": hashlib.sha256(self.tokens.flat.tobytes()).hexdigest()[:DIGITS],
             "precision": self.precision,
             "decoder": self.data.decoder,
             "split": self.data.name,

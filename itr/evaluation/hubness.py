@@ -16,6 +16,7 @@ from torch import Tensor
 
 from itr.errors import ConfigError
 from itr.evaluation.protocols import Gallery, Part, Protocol, evaluate_gallery
+from itr.evaluation.ranks import Ranks
 from itr.evaluation.score_tables import EmbeddingTable, Index, MeanTable, Rows, ScoreTable
 from itr.instantiate import nearest
 
@@ -61,8 +62,10 @@ def hubness_rows(
     config: HubnessConfig,
     ties: str = "pessimistic",
     banks: Sequence[Bank] = (),
+    kept: dict[str, Ranks] | None = None,
 ) -> dict[str, Any]:
-    """Metrics of ``protocol`` under each correction, as ``hubness_<method>/...``.
+    """Metrics of ``protocol`` under each correction, as ``hubness_<method>/...``; into ``kept`` go
+    the ranks, as ``hubness_<method>/<protocol>``.
 
     ``banks``: one for each model whose scores ``table`` holds (their mean, if several); none: the
     evaluated queries are the bank. Raises ConfigError for what `check_hubness` refuses.
@@ -75,8 +78,11 @@ def hubness_rows(
             base = table.part(part.images, part.captions)
             return CorrectedTable(base, method, config, _bank_tables(base, banks))
 
-        found = evaluate_gallery(corrected, gallery, [protocol], ties)
+        ranks: dict[str, Ranks] = {}
+        found = evaluate_gallery(corrected, gallery, [protocol], ties, ranks)
         results |= {f"hubness_{method}/{key}": value for key, value in found.items()}
+        if kept is not None:
+            kept |= {f"hubness_{method}/{name}": own for name, own in ranks.items()}
     bank = f"split {config.bank}" if banks else "the evaluated queries"
     return results | ({"hubness_bank": bank} if config.rows else {})
 

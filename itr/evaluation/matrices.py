@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from itr.data.manifest import DIGITS
 from itr.errors import ConfigError, DataError
 from itr.evaluation.hubness import HubnessConfig, hubness_rows
 from itr.evaluation.protocols import (
@@ -20,12 +22,13 @@ from itr.evaluation.protocols import (
     find_protocols,
 )
 from itr.evaluation.queries import QueryLog, log_queries
-from itr.evaluation.ranks import Ranks
+from itr.evaluation.ranks import Ranks, check_owner
 from itr.evaluation.score_tables import MatrixTable
 from itr.evaluation.stored import file_hash
 
+UNKNOWN = "unknown"  # what only the maker of a matrix knows
 KEYS = ("scores", "text_to_image", "image_ids", "caption_ids")
-COCO = ("coco_5k", "coco_1k_5fold", "cxc", "eccv")
+COCO = ("coco_5k", "coco_1k_5fold", "coco_5k_first5", "coco_1k_5fold_first5", "cxc", "eccv")
 
 
 def evaluate(
@@ -58,11 +61,11 @@ def evaluate(
     results = evaluate_gallery(
         lambda part: table.part(part.images, part.captions), gallery, chosen, ties, kept
     )
-    if logs is not None:
-        logs.append(log_queries(table, gallery, chosen, kept))
     results |= {"protocol": chosen[0].name, "tie_rule": ties}
     if hubness is not None:
-        results |= hubness_rows(table, gallery, chosen[0], hubness, ties)
+        results |= hubness_rows(table, gallery, chosen[0], hubness, ties, kept=kept)
+    if logs is not None:
+        logs.append(log_queries(table, gallery, chosen, kept))
     return results
 
 
@@ -93,7 +96,17 @@ def evaluate_file(
         )
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    return {"scores": str(path), "scores_sha256": file_hash(path)} | results
+    origin = {"scores": str(path), "scores_sha256": file_hash(path), "select_on": UNKNOWN}
+    return origin | results | {"rerank_k": UNKNOWN, "data_hash": _queries_hash(arrays)}
+
+
+def _queries_hash(arrays: Mapping[str, np.ndarray]) -> str:
+    """What was asked, as far as the file says it: whose captions are whose, and ids."""
+    digest = hashlib.sha256()
+    for key in KEYS[1:]:
+        if key in arrays:
+            digest.update(key.encode() + arrays[key].astype(np.int64).tobytes())
+    return digest.hexdigest()[:DIGITS]
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -134,6 +147,7 @@ def _gallery(shape: Sequence[int], text_to_image: Any, image_ids: Any, caption_i
             f"scores have shape ({images}, {captions}) and text_to_image {len(owner)} entries: the "
             "matrix is transposed; expected images in rows"
         )
+    owner = check_owner(owner, images, captions)
     ids: dict[str, np.ndarray | None] = {}
     for name, values, count in (("image", image_ids, images), ("caption", caption_ids, captions)):
         ids[name] = None if values is None else _whole(f"{name}_ids", values)
@@ -160,8 +174,10 @@ def _whole(name: str, values: Any) -> np.ndarray:
 
 def _choose(names: Sequence[str] | None, gallery: Gallery) -> list[Protocol]:
     if names is None:
-        is_coco = gallery.misfit(find_protocols(["cxc"])[0]) is None
-        return find_protocols(COCO if is_coco else ["full"])
+        if gallery.misfit(find_protocols(["cxc"])[0]) is not None:
+            return find_protocols(["full"])
+        more = np.bincount(gallery.text_to_image).max() > 5  # captions: else the first are all
+        return find_protocols([name for name in COCO if more or not name.endswith("first5")])
     asked = find_protocols(names)
     fitting, left_out = applicable(asked, gallery)
     if left_out:

@@ -13,56 +13,50 @@ from torch import Tensor
 
 from itr.errors import ConfigError, DataError
 from itr.evaluation.ranks import TIES
-from itr.evaluation.score_tables import Rows
+from itr.evaluation.truth import Asked
+
+ScoresOf = Callable[[Tensor], Tensor]  # numbers [T] of queries -> their scores [T, M]
 
 
 def precision_metrics(
-    scores_of: Callable[[Rows], Tensor],
-    queries: Tensor,
-    rows: np.ndarray,
-    columns: np.ndarray,
-    height: int,
-    ties: str = "pessimistic",
+    ranks: np.ndarray, place: np.ndarray, found: Asked, depth: int | None = None
 ) -> dict[str, float]:
-    """``map_at_r``, ``rprecision`` and ``r1`` in per cent, over ``queries`` [Q].
+    """``map_at_r``, ``rprecision`` and ``r1`` in per cent, over the queries of ``found``, from what
+    `positive_ranks` gave.
 
-    ``scores_of`` gives the scores of some queries with every candidate; the p-th positive is
-    candidate ``columns[p]`` of query ``queries[rows[p]]`` (``rows`` rising). At most ``height``
-    rows of scores exist at a time. Raises ConfigError for an unknown rule of ties, DataError for
-    scores that are NaN.
+    Where only ``depth`` candidates of a query were ordered and one has more positives than that,
+    without the first two: they look at the R best.
     """
-    ranks, place = positive_ranks(scores_of, queries, rows, columns, height, ties)
-    count = np.bincount(rows, minlength=len(queries))  # R of each query
-    inside = ranks <= count[rows]
-    first = ranks[place == 1]
-    precision = np.bincount(rows, np.where(inside, place / ranks, 0.0), len(queries))
-    return {
-        "map_at_r": 100.0 * float(np.mean(precision / count)),
-        "rprecision": 100.0 * float(np.mean(np.bincount(rows, inside, len(queries)) / count)),
-        "r1": 100.0 * float(np.mean(first <= 1)),
-    }
+    count = np.bincount(found.rows, minlength=len(found.queries))  # R of each query
+    inside = ranks <= count[found.rows]
+    metrics: dict[str, float] = {}
+    if depth is None or count.max() <= depth:
+        precision = np.bincount(found.rows, np.where(inside, place / ranks, 0.0), len(count))
+        metrics["map_at_r"] = 100.0 * float(np.mean(precision / count))
+        share = np.bincount(found.rows, inside, len(count)) / count
+        metrics["rprecision"] = 100.0 * float(np.mean(share))
+    return {**metrics, "r1": 100.0 * float(np.mean(ranks[place == 1] <= 1))}
 
 
 def positive_ranks(
-    scores_of: Callable[[Rows], Tensor],
-    queries: Tensor,
-    rows: np.ndarray,
-    columns: np.ndarray,
-    height: int,
-    ties: str = "pessimistic",
+    scores_of: ScoresOf, found: Asked, height: int, ties: str = "pessimistic"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks [P] of the positives of each query, best first, and their places 1 to R among them.
+    """Ranks [P] of the positives of each query of ``found``, best first, and their places 1 to R
+    among them.
 
-    Positives rank in any order among equals; an equal score of a non-match counts as ``ties`` says.
+    At most ``height`` rows of scores exist at a time. Positives rank in any order among equals; an
+    equal score of a non-match counts as ``ties`` says. Raises ConfigError for an unknown rule,
+    DataError for scores that are NaN.
     """
     if ties not in TIES:
         raise ConfigError(f"ties: '{ties}' is unknown; expected one of {', '.join(TIES)}")
-    own, above, equal = _counts(scores_of, queries, rows, columns, height)
+    rows = found.rows
+    own, above, equal = _counts(scores_of, found, height)
     order = np.lexsort((-own, rows))
     own, above, equal = own[order], above[order], equal[order]
     number = np.arange(len(rows))
     group = np.searchsorted(rows, rows)  # where the query's positives begin
-    new = np.r_[True, (np.diff(rows) != 0) | (np.diff(own) != 0)]
+    new = np.r_[True, (rows[1:] != rows[:-1]) | (own[1:] != own[:-1])]
     run = np.maximum.accumulate(np.where(new, number, 0))  # where the equal ones begin
     ends = np.r_[np.flatnonzero(new)[1:], len(rows)]
     run_end = ends[np.cumsum(new) - 1]
@@ -74,14 +68,11 @@ def positive_ranks(
 
 
 def _counts(
-    scores_of: Callable[[Rows], Tensor],
-    queries: Tensor,
-    rows: np.ndarray,
-    columns: np.ndarray,
-    height: int,
+    scores_of: ScoresOf, found: Asked, height: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each positive's score, how many candidates score more, and how many the same (itself too)."""
     own, above, equal = [], [], []
+    queries, rows = torch.from_numpy(found.queries), found.rows
     with torch.inference_mode():
         for start in range(0, len(queries), height):
             first, last = np.searchsorted(rows, [start, start + height])
@@ -91,7 +82,7 @@ def _counts(
             for low in range(first, last, height):
                 chosen = slice(low, min(low + height, last))
                 row = torch.from_numpy(rows[chosen] - start).to(scores.device)
-                column = torch.from_numpy(columns[chosen]).to(scores.device)
+                column = torch.from_numpy(found.columns[chosen]).to(scores.device)
                 mine, theirs = scores[row, column], scores[row]
                 own.append(mine)
                 above.append((theirs > mine[:, None]).sum(dim=1))

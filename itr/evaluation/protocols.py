@@ -15,11 +15,13 @@ from itr.data.precomp_ids import ANNOTATIONS
 from itr.data.records import Split
 from itr.errors import ConfigError
 from itr.evaluation.metrics import rank_metrics, retrieval_metrics, sums
-from itr.evaluation.precision import precision_metrics
-from itr.evaluation.ranks import Matches, Ranks, count_ranks, rank_table
-from itr.evaluation.score_tables import EmbeddingTable, MatrixTable, Rows, ScoreTable
+from itr.evaluation.precision import positive_ranks, precision_metrics
+from itr.evaluation.ranks import Matches, Ranks, check_owner, count_ranks, rank_table
+from itr.evaluation.score_tables import EmbeddingTable, MatrixTable, ScoreTable
 from itr.evaluation.truth import Asked, Truth, asked, coco_truth
 from itr.instantiate import nearest
+
+WITHIN = ("i2i", "t2t")  # directions of a query among its like
 
 
 class Part(NamedTuple):
@@ -168,65 +170,99 @@ def evaluate_gallery(
     """Metrics of every protocol, and what they are of, from the scores of each part.
 
     The first protocol's have plain names (``rsum``), every other one's start with its name
-    (``coco_1k_5fold/rsum``). Beside them stand ``n_images``, ``n_captions`` and ``captions`` (the
-    policy) and, averaged over, ``folds``. Into ``kept`` go the ranks of every image and caption by
-    protocol (NaN: not asked) where matches are captions' own images. Raises as `rank_table`; the
-    protocols must fit.
+    (``coco_1k_5fold/rsum``). Beside them stand ``n_images``, ``n_captions`` (of all folds
+    together), ``captions`` (the policy), averaged over, ``folds``, and what a ground truth left out
+    or took from a first stage. Into ``kept`` go the ranks of every image and caption by protocol
+    (NaN: not asked), those within images and within captions under ``<protocol>/within``. Raises as
+    `check_owner` and `rank_table`; the protocols must fit.
     """
+    check_owner(gallery.text_to_image, gallery.n_images, len(gallery.text_to_image))
     results: dict[str, Any] = {}
+    kept = {} if kept is None else kept
     for place, protocol in enumerate(protocols):
-        found, ranks, parts = [], list[Ranks](), list(gallery.parts(protocol))
-        for part in parts:
-            table = table_of(part)
-            if protocol.truth is None:
-                ranks.append(rank_table(table, part.owner, ties))
-                found.append(retrieval_metrics(ranks[-1]))
-            else:
-                found.append(_by_truth(table, part, gallery, protocol.truth, ties))
-        if kept is not None and ranks:
-            kept[protocol.name] = _put_together(parts, ranks, gallery)
-        metrics = {key: float(np.mean([each[key] for each in found])) for key in found[0]}
-        prefix = f"{protocol.name}/" if place else ""
-        facts = {
-            "n_images": len(np.arange(gallery.n_images)[parts[0].images]),
-            "n_captions": len(parts[0].owner),
+        parts = list(gallery.parts(protocol))
+        measure = _by_captions if protocol.truth is None else _by_truth
+        found = measure(table_of, parts, gallery, protocol, ties, kept)
+        found |= {
+            "n_images": sum(len(np.arange(gallery.n_images)[part.images]) for part in parts),
+            "n_captions": sum(len(part.owner) for part in parts),
             "captions": protocol.caption_policy,
         }
         if protocol.fold is not None:
-            facts["folds"] = len(parts)
-        results |= {f"{prefix}{key}": value for key, value in (metrics | facts).items()}
+            found["folds"] = len(parts)
+        prefix = f"{protocol.name}/" if place else ""
+        results |= {f"{prefix}{key}": value for key, value in found.items()}
     return results
 
 
-def _put_together(parts: Sequence[Part], ranks: Sequence[Ranks], gallery: Gallery) -> Ranks:
-    """Ranks of the whole gallery, NaN where a part asks nothing."""
-    i2t, t2i = np.full(gallery.n_images, np.nan), np.full(len(gallery.text_to_image), np.nan)
-    for part, found in zip(parts, ranks, strict=True):
-        i2t[part.images], t2i[part.captions] = found.i2t, found.t2i
-    return Ranks(i2t, t2i, ranks[0].depth)
+def _by_captions(
+    table_of: TableOf,
+    parts: Sequence[Part],
+    gallery: Gallery,
+    protocol: Protocol,
+    ties: str,
+    kept: dict[str, Ranks],
+) -> dict[str, Any]:
+    """The mean over ``parts``; a caption's match is its own image."""
+    ranks = [rank_table(table_of(part), part.owner, ties) for part in parts]
+    found = [retrieval_metrics(each) for each in ranks]
+    i2t, t2i = _nowhere(gallery)
+    for part, own in zip(parts, ranks, strict=True):
+        i2t[part.images], t2i[part.captions] = own.i2t, own.t2i
+    kept[protocol.name] = Ranks(i2t, t2i, ranks[0].depth)
+    return {key: float(np.mean([each[key] for each in found])) for key in found[0]}
+
+
+def _nowhere(gallery: Gallery) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of the whole gallery that nothing has asked for yet."""
+    return np.full(gallery.n_images, np.nan), np.full(len(gallery.text_to_image), np.nan)
 
 
 def _by_truth(
-    table: ScoreTable, part: Part, gallery: Gallery, name: str, ties: str
-) -> dict[str, float]:
+    table_of: TableOf,
+    parts: Sequence[Part],
+    gallery: Gallery,
+    protocol: Protocol,
+    ties: str,
+    kept: dict[str, Ranks],
+) -> dict[str, Any]:
+    """Of the one part, by the protocol's ground truth."""
     assert gallery.image_ids is not None and gallery.caption_ids is not None
-    ids = {"i": gallery.image_ids[part.images], "t": gallery.caption_ids[part.captions]}
-    truth = gallery.truth(name)
-    metrics: dict[str, float] = {}
-    for direction, positives in truth.positives.items():
-        if direction in ("i2i", "t2t") and not table.within:
-            continue
-        found = asked(positives, ids[direction[0]], ids[direction[-1]])
-        measure = precisions if name == "eccv" else recalls
-        for key, value in measure(table, direction, found, ties).items():
-            metrics[f"{direction}_{key}"] = value
-    return {**metrics, **sums(metrics)}
+    assert protocol.truth is not None
+    (part,) = parts
+    table, truth = table_of(part), gallery.truth(protocol.truth)
+    numbers = {
+        "i": np.arange(gallery.n_images)[part.images],
+        "t": np.arange(len(gallery.text_to_image))[part.captions],
+    }
+    ids = {"i": gallery.image_ids[numbers["i"]], "t": gallery.caption_ids[numbers["t"]]}
+    among, within = _nowhere(gallery), _nowhere(gallery)
+    places = {"i2t": among[0], "t2i": among[1], "i2i": within[0], "t2t": within[1]}
+    results: dict[str, Any] = {}
+    measured = [way for way in truth.positives if table.within or way not in WITHIN]
+    for way in measured:
+        found = asked(truth.positives[way], ids[way[0]], ids[way[-1]])
+        measure = precisions if protocol.truth == "eccv" else recalls
+        metrics, best = measure(table, way, found, ties)
+        results |= {f"{way}_{key}": value for key, value in metrics.items()}
+        places[way][numbers[way[0]][found.queries]] = best
+    kept[protocol.name] = Ranks(*among, table.depth)
+    inner = [way for way in WITHIN if way in measured]
+    if inner:
+        kept[f"{protocol.name}/within"] = Ranks(*within)
+        if table.depth is not None:
+            results["within"] = "first stage"
+    if protocol.truth == "cxc" and (lacking := [way for way in WITHIN if way not in measured]):
+        files = ", ".join(f"{ANNOTATIONS}/cxc_{way}.json" for way in lacking)
+        why = f"no {files}" if table.within else "scores of images with captions alone"
+        results["directions_left_out"] = f"{', '.join(lacking)} ({why})"
+    return results | sums(results)
 
 
 def recalls(
     table: ScoreTable, direction: str, found: Asked, ties: str, own: float = -torch.inf
-) -> dict[str, float]:
-    """`rank_metrics` over the queries of ``found``, by their best positive.
+) -> tuple[dict[str, float], np.ndarray]:
+    """`rank_metrics` over the queries of ``found``, and the rank [Q] of each one's best positive.
 
     A query among its like (``i2i``, ``t2t``) scores ``own`` with itself.
     """
@@ -236,26 +272,32 @@ def recalls(
 
     def tile(start: int, stop: int) -> Tensor:
         values = scores(queries[start:stop])
-        if direction in ("i2i", "t2t"):
+        if direction in WITHIN:
             values[torch.arange(len(values), device=table.device), queries[start:stop]] = own
         return values
 
     with torch.inference_mode():
         ranks = count_ranks(tile, candidates, matches, ties, table.tile)
-    partial = table.depth is not None and table.depth < candidates
-    return rank_metrics(ranks, table.depth if partial else None)
+    return rank_metrics(ranks, _ordered(table, direction)), ranks
 
 
-def precisions(table: ScoreTable, direction: str, found: Asked, ties: str) -> dict[str, float]:
-    """`precision_metrics` over the queries of ``found``."""
+def precisions(
+    table: ScoreTable, direction: str, found: Asked, ties: str
+) -> tuple[dict[str, float], np.ndarray]:
+    """`precision_metrics` over the queries of ``found``, and the rank [Q] of each one's best
+    positive."""
     scores, _, candidates = table.way(direction)
-    queries = torch.from_numpy(found.queries).to(table.device)
+    ranks, place = positive_ranks(
+        lambda rows: scores(rows.to(table.device)), found, table.height(candidates), ties
+    )
+    return precision_metrics(ranks, place, found, _ordered(table, direction)), ranks[place == 1]
 
-    def of(rows: Rows) -> Tensor:
-        return scores(rows)
 
-    height = table.height(candidates)
-    return precision_metrics(of, queries, found.rows, found.columns, height, ties)
+def _ordered(table: ScoreTable, direction: str) -> int | None:
+    """How many candidates of a query were ordered; None: all."""
+    candidates = table.way(direction)[2]
+    partial = table.depth is not None and direction not in WITHIN and table.depth < candidates
+    return table.depth if partial else None
 
 
 def evaluate_embeddings(
@@ -288,7 +330,8 @@ def evaluate_table(
     kept: dict[str, Ranks] | None = None,
 ) -> dict[str, Any]:
     """`evaluate_gallery` of a whole table, by caption numbers alone."""
-    gallery = Gallery(np.asarray(text_to_image, dtype=np.int64), table.n_images)
+    owner = check_owner(text_to_image, table.n_images, table.n_captions)
+    gallery = Gallery(owner, table.n_images)
     return evaluate_gallery(
         lambda part: table.part(part.images, part.captions), gallery, protocols, ties, kept
     )

@@ -7,9 +7,7 @@ queries a tile.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itr.errors import DataError, TrainingError
+from itr import files
+from itr.errors import DataError
 from itr.evaluation.protocols import Gallery, Protocol
 from itr.evaluation.ranks import Ranks
 from itr.evaluation.score_tables import ScoreTable
@@ -29,6 +28,7 @@ KEPT = 10  # candidates a query
 CURVE = 50  # ranks of the mean-score curve
 BINS = 400
 DIRECTIONS = ("i2t", "t2i")
+JSONS = ("facts", "folds", "depths")
 
 
 class Answers(NamedTuple):
@@ -50,6 +50,10 @@ class QueryLog:
     caption_ids: np.ndarray  # [C] int64
     ranks: dict[str, Ranks]  # by protocol; float64, NaN: no query of it
     folds: dict[str, int]  # protocols that rank blocks of so many images
+    # Ranks that no gallery shows: of protocols with a ground truth of their own (``cxc``,
+    # ``cxc/within``: images among images and captions among captions, ``eccv``) and of rows beside
+    # the result (``first_stage/full``, ``member_1/full``, ``hubness_csls/full``).
+    more: dict[str, Ranks]
     answers: dict[str, Answers]  # i2t, t2i, over the whole split
     edges: np.ndarray  # [BINS + 1] float32
     matches: np.ndarray  # [BINS] int64: how many scores of matching pairs
@@ -67,28 +71,23 @@ class QueryLog:
         arrays: dict[str, Any] = {
             "facts": np.array(json.dumps({**facts, "split": split})),
             "folds": np.array(json.dumps(self.folds)),
+            "depths": np.array(json.dumps({n: r.depth for n, r in self.everything.items()})),
         }
         for name in ("text_to_image", "image_ids", "caption_ids", "edges", "matches", "others"):
             arrays[name] = getattr(self, name)
-        for protocol, ranks in self.ranks.items():
-            arrays |= {f"ranks/{protocol}/{way}": getattr(ranks, way) for way in DIRECTIONS}
+        for kind, named in (("ranks", self.ranks), ("more", self.more)):
+            for name, ranks in named.items():
+                arrays |= {f"{kind}/{name}/{way}": getattr(ranks, way) for way in DIRECTIONS}
         for way, answers in self.answers.items():
             arrays |= {f"answers/{way}/{key}": v for key, v in answers._asdict().items()}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as handle:
-                np.savez_compressed(handle, **arrays)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise TrainingError(
-                f"{path}: the queries could not be saved ({error}); free some space"
-            ) from error
+        with files.replacing(path, "the queries") as handle:
+            np.savez_compressed(handle, **arrays)
         return path
+
+    @property
+    def everything(self) -> dict[str, Ranks]:
+        """All ranks, by protocol or by what `more` calls them."""
+        return self.ranks | self.more
 
 
 def query_file(folder: Path, split: str) -> Path:
@@ -103,10 +102,17 @@ def read_queries(folder: Path, split: str = "test") -> QueryLog:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        facts, folds = (json.loads(str(arrays.pop(name))) for name in ("facts", "folds"))
-        names = dict.fromkeys(n.split("/")[1] for n in arrays if n.startswith("ranks/"))
+        facts, folds, depths = (json.loads(str(arrays.pop(name))) for name in JSONS)
+
+        def named(kind: str) -> dict[str, Ranks]:
+            names = [n.removesuffix("/i2t") for n in arrays if n.startswith(f"{kind}/")]
+            names = [n.removeprefix(f"{kind}/") for n in names if not n.endswith("/t2i")]
+            own = {n: [arrays.pop(f"{kind}/{n}/{way}") for way in DIRECTIONS] for n in names}
+            return {n: Ranks(i2t, t2i, depths[n]) for n, (i2t, t2i) in own.items()}
+
         return QueryLog(
-            ranks={n: Ranks(*(arrays.pop(f"ranks/{n}/{w}") for w in DIRECTIONS)) for n in names},
+            ranks=named("ranks"),
+            more=named("more"),
             answers={
                 way: Answers(*(arrays.pop(f"answers/{way}/{key}") for key in Answers._fields))
                 for way in DIRECTIONS
@@ -133,19 +139,22 @@ def read_queries(folder: Path, split: str = "test") -> QueryLog:
 def log_queries(
     table: ScoreTable, gallery: Gallery, protocols: Sequence[Protocol], ranks: dict[str, Ranks]
 ) -> QueryLog:
-    """The log of a ``table`` of the whole split with the ``ranks`` that `evaluate_gallery` kept.
+    """The log of a ``table`` of the whole split with the ``ranks`` that `evaluate_gallery` kept (by
+    protocol, and any that `QueryLog.more` may hold).
 
     Where there are no ids of a data set, images and captions are numbered.
     """
     ids = gallery.image_ids, gallery.caption_ids
     counts = table.n_images, table.n_captions
     numbers = [np.arange(n) if own is None else own for own, n in zip(ids, counts, strict=True)]
+    shown = [p.name for p in protocols if p.truth is None]
     return QueryLog(
         text_to_image=np.asarray(gallery.text_to_image, dtype=np.int64),
         image_ids=numbers[0],
         caption_ids=numbers[1],
-        ranks=ranks,
-        folds={p.name: p.fold for p in protocols if p.fold and p.name in ranks},
+        ranks={name: own for name, own in ranks.items() if name in shown},
+        more={name: own for name, own in ranks.items() if name not in shown},
+        folds={p.name: p.fold for p in protocols if p.fold},
         **vars(score_statistics(table, gallery.text_to_image)),
     )
 

@@ -34,6 +34,11 @@ class Ranks:
     t2i: np.ndarray  # [C] of each caption among the images
     depth: int | None = None
 
+    def beyond(self, way: str) -> np.ndarray:
+        """Which ranks of ``way`` (i2t, t2i) are no numbers: the match lies behind ``depth``."""
+        ranks: np.ndarray = getattr(self, way)
+        return np.zeros(len(ranks), bool) if self.depth is None else ranks > self.depth
+
 
 @dataclass(frozen=True)
 class Matches:
@@ -95,10 +100,9 @@ def rank_scores(
     return rank_table(MatrixTable(scores), text_to_image, ties)
 
 
-def match_both_ways(
-    text_to_image: Any, images: int, texts: int, device: torch.device | str
-) -> tuple[Matches, Matches]:
-    """Matches of images among captions and of captions among images. Raises DataError."""
+def check_owner(text_to_image: Any, images: int, texts: int) -> np.ndarray:
+    """``text_to_image`` [C] as int64. Raises DataError unless it has one image number (0 to
+    ``images`` - 1) for each of ``texts`` captions, and every image has a caption."""
     if isinstance(text_to_image, Tensor):
         text_to_image = text_to_image.cpu()
     owner = np.asarray(text_to_image, dtype=np.int64)
@@ -117,6 +121,14 @@ def match_both_ways(
             f"{len(without)} of {images} images have no caption (first numbers: "
             f"{without[:5].tolist()}); a rank needs at least one each: leave these images out"
         )
+    return owner
+
+
+def match_both_ways(
+    text_to_image: Any, images: int, texts: int, device: torch.device | str
+) -> tuple[Matches, Matches]:
+    """Matches of images among captions and of captions among images. Raises as `check_owner`."""
+    owner = check_owner(text_to_image, images, texts)
     by_image = np.argsort(owner, kind="stable")
     return (
         Matches.of(owner[by_image], by_image, images, device),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch import Tensor
 from itr.errors import ConfigError, DataError
 from itr.evaluation.encode import Progress
 from itr.evaluation.metrics import RECALLS
-from itr.evaluation.ranks import Ranks, rank_table
 from itr.evaluation.score_tables import TILE_CPU, TILE_GPU, Index, Rows, ScoreTable
 from itr.models.base import Encoded, RetrievalModel
 from itr.parallel import add_up, left_together, rank, world_size
@@ -203,14 +202,3 @@ class ShortlistTable(ScoreTable):
     def part(self, images: Index, captions: Index) -> ScoreTable:
         """Raises DataError: the k candidates of a part are not those of the whole."""
         raise DataError("short lists are made for each part anew")
-
-
-def rank_shortlists(
-    i2t: Shortlist, t2i: Shortlist, text_to_image: Any, ties: str = "pessimistic"
-) -> Ranks:
-    """Ranks of the best match in both directions; ``text_to_image`` [C] and ``ties`` as for
-    `rank_table`. Candidates that were not re-ranked are equal, behind all those that were.
-
-    Raises ConfigError for an unknown rule.
-    """
-    return rank_table(ShortlistTable(i2t, t2i), text_to_image, ties)

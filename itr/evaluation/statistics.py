@@ -61,11 +61,45 @@ def recall_intervals(
             weights = rng.multinomial(size, np.full(size, 1 / size), size=count).astype(float)
             drawn[start : start + count] += _recalls(weights, *parts) / len(blocks)
     tail = 100 * (1 - LEVEL) / 2
-    low, high = np.nanpercentile(drawn, [tail, 100 - tail], axis=0)
+    known = np.flatnonzero(np.isfinite(value[0]))  # a direction may have asked nothing
+    low, high = np.nanpercentile(drawn[:, known], [tail, 100 - tail], axis=0)
     return {
-        name: Interval(float(value[0, i]), float(low[i]), float(high[i]))
-        for i, name in enumerate(METRICS)
+        METRICS[i]: Interval(float(value[0, i]), float(low[n]), float(high[n]))
+        for n, i in enumerate(known)
     }
+
+
+def named_intervals(
+    logs: Sequence[Mapping[str, Ranks]],
+    name: str,
+    text_to_image: np.ndarray,
+    fold: int | None = None,
+    resamples: int = RESAMPLES,
+) -> dict[str, Interval]:
+    """`recall_intervals` of the ranks called ``name`` in each of ``logs`` (one a seed), and of
+    those within images and within captions (``i2i_r1`` ... ``t2t_r10``) where there are any."""
+    found = recall_intervals([one[name] for one in logs], text_to_image, fold, 0, resamples)
+    if any(f"{name}/within" not in one for one in logs):
+        return found
+    within = [one[f"{name}/within"] for one in logs]
+    inner = recall_intervals(within, text_to_image, None, 0, resamples)
+    inner.pop("rsum", None)
+    return found | {{"i2t": "i2i", "t2i": "t2t"}[k[:3]] + k[3:]: v for k, v in inner.items()}
+
+
+def prefixed_intervals(
+    split: str, ranks: Mapping[str, Ranks], text_to_image: np.ndarray, folds: Mapping[str, int]
+) -> dict[str, dict[str, Interval]]:
+    """`named_intervals` of everything in ``ranks`` (the first is the first protocol's), by what
+    stands before the metrics' names in the results of ``split``."""
+    found = {}
+    first = next(iter(ranks), "")
+    for name in (name for name in ranks if not name.endswith("/within")):
+        *variant, protocol = name.split("/")
+        place = "".join(f"{part}/" for part in (split, *variant, protocol) if part != first)
+        fold = folds.get(protocol)
+        found[place] = named_intervals([ranks], name, text_to_image, fold)
+    return found
 
 
 def _blocks(n_images: int, fold: int | None) -> list[slice]:
@@ -134,8 +168,9 @@ def compare_ranks(
 
     The test of recalls exchanges A and B image by image, captions together (a sign-flip permutation
     test, two-sided; for one query an image it is McNemar's). Ranks: Wilcoxon's signed-rank test
-    of each image's mean difference. Wins and losses count queries. Raises DataError if one of the
-    two was asked other queries than the other.
+    of each image's mean difference, not given where a match lies behind the candidates that were
+    re-ranked. Wins and losses count queries. Raises DataError if one of the two was asked other
+    queries than the other.
     """
     for way in ("i2t", "t2i"):
         first, second = getattr(a, way), getattr(b, way)
@@ -187,6 +222,8 @@ def _wins_and_losses(a: Ranks, b: Ranks) -> dict[str, tuple[int, int]]:
 def _mean_ranks(a: Ranks, b: Ranks, text_to_image: np.ndarray) -> dict[str, Paired]:
     found = {}
     for way, owner in (("i2t", np.arange(len(a.i2t))), ("t2i", np.asarray(text_to_image))):
+        if a.beyond(way).any() or b.beyond(way).any():
+            continue  # a match behind the re-ranked candidates has no rank
         first, second = getattr(a, way), getattr(b, way)
         there = np.isfinite(first)
         difference, owner = (second - first)[there], owner[there]

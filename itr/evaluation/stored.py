@@ -23,6 +23,7 @@ SIDES = ("images", "texts")
 CHANGED = {
     "checkpoint_sha256": "another checkpoint",
     "data_hash": "other data",
+    "tokens": "another tokenizer",
     "precision": "another precision of encoding",
     "decoder": "another decoder of pictures",
     "split": "another split",

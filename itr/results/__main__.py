@@ -11,8 +11,9 @@ from rich.console import Console
 from itr.errors import TrainingError, UserError
 from itr.results.collect import Found, collect, find_results
 from itr.results.compare import compare, comparison_table
+from itr.results.formats import latex, markdown, table_csv
 from itr.results.published import publications
-from itr.results.report import latex, markdown, sections, table_csv
+from itr.results.report import sections
 from itr.results.wandb_read import runs_of_group
 
 FORMATS = {"markdown": "results.md", "latex": "results.tex", "csv": "results.csv"}

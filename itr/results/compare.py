@@ -10,6 +10,7 @@ from rich.table import Table
 
 from itr.errors import DataError
 from itr.evaluation.queries import QueryLog, query_file, read_queries
+from itr.evaluation.ranks import Ranks
 from itr.evaluation.statistics import Paired, compare_ranks, holm
 
 HEADINGS = {"rsum": "rSum", "i2t_rank": "i2t mean rank", "t2i_rank": "t2i mean rank"}
@@ -19,7 +20,8 @@ ALIKE = ("text_to_image", "image_ids", "caption_ids")
 def compare(
     a: Path, b: Path, split: str = "test", protocol: str | None = None
 ) -> tuple[str, dict[str, Paired]]:
-    """(protocol, metrics) of run ``b`` against run ``a``; protocol None: the first of ``a``.
+    """(protocol, metrics) of run ``b`` against run ``a``; protocol None: the first of ``a``. A row
+    beside the result goes by its name, too (``first_stage/coco_5k``).
 
     Raises DataError where a run left no queries behind, where the two were not asked the same
     queries against the same candidates, or for a protocol that one of them lacks. Where one knows
@@ -35,15 +37,20 @@ def compare(
                 f"{_told(first, name)} and {_told(second, name)}); a paired test needs the same "
                 "images and captions: evaluate both on one data set and split"
             )
-    protocol = protocol or next(iter(first.ranks))
-    for folder, log in ((a, first), (b, second)):
-        if protocol not in log.ranks:
+    known = [_comparable(log) for log in (first, second)]
+    protocol = protocol or next(iter(known[0]))
+    for folder, ranks in zip((a, b), known, strict=True):
+        if protocol not in ranks:
             raise DataError(
-                f"{folder}: was not evaluated as {protocol} (but as {', '.join(log.ranks)}); type "
+                f"{folder}: was not evaluated as {protocol} (but as {', '.join(ranks)}); type "
                 f"--protocol NAME, or evaluate again with protocol={protocol}"
             )
-    ranks = first.ranks[protocol], second.ranks[protocol]
-    return protocol, compare_ranks(*ranks, first.text_to_image)
+    return protocol, compare_ranks(known[0][protocol], known[1][protocol], first.text_to_image)
+
+
+def _comparable(log: QueryLog) -> dict[str, Ranks]:
+    """Ranks of images among captions and of captions among images."""
+    return {name: r for name, r in log.everything.items() if not name.endswith("/within")}
 
 
 def _numbered(log: QueryLog) -> bool:
@@ -78,8 +85,13 @@ def comparison_table(title: str, names: tuple[str, str], found: dict[str, Paired
         f"A: {names[0]}\nB: {names[1]}\n"
         "wins, losses: queries that only B, only A gets right (ranks: that are better, worse)\n"
         "p: sign-flip permutation over images with their captions; ranks: Wilcoxon\n"
-        "Holm: p allowing for all nine tests; * below 0.05"
+        f"Holm: p allowing for all {len(found)} tests; * below 0.05"
     )
+    lacking = [heading for name, heading in HEADINGS.items() if name not in found]
+    if lacking:
+        table.caption += (
+            f"\n{', '.join(lacking)}: not given, a match lies behind the re-ranked candidates"
+        )
     return table
 
 

@@ -16,9 +16,11 @@ COLUMNS = ("direction", "rank", "query", "picture", "best answer", "its picture"
 
 def hard_queries(log: QueryLog, split: Split, pictures: Pictures) -> list[list[Any]]:
     """Rows under `COLUMNS`: of both directions the queries whose match is ranked last, under the
-    first protocol. ``match`` is the best right answer; a picture that is not there is None."""
+    first protocol. ``match`` is the best right answer; a picture that is not there is None. After
+    re-ranking ranks are texts (a column has one type): "> 128" where the match lies behind."""
     captions, rows = split.captions(), []
     protocol = next(iter(log.ranks))
+    depth = log.ranks[protocol].depth
     for way in DIRECTIONS:
         for case in choose(log, protocol, way, "worst", COUNT):
             first = case.candidates[0].number
@@ -29,7 +31,7 @@ def hard_queries(log: QueryLog, split: Split, pictures: Pictures) -> list[list[A
             rows.append(
                 [
                     way,
-                    case.rank,
+                    case.rank if depth is None else _told(case.rank, depth),
                     query,
                     pictures.get(image, SIDE),
                     answer,
@@ -39,3 +41,7 @@ def hard_queries(log: QueryLog, split: Split, pictures: Pictures) -> list[list[A
                 ]
             )
     return rows
+
+
+def _told(rank: float, depth: int) -> str:
+    return f"> {depth}" if rank > depth else f"{rank:g}"

@@ -1,20 +1,18 @@
-"""Paper against ours as Markdown, LaTeX and CSV. One table for each data set and protocol."""
+"""Paper against ours. One table for each data set and protocol; `formats` writes them."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from itr.evaluation.statistics import METRICS
 from itr.results.collect import Row
+from itr.results.kinds import Kind, kind_of
 from itr.results.published import Publications, Published
+from itr.results.tables import chosen_on_test
 
-COLUMNS = ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rSum")
-HEAD = ("method", *COLUMNS, "seeds", "chosen on")
 CHOSEN = {"zero-shot": "nothing (zero-shot)", "last": "last epoch", "unknown": "?", None: "?"}
+TOLD = {"quoted": "quoted by others", "users": "measured by users"}
+UNKNOWN = "unknown"
 
 
 @dataclass
@@ -26,6 +24,7 @@ class Line:
     cells: list[str]
     seeds: str = ""
     chosen: str = ""
+    trained: str = ""
     marks: str = ""
 
 
@@ -41,267 +40,195 @@ class Section:
     notes: dict[str, None] = field(default_factory=dict)
 
     @property
+    def kind(self) -> Kind:
+        """Its columns."""
+        return kind_of(self.protocol)
+
+    @property
     def title(self) -> str:
         """Data set, split, protocol, sizes."""
         return f"{self.data}, {self.split} split, protocol {self.protocol}{self.size}"
 
+    def note(self, text: str) -> None:
+        """Add a line below the table, once."""
+        self.notes[text] = None
+
 
 def sections(rows: Sequence[Row], known: Publications, everyone: bool = False) -> list[Section]:
     """A table for each data set and protocol among ``rows``; ``everyone``: also published methods
-    that no row is of. Ours follow what was published of the same method."""
+    that no row is of. Ours follow what was published of the same method on the same split."""
     made: dict[tuple[str, str, str, str], Section] = {}
     grouped: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        images, captions, ties = (row.fact(k) for k in ("n_images", "n_captions", "tie_rule"))
-        size = f" ({images:,} images, {captions:,} captions, {ties} ties)" if images else ""
-        place = (str(row.data), str(row.split), str(row.protocol), size)
+        place = (row.data, row.split, row.protocol, _size(row))
         made.setdefault(place, Section(*place))
         grouped.setdefault(place, []).append(row)
     for place, section in made.items():
         ours = sorted(grouped[place], key=lambda row: (str(row.fact("model")), row.name))
-        printed = known.of(section.data, section.protocol)
+        printed = known.of(section.data, section.protocol, section.split)
         models = dict.fromkeys(str(row.fact("model")) for row in ours)
         others = dict.fromkeys(row.model for row in printed) if everyone else {}
         for model in {**models, **others}:
-            _method(section, model, [r for r in ours if r.fact("model") == model], printed, known)
+            papers = [row for row in printed if row.model == model]
+            _method(section, [r for r in ours if str(r.fact("model")) == model], papers, known)
+        _misprints(section, {**models, **others}, known)
     return [made[place] for place in sorted(made)]
 
 
+def _size(row: Row) -> str:
+    images, captions, ties = (row.fact(key) for key in ("n_images", "n_captions", "tie_rule"))
+    if not images:
+        return ""
+    if captions is None:
+        return f" ({images:,} images, {row.fact('n_classes')} classes)"
+    folds = f" in {row.fact('folds')} folds" if row.fact("folds") else ""
+    return f" ({images:,} images, {captions:,} captions{folds}, {ties} ties)"
+
+
 def _method(
-    section: Section,
-    model: str,
-    ours: Sequence[Row],
-    printed: Sequence[Published],
-    known: Publications,
+    section: Section, ours: Sequence[Row], papers: Sequence[Published], known: Publications
 ) -> None:
-    for paper in (row for row in printed if row.model == model):
+    for paper in papers:
         section.lines.append(_paper_line(section, paper, known))
     for row in ours:
-        section.lines.append(_our_line(section, row))
+        section.lines.append(_our_line(section, row, known))
         if row.intervals:
-            cells = [f"{row.intervals[m].low:.1f}–{row.intervals[m].high:.1f}" for m in METRICS]
+            found = [row.intervals.get(metric) for metric in section.kind.metrics]
+            cells = [f"{i.low:.1f}–{i.high:.1f}" if i else "" for i in found]
             section.lines.append(Line("interval", "95 % interval", cells))
-        stage = known.of(section.data, section.protocol, row.variant) if row.variant else printed
-        against = reference(row, stage)
+        against = reference(row, papers)
         if against is not None:
-            section.lines.append(_delta_line(section, row, against))
+            section.lines.append(_delta_line(section, row, against, known))
+        elif row.fact("trained_on") is None and any(_alike(row, paper) for paper in papers):
+            trains = ", ".join(dict.fromkeys(paper.train for paper in papers if paper.reference))
+            section.note(
+                f"{row.name}: training data not known, so set against no row; evaluate again "
+                f"with trained_on= one of {trains}"
+            )
 
 
-def reference(row: Row, printed: Sequence[Published]) -> Published | None:
-    """The printed row that ``row`` is set against: of its model, its training data (where they are
-    known) and as many models."""
-    trained, count = row.fact("trained_on"), row.ensemble
-    fitting = [
-        paper
-        for paper in printed
-        if paper.reference
-        and paper.model == row.fact("model")
-        and paper.ensemble in (count, min(count, 2))
-        and trained in (None, paper.train)
+def _alike(row: Row, paper: Published) -> bool:
+    """Whether ``row`` may be set against ``paper``, but for what it was trained on."""
+    count = row.ensemble
+    same = (paper.model, paper.stage) == (row.fact("model"), row.stage)
+    return paper.reference and same and paper.ensemble in (count, min(count, 2))
+
+
+def reference(row: Row, papers: Sequence[Published]) -> Published | None:
+    """The printed row that ``row`` is set against: of its model, its training data and as many
+    models (else two for several). Training data that are not known match where there is one."""
+    trained, model = row.fact("trained_on"), row.fact("model")
+    trains = {paper.train for paper in papers if paper.reference and paper.model == model}
+    if trained is None and len(trains) == 1:
+        (trained,) = trains
+    fitting = [paper for paper in papers if _alike(row, paper) and paper.train == trained]
+    return max(fitting, key=lambda paper: paper.ensemble, default=None)
+
+
+def chosen(row: Row, known: Publications) -> str | None:
+    """On which split the checkpoint was chosen ("val,test" of an ensemble's); of an authors'
+    file what is known of them."""
+    if not row.fact("official"):
+        return row.fact("select_on")
+    facts = (row.fact(key) for key in ("official", "model", "trained_on", "select_on"))
+    count = row.ensemble
+    each = [parts if len(parts := str(f).split(",")) == count else [str(f)] * count for f in facts]
+    found = [
+        str(known.chosen(model, None if trained == "None" else trained) or UNKNOWN)
+        if official == "True"
+        else select
+        for official, model, trained, select in zip(*each, strict=True)
     ]
-    own = [paper for paper in fitting if paper.train == row.data]
-    return next(iter(own or fitting), None)
+    return ",".join(dict.fromkeys(found))
 
 
 def _paper_line(section: Section, paper: Published, known: Publications) -> Line:
-    cells = ["" if v is None else f"{v:.1f}" for v in paper.values.values()]
+    values = (paper.values.get(metric) for metric in section.kind.metrics)
+    cells = ["" if value is None else f"{value:.1f}" for value in values]
     marks = _marks(section, paper.ensemble, paper.selection)
     if paper.evidence == "unverified":
         marks += "?"
-        section.notes["? not verified against the paper"] = None
-    name = f"{paper.label} [{paper.source}]"
-    told = {"quoted": "quoted by others", "users": "measured by users"}.get(paper.evidence)
-    parts = [known.sources[paper.source], told, paper.note]
-    section.notes[f"[{paper.source}] {parts[0]}"] = None
-    if told or paper.note:
-        extra = "; ".join(part for part in parts[1:] if part)
-        section.notes[f"{paper.label}: {extra}"] = None
-    chosen = CHOSEN.get(paper.selection, paper.selection)
-    return Line("paper", name, cells, "", chosen, marks)
+        section.note("? not verified against the paper")
+    section.note(f"[{paper.source}] {known.sources[paper.source]}")
+    stage = ", first stage" if paper.stage else ""
+    parts = [paper.backbone, TOLD.get(paper.evidence), paper.note]
+    if extra := "; ".join(part for part in parts if part):
+        section.note(f"{paper.label}{stage}: {extra}")
+    name = f"{paper.label}{stage} [{paper.source}]"
+    picked = CHOSEN.get(paper.selection, paper.selection)
+    return Line("paper", name, cells, "", picked, _trained(paper), marks)
 
 
-def _our_line(section: Section, row: Row) -> Line:
+def _trained(paper: Published) -> str:
+    pretrained = paper.pretrain if paper.pretrain != paper.train else ""
+    return f"{paper.train} (after {pretrained})" if pretrained else paper.train
+
+
+def _our_line(section: Section, row: Row, known: Publications) -> Line:
     cells = []
-    for metric in METRICS:
+    for metric in section.kind.metrics:
         mean, deviation = row.mean(metric)
         cell = "" if mean is None else f"{mean:.1f}"
         cells.append(cell if deviation is None else f"{cell} ± {deviation:.1f}")
-    chosen = "authors" if row.fact("official") else row.fact("select_on")
-    marks = _marks(section, row.ensemble, chosen)
-    if row.fact("rerank_k") and not row.variant:
-        section.notes[f"{row.name}: the {row.fact('rerank_k')} best are re-ranked"] = None
+    picked = chosen(row, known)
+    marks = _marks(section, row.ensemble, picked)
+    depth = row.fact("rerank_k")
+    if depth == UNKNOWN:
+        section.note(f"{row.name}: scores of a file, which does not say whether they are re-ranked")
+    elif depth and not row.variant:
+        section.note(f"{row.name}: the {depth} best are re-ranked")
+    if row.fact("within") and not row.variant:
+        section.note(f"{row.name}: i2i and t2t are of the {row.fact('within')}")
+    if left_out := row.fact("directions_left_out"):
+        section.note(f"{row.name}: not evaluated: {left_out}")
+    if row.variant.rpartition("/")[2].startswith("hubness"):
+        section.note(f"{row.name}: corrected by {row.fact('hubness_bank') or 'a bank'}")
     if row.intervals:
-        note = "95 % interval: bootstrap over images with their captions, of the mean over seeds"
-        section.notes[note] = None
+        section.note(
+            "95 % interval: bootstrap over images with their captions, of the mean over seeds"
+        )
     if len(row.runs) > 1:
-        section.notes["±: standard deviation over seeds"] = None
+        section.note("±: standard deviation over seeds")
     seeds = "" if row.seeds == [None] else str(len(row.seeds))
-    return Line("ours", f"{row.name} (ours)", cells, seeds, str(chosen or "?"), marks)
+    told = ", ".join(CHOSEN.get(one, one) for one in str(picked or UNKNOWN).split(","))
+    told = f"authors: {told}" if row.fact("official") else told
+    return Line("ours", f"{row.name} (ours)", cells, seeds, told, row.fact("trained_on") or "?",
+                marks)  # fmt: skip
 
 
 def _marks(section: Section, ensemble: int, selection: str | None) -> str:
     marks = ""
     if ensemble > 1:
         marks += "*"
-        section.notes["* an ensemble of several models; compare with ensembles only"] = None
-    if selection == "test":
+        section.note("* an ensemble of several models; compare with ensembles only")
+    if chosen_on_test(selection):
         marks += "†"
-        section.notes["† checkpoint chosen on the test split: optimistic"] = None
+        section.note("† checkpoint chosen on the test split: optimistic")
     return marks
 
 
-def _delta_line(section: Section, row: Row, paper: Published) -> Line:
+def _delta_line(section: Section, row: Row, paper: Published, known: Publications) -> Line:
     cells = []
-    for metric in METRICS:
-        mean, printed = row.mean(metric)[0], paper.values[metric]
+    for metric in section.kind.metrics:
+        mean, printed = row.mean(metric)[0], paper.values.get(metric)
         cells.append("" if mean is None or printed is None else f"{mean - printed:+.1f}")
-    ours = "test" if row.fact("select_on") == "test" else "val"
-    marks = ""
-    if not row.fact("official") and (paper.selection == "test") != (ours == "test"):
+    picked, marks = chosen(row, known), ""
+    told = UNKNOWN not in (picked, paper.selection)
+    if told and chosen_on_test(paper.selection) != chosen_on_test(picked):
         marks = "‡"
-        section.notes["‡ the two were chosen on different splits: the difference favours test"] = (
-            None
-        )
+        section.note("‡ the two were chosen on different splits: the difference favours test")
     if row.fact("trained_on") is None:
-        note = f"{row.name}: training data not known; set against {paper.label}"
-        section.notes[note] = None
+        section.note(f"{row.name}: training data not known; set against {paper.label}")
+    if paper.ensemble != row.ensemble:
+        section.note(f"{row.name}: {row.ensemble} models, set against {paper.ensemble}")
+    captions = row.fact("n_captions")
+    if paper.captions and captions and paper.captions != captions:
+        section.note(f"{row.name}: {captions:,} captions, {paper.label}: {paper.captions:,}")
     return Line("delta", f"ours - {paper.label}", cells, marks=marks)
 
 
-# The three formats
-
-
-def markdown(tables: Sequence[Section]) -> str:
-    """Tables that read well as text, too."""
-    return "\n".join(_markdown(table) for table in tables)
-
-
-def _markdown(table: Section) -> str:
-    lines = [list(HEAD), *([_shown(line, _plain), *line.cells, line.seeds, line.chosen]
-                           for line in table.lines)]  # fmt: skip
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
-
-    def join(cells: Sequence[str]) -> str:
-        padded = [c.ljust(w) if i == 0 else c.rjust(w)
-                  for i, (c, w) in enumerate(zip(cells, widths, strict=True))]  # fmt: skip
-        return f"| {' | '.join(padded)} |"
-
-    rule = f"|{'-' * (widths[0] + 2)}|" + "|".join(f"{'-' * (w + 1)}:" for w in widths[1:]) + "|"
-    body = [join(lines[0]), rule, *(join(line) for line in lines[1:])]
-    notes = [f"- {note}" for note in table.notes]
-    return "\n".join([f"## {table.title}", "", *body, "", *notes, ""])
-
-
-def _plain(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _shown(line: Line, escape: Callable[[str], str]) -> str:
-    indent = "" if line.kind in ("paper", "ours") else "... "
-    return f"{indent}{escape(line.name)}{' ' if line.marks else ''}{escape(line.marks)}"
-
-
-SPECIAL = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-           "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
-           "±": r"$\pm$", "–": "--", "†": r"$\dagger$", "‡": r"$\ddagger$"}  # fmt: skip
-
-
-def _tex(text: str) -> str:
-    return "".join(SPECIAL.get(character, character) for character in text)
-
-
-def latex(tables: Sequence[Section]) -> str:
-    """One ``table`` environment each; needs the package booktabs."""
-    made = []
-    for table in tables:
-        body: list[str] = []
-        for line in table.lines:
-            if line.kind == "ours" and body:
-                body.append(r"\midrule" if body[-1] != r"\midrule" else "")
-            cells = [_shown(line, _tex), *map(_tex, line.cells), line.seeds, _tex(line.chosen)]
-            body.append(" & ".join(cells) + r" \\")
-        head = " & ".join(map(_tex, HEAD)) + r" \\"
-        notes = r" \\ ".join(_tex(note) for note in table.notes)
-        made += [
-            r"\begin{table}",
-            rf"\caption{{{_tex(table.title)}}}",
-            r"\small",
-            r"\begin{tabular}{l" + "r" * (len(HEAD) - 1) + "}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *filter(None, body),
-            r"\bottomrule",
-            r"\end{tabular}",
-            rf"\par\footnotesize {notes}" if notes else "",
-            r"\end{table}",
-            "",
-        ]
-    return "\n".join(made)
-
-
-FIELDS = ("kind", "data", "split", "protocol", "model", "name", "metric", "value", "deviation",
-          "low", "high", "seeds", "paper", "delta", "ensemble", "chosen_on", "source", "evidence",
-          "note")  # fmt: skip
-
-
-def table_csv(rows: Sequence[Row], known: Publications, tables: Sequence[Section]) -> str:
-    """One line a number, full precision: ours with what they are set against, then the papers'."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, FIELDS, restval="", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        paper = reference(row, known.of(row.data, row.protocol, row.variant))
-        for metric in METRICS:
-            writer.writerow(_our_record(row, metric, paper))
-    for table in tables:
-        for paper in known.of(table.data, table.protocol):
-            for metric, value in paper.values.items():
-                if value is not None:
-                    writer.writerow(_paper_record(paper, metric, value, table.split))
-    return out.getvalue()
-
-
-def _our_record(row: Row, metric: str, paper: Published | None) -> dict[str, Any]:
-    mean, deviation = row.mean(metric)
-    interval, printed = row.intervals.get(metric), paper.values[metric] if paper else None
-    record = {
-        "kind": "ours",
-        "data": row.data,
-        "split": row.split,
-        "protocol": row.protocol,
-        "model": row.fact("model"),
-        "name": row.name,
-        "metric": metric,
-        "value": mean,
-        "deviation": deviation,
-        "low": interval.low if interval else None,
-        "high": interval.high if interval else None,
-        "seeds": " ".join(str(seed) for seed in row.seeds if seed is not None),
-        "paper": printed,
-        "delta": None if mean is None or printed is None else mean - printed,
-        "ensemble": row.ensemble,
-        "chosen_on": "authors" if row.fact("official") else row.fact("select_on"),
-        "source": paper.source if paper else None,
-        "evidence": paper.evidence if paper else None,
-        "note": paper.note if paper else None,
-    }
-    return {key: "" if value is None else value for key, value in record.items()}
-
-
-def _paper_record(paper: Published, metric: str, value: float, split: str) -> dict[str, Any]:
-    return {
-        "kind": "paper",
-        "data": paper.test,
-        "split": split,
-        "protocol": paper.protocol,
-        "model": paper.model,
-        "name": paper.label,
-        "metric": metric,
-        "value": value,
-        "ensemble": paper.ensemble,
-        "chosen_on": paper.selection,
-        "source": paper.source,
-        "evidence": paper.evidence,
-        "note": paper.note,
-    }
+def _misprints(section: Section, models: dict[str, None], known: Publications) -> None:
+    shown = {note.partition("]")[0].removeprefix("[") for note in section.notes}
+    for one in known.misprints:
+        if one["test"] == section.data and (one["model"] in models or one["where"] in shown):
+            section.note(f"misprint [{one['where']}]: {one['what']}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from itr.errors import DataError, TrainingError
+from itr import files
+from itr.errors import DataError
+from itr.evaluation.statistics import Interval
 
 RESULTS = "results.json"
 DIRECTIONS = ("i2t", "t2i")
@@ -26,22 +26,9 @@ def write_results(run_dir: Path, results: Mapping[str, Any]) -> Path:
     Raises TrainingError if it cannot be written.
     """
     path = Path(run_dir) / RESULTS
-    temporary = path.with_name(f".{RESULTS}.{os.getpid()}.tmp")
     text = json.dumps(results, indent=2) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise TrainingError(
-            f"{path}: the results could not be saved ({error}); free some space or choose another "
-            "folder with out=DIR"
-        ) from error
+    with files.replacing(path, "the results") as handle:
+        handle.write(text.encode())
     return path
 
 
@@ -62,14 +49,30 @@ def read_results(run_dir: Path) -> dict[str, Any]:
     return results
 
 
-def results_table(results: Mapping[str, Any], title: str) -> Table:
+def results_table(
+    results: Mapping[str, Any],
+    title: str,
+    intervals: Mapping[str, Mapping[str, Interval]] | None = None,
+) -> Table:
     """One line for each split and protocol in flat ``results``: recalls in per cent, median rank,
-    rSum. Fits into 80 columns."""
-    table = _metric_table(title, ("split", "protocol"))
+    rSum. Fits into 80 columns. ``intervals`` (by what stands before the metrics' names) stand
+    below their line, the low end above the high one."""
+    table, intervals = _metric_table(title, ("split", "protocol")), intervals or {}
+    remarks = _remarks(results)
     for prefix in _prefixes(results):
         table.add_row(*_names(results, prefix), *_numbers(results, prefix))
-    table.caption = "\n".join(_remarks(results))
+        if prefix in intervals:
+            table.add_row("", "95 % from\nto", *_ends(intervals[prefix]))
+    if intervals:
+        remarks.append("95 %: bootstrap over images with their captions")
+    table.caption = "\n".join(remarks)
     return table
+
+
+def _ends(found: Mapping[str, Interval]) -> list[str]:
+    names = [f"{way}_{key}" for way in DIRECTIONS for key, *_ in COLUMNS] + ["rsum"]
+    cells = [found.get(name) for name in names]
+    return ["" if cell is None else f"{cell.low:.1f}\n{cell.high:.1f}" for cell in cells]
 
 
 def runs_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
@@ -139,6 +142,13 @@ def _remarks(results: Mapping[str, Any], below: str = "") -> list[str]:
             split = prefix.rstrip("/") or results.get("split", "")
             images, captions = (results.get(f"{prefix}n_{what}") for what in ("images", "captions"))
             remarks.append(f"{split}: {images} images, {captions} captions, {rule} ties")
-    if results.get("select_on") == "test":
-        remarks.append("the checkpoint was chosen on the TEST split: optimistic")
+    if chosen_on_test(results.get("select_on")):
+        several = "," in str(results["select_on"])
+        which = "one of the checkpoints" if several else "the checkpoint"
+        remarks.append(f"{which} was chosen on the TEST split: optimistic")
     return remarks
+
+
+def chosen_on_test(select_on: Any) -> bool:
+    """Whether a checkpoint, or one of an ensemble's ("val,test"), was chosen on the test split."""
+    return "test" in str(select_on).split(",")

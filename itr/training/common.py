@@ -63,8 +63,7 @@ def keep_queries(
     A gallery finds the pictures by ``data``, and the models by ``checkpoints`` (none: in
     ``folder``) and ``told``, what the user says of an authors' file.
     """
-    if evaluator.queries is None:  # only protocols with a ground truth of their own
-        return
+    assert evaluator.queries is not None
     root = str(Path(data.root).expanduser().absolute())  # a gallery may be made elsewhere
     facts = {
         "checkpoints": [str(path.expanduser().absolute()) for path in checkpoints],

@@ -24,6 +24,7 @@ class EvalConfig:
     checkpoint: Any = None
     ensemble: bool = False
     scores: str | None = None
+    trained_on: str | None = None
     embeddings: str | None = None
     split: str = "test"
     protocol: Any = None

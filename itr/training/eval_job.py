@@ -26,6 +26,7 @@ from itr.evaluation.queries import QueryLog
 from itr.evaluation.ranks import Ranks
 from itr.evaluation.rerank import Progress, RerankConfig
 from itr.evaluation.score_tables import EmbeddingTable, MeanTable, ScoreTable
+from itr.evaluation.statistics import Interval, prefixed_intervals
 from itr.instantiate import check
 from itr.models.base import Encoded
 from itr.results.tables import results_table, write_results
@@ -42,6 +43,8 @@ ON_TOP = (
     "checkpoint checkpoint_sha256 model data loss seed select_on best_updates official ensemble "
     "scores scores_sha256 trained_on seedless_hash"
 ).split()
+ECCV = (("map_at_r", "mAP@R"), ("rprecision", "R-P"), ("r1", "R@1"))
+JOINED = "checkpoint checkpoint_sha256 seed select_on model loss trained_on official".split()
 FACTS = ("images", "classes", "templates")
 
 
@@ -60,20 +63,23 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
             title = config.checkpoints[0]
         elif config.scores is not None:
             found = evaluate_file(
-                Path(config.scores),
-                config.protocols,
-                config.ties,
-                config.hubness,
-                logs if config.out else None,
+                Path(config.scores), config.protocols, config.ties, config.hubness, logs
             )
             results, title = _below(config.split, found), config.scores
+            log.info(
+                "%s: filed as split %s (split=NAME for another); how its checkpoint was chosen "
+                "and what was re-ranked only its maker knows",
+                config.scores,
+                config.split,
+            )
         else:
             results, kept = _evaluate_checkpoints(config, console)
             title = " + ".join(config.checkpoints)
     finally:
         close_log()
     if f"{config.split}/rsum" in results:
-        console.print(results_table(results, title))
+        intervals = _intervals(config.split, logs[0] if kept is None else kept.evaluator)
+        console.print(results_table(results, title, intervals))
     for line in remarks(results):
         console.print(line, highlight=False)
     if config.out:
@@ -88,6 +94,13 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
         write_results(out, results)
         console.print(f"results are in {config.out}")
     return results
+
+
+def _intervals(split: str, found: QueryLog | Evaluator) -> dict[str, dict[str, Interval]]:
+    if isinstance(found, QueryLog):
+        return prefixed_intervals(split, found.everything, found.text_to_image, found.folds)
+    folds = {protocol.name: protocol.fold for protocol in found.protocols if protocol.fold}
+    return prefixed_intervals(split, found.ranks, found.gallery.text_to_image, folds)
 
 
 def _below(split: str, results: dict[str, Any]) -> dict[str, Any]:
@@ -107,19 +120,22 @@ def remarks(results: dict[str, Any]) -> list[str]:
                 f"{results['data']}: top-1 {results[key]:.2f}, mean per class "
                 f"{results[f'{below}mean_per_class']:.2f} ({', '.join(facts)})"
             )
-        elif key.endswith("i2t_map_at_r"):
-            below = key.removesuffix("i2t_map_at_r")
+        elif key.endswith("i2t_r1") and f"{key.removesuffix('i2t_r1')}i2t_r5" not in results:
+            below = key.removesuffix("i2t_r1")  # of ECCV Caption
             shown = [
-                f"{way} mAP@R {results[f'{below}{way}_map_at_r']:.1f}, "
-                f"R-P {results[f'{below}{way}_rprecision']:.1f}, "
-                f"R@1 {results[f'{below}{way}_r1']:.1f}"
+                f"{way} {heading} {results[f'{below}{way}_{name}']:.1f}"
                 for way in ("i2t", "t2i")
+                for name, heading in ECCV
+                if f"{below}{way}_{name}" in results
             ]
-            lines.append(f"{below.rstrip('/')}: {'; '.join(shown)}")
+            lines.append(f"{below.rstrip('/')}: {', '.join(shown)}")
         elif key.endswith(("i2i_r1", "t2t_r1")):
             below, way = key[: -len("i2i_r1")], key[-6:-3]
             shown = [f"R@{k} {results[f'{below}{way}_r{k}']:.1f}" for k in (1, 5, 10)]
-            lines.append(f"{below.rstrip('/')}: {way} {', '.join(shown)}")
+            stage = f" ({results[f'{below}within']})" if f"{below}within" in results else ""
+            lines.append(f"{below.rstrip('/')}: {way} {', '.join(shown)}{stage}")
+        elif key.endswith("directions_left_out"):
+            lines.append(f"{key.rpartition('/')[0]}: not evaluated: {results[key]}")
     return lines
 
 
@@ -152,6 +168,7 @@ def _evaluate_checkpoints(config: EvalConfig, console: Console) -> tuple[dict[st
     device, members, found = pick_device(config.device), [], {}
     for source in config.checkpoints:
         loaded = load_checkpoint(source, config.model, device)
+        loaded.origin |= {} if config.trained_on is None else {"trained_on": config.trained_on}
         evaluator = make_evaluator(config, loaded, config.split, device)
         with Display(console, 0, training=False) as display:
             members.append(_encode(config, loaded, evaluator, display.evaluation))
@@ -161,23 +178,39 @@ def _evaluate_checkpoints(config: EvalConfig, console: Console) -> tuple[dict[st
                 found = evaluator.run(loaded.model, display.evaluation, encoded, bool(config.out))
         _require_same(members)
     first, tables = members[0], [member.table for member in members]
+    evaluator = first.evaluator
     table: ScoreTable = tables[0]
     if config.ensemble:
-        kept: dict[str, Ranks] = {}
         table = MeanTable(tables)
-        found = first.evaluator.rank(table, kept) | first.evaluator.fields()
-        first.evaluator.keep(table, kept)
+        found = evaluator.rank(table, evaluator.ranks) | evaluator.fields()
         for number, single in enumerate(tables, 1):
-            rows = first.evaluator.rank(single)
+            more = dict[str, Ranks]()
+            rows = evaluator.rank(single, more)
             found |= {f"member_{number}/{key}": value for key, value in rows.items()}
-    banks = [member.bank for member in members if member.bank is not None]
-    evaluator = first.evaluator
-    found |= hubness_rows(
-        table, evaluator.gallery, evaluator.protocols[0], config.hubness, evaluator.ties, banks
-    )
+            evaluator.ranks |= {f"member_{number}/{key}": value for key, value in more.items()}
+    found |= _hubness(config, members, table)
+    if config.out and evaluator.queries is None:
+        evaluator.keep(table)
     sources = [member.loaded for member in members]
     results = _below(config.split, found | _origin(sources))
     return results, Kept(evaluator, data_config(config, first.loaded), sources)
+
+
+def _hubness(config: EvalConfig, members: Sequence[Member], table: ScoreTable) -> dict[str, Any]:
+    """Rows corrected for hubs. They are of the scores of embeddings: of a re-ranked model that is
+    its first stage, which their names then say."""
+    evaluator, ranks = members[0].evaluator, dict[str, Ranks]()
+    banks = [member.bank for member in members if member.bank is not None]
+    protocol = evaluator.protocols[0]
+    rows = hubness_rows(
+        table, evaluator.gallery, protocol, config.hubness, evaluator.ties, banks, ranks
+    )
+    stage = "first_stage/" if evaluator.reranks(members[0].loaded.model) else ""
+    named = {f"{stage}{name}": own for name, own in ranks.items()}
+    evaluator.ranks |= named
+    if evaluator.queries is not None:
+        evaluator.queries.more |= named
+    return {f"{stage}{key}": value for key, value in rows.items()}
 
 
 def _encode(config: EvalConfig, loaded: Loaded, evaluator: Evaluator, progress: Progress) -> Member:
@@ -228,8 +261,8 @@ def _origin(members: Sequence[Loaded]) -> dict[str, Any]:
         for key, value in origins[0].items()
         if all(other.get(key) == value for other in origins)
     }
-    for key in ("checkpoint", "checkpoint_sha256", "seed", "select_on", "model", "loss"):
-        if key not in shared:
+    for key in JOINED:
+        if key not in shared and any(key in origin for origin in origins):
             shared[key] = ",".join(str(origin.get(key)) for origin in origins)
     return {**shared, "ensemble": len(members)}
 

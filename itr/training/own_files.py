@@ -43,7 +43,8 @@ def _parser(name: str, what: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", help="the method, where an authors' file does not say it")
     parser.add_argument("--tokenizer", help="BERT name or folder, for an authors' file")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16")
+    told = "fp32, bf16 or fp16 (default: as the checkpoint was evaluated)"
+    parser.add_argument("--precision", help=told)
     parser.add_argument("--batch-size", type=int, default=64)
     return parser
 
@@ -79,7 +80,7 @@ def _embed(options: argparse.Namespace, console: Console) -> None:
     retriever, tensors = _load(options), dict[str, Tensor]()
     meta: dict[str, Any] = {
         "kind": KIND,
-        "precision": options.precision,
+        "precision": retriever.precision,
         **{key: retriever.origin.get(key) for key in ("checkpoint", "checkpoint_sha256", "model")},
     }
     if options.images is not None:
@@ -147,7 +148,7 @@ def read_texts(path: Path) -> list[str]:
 def read_embedded(path: Path, retriever: Retriever) -> tuple[Tensor, list[str]]:
     """Images [N, D] and file names of what `embed` wrote with the same checkpoint.
 
-    Raises DataError for another file, and for embeddings of another checkpoint.
+    Raises DataError for another file, and for embeddings of another checkpoint or precision.
     """
     meta = checkpoint.read_meta(path)
     if meta.get("kind") != KIND or not meta.get("images"):
@@ -156,5 +157,10 @@ def read_embedded(path: Path, retriever: Retriever) -> tuple[Tensor, list[str]]:
         raise DataError(
             f"{path}: embeddings of another checkpoint ({meta['checkpoint']}); embed the pictures "
             "again"
+        )
+    if meta["precision"] != retriever.precision:
+        raise DataError(
+            f"{path}: embeddings in {meta['precision']}, the texts would be in "
+            f"{retriever.precision}; type --precision {meta['precision']}"
         )
     return checkpoint.read_tensors(path)["images"], meta["images"]

@@ -16,7 +16,7 @@ from itr.data.records import Record, Split
 from itr.errors import ConfigError, DataError
 from itr.evaluation.encode import AUTOCAST, Encoder, Progress
 from itr.models.base import RetrievalModel
-from itr.training.common import pick_device
+from itr.training.common import pick_device, pick_precision
 from itr.training.loading import Loaded, load_checkpoint
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -25,7 +25,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 class Retriever:
     """Encodes pictures and texts exactly as the evaluator does.
 
-    ``precision`` is fp32, bf16 or fp16; ``batch_size`` changes no number. Scores of images with
+    ``precision`` is fp32, tf32, bf16 or fp16 (None: the one that the checkpoint was evaluated in);
+    ``batch_size`` changes no number. Scores of images with
     texts are dot products of the two: ``images @ texts.T`` [N, C].
     """
 
@@ -33,10 +34,11 @@ class Retriever:
         self,
         loaded: Loaded,
         device: torch.device,
-        precision: str = "fp32",
+        precision: str | None = None,
         batch_size: int = 64,
         workers: int = 0,
     ):
+        precision = pick_precision(precision or loaded.precision, device)
         if precision not in AUTOCAST:
             raise ConfigError(f"precision: '{precision}'; expected one of {', '.join(AUTOCAST)}")
         self.loaded, self.device, self.precision = loaded, device, precision
@@ -131,7 +133,7 @@ class Retriever:
 def load(
     source: str | Path,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: str | None = None,
     model: str | None = None,
     tokenizer: str | None = None,
     batch_size: int = 64,
@@ -139,8 +141,8 @@ def load(
     """The model of ``source``: a run directory, a checkpoint, or an authors' file (``albef.pth``).
 
     ``model`` names the method and ``tokenizer`` a BERT (name or folder) where an authors' file does
-    not say it. ``precision`` is fp32, bf16 or fp16. Raises CheckpointError for a
-    file that is missing, broken or of another method, ConfigError for a device that is not there.
+    not say it. ``precision`` is as for `Retriever`. Raises CheckpointError for a file that is
+    missing, broken or of another method, ConfigError for a device that is not there.
     """
     place = pick_device(device)
     told: dict[str, Any] = {"name": model, "text": {"tokenizer": tokenizer}}

@@ -14,11 +14,12 @@ from eccv_caption import Metrics
 from fico_itr import instance_retrieval
 from torchmetrics.retrieval import RetrievalHitRate
 
+import itr
 from itr.evaluation.metrics import retrieval_metrics
-from itr.evaluation.protocols import Protocol, evaluate_scores, precisions, recalls
+from itr.evaluation.protocols import Protocol, evaluate_scores
+from itr.evaluation.queries import QueryLog
 from itr.evaluation.ranks import rank_scores
-from itr.evaluation.score_tables import MatrixTable
-from itr.evaluation.truth import asked
+from itr.evaluation.truth import Truth
 
 IMAGES, FOLDS = 100, 5
 KS = (1, 5, 10)
@@ -92,23 +93,36 @@ def test_coco_as_eccv_caption_counts(small: Any, scores: np.ndarray, lists: Any,
         assert ours[f"folds/{way}_r{k}"] == pytest.approx(100 * theirs, rel=1e-12)
 
 
+def cut_truth(small: Any, name: str) -> Truth:
+    """The truth that the suite reads from the package, of the same images and captions."""
+    positives = {"cxc": small.cxc_gts, "eccv": small.eccv_gts}[name]
+    return Truth(name, positives, frozenset(small.images), frozenset(small.captions))
+
+
 @pytest.mark.parametrize("way", ["i2t", "t2i"])
 def test_cxc_and_eccv_as_eccv_caption_counts(
-    small: Any, scores: np.ndarray, lists: Any, way: str
+    small: Any, scores: np.ndarray, lists: Any, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sides = {"i": small.images, "t": small.captions}
-    table = MatrixTable(scores)
-    found = asked(small.cxc_gts[way], sides[way[0]], sides[way[-1]])
-    ours = recalls(table, way, found, "pessimistic")
+    monkeypatch.setattr("itr.evaluation.protocols.coco_truth", lambda n, _: cut_truth(small, n))
+    logs: list[QueryLog] = []
+    ids = {"image_ids": small.images, "caption_ids": small.captions}
+    ours = itr.evaluate(scores, owners(small), ["full", "cxc", "eccv"], logs=logs, **ids)
     for k in KS:
         theirs = small.cxc_recalls(lists, way, K=k)[way]
-        assert ours[f"r{k}"] == pytest.approx(100 * theirs, rel=1e-12)
-    found = asked(small.eccv_gts[way], sides[way[0]], sides[way[-1]])
-    precise = precisions(table, way, found, "pessimistic")
+        assert ours[f"cxc/{way}_r{k}"] == pytest.approx(100 * theirs, rel=1e-12)
     theirs = small.eccv_metrics(lists, way)
     for key in ("map_at_r", "rprecision", "r1"):
-        assert precise[key] == pytest.approx(100 * theirs[f"eccv_{key}"][way], rel=1e-12)
-    assert precise["map_at_r"] < precise["rprecision"] < 100
+        assert ours[f"eccv/{way}_{key}"] == pytest.approx(
+            100 * theirs[f"eccv_{key}"][way], rel=1e-12
+        )
+    assert ours[f"eccv/{way}_map_at_r"] < ours[f"eccv/{way}_rprecision"] < 100
+    assert list(logs[0].ranks) == ["full"] and list(logs[0].more) == ["cxc", "eccv"]
+    for name in ("cxc", "eccv"):  # the ranks that are kept are those that were counted
+        kept = getattr(logs[0].more[name], way)
+        share = 100 * (kept[np.isfinite(kept)] <= 1).mean()
+        assert share == pytest.approx(ours[f"{name}/{way}_r1"])
+    why = "i2i, t2t (scores of images with captions alone)"
+    assert ours["cxc/directions_left_out"] == why
 
 
 def test_uneven_captions_as_fico_itr_counts() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fico_itr import instance_retrieval
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -17,6 +18,7 @@ from itr.data.layouts import DataConfig, open_split
 from itr.errors import ConfigError, DataError, UserError
 from itr.evaluation.queries import read_queries
 from itr.evaluation.ranks import rank_scores
+from itr.evaluation.statistics import METRICS
 from itr.results.collect import collect, find_results
 from itr.results.compare import compare
 from itr.training.eval_job import evaluate
@@ -81,6 +83,10 @@ def test_stored_embeddings_score_the_same_and_go_stale(
     assert of(first, "test/") == of(trained, "test/")
     assert (len(first["checkpoint_sha256"]), len(first["test/data_hash"])) == (64, 16)
     assert first["select_on"] == "val" and first["test/captions"] == "all"
+    out = tmp_path / "out"
+    evaluate(compose("eval", [f"checkpoint={runs[0]}", *given, f"out={out}"]))
+    (row,) = collect(find_results([runs[0], out]), resamples=0)  # the run and its evaluation
+    assert row.runs[0].folder == out and row.values["rsum"] == [trained["test/rsum"]]
     with pytest.raises(DataError, match="embeddings of another checkpoint .*delete the file"):
         evaluate(compose("eval", [f"checkpoint={runs[1]}", *given, kept]))
     with pytest.raises(DataError, match="embeddings of other data"):
@@ -103,6 +109,10 @@ def test_an_ensemble_is_the_mean_of_the_matrices(
     mean = sum(s["images"] @ s["texts"].t() for s in stored) / 2
     owner = np.repeat(np.arange(20), 5)
     expected = itr.evaluate(mean, owner)
+    forward, backward = instance_retrieval(mean.numpy(), captions_per_image=owner.tolist())
+    for way, theirs in (("i2t", forward), ("t2i", backward)):
+        for k in (1, 5, 10):  # the scores of trained models as another library counts
+            assert found[f"test/{way}_r{k}"] == pytest.approx(float(theirs[f"R@{k}"]), rel=1e-12)
     assert {k: v for k, v in of(found, "test/").items() if k in expected} == {
         k: v for k, v in expected.items() if k in of(found, "test/")
     }
@@ -122,6 +132,7 @@ def test_an_ensemble_is_the_mean_of_the_matrices(
     protocol, same = compare(tmp_path / "mean", out)  # every query has the same rank
     assert protocol == "full" and all(pair.wins == pair.losses == 0 for pair in same.values())
     rows = {row.name: row for row in collect(find_results([tmp_path / "mean"]), resamples=50)}
+    assert all(set(row.intervals) == set(METRICS) for row in rows.values())
     assert len(rows) == 4 and sorted(row.ensemble for row in rows.values()) == [1, 1, 2, 2]
     whole = next(row for row in rows.values() if not row.variant)
     assert whole.intervals["rsum"].value == pytest.approx(found["test/rsum"])

@@ -106,6 +106,7 @@ def test_results_are_those_computed_by_hand(world, batch_size):
         "n_captions": 60,
         "captions": "all",
         "rerank_k": None,
+        "precision": "fp32",
         "data_hash": content_hash(split),
     }
 

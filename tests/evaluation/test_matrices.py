@@ -14,10 +14,17 @@ import itr
 from itr.errors import ConfigError, DataError, UserError
 from itr.evaluation.hubness import CorrectedTable, HubnessConfig
 from itr.evaluation.matrices import evaluate_file
-from itr.evaluation.precision import precision_metrics
-from itr.evaluation.protocols import Gallery, Protocol, applicable, find_protocols
+from itr.evaluation.precision import positive_ranks, precision_metrics
+from itr.evaluation.protocols import (
+    PROTOCOLS,
+    Gallery,
+    Protocol,
+    applicable,
+    find_protocols,
+)
 from itr.evaluation.ranks import TIES
 from itr.evaluation.score_tables import EmbeddingTable, MatrixTable, MeanTable
+from itr.evaluation.truth import Asked
 
 OWNER = np.repeat(np.arange(4), 3)
 
@@ -133,7 +140,8 @@ def test_precision_against_sorted_lists_with_ties(ties: str) -> None:
     rows = np.array([row for row, own in enumerate(positives) for _ in own])
     columns = np.array([c for own in positives for c in sorted(own)])
     table = torch.from_numpy(scores)
-    found = precision_metrics(lambda r: table[r], torch.arange(30), rows, columns, 7, ties)
+    asked = Asked(np.arange(30), rows, columns)
+    found = precision_metrics(*positive_ranks(lambda r: table[r], asked, 7, ties), asked)
     assert tuple(found.values()) == pytest.approx(naive_precision(scores, positives, ties))
 
 
@@ -181,3 +189,42 @@ def test_the_mean_of_tables_is_the_mean_of_matrices() -> None:
     part = mean.part(slice(1, 3), np.arange(3, 9))
     assert np.array_equal(part.scores("i2t", slice(None)).numpy(), both)
     assert np.array_equal(part.scores("t2i", slice(0, 4)).numpy(), both.T[:4])
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize(
+    ("owner", "told"),
+    [
+        (
+            np.repeat(np.arange(5000), 5)[:-1],
+            r"shape \(24999,\); expected one image number for each",
+        ),
+        (np.r_[np.repeat(np.arange(5000), 5), 7], r"shape \(25001,\); expected one image number"),
+        (np.repeat(np.arange(5000), 5) + 1, "holds 1 to 5000; expected 0 to 4999"),
+        (np.repeat(np.arange(5000), 5) - 1, "holds -1 to 4998; expected 0 to 4999"),
+        (np.repeat(np.arange(5000), 5) // 2, "2500 of 5000 images have no caption"),
+    ],
+)
+def test_owners_are_checked_under_every_protocol(name: str, owner: np.ndarray, told: str) -> None:
+    scores = np.broadcast_to(np.float32(0), (5000, 25000))  # one number: nothing reads it
+    with pytest.raises(DataError, match=told):
+        itr.evaluate(scores, owner, [name], logs=[])
+
+
+def test_precision_needs_as_many_candidates_as_there_are_positives() -> None:
+    scores = torch.tensor([[5.0, 4.0, 3.0, -torch.inf, -torch.inf, -torch.inf]]).repeat(2, 1)
+    asked = Asked(np.arange(2), np.array([0, 0, 0, 0, 1, 1]), np.array([0, 1, 3, 4, 1, 4]))
+    found = positive_ranks(lambda rows: scores[rows], asked, 7)
+    assert precision_metrics(*found, asked, depth=3) == {"r1": 50.0}  # one query has four
+    whole = precision_metrics(*found, asked, depth=4)
+    assert set(whole) == {"map_at_r", "rprecision", "r1"}
+    assert whole["rprecision"] == 100 * (2 / 4 + 1 / 2) / 2
+
+
+def test_a_file_of_scores_says_what_it_does_not_know(tmp_path: Path) -> None:
+    np.savez(tmp_path / "sims.npz", scores=matrix(), text_to_image=OWNER)
+    found = evaluate_file(tmp_path / "sims.npz")
+    assert found["select_on"] == found["rerank_k"] == "unknown"
+    np.savez(tmp_path / "other.npz", scores=matrix(), text_to_image=OWNER[::-1])
+    other = evaluate_file(tmp_path / "other.npz")
+    assert len(found["data_hash"]) == 16 and found["data_hash"] != other["data_hash"]

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from itr.errors import ConfigError, DataError
-from itr.evaluation.ranks import rank_scores
+from itr.evaluation.ranks import rank_scores, rank_table
 from itr.evaluation.rerank import (
     RerankConfig,
     Shortlist,
+    ShortlistTable,
     blocks,
     by_length,
     check_rerank,
-    rank_shortlists,
     rerank,
 )
 from itr.models.base import Encoded
@@ -140,7 +140,7 @@ def test_ranks_equal_those_of_the_whole_matrix(data: st.DataObject) -> None:
         return Shortlist(chosen, scores), whole
 
     (i2t, forward), (t2i, backward) = shortlist(images, len(owner)), shortlist(len(owner), images)
-    found = rank_shortlists(i2t, t2i, owner, ties)
+    found = rank_table(ShortlistTable(i2t, t2i), owner, ties)
     assert found.i2t.tolist() == rank_scores(forward, owner, ties).i2t.tolist()
     assert found.t2i.tolist() == rank_scores(backward.t(), owner, ties).t2i.tolist()
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from itr.data.tokenizer import Tokenizer
 from itr.evaluation.metrics import retrieval_metrics
-from itr.evaluation.ranks import Ranks, count_ranks, match_both_ways
-from itr.evaluation.rerank import RerankConfig, Shortlist, rank_shortlists, rerank
+from itr.evaluation.ranks import Ranks, count_ranks, match_both_ways, rank_table
+from itr.evaluation.rerank import RerankConfig, Shortlist, ShortlistTable, rerank
 from itr.view import TextView
 
 FILL = -100.0  # the authors' score of what was not re-ranked
@@ -50,7 +50,7 @@ def evaluation(case: Case) -> None:
     counts = torch.tensor([len(image) for image in case.data["raw_captions"]])
     owner = torch.arange(len(counts)).repeat_interleave(counts)
     case.check("out.txt2img", owner)
-    _check_metrics(case, "out.", rank_shortlists(i2t, t2i, owner))
+    _check_metrics(case, "out.", rank_table(ShortlistTable(i2t, t2i), owner))
 
 
 def metrics(case: Case) -> None:
@@ -68,7 +68,7 @@ def metrics(case: Case) -> None:
         lists = [
             Shortlist(torch.arange(value.shape[1]).expand_as(value), value) for value in (i2t, t2i)
         ]
-        listed = rank_shortlists(*lists, owner)
+        listed = rank_table(ShortlistTable(*lists), owner)
         case.equal(f"{name} i2t", listed.i2t, counted.i2t)
         case.equal(f"{name} t2i", listed.t2i, counted.t2i)
         _check_metrics(case, f"out.{name}.", counted)

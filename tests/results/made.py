@@ -18,9 +18,11 @@ from itr.results.tables import write_results
 IMAGES, EACH = 40, 5
 
 
-def run(folder: Path, noise: float = 1.0, seed: int = 0, images: int = IMAGES, **more: Any) -> Path:
+def run(
+    folder: Path, noise: float = 1.0, seed: int | None = 0, images: int = IMAGES, **more: Any
+) -> Path:
     """A finished run of ``images`` images whose captions lie ``noise`` away from them."""
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(seed or 0)
     owner = np.repeat(np.arange(images), EACH)
     vectors = torch.randn(images, 6, generator=random)
     texts = vectors[owner] + noise * torch.randn(len(owner), 6, generator=random)
