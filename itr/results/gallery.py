@@ -77,6 +77,11 @@ def open_gallery(folder: Path, split: str = "test", protocol: str | None = None)
     """What the evaluation in ``folder`` left, and the data it was of. Raises DataError where one is
     missing, where the data changed, or for a protocol that was not evaluated."""
     log = read_queries(folder, split)
+    if not log.ranks:
+        raise DataError(
+            f"{folder}: was evaluated as {', '.join(log.more)} alone, by a ground truth that the "
+            "page does not show; evaluate again with another protocol, e.g. protocol=full"
+        )
     protocol = protocol or next(iter(log.ranks))
     if protocol not in log.ranks:
         known = ", ".join(log.ranks)

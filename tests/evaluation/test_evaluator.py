@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -136,6 +137,16 @@ def test_modes_come_back_after_an_error(world):
     with pytest.raises(KeyboardInterrupt):
         Evaluator(split, view, tokens).run(model, stop)
     assert model.training and model.drop.training
+
+
+def test_embeddings_are_of_their_tokens(world):
+    split, view, tokens, _ = world
+    other = dataclasses.replace(tokens, flat=tokens.flat + 1)
+    first, second = (
+        Evaluator(split, view, table).made_from({"checkpoint_sha256": "x"})
+        for table in (tokens, other)
+    )
+    assert first.pop("tokens") != second.pop("tokens") and first == second
 
 
 def test_half_precision_encodes_and_scores_in_float32(world):

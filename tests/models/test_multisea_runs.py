@@ -11,6 +11,7 @@ import torch
 
 from itr import checkpoint
 from itr.errors import CheckpointError, ConfigError
+from itr.evaluation.queries import read_queries
 from itr.official.__main__ import main as official
 from itr.training.eval_job import evaluate
 from itr.training.train_job import train
@@ -82,8 +83,12 @@ def test_a_run_trains_both_terms_and_its_frozen_half_stays(
 def test_both_stages_are_evaluated_again_from_the_checkpoint(trained: Path) -> None:
     results = json.loads((trained / "results.json").read_text())
     checked = f"checkpoint={trained}"
-    again = evaluate(compose("eval", [checked, "device=cpu"]))
+    again = evaluate(compose("eval", [checked, "device=cpu", "hubness.rows=[csls]"]))
     first = evaluate(compose("eval", [checked, "device=cpu", "rerank.enabled=false"]))
+    # A correction for hubs is of the first stage, and no row beside re-ranked ones.
+    assert "test/first_stage/hubness_csls/rsum" in again and "test/hubness_csls/rsum" not in again
+    log = read_queries(trained)
+    assert log.ranks["full"].depth == 12 and log.more["first_stage/full"].depth is None
     for key in ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10"):
         assert again[f"test/{key}"] == pytest.approx(results[f"test/{key}"])
         assert first[f"test/{key}"] == pytest.approx(results[f"test/first_stage/{key}"])
