@@ -92,8 +92,9 @@ def runs_table(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     return table
 
 
-def _metric_table(title: str, first: Sequence[str]) -> Table:
-    table = Table(
+def plain_table(title: str) -> Table:
+    """A table without columns yet, as narrow as it can be."""
+    return Table(
         title=title,
         title_justify="left",
         caption_justify="left",
@@ -101,6 +102,10 @@ def _metric_table(title: str, first: Sequence[str]) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
+
+
+def _metric_table(title: str, first: Sequence[str]) -> Table:
+    table = plain_table(title)
     for heading in first:
         table.add_column(heading, overflow="fold", vertical="bottom")
     for direction in DIRECTIONS:

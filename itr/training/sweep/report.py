@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from itr.errors import TrainingError
+from itr.results.tables import plain_table
 from itr.training.sweep.grid import SEED, Job
 from itr.training.sweep.spec import Sweep
 
@@ -97,14 +97,7 @@ def cells(sweep: Sweep, row: Row, searched: bool) -> list[str]:
 
 def table(sweep: Sweep, rows: Sequence[Row], title: str, searched: bool = False) -> Table:
     """The rows for a terminal."""
-    shown = Table(
-        title=title,
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    shown = plain_table(title)
     for heading in headings(sweep, searched):
         shown.add_column(short(heading, sweep.varied), overflow="fold", vertical="bottom")
     for _, heading in HEADINGS:
