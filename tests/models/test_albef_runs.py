@@ -27,6 +27,7 @@ SMALL = (
     "trainer.max_steps=4",
     "model.queue=40",
     "model.image.size=32",
+    "model.image.patch=16",
     "model.image.mlp_ratio=4",
     "model.image.width=32",
     "model.image.depth=1",
