@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
@@ -17,7 +19,7 @@ from itr import parallel
 from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
-from itr.models.base import RetrievalModel
+from itr.models.base import RetrievalModel, Terms
 
 log = logging.getLogger("itr")
 
@@ -46,14 +48,53 @@ class NoDraws(Draws):
         return torch.zeros(tuple(shape), dtype=torch.int64, device=device)
 
 
+class _Operations(FlopCounterMode):
+    """Counts all operations together: which module they are of is found out by hooks that cannot
+    follow a parameter which is handed to a module."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.mod_tracker: Any = nullcontext()
+        self.mod_tracker.parents = {"Global"}
+
+
+class _Pieces(nn.Module):
+    """What a step on cached gradients keeps at its largest: one piece of ``chunk`` pairs in the
+    encoders, and the loss of the whole batch behind what they gave."""
+
+    def __init__(self, model: RetrievalModel, chunk: int):
+        super().__init__()
+        self.model, self.chunk = model, chunk
+
+    def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
+        """The terms of ``batch``, without the encoders' graph."""
+        self.held = self.model.states(batch.split(self.chunk)[0])
+        with torch.no_grad():
+            states, frozen = self.model.states(batch), self.model.frozen_states(batch)
+        states = {key: value.requires_grad_() for key, value in states.items()}
+        return self.model.terms_of({**states, **frozen}, batch, clock, draws)
+
+
 def step_cost(
-    model: RetrievalModel, batch: Batch, clock: Clock, dtype: torch.dtype | None
+    model: RetrievalModel,
+    batch: Batch,
+    clock: Clock,
+    dtype: torch.dtype | None,
+    chunk: int | None = None,
 ) -> Cost | None:
-    """Cost of ``batch`` (on the model's device) at ``clock``; None where it cannot be counted."""
+    """Cost of ``batch`` (on the model's device) at ``clock``; None where it cannot be counted.
+
+    With ``chunk`` (``grad_cache``) the activations are those of a step in pieces; the operations
+    are those of both passes, without the first one that keeps nothing.
+    """
     before = dict(vars(model))
     try:
         with parallel.alone():
-            return _count(model, batch, clock, dtype)
+            cost = _count(model, batch, clock, dtype)
+            if chunk is not None:
+                pieces = _count(_Pieces(model, chunk), batch, clock, dtype, backward=False)
+                cost = Cost(cost.flops, pieces.activations)
+            return cost
     except Exception as error:  # an estimate is no reason not to train
         log.debug("the cost of a step could not be counted: %s", error)
         return None
@@ -61,12 +102,18 @@ def step_cost(
         model.__dict__.update(before)  # what the pass left on the model has no contents
 
 
-def _count(model: RetrievalModel, batch: Batch, clock: Clock, dtype: torch.dtype | None) -> Cost:
+def _count(
+    model: nn.Module,
+    batch: Batch,
+    clock: Clock,
+    dtype: torch.dtype | None,
+    backward: bool = True,
+) -> Cost:
     kept: dict[int, int] = {}
     device = next(model.parameters()).device
     with (
         FakeTensorMode(allow_non_fake_inputs=True) as fake,
-        FlopCounterMode(display=False) as flops,
+        _Operations(display=False) as flops,
     ):
         weights = {name: fake.from_tensor(p) for name, p in model.named_parameters()}
         buffers = {name: fake.from_tensor(b) for name, b in model.named_buffers()}
@@ -86,9 +133,10 @@ def _count(model: RetrievalModel, batch: Batch, clock: Clock, dtype: torch.dtype
             terms = functional_call(
                 model, {**weights, **buffers}, (empty, clock, NoDraws(0, device))
             )
-        total = torch.stack([value.float() for value in terms.losses.values()]).sum()
-        trained = [value for value in weights.values() if value.requires_grad]
-        torch.autograd.grad(total, trained, allow_unused=True)
+        if backward:
+            total = torch.stack([value.float() for value in terms.losses.values()]).sum()
+            trained = [value for value in weights.values() if value.requires_grad]
+            torch.autograd.grad(total, trained, allow_unused=True)
     return Cost(flops.get_total_flops(), sum(kept.values()))
 
 

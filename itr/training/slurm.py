@@ -87,8 +87,8 @@ class Remote:
                 return {"error": stopped.message, "follows": False}
             again = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
             if again >= self.requeues:
-                told = f"stopped and queued again {again} times; raise requeues"
-                return {"error": told, "follows": False}
+                tired = f"stopped and queued again {again} times; raise requeues"
+                return {"error": tired, "follows": False}
         if environment.global_rank == 0:
             environment._requeue(self.requeues - again)
         elif environment.cluster == "slurm":

@@ -156,7 +156,8 @@ class Trainer:
             return
         batch = next(iter(self.loader.epoch(0))).to(self.device)
         self.model.train()
-        cost = step_cost(self.model, batch, self.clock, self.step.dtype)
+        chunk = self.config.grad_cache
+        cost = step_cost(self.model, batch, self.clock, self.step.dtype, chunk)
         log.info("%s", describe(self.model, cost, len(batch)))
 
     def _batches(self) -> Iterator[Batch]:

@@ -92,6 +92,10 @@ def test_nobody_forgot_to_say_that_it_sleeps(model: str, world: Path) -> None:
     batch, draws = next(iter(parts.loader.epoch(0))), Draws()
     cost = step_cost(parts.model.train(), batch, clock_of(parts), None)
     assert cost is not None and cost.flops > 0 and cost.activations > 0
+    if parts.model.cacheable():
+        less = step_cost(parts.model, batch, clock_of(parts), None, chunk=2)
+        assert less is not None and less.flops == cost.flops
+        assert less.activations < cost.activations
     step = Step(parts.model, torch.device("cpu"), None, torch.amp.GradScaler("cpu", enabled=False))
     for clock in (Clock(batches_per_epoch=3), clock_of(parts)):
         for chosen in weights:
