@@ -54,8 +54,9 @@ class _Operations(FlopCounterMode):
 
     def __init__(self, **options: Any):
         super().__init__(**options)
-        self.mod_tracker: Any = nullcontext()
-        self.mod_tracker.parents = {"Global"}
+        tracker: Any = nullcontext()
+        tracker.parents = {"Global"}
+        self.mod_tracker = tracker
 
 
 class _Pieces(nn.Module):

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from itr.training import faults
-from tests.conftest import ROOT, TINY
+from tests.conftest import TINY
 from tests.soak.runs import (
-    ENVIRONMENT,
     TORCHRUN,
     assert_equal,
     finish,
@@ -184,24 +181,7 @@ def test_compiled_towers_train_alike(model: str, world: Path, tmp_path: Path) ->
 def test_a_job_of_submitit_is_queued_again(number: int, common: list[str], tmp_path: Path) -> None:
     """Preempted (SIGTERM, which the controller hands on) or near its time limit (SIGUSR2)."""
     run, own = tmp_path / "run", ["hydra/launcher=slurm", "hydra.launcher.cluster=local"]
-    with open(tmp_path / "printed", "w") as printed:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                str(ROOT / "train.py"),
-                "-m",
-                *own,
-                *common,
-                "devices=2",
-                f"out={run}",
-            ],
-            cwd=tmp_path,
-            env=ENVIRONMENT,
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+    process = start(["-m", *own, *common, "devices=2", f"out={run}"], cwd=tmp_path)
     wait_for(run / "metrics.jsonl", '"step": 9', process)
     (folder,) = [path for path in (tmp_path / ".cache" / "slurm").iterdir() if path.name.isdigit()]
     controller = int(folder.name)
