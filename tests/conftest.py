@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import io
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -106,3 +109,23 @@ def call(
         timeout=timeout,
         check=False,
     )
+
+
+def call_here(
+    script: str, *arguments: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`call` without a process of its own, which takes seconds: for what ends before it trains."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    command = [str(ROOT / script), *arguments]
+    GlobalHydra.instance().clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", command)
+        patch.setenv("COLUMNS", "160")
+        patch.setenv("HYDRA_FULL_ERROR", "1")  # an entry point sets it for good
+        patch.chdir(cwd or ROOT)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                runpy.run_path(command[0], run_name="__main__")
+            except SystemExit as ended:
+                code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())

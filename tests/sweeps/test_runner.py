@@ -253,7 +253,7 @@ def test_a_real_sweep_of_six_jobs_is_killed_and_goes_on(sweep_file: Write, tmp_p
     assert lines.pop("9999")["state"] == "failed"
     assert all(line["state"] == "done" for line in lines.values())
     for line in lines.values():
-        results = json.loads((Path(line["run"]) / "results.json").read_text())
+        results = json.loads((tmp_path / line["run"] / "results.json").read_text())
         assert float(line["test/rsum"]) == results["test/rsum"]
     code, told = finish(start(str(path), "batch_size=300,60", cwd=tmp_path))
     assert code == 0 and "2 of 2 jobs are finished already" in told

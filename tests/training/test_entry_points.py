@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ROOT, call
+from tests.conftest import ROOT, call, call_here
 
 RECALLS = [f"{way}_{key}" for way in ("i2t", "t2i") for key in ("r1", "r5", "r10")]
 
@@ -84,7 +84,7 @@ def test_the_same_command_prints_the_finished_run(
 ) -> None:
     out, arguments, _ = finished
     before = (out / "metrics.jsonl").read_bytes()
-    done = call("train.py", *arguments)
+    done = call_here("train.py", *arguments)
     assert done.returncode == 0
     assert "finished already" in done.stdout and "rSum" in done.stdout
     assert (out / "metrics.jsonl").read_bytes() == before
@@ -112,7 +112,7 @@ def test_multirun_trains_one_run_a_loss(world: Path, tmp_path: Path) -> None:
 
 
 def test_help_names_groups_options_and_commands() -> None:
-    done = call("train.py", "--help")
+    done = call_here("train.py", "--help")
     assert done.returncode == 0
     for group, option in (("model", "hrem"), ("data", "scenes"), ("loss", "infonce")):
         (line,) = [row for row in done.stdout.splitlines() if row.startswith(f"{group}: ")]
@@ -134,7 +134,7 @@ def test_help_names_groups_options_and_commands() -> None:
     ],
 )
 def test_a_mistake_ends_with_a_sentence(arguments: list[str], told: str, tmp_path: Path) -> None:
-    done = call("train.py", *arguments, cwd=tmp_path)
+    done = call_here("train.py", *arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.startswith("error: ") and told in done.stderr
     assert not (tmp_path / "runs").exists()  # nothing half-written
@@ -151,6 +151,6 @@ def test_eval_names_a_checkpoint_that_cannot_be_used(
         ("nothing", "does not exist"),
         ("other.pth", "no known authors' checkpoint"),
     ):
-        done = call("eval.py", f"checkpoint={tmp_path / name}")
+        done = call_here("eval.py", f"checkpoint={tmp_path / name}")
         assert done.returncode == 2 and told in done.stderr, done.stderr
     assert (ROOT / "eval.py").is_file()

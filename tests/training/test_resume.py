@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, TINY, call
+from tests.conftest import ROOT, TINY, call, call_here
 
 TIMES = ("time", "pairs_per_second", "seconds")
 # Ten batches an epoch; a checkpoint every four updates lies inside an epoch, the graph wakes at 13.
@@ -48,7 +48,7 @@ def test_a_killed_run_goes_on_exactly(world: Path, tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     assert not (killed / "results.json").exists()
 
-    refused = call("train.py", *common, f"out={killed}")
+    refused = call_here("train.py", *common, f"out={killed}")
     assert refused.returncode == 2
     assert "resume=auto" in refused.stderr and "overwrite=true" in refused.stderr
 
