@@ -10,8 +10,8 @@ from itr.results.collect import Found
 
 
 def runs_of_group(project: str, group: str) -> list[Found]:
-    """The finished runs of ``group`` in ``project`` (or ``entity/project``), newest first, as
-    `itr.results.collect.collect` takes them.
+    """The finished runs of ``group`` in ``project`` (or ``entity/project``), oldest first, as
+    `itr.results.collect.collect` takes them (of one seed twice the later counts).
 
     Raises ConfigError without the package or a key, DataError where the service has no such runs.
     """
@@ -20,19 +20,21 @@ def runs_of_group(project: str, group: str) -> list[Found]:
     except ImportError as error:
         raise ConfigError("--wandb: wandb is not installed; type pip install wandb") from error
     try:
-        runs = list(wandb.Api().runs(project, filters={"group": group}))
+        chosen = {"group": group, "state": "finished"}
+        runs = list(wandb.Api().runs(project, filters=chosen, order="+created_at"))
+        # `summary` holds views of nested values; `summary_metrics` is plain.
+        found = [from_run(run.name, dict(run.summary_metrics), dict(run.config)) for run in runs]
     except Exception as error:  # no key, no network, no project: the package raises many kinds
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ConfigError(
             f"--wandb {group}: the runs of {project} cannot be read ({reason}); type `wandb login` "
             "(or set WANDB_API_KEY) and --project ENTITY/PROJECT, or name the run folders instead"
         ) from error
-    found = [from_run(run.name, dict(run.summary), dict(run.config)) for run in runs]
     whole = [run for run in found if any(key.endswith("rsum") for key in run.results)]
     if not whole:
         raise DataError(
-            f"--wandb {group}: {len(found)} runs in {project}, none with results; look at the "
-            "group's name, or wait for a run to finish"
+            f"--wandb {group}: {len(found)} finished runs in {project}, none with results; look at "
+            "the group's name, or wait for a run to finish"
         )
     return whole
 

@@ -19,6 +19,7 @@ from itr.errors import ConfigError
 log = logging.getLogger("itr")
 NAMES = ("wandb", "none")
 MODES = ("auto", "online", "offline", "disabled")
+TRAIN, EVAL = "train", "eval"  # job types
 STAGING = "WANDB_DATA_DIR"
 INIT_TIMEOUT = 30.0  # seconds that a start may wait for the network
 
@@ -45,12 +46,17 @@ class TrackerConfig:
 
 
 class WandbSink:
-    """A Weights & Biases run whose files lie in ``run_dir``/wandb; raises whatever wandb raises."""
+    """A Weights & Biases run whose files lie in ``run_dir``/wandb; raises whatever wandb raises.
+
+    A training run goes on under its old id; every evaluation is a run of its own.
+    """
 
     def __init__(self, wandb: Any, run_dir: Path, mode: str, options: Mapping[str, Any]):
         self.wandb, self.folder = wandb, (run_dir / "wandb").absolute()
         kept_id = run_dir / "wandb" / "run-id"
-        known = kept_id.read_text().strip() if kept_id.is_file() else None
+        trains = options["job_type"] == TRAIN
+        known = kept_id.read_text().strip() if trains and kept_id.is_file() else None
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.defined: set[str] = set()
         self.run = wandb.init(
             dir=str(run_dir),
@@ -67,8 +73,8 @@ class WandbSink:
             ),
             **options,
         )
-        kept_id.parent.mkdir(parents=True, exist_ok=True)
-        kept_id.write_text(f"{self.run.id}\n")
+        if trains:
+            kept_id.write_text(f"{self.run.id}\n")
         self.run.define_metric("epoch")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -124,7 +130,7 @@ def best_of(key: str) -> str | None:
 
 
 def start_wandb(
-    config: TrackerConfig, run_dir: Path, values: Mapping[str, Any]
+    config: TrackerConfig, run_dir: Path, values: Mapping[str, Any], job_type: str = TRAIN
 ) -> WandbSink | None:
     """A run of Weights & Biases, or None if it is switched off or cannot start (a warning says so).
 
@@ -138,7 +144,7 @@ def start_wandb(
     mode = pick_mode(config.mode, wandb)
     for attempt in {"disabled": [], "online": ["online", "offline"]}.get(mode, [mode]):
         try:
-            return _start(wandb, attempt, config, run_dir, values)
+            return _start(wandb, attempt, config, run_dir, values, job_type)
         except Exception as error:  # whatever it is, it is no reason not to train
             reason = str(error).strip().split("\n")[0]
             log.warning("Weights & Biases did not start %s (%s)", attempt, reason)
@@ -146,13 +152,23 @@ def start_wandb(
 
 
 def _start(
-    wandb: Any, mode: str, config: TrackerConfig, run_dir: Path, values: Mapping[str, Any]
+    wandb: Any,
+    mode: str,
+    config: TrackerConfig,
+    run_dir: Path,
+    values: Mapping[str, Any],
+    job_type: str,
 ) -> WandbSink:
     sink = WandbSink(
         wandb,
         run_dir,
         mode,
-        {**describe(config, values), "name": run_dir.name, "config": dict(values)},
+        {
+            **describe(config, values),
+            "job_type": job_type,
+            "name": run_dir.absolute().name,
+            "config": dict(values),
+        },
     )
     if mode == "online":
         log.info("Weights & Biases: %s", sink.run.url)
@@ -203,7 +219,10 @@ def has_key(wandb: Any) -> bool:
 
 
 def describe(config: TrackerConfig, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Project, group, job type and tags of a run with the configuration ``values``."""
+    """Project, group and tags of a run with the configuration ``values``.
+
+    Tags in the environment variable WANDB_TAGS (a sweep's name) are added to ours.
+    """
 
     def name(group: str) -> str | None:
         node = values.get(group)
@@ -212,12 +231,12 @@ def describe(config: TrackerConfig, values: Mapping[str, Any]) -> dict[str, Any]
     parts = [name(group) for group in ("model", "data", "loss", "task")]
     model, data, _, task = parts
     tags = [*parts, "select_on=test" if values.get("select_on") == "test" else None, *config.tags]
+    tags += [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",")]
     group = "-".join(part for part in (model, data, task) if part)
     return {
         "project": config.project,
         "entity": config.entity,
         "group": config.group or group or None,
-        "job_type": "train",
         "tags": list(dict.fromkeys(tag for tag in tags if tag)),
         "notes": config.notes,
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from itr.errors import ConfigError
 from itr.evaluation.hubness import HubnessConfig, check_hubness
+from itr.results.wandb_run import TrackerConfig
 from itr.training.config import PRECISIONS, TIES, RuntimeConfig, TaskConfig, check_workers
 
 
@@ -30,6 +31,8 @@ class EvalConfig:
     protocol: Any = None
     out: str | None = None
     device: str = "auto"
+    devices: int = 1
+    tracker: TrackerConfig = field(default_factory=lambda: TrackerConfig(name="none"))
     precision: str | None = None
     ties: str | None = None
     truncate_logits: bool = False
@@ -76,6 +79,10 @@ def check_options(config: EvalConfig) -> None:
         )
     if config.task.name == "zeroshot" and (named != 1 or config.embeddings or config.hubness.rows):
         raise ConfigError("task=zeroshot: of one checkpoint, without embeddings and hubness.rows")
+    if config.devices < 1:
+        raise ConfigError(f"devices={config.devices}: expected at least 1")
+    if (config.task.name == "zeroshot" or config.scores) and config.devices > 1:
+        raise ConfigError("devices: several share the retrieval of a checkpoint, nothing else")
     if config.ensemble and config.embeddings:
         raise ConfigError("embeddings: one file holds those of one checkpoint, not of an ensemble")
     check_hubness(config.hubness)

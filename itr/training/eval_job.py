@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from itr import parallel
 from itr.data.layouts import DataConfig, open_split
 from itr.data.picture_check import require_pictures
 from itr.data.precomp import check_split
@@ -32,9 +33,11 @@ from itr.models.base import Encoded
 from itr.results.tables import results_table, write_results
 from itr.training.common import keep_queries, pick_device, pick_precision, prepare_data
 from itr.training.eval_config import EvalConfig, check_options
+from itr.training.eval_tracking import track, tracked
 from itr.training.loading import Loaded, load_checkpoint
 from itr.training.progress import Display, close_log, open_log
-from itr.training.setup import pick_workers
+from itr.training.ranks import launch
+from itr.training.setup import pick_workers, share_threads
 from itr.training.zeroshot_job import classify
 
 log = logging.getLogger("itr")
@@ -52,7 +55,14 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     """Evaluate what the configuration names; print and return its flat results."""
     config: EvalConfig = check(values, EvalConfig, "")
     check_options(config)
-    console = Console()
+    keep = tracked(config.tracker)
+    cuda = pick_device(config.device).type == "cuda"
+    if config.devices > 1 and not parallel.launched():
+        return launch(evaluate, values, config.devices, 1, cuda)
+    if config.task.name == "retrieval" and config.scores is None:  # what processes can share
+        parallel.join(cuda, config.runtime.collective_timeout)
+    share_threads(config.runtime.threads)
+    console = Console(quiet=parallel.rank() > 0)
     kept: Kept | None = None
     logs: list[QueryLog] = []
     open_log(None, console)
@@ -82,7 +92,10 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
         console.print(results_table(results, title, intervals))
     for line in remarks(results):
         console.print(line, highlight=False)
-    if config.out:
+    if keep and parallel.rank() == 0:
+        seen = None if kept is None else (kept.evaluator, kept.data)
+        track(config.tracker, Path(config.out or "."), values, results, config.split, seen)
+    if config.out and parallel.rank() == 0:
         out = Path(config.out)
         for queries in logs:
             queries.save(out, config.split, {"scores": config.scores})
@@ -166,16 +179,18 @@ class Kept(NamedTuple):
 def _evaluate_checkpoints(config: EvalConfig, console: Console) -> tuple[dict[str, Any], Kept]:
     """Flat results, and what holds their queries."""
     device, members, found = pick_device(config.device), [], {}
+    keep = bool(config.out) or tracked(config.tracker)
     for source in config.checkpoints:
         loaded = load_checkpoint(source, config.model, device)
         loaded.origin |= {} if config.trained_on is None else {"trained_on": config.trained_on}
-        evaluator = make_evaluator(config, loaded, config.split, device)
+        with parallel.first_alone():  # what is made on first use is made once
+            evaluator = make_evaluator(config, loaded, config.split, device)
         with Display(console, 0, training=False) as display:
             members.append(_encode(config, loaded, evaluator, display.evaluation))
             if not config.ensemble:
                 member = members[0]
                 encoded = (member.images, member.texts)
-                found = evaluator.run(loaded.model, display.evaluation, encoded, bool(config.out))
+                found = evaluator.run(loaded.model, display.evaluation, encoded, keep)
         _require_same(members)
     first, tables = members[0], [member.table for member in members]
     evaluator = first.evaluator
@@ -189,7 +204,7 @@ def _evaluate_checkpoints(config: EvalConfig, console: Console) -> tuple[dict[st
             found |= {f"member_{number}/{key}": value for key, value in rows.items()}
             evaluator.ranks |= {f"member_{number}/{key}": value for key, value in more.items()}
     found |= _hubness(config, members, table)
-    if config.out and evaluator.queries is None:
+    if keep and evaluator.queries is None:
         evaluator.keep(table)
     sources = [member.loaded for member in members]
     results = _below(config.split, found | _origin(sources))
@@ -225,13 +240,14 @@ def _encode(config: EvalConfig, loaded: Loaded, evaluator: Evaluator, progress: 
         member = Member(loaded, evaluator, *evaluator.encode_all(model, progress, tokens))
     else:
         path, made_from = Path(config.embeddings), evaluator.made_from(loaded.origin)
-        if path.exists():
+        if parallel.decided(path.exists):
             log.info("embeddings are read from %s", path)
             encoded = stored.load(path, made_from, tokens, evaluator.device)
         else:
             encoded = evaluator.encode_all(model, progress, tokens)
-            stored.save(path, *encoded, made_from)
-            log.info("embeddings are kept in %s (%.0f MB)", path, path.stat().st_size / 1e6)
+            if parallel.rank() == 0:
+                stored.save(path, *encoded, made_from)
+                log.info("embeddings are kept in %s (%.0f MB)", path, path.stat().st_size / 1e6)
         member = Member(loaded, evaluator, *encoded)
     if config.hubness.rows and config.hubness.bank is not None:
         other = make_evaluator(config, loaded, config.hubness.bank, evaluator.device, bank=True)

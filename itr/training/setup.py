@@ -18,13 +18,17 @@ SEED_STRIDE = 1_000_003  # between two ranks' seeds
 MOST = 16  # threads of `pick_workers`: each holds a batch of pictures
 
 
-def set_up_torch(config: TrainConfig) -> None:
-    """Threads, determinism and the seed, which is the same on all ranks until the model stands."""
-    threads = config.runtime.threads
+def share_threads(threads: int | None) -> None:
+    """So many threads for this process; None: its share of the machine's."""
     if threads is None and parallel.local_world() > 1 and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, (os.cpu_count() or 1) // parallel.local_world())
     if threads:
         torch.set_num_threads(threads)
+
+
+def set_up_torch(config: TrainConfig) -> None:
+    """Threads, determinism and the seed, which is the same on all ranks until the model stands."""
+    share_threads(config.runtime.threads)
     torch.use_deterministic_algorithms(config.runtime.deterministic)
     torch.manual_seed(config.seed)
 

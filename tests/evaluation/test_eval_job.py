@@ -25,6 +25,7 @@ from itr.training.eval_job import evaluate
 from itr.training.own_files import embed, search
 from itr.training.train_job import train
 from tests.conftest import compose
+from tests.results.test_tracker import items, records
 
 SIZES = (
     "data.prepare.train=60",
@@ -136,6 +137,36 @@ def test_an_ensemble_is_the_mean_of_the_matrices(
     assert len(rows) == 4 and sorted(row.ensemble for row in rows.values()) == [1, 1, 2, 2]
     whole = next(row for row in rows.values() if not row.variant)
     assert whole.intervals["rsum"].value == pytest.approx(found["test/rsum"])
+
+
+def test_an_evaluation_may_be_a_run_of_its_own_at_weights_and_biases(
+    runs: list[Path], given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
+    monkeypatch.setenv("WANDB_TAGS", "sweep:seeds")
+    out = tmp_path / "tracked"
+    tracker = ["tracker=wandb", "tracker.mode=offline", f"out={out}"]
+    found = evaluate(compose("eval", [f"checkpoint={runs[0]}", *given, *tracker]))
+    parts = records(out)
+    (run,) = [part.run for part in parts if part.WhichOneof("record_type") == "run"]
+    assert (run.job_type, run.run_group, run.display_name) == (
+        "eval",
+        "alip-scenes-retrieval",
+        "tracked",
+    )
+    assert {"alip", "scenes", "retrieval", "sweep:seeds"} <= set(run.tags)
+    config = items(run.config.update)
+    assert [config[key]["name"] for key in ("model", "data", "loss")] == ["alip", "scenes", "alip"]
+    history, summary = {}, {}
+    for part in parts:
+        if part.WhichOneof("record_type") == "history":
+            history |= items(part.history.item)
+        elif part.WhichOneof("record_type") == "summary":
+            summary |= items(part.summary.update)
+    assert history["test/rsum"] == summary["test/rsum"] == found["test/rsum"]
+    assert summary["test/hard_queries/nrows"] > 16 and summary["test/hard_queries/ncols"] == 8
+    assert not (out / "wandb" / "run-id").exists()  # the next evaluation is another run
 
 
 @pytest.mark.parametrize(

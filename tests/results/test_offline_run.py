@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -104,3 +111,77 @@ def test_without_a_service_the_group_cannot_be_read(
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     assert main(["--wandb", "hrem-scenes"]) == 2
     assert "type `wandb login`" in capsys.readouterr().err
+
+
+class Service(BaseHTTPRequestHandler):
+    """Answers what the wandb package asks the service for, with ``server.runs``."""
+
+    server: Any
+
+    def do_POST(self) -> None:
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        asked = json.loads(raw) if self.path == "/graphql" else {}  # not its own measurements
+        data: dict[str, Any] = {"viewer": {"id": "1", "entity": "me", "username": "me"}}
+        if "query Runs(" in asked.get("query", ""):
+            self.server.asked.append(asked["variables"])
+            edges = [{"node": node, "cursor": "c"} for node in self.server.runs]
+            page = {"endCursor": "c", "hasNextPage": False}
+            data = {"project": {"internalId": "1", "runCount": len(edges), "readOnly": False,
+                                "runs": {"edges": edges, "pageInfo": page}}}  # fmt: skip
+        out = json.dumps({"data": data}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(out)))
+        self.end_headers()
+        self.wfile.write(out)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing on the screen."""
+
+
+@contextmanager
+def service(runs: list[dict[str, Any]]) -> Iterator[Any]:
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Service)
+    server.runs, server.asked = runs, []
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def nested(summary: dict[str, Any]) -> dict[str, Any]:
+    """``{"val/rsum/max": 3}`` of a run file as the service has it: ``{"val/rsum": {"max": 3}}``."""
+    found: dict[str, Any] = {}
+    for key, value in summary.items():
+        head, _, leaf = key.rpartition("/")
+        if leaf in ("max", "min"):
+            found[head] = {leaf: value}
+        else:
+            found[key] = value
+    return found
+
+
+def test_the_service_is_asked_for_the_finished_runs_of_a_group(
+    finished: Path, record: list[Any], tmp_path: Path
+):
+    config = {key: {"value": value} for key, value in config_of(record).items()}
+    node = {"id": "1", "name": "abc", "displayName": "the-run", "state": "finished",
+            "projectId": "1", "createdAt": "2026-01-01T00:00:00", "user": None, "tags": [],
+            "config": json.dumps(config), "systemMetrics": "{}", "sweepName": None,
+            "summaryMetrics": json.dumps(nested(summary_of(record)))}  # fmt: skip
+    with service([node]) as server:
+        done = subprocess.run(
+            [sys.executable, "-m", "itr.results", "--wandb", "hrem-scenes-retrieval",
+             "--project", "me/itr", "--split", "val", "--format", "csv"],
+            env={**os.environ, "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}",
+                 "WANDB_API_KEY": "0" * 40, "WANDB_CONFIG_DIR": str(tmp_path)},
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (asked,) = server.asked
+    assert json.loads(asked["filters"]) == {"group": "hrem-scenes-retrieval", "state": "finished"}
+    assert (asked["order"], asked["entity"], asked["project"]) == ("+created_at", "me", "itr")
+    best = read_results(finished)["val/i2t_r10"]
+    assert "hrem" in done.stdout and f"{best:.1f}" in done.stdout

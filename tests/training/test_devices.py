@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from itr import checkpoint
 from itr.errors import ConfigError
+from itr.evaluation.queries import read_queries
 from itr.training.config import check_config
 from itr.training.eval_job import evaluate
 from itr.training.ranks import launch
@@ -82,6 +84,41 @@ def test_a_split_evaluation_counts_nothing_twice(places: tuple[Path, Path]) -> N
     for key, value in alone.items():
         if key.startswith("test/") and isinstance(value, int | float):
             assert told[key] == pytest.approx(value), key
+
+
+@pytest.fixture(scope="module")
+def matcher(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a model with a second stage."""
+    out = tmp_path_factory.mktemp("matcher") / "run"
+    more = ("batch_size=20", "trainer.max_steps=1", f"out={out}")
+    train(compose("train", overrides("albef", world, *more)))
+    return out
+
+
+def test_two_processes_share_eval_and_its_second_stage(matcher: Path, tmp_path: Path) -> None:
+    told = json.loads((matcher / "results.json").read_text())
+    chosen = [f"checkpoint={matcher}", "device=cpu", "devices=2", "runtime.eval_batch_size=8"]
+    kept = [f"out={tmp_path / 'out'}", f"embeddings={tmp_path / 'kept.safetensors'}"]
+    found = evaluate(compose("eval", [*chosen, *kept]))
+    assert found["test/rerank_k"] == 12 and "test/first_stage/rsum" in found
+    numbers = {k: v for k, v in found.items() if k.startswith("test/") and k in told}
+    assert len(numbers) > 15
+    for key, value in numbers.items():
+        expected = pytest.approx(told[key]) if isinstance(value, float) else told[key]
+        assert value == expected, key
+    one, two = read_queries(matcher), read_queries(tmp_path / "out")
+    for way in ("i2t", "t2i"):
+        assert np.array_equal(one.answers[way].candidates, two.answers[way].candidates)
+        torch.testing.assert_close(
+            torch.from_numpy(two.answers[way].scores), torch.from_numpy(one.answers[way].scores)
+        )
+    assert (tmp_path / "kept.safetensors").is_file()
+
+
+def test_what_processes_cannot_share_is_refused(tmp_path: Path) -> None:
+    for more in (["scores=sims.npz"], ["checkpoint=a", "task=zeroshot"]):
+        with pytest.raises(ConfigError, match="devices: several share the retrieval"):
+            evaluate(compose("eval", [*more, "devices=2"]))
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(world: Path) -> None:

@@ -124,6 +124,8 @@ class Pool:
             return False
         command = self.command(job)
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "160"}
+        tags = os.environ.get("WANDB_TAGS"), f"sweep:{self.folder.parent.name}"
+        environment["WANDB_TAGS"] = ",".join(filter(None, tags))  # the dashboard's filter
         if slot.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = slot.gpus
         if not NO_THREADS & environment.keys():
