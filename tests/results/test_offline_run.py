@@ -168,7 +168,8 @@ def test_the_service_is_asked_for_the_finished_runs_of_a_group(
 ):
     config = {key: {"value": value} for key, value in config_of(record).items()}
     node = {"id": "1", "name": "abc", "displayName": "the-run", "state": "finished",
-            "projectId": "1", "createdAt": "2026-01-01T00:00:00", "user": None, "tags": [],
+            "projectId": "1", "createdAt": "2026-01-01T00:00:00", "tags": [],
+            "user": {"name": "me", "username": "me"},
             "config": json.dumps(config), "systemMetrics": "{}", "sweepName": None,
             "summaryMetrics": json.dumps(nested(summary_of(record)))}  # fmt: skip
     with service([node]) as server:
