@@ -157,7 +157,8 @@ def _contents(name_or_dir: str, folder: Path) -> dict[str, bytes]:
         raise ConfigError(
             f"tokenizer '{name_or_dir}': not a directory, and the hub gave nothing ({fault}). Give "
             f"a directory that holds its files ({', '.join(NAMES)} or {CLIP_FILE}), {CLIP_PACKAGE} "
-            "for CLIP's in that package, or type model.pretrained=false for a tokenizer built from "
-            "the captions"
+            "for CLIP's in that package; to train from random weights with a tokenizer built from "
+            "the captions, type model.pretrained=false and model.text.tokenizer=wordpiece (in a "
+            "CLIP's place clip-from-captions, in a RoBERTa's roberta-from-captions)"
         )
     return found

@@ -47,7 +47,7 @@ from itr.nn.hard_negatives import (
     negative_weights,
 )
 from itr.nn.masked_words import guessed_places, mask_words, word_loss
-from itr.nn.momentum import MomentumTwin
+from itr.nn.momentum import MomentumTwin, with_copies
 from itr.nn.position import resize_positions
 from itr.nn.queue import FeatureQueue
 from itr.nn.vit import POSITIONS, ImageConfig, load_vit_weights, random_vit
@@ -134,6 +134,7 @@ class ALBEF(RetrievalModel):
     one_loss = False
     term_names = ("itc", "itm", "mlm")
     symmetric_rerank = True
+    size_key = "image.size"
     rerank_block = 16
     config: ALBEFConfig
 
@@ -145,7 +146,7 @@ class ALBEF(RetrievalModel):
         image, text = config.image, config.text
         self.vision = random_vit(image)
         whole = None
-        if config.pretrained and config.init is None:
+        if config.pretrained:
             load_vit_weights(self.vision, image.name)
             whole = load_bert(text.name, text.dropout, BertForMaskedLM)
             config, self.facts = settled(config, facts, whole.bert)
@@ -495,12 +496,13 @@ class ALBEF(RetrievalModel):
         return groups
 
     def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``state`` of another ALBEF with position embeddings resized to this one's image."""
+        """``state`` of another ALBEF with position embeddings resized to this one's image, and with
+        momentum encoders equal to its encoders where it has none."""
         fitted, grid = dict(state), self.vision.patch_embed.grid_size
         for name in (f"vision.{POSITIONS}", f"twin.vision.{POSITIONS}"):
             if name in fitted:
                 fitted[name] = resize_positions(fitted[name], grid)
-        return fitted
+        return with_copies(fitted, self.state_dict())
 
 
 def _positions(config: ALBEFConfig) -> int:

@@ -84,6 +84,7 @@ class GateConfig:
 class ALIPConfig:
     """Options of `ALIP`; the sizes are ViT-B/32's."""
 
+    pretrained: bool = False  # its towers are trained from random weights; others: `init`
     init: str | None = None  # a checkpoint to start from; read by whoever builds the model
     embed_dim: int = 512
     image_size: int = 224
@@ -154,6 +155,7 @@ class ALIP(RetrievalModel):
     Config = ALIPConfig
     slot_names = ("raw", "caption")
     term_names = ("raw", "caption")
+    size_key = "image_size"
     config: ALIPConfig
 
     def __init__(
@@ -177,6 +179,12 @@ class ALIP(RetrievalModel):
 
     def _check(self) -> None:
         config = self.config
+        if config.pretrained:
+            raise ConfigError(
+                "model.pretrained=true: ALIP trains its towers from random weights; leave "
+                "model.pretrained=false, or start from OpenAI's CLIP with model.init=ViT-B-32.pt "
+                "model.quick_gelu=true"
+            )
         if config.gather_grad not in GATHER:
             raise ConfigError(
                 f"model.gather_grad: '{config.gather_grad}' is unknown; expected one of "

@@ -65,6 +65,7 @@ class RetrievalModel(nn.Module, ABC):
     tasks: ClassVar[tuple[str, ...]] = ("retrieval",)  # values of `task=` that it can be trained on
     one_loss: ClassVar[bool] = True  # pairs of all ranks share a loss; False: each rank has its own
     symmetric_rerank: ClassVar[bool] = False  # `rerank` ignores the direction: pairs scored once
+    size_key: ClassVar[str | None] = None  # the option for the pixels of a side; None: no pixels
     rerank_block: ClassVar[int] = 1  # how many pairs of an image `rerank` likes in a row
 
     def __init__(

@@ -163,6 +163,7 @@ class MultiSEA(RetrievalModel):
     slot_names = ("itc",)
     one_loss = False
     term_names = ("itc", "itm")
+    size_key = "image.image_size"
     config: MultiSEAConfig
 
     def __init__(

@@ -26,7 +26,7 @@ from itr.errors import ConfigError, DataError
 from itr.losses.score import Scores
 from itr.models.base import Terms
 from itr.models.vse import VSE, VSEConfig
-from itr.nn.momentum import MomentumTwin
+from itr.nn.momentum import MomentumTwin, with_copies
 from itr.nn.pool import unit_length
 from itr.nn.queue import FeatureQueue
 from itr.parallel import gather
@@ -235,11 +235,9 @@ class USER(VSE):
     def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``state`` with momentum encoders equal to its encoders where it has none, and without
         queues of another size (this model's random ones instead)."""
-        fitted = dict(super().fit_weights(state))
+        fitted = with_copies(super().fit_weights(state), self.state_dict())
         for name, own in self.state_dict().items():
-            if name.startswith("twin."):
-                fitted.setdefault(name, fitted.get(name.removeprefix("twin."), own))
-            elif "_queue." in name and (name not in fitted or fitted[name].shape != own.shape):
+            if "_queue." in name and (name not in fitted or fitted[name].shape != own.shape):
                 fitted[name] = own
         return fitted
 

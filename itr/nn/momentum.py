@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,17 @@ class MomentumTwin(nn.Module):
                 own.append(buffers[key])
                 theirs.append(value)
         return own, theirs
+
+
+def with_copies(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """``state`` and, for each of ``names`` that is a twin's (``twin.<name>``) and not in it, the
+    weight ``<name>`` that it copies, where ``state`` has that."""
+    filled = dict(state)
+    for name in names:
+        source = name.removeprefix("twin.")
+        if name != source and name not in filled and source in filled:
+            filled[name] = filled[source]
+    return filled
 
 
 def _frozen_copy(source: nn.Module) -> nn.Module:

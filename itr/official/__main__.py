@@ -12,7 +12,7 @@ from rich.console import Console
 from itr import checkpoint
 from itr.errors import CheckpointError, UserError
 from itr.models.build import restore
-from itr.official.loading import IMPORTERS, convert, load_official, recognise
+from itr.official.loading import IMPORTERS, convert, open_file
 from itr.official.table import Imported
 
 
@@ -23,22 +23,26 @@ def main(arguments: list[str] | None = None) -> int:
     made = commands.add_parser("convert", help="authors' file -> ours (safetensors + JSON)")
     made.add_argument("source", type=Path)
     made.add_argument("out", type=Path, help="*.safetensors, or a folder")
-    made.add_argument("--tokenizer", help="BERT name or directory to keep inside")
-    made.add_argument("--heads", type=int, help="attention heads of a BERT that is not base-sized")
+    made.add_argument("--tokenizer", help="name or directory of the tokenizer to keep inside")
     seen = commands.add_parser("inspect", help="say what an authors' file holds")
     seen.add_argument("source", type=Path)
-    seen.add_argument("--heads", type=int, help="attention heads of a BERT that is not base-sized")
+    for command in (made, seen):
+        for flag, what in (("--heads", "a text encoder"), ("--image-heads", "an image tower")):
+            command.add_argument(
+                flag, type=int, help=f"attention heads of {what} that is not of the published size"
+            )
     back = commands.add_parser("export", help="ours -> what the authors' code loads")
     back.add_argument("source", type=Path)
     back.add_argument("out", type=Path)
     options = parser.parse_args(arguments)
     try:
         if options.command == "convert":
-            _report(convert(options.source, options.out, options.tokenizer, options.heads))
+            heads = (options.heads, options.image_heads)
+            _report(convert(options.source, options.out, options.tokenizer, *heads))
             print(f"written: {options.out}")
         elif options.command == "inspect":
-            text = {"num_attention_heads": options.heads} if options.heads else {}
-            _report(load_official(options.source, recognise(options.source), text)[1])
+            found = open_file(options.source, None, options.heads, options.image_heads)
+            _report(found[1])
         else:
             export(options.source, options.out)
             print(f"written: {options.out}")
@@ -63,6 +67,8 @@ def _report(imported: Imported) -> None:
     for key, value in imported.info.items():
         if key != "opt":
             print(f"{key}: {value}")
+    for data, depth in imported.depth.items():
+        print(f"candidates re-ranked ({'any data set' if data == '*' else data}): {depth}")
     print(f"weights matched by their own name: {len(report.matched)}")
     print(f"weights renamed: {len(report.renamed)}")
     for theirs, ours in report.renamed:

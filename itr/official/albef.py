@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from itr.errors import CheckpointError
 from itr.models.albef import ALBEF, ALBEFConfig, FusionTextConfig, ImageConfig
 from itr.nn.fusion_bert import LAYER_NAMES
+from itr.nn.momentum import with_copies
 from itr.official.table import (
+    TEXT_TOLD,
     Imported,
     NameTable,
     Report,
@@ -32,8 +34,12 @@ from itr.view import Facts
 
 HEAD_WIDTH = 64  # of every released model
 BERT_MASK = 103  # bert-base-uncased's, which no file names
+TOLD = {**TEXT_TOLD, "image.heads": "image_heads"}
+DEPTH = {"coco": 256, "f30k": 128}  # k_test of the authors' options, for files without them
 POINTER, IDS = "queue_ptr", "idx_queue"
 QUEUES = ("image_queue", "text_queue")
+TEXT_HEADS = ("text.num_attention_heads", "--heads")
+IMAGE_HEADS = ("image.heads", "--image-heads")
 SAME = ("vision_proj", "text_proj")
 TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
 
@@ -87,12 +93,6 @@ def recognises(payload: Any) -> bool:
     return weights_in(payload) is not None
 
 
-def told(config: ALBEFConfig) -> dict[str, Any]:
-    """What `read` must be told of a file whose weights are to go into a model of ``config``."""
-    heads = {"num_attention_heads": config.text.num_attention_heads}
-    return {**heads, "image_heads": config.image.heads}
-
-
 def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
     """Read an authors' file: pre-training (a model of ``task=pretrain``) or fine-tuned.
 
@@ -116,9 +116,7 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
     state, report = to_ours(theirs, config)
     with torch.device("meta"):
         expected = ALBEF(config, nn.ModuleDict(), {}, facts).state_dict()
-    for name in expected:  # the copies begin as what they copy
-        if name.startswith("twin.") and name not in state:
-            state[name] = state.get(name.removeprefix("twin."), torch.empty(0))
+    state = with_copies(state, expected)  # they begin as what they copy
     optional = {name for name in expected if name.startswith(tuple(f"{q}." for q in QUEUES))}
     report.missing = require_fit(path, state, expected, optional)
     return Imported(
@@ -130,6 +128,7 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
         weights={"itc": 1.0, "itm": 1.0, "mlm": 1.0},
         info={"task": config.task, "epoch": None if bare else plain(payload.get("epoch"))}
         | {"opt": options},
+        depth={"*": int(options["k_test"])} if options.get("k_test") else DEPTH,
     )
 
 
@@ -266,7 +265,7 @@ def _image(path: Path, theirs: Mapping[str, Tensor], heads: int | None) -> Image
         patch=patch,
         width=width,
         depth=_count(theirs, "visual_encoder.blocks."),
-        heads=heads or _heads(path, width, "vision transformer", "image_heads"),
+        heads=heads or _heads(path, width, "vision transformer", *IMAGE_HEADS),
         mlp_ratio=hidden / width,
     )
 
@@ -287,15 +286,15 @@ def _text(
         type_vocab_size=len(theirs[f"{embeddings}token_type_embeddings.weight"]),
         fusion_layer=min(_numbers(fused, layer)),
     )
-    heads = told.get("num_attention_heads") or _heads(path, width, "BERT", "num_attention_heads")
+    heads = told.get("num_attention_heads") or _heads(path, width, "BERT", *TEXT_HEADS)
     return replace(text, **{**told, "num_attention_heads": heads}), vocabulary
 
 
-def _heads(path: Path, width: int, what: str, key: str) -> int:
+def _heads(path: Path, width: int, what: str, key: str, flag: str) -> int:
     if width % HEAD_WIDTH:
         raise CheckpointError(
             f"{path}: its {what} is {width} wide, no multiple of the authors' {HEAD_WIDTH} a head, "
-            f"and weights do not tell the number of heads; give {key}"
+            f"and weights do not tell the number of heads; give model.{key} (itr.official: {flag})"
         )
     return width // HEAD_WIDTH
 

@@ -19,7 +19,14 @@ from torch import Tensor, nn
 from itr.errors import CheckpointError
 from itr.models.alip import ALIP, ALIPConfig, TextConfig, VisionConfig
 from itr.nn.jit_archive import is_jit_archive
-from itr.official.table import Imported, NameTable, Report, load_pickle, require_fit
+from itr.official.table import (
+    Imported,
+    NameTable,
+    Report,
+    head_width,
+    load_pickle,
+    require_fit,
+)
 from itr.view import Facts
 
 WRAPPER = "module."
@@ -38,6 +45,11 @@ OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size", "attn_mask"
 TELLTALES = ("visual.conv1.weight", "token_embedding.weight", "text_projection", "logit_scale")
 HEAD_WIDTH = 64  # of every published CLIP; weights do not tell
 RESNET_STRIDE = 32
+TOLD = {
+    "text.tokenizer": "tokenizer",
+    "text.heads": "num_attention_heads",
+    "vision.head_width": "head_width",
+}
 
 
 def recognises(payload: Any) -> bool:
@@ -63,9 +75,9 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
     """The authors' ``.pt`` in our terms; no code in the file is executed.
 
     ``text`` tells what weights do not: ``tokenizer``, and for towers that are not 64 wide a head,
-    ``num_attention_heads`` of the text tower and ``head_width`` of the image tower. Raises
-    CheckpointError for a damaged or foreign file, and for weights that are missing, unexpected or
-    misshapen.
+    ``num_attention_heads`` of the text tower and ``head_width`` or ``image_heads`` of the image
+    tower. Raises CheckpointError for a damaged or foreign file, and for weights that are missing,
+    unexpected or misshapen.
     """
     payload = load_pickle(path)
     if not recognises(payload):
@@ -98,12 +110,6 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
     )
 
 
-def told(config: ALIPConfig) -> dict[str, Any]:
-    """What `read` must be told of a file whose weights are to go into a model of ``config``."""
-    vision, text = config.vision, config.text
-    return {"num_attention_heads": text.heads, "head_width": vision.head_width}
-
-
 def misfit(theirs: ALIPConfig, ours: ALIPConfig) -> str | None:
     """What no weight shows and yet must agree."""
     if theirs.quick_gelu == ours.quick_gelu:
@@ -118,7 +124,7 @@ def _architecture(
     path: Path, theirs: Mapping[str, Tensor], text: Mapping[str, Any]
 ) -> tuple[ALIPConfig, Facts]:
     try:
-        vision, image_size = _vision(theirs, text.get("head_width", HEAD_WIDTH))
+        vision, image_size = _vision(theirs)
         vocabulary, width = theirs["token_embedding.weight"].shape
         context = theirs["positional_embedding"].shape[0]
         embed_dim = theirs["text_projection"].shape[1]
@@ -126,11 +132,13 @@ def _architecture(
         raise CheckpointError(
             f"{path}: cannot tell the model's sizes, the weight {error} is missing or misshapen"
         ) from error
-    heads = text.get("num_attention_heads") or width // HEAD_WIDTH
-    if not heads or width % heads or (vision.width * _factor(vision)) % vision.head_width:
+    heads, attention = text.get("num_attention_heads") or width // HEAD_WIDTH, _attention(vision)
+    vision = replace(vision, head_width=head_width(text, attention, HEAD_WIDTH))
+    if not heads or width % heads or not vision.head_width or attention % vision.head_width:
         raise CheckpointError(
             f"{path}: towers of width {width} (text) and {vision.width} (image) are not 64 wide a "
-            "head as every published one is, and weights do not tell their number of heads"
+            "head as every published one is, and weights do not tell their number of heads; give "
+            "model.text.heads and model.vision.head_width (itr.official: --heads, --image-heads)"
         )
     encoder = TextConfig(
         context_length=context, width=width, heads=heads, layers=_blocks(theirs, "transformer.")
@@ -141,26 +149,27 @@ def _architecture(
     return config, Facts(vocabulary=vocabulary)
 
 
-def _factor(vision: VisionConfig) -> int:
-    """Width of the attention over that of the tower."""
-    return 1 if isinstance(vision.layers, int) else RESNET_STRIDE
+def _attention(vision: VisionConfig) -> int:
+    """Width of the tower's attention."""
+    return vision.width * (1 if isinstance(vision.layers, int) else RESNET_STRIDE)
 
 
-def _vision(theirs: Mapping[str, Tensor], head_width: int) -> tuple[VisionConfig, int]:
-    """The image tower's sizes, and the number of pixels of a side of its images."""
+def _vision(theirs: Mapping[str, Tensor]) -> tuple[VisionConfig, int]:
+    """The image tower's sizes but for its heads, and the pixels of a side of its images."""
     if "visual.class_embedding" in theirs:
         width, _, patch, _ = theirs["visual.conv1.weight"].shape
         hidden = theirs["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
         grid = math.isqrt(theirs["visual.positional_embedding"].shape[0] - 1)
         layers = _blocks(theirs, "visual.transformer.")
-        return VisionConfig(layers, width, patch, head_width, hidden / width), grid * patch
+        sizes = VisionConfig(layers, width, patch, mlp_ratio=hidden / width)
+        return sizes, grid * patch
     stages = [
         len({n.split(".")[2] for n in theirs if n.startswith(f"visual.layer{stage}.")})
         for stage in range(1, 5)
     ]
     width = theirs["visual.layer1.0.conv1.weight"].shape[0]
     grid = math.isqrt(theirs["visual.attnpool.positional_embedding"].shape[0] - 1)
-    return VisionConfig(stages, width, None, head_width), grid * RESNET_STRIDE
+    return VisionConfig(stages, width, None), grid * RESNET_STRIDE
 
 
 def _blocks(theirs: Mapping[str, Tensor], prefix: str) -> int:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from itr.models.hrem import HREM, GraphConfig, HREMConfig, unit_texts
 from itr.nn.bert import TextConfig
 from itr.official.pair import fit, read_sides, sides, text_of, unknown_sizes, written
-from itr.official.table import Imported, NameTable
+from itr.official.table import TEXT_TOLD, Imported, NameTable
 from itr.view import Facts
 
+TOLD = TEXT_TOLD
 CUTOFFS = {"coco": 1.9}  # distance beyond which no negative is drawn; 1.7 elsewhere
 LAYER = (
     ("self_attn.in_proj_weight", "attention.qkv.weight"),

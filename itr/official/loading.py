@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -25,7 +24,7 @@ from itr.models.vse import VSE
 from itr.official import albef, alip, hrem, multisea, user, vse
 from itr.official.table import Imported, load_pickle
 
-IMPORTERS: dict[str, tuple[ModuleType, type[RetrievalModel]]] = {
+IMPORTERS: dict[str, tuple[Any, type[RetrievalModel]]] = {
     "albef": (albef, ALBEF),
     "alip": (alip, ALIP),
     "hrem": (hrem, HREM),
@@ -47,35 +46,58 @@ def recognise(path: Path) -> str:
     )
 
 
+def importer_of(name: str) -> tuple[Any, type[RetrievalModel]]:
+    """The importer of method ``name``, and its model. Raises CheckpointError if there is none."""
+    if name not in IMPORTERS:
+        raise CheckpointError(
+            f"model={name}: no importer{nearest(name, IMPORTERS)} (known: {', '.join(IMPORTERS)})"
+        )
+    return IMPORTERS[name]
+
+
 def load_official(
     path: Path, name: str, text: Mapping[str, Any] | None = None
 ) -> tuple[RetrievalModel, Imported]:
     """The model of an authors' file, which must be one of method ``name``; ``text`` overrides
     what the file does not say of its text encoder. Raises CheckpointError."""
-    if name not in IMPORTERS:
-        raise CheckpointError(
-            f"model={name}: no importer{nearest(name, IMPORTERS)} (known: {', '.join(IMPORTERS)})"
-        )
-    importer, cls = IMPORTERS[name]
+    importer, cls = importer_of(name)
     imported = importer.read(path, text)
     model = cls(imported.config, nn.ModuleDict(), imported.weights, imported.facts)
     imported.load_into(model)
     return model, imported
 
 
+def open_file(
+    path: Path,
+    tokenizer: str | None = None,
+    heads: int | None = None,
+    image_heads: int | None = None,
+) -> tuple[RetrievalModel, Imported]:
+    """The model of an authors' file of any method, for sizes that it does not say: attention
+    ``heads`` of a text encoder and ``image_heads`` of an image tower that are not the authors' own.
+
+    Raises CheckpointError as `load_official`, and for heads of an image tower that is not there.
+    """
+    name = recognise(path)
+    if image_heads and not {"image_heads", "head_width"} & set(IMPORTERS[name][0].TOLD.values()):
+        raise CheckpointError(f"{path}: --image-heads: model={name} has no image tower")
+    told = {"num_attention_heads": heads, "image_heads": image_heads, "tokenizer": tokenizer}
+    return load_official(path, name, {key: value for key, value in told.items() if value})
+
+
 def convert(
-    path: Path, out: Path, tokenizer: str | None = None, heads: int | None = None
+    path: Path,
+    out: Path,
+    tokenizer: str | None = None,
+    heads: int | None = None,
+    image_heads: int | None = None,
 ) -> Imported:
     """Write the authors' file ``path`` as a checkpoint of ours, with its JSON beside it.
 
     ``out`` is a ``*.safetensors`` file, or a folder that gets ``best.safetensors``.
-    ``tokenizer`` (a BERT's name or directory) makes it self-contained; ``heads`` are those of a
-    text encoder that is not the authors' own.
+    ``tokenizer`` (a name or directory) makes it self-contained; heads as `open_file` takes them.
     """
-    text: dict[str, Any] = {"num_attention_heads": heads} if heads else {}
-    if tokenizer:
-        text["tokenizer"] = tokenizer
-    model, imported = load_official(path, recognise(path), text)
+    model, imported = open_file(path, tokenizer, heads, image_heads)
     target = out if out.suffix == ".safetensors" else out / "best.safetensors"
     meta = {
         **model_meta(model),
@@ -83,6 +105,7 @@ def convert(
         "loss": None,
         "tokenizer": Tokenizer.from_files(tokenizer).to_json() if tokenizer else None,
         "official": {"file": path.name, **imported.info},
+        "depth": imported.depth,
     }
     checkpoint.write(target, {f"model/{k}": v for k, v in model.state_dict().items()}, meta)
     readable = {key: value for key, value in meta.items() if key != "tokenizer"}

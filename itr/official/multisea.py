@@ -19,7 +19,16 @@ from itr.errors import CheckpointError
 from itr.models.multisea import AFormerConfig, MultiSEA, MultiSEAConfig
 from itr.nn.clip_weights import CLIPConfig, sizes_in
 from itr.nn.roberta import RobertaTextConfig
-from itr.official.table import Imported, NameTable, Report, load_pickle, plain, require_fit
+from itr.official.table import (
+    TEXT_TOLD,
+    Imported,
+    NameTable,
+    Report,
+    head_width,
+    load_pickle,
+    plain,
+    require_fit,
+)
 from itr.view import Facts
 
 SIDES = (("text_expert", "text"), ("image_expert", "image"))
@@ -49,6 +58,8 @@ CLIP_TEXT = {  # never used; what OpenAI's ViT-B/16 has, for the files that we w
 UNUSED_NORM = "aformer.encoder.norm.weight"
 POSITION_IDS = "text_encoder.embeddings.position_ids"  # a constant, written by old transformers
 ROBERTA = "text_encoder."
+TOLD = {**TEXT_TOLD, "image.head_width": "head_width"}
+DEPTH = 64  # the authors' top_k, for files without their options
 
 
 def is_unused(name: str) -> bool:
@@ -122,13 +133,9 @@ def recognises(payload: Any) -> bool:
     return isinstance(state, Mapping) and {UNUSED_NORM, "itm_head.weight"} <= set(state)
 
 
-def told(config: MultiSEAConfig) -> dict[str, Any]:
-    """What `read` must be told of a file whose weights are to go into a model of ``config``."""
-    return {"num_attention_heads": config.text.num_attention_heads}
-
-
 def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
-    """The authors' file ``path``. ``text`` overrides what it does not say of RoBERTa.
+    """The authors' file ``path``. ``text`` overrides what it does not say of RoBERTa, and tells the
+    ``head_width`` (64) or the number of ``image_heads`` of the image tower.
 
     Raises CheckpointError if it is none of theirs or its weights do not fit.
     """
@@ -140,7 +147,7 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
         )
     theirs: Mapping[str, Tensor] = payload["state_dict"]
     options = plain((payload.get("hyper_parameters") or {}).get("config") or {})
-    config, facts = _architecture(path, theirs, options, text or {})
+    config, facts = _architecture(path, theirs, options, dict(text or {}))
     state, report = to_ours(theirs, config.aformer.layers)
     with torch.device("meta"):
         expected = MultiSEA(config, nn.ModuleDict(), {"itc": 1.0, "itm": 1.0}, facts).state_dict()
@@ -154,16 +161,18 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
         report=report,
         weights={"itc": 1.0, "itm": 1.0},
         info={**info, "opt": options},
+        depth={"*": int(options.get("top_k") or DEPTH)},
     )
 
 
 def _architecture(
-    path: Path, theirs: Mapping[str, Tensor], options: Mapping[str, Any], text: Mapping[str, Any]
+    path: Path, theirs: Mapping[str, Tensor], options: Mapping[str, Any], text: dict[str, Any]
 ) -> tuple[MultiSEAConfig, Facts]:
+    told: dict[str, Any] = {k: text.pop(k) for k in ("head_width", "image_heads") if k in text}
     try:
         roberta = _roberta_sizes(theirs)
         vocabulary = theirs[f"{ROBERTA}embeddings.word_embeddings.weight"].shape[0]
-        image = _image_sizes(theirs, options)
+        image = _image_sizes(theirs, told)
         layers = _layers(theirs, "aformer.encoder.layers.")
     except (KeyError, ValueError) as error:
         raise CheckpointError(
@@ -172,7 +181,8 @@ def _architecture(
     if roberta["hidden_size"] != 768 and "num_attention_heads" not in text:
         raise CheckpointError(
             f"{path}: its RoBERTa is {roberta['hidden_size']} wide, not the authors' 768, and "
-            "weights do not tell the number of attention heads; give model.text.num_attention_heads"
+            "weights do not tell the number of attention heads; give "
+            "model.text.num_attention_heads (itr.official: --heads)"
         )
     return from_options(
         options,
@@ -231,7 +241,7 @@ def _roberta_sizes(theirs: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _image_sizes(theirs: Mapping[str, Tensor], options: Mapping[str, Any]) -> CLIPConfig:
+def _image_sizes(theirs: Mapping[str, Tensor], told: Mapping[str, Any]) -> CLIPConfig:
     prefix = "visual_encoder.visual."
     tower = {name[len(prefix) :]: v for name, v in theirs.items() if name.startswith(prefix)}
     sizes = sizes_in(tower, replace(CLIPConfig(), trained_layers=4))
@@ -241,6 +251,7 @@ def _image_sizes(theirs: Mapping[str, Tensor], options: Mapping[str, Any]) -> CL
         sizes,
         image_size=round(patches**0.5) * sizes.patch_size,
         layers=kept,
+        head_width=head_width(told, sizes.width, sizes.head_width),
         trained_layers=min(4, kept),
     )
 

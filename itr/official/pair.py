@@ -84,7 +84,7 @@ def text_of(
     if hidden != 768 and "num_attention_heads" not in text:
         raise CheckpointError(
             f"{path}: its BERT is {hidden} wide, not the authors' 768, and weights do not tell the "
-            "number of attention heads; give model.text.num_attention_heads"
+            "number of attention heads; give model.text.num_attention_heads (itr.official: --heads)"
         )
     return replace(TextConfig(), **sizes, **text), vocabulary
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,48 @@ from torch import Tensor, nn
 from itr.errors import CheckpointError
 from itr.nn.jit_archive import is_jit_archive, read_jit_archive
 from itr.view import Facts
+
+SHOWN = 8  # names in a line of the log
+# What no weight of a text encoder tells: a model's option -> what an importer's `read` calls it.
+TEXT_TOLD = {
+    "text.name": "name",
+    "text.tokenizer": "tokenizer",
+    "text.num_attention_heads": "num_attention_heads",
+}
+
+
+def told_of(keys: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``options`` (a model node, perhaps a part of one) says of ``keys``, an importer's
+    ``TOLD``, as its `read` takes it."""
+    given = flat(options)
+    return {theirs: given[ours] for ours, theirs in keys.items() if given.get(ours) is not None}
+
+
+def flat(node: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The leaves of ``node`` by dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{above}{key}.")
+        else:
+            found[f"{above}{key}"] = value
+    return found
+
+
+def head_width(told: Mapping[str, Any], width: int, usual: int) -> int:
+    """Of an image tower ``width`` wide: as ``told`` (``head_width``, or ``image_heads``, the number
+    of heads), else the ``usual`` one."""
+    if told.get("image_heads"):
+        return int(width // told["image_heads"])
+    return int(told.get("head_width") or usual)
+
+
+def listed(names: Sequence[str]) -> str:
+    """``names``, or where they are many, how many each module has."""
+    if len(names) <= SHOWN:
+        return ", ".join(names)
+    modules = Counter(".".join(n.split(".")[: 2 if n.startswith("twin.") else 1]) for n in names)
+    return ", ".join(f"{module}.* ({count})" for module, count in modules.items())
 
 
 class NameTable:
@@ -48,6 +91,15 @@ class Report:
     ignored: list[str] = field(default_factory=list)  # authors' weights that we have no use for
     missing: list[str] = field(default_factory=list)  # ours that stay as they were initialised
 
+    def lines(self, path: Path) -> list[str]:
+        """For the log: how many weights of ``path`` were used, and which were not."""
+        count = len(self.matched) + len(self.renamed)
+        told = [f"{path.name}: {count} weights read, {len(self.renamed)} of them renamed"]
+        for what, names in (("ignored", self.ignored), ("does not hold", self.missing)):
+            if names:
+                told.append(f"{path.name}: {what} ({len(names)}): {listed(names)}")
+        return told
+
 
 @dataclass
 class Imported:
@@ -60,6 +112,7 @@ class Imported:
     report: Report
     weights: dict[str, float]  # of the loss terms, as the authors' options say
     info: dict[str, Any]  # JSON-able: epoch, best_rsum, all options
+    depth: dict[str, int] = field(default_factory=dict)  # re-ranked, by data set; "*": any other
 
     def load_into(self, model: nn.Module) -> None:
         """Load the weights; those of ``report.missing`` stay as they are. Raises CheckpointError

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from itr.models.user import USER, USERConfig
+from itr.nn.momentum import with_copies
 from itr.official import vse
 from itr.official.pair import fit, read_sides, sides, unknown_sizes, written
-from itr.official.table import Imported, NameTable
+from itr.official.table import TEXT_TOLD, Imported, NameTable
 
 SGE = (
     ("img_enc.v_sa.embedding_local.0.", "images.enhance.guides.own.local."),
@@ -23,6 +24,7 @@ SGE = (
     ("img_enc.v_sa.embedding_common.0.", "images.enhance.guides.own.common."),
 )
 SLOTS = "img_enc.v_sa.embedding_local.1.weight"  # [R]
+TOLD = TEXT_TOLD
 # What the authors hold in memory only; queues are transposed there: [D, K].
 KEYS = (("img_enc.", "v_encoder_k."), ("txt_enc.", "t_encoder_k."))
 QUEUES = (("v_queue", "image_queue.features"), ("t_queue", "text_queue.features"))
@@ -78,8 +80,8 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
         expected = USER(config, nn.ModuleDict(), weights, facts).state_dict()
     kept = {name for name in expected if name.startswith(("twin.", "image_queue.", "text_queue."))}
     state, report = fit(path, theirs, name_table(), expected, optional=kept)
-    state |= {name: state[name[5:]] for name in report.missing if name.startswith("twin.")}
-    report.missing = [name for name in report.missing if not name.startswith("twin.")]
+    state = with_copies(state, expected)
+    report.missing = [name for name in report.missing if name not in state]
     return Imported("user", config, facts, state, report, weights, info)
 
 

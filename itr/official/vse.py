@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from itr.models.vse import VSE, VSEConfig
 from itr.official.pair import fit, read_sides, sides, text_of, unknown_sizes, written
-from itr.official.table import Imported, NameTable
+from itr.official.table import TEXT_TOLD, Imported, NameTable
 from itr.view import Facts
 
 ENCODERS = (
@@ -28,6 +28,7 @@ ENCODERS = (
     ("txt_enc.gpool.gru.", "texts.pool.gru."),
     ("txt_enc.gpool.linear.", "texts.pool.score."),
 )
+TOLD = TEXT_TOLD
 ENHANCEMENT = "img_enc.v_sa."  # what only USER has
 
 

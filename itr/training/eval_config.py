@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from itr.errors import ConfigError
 from itr.evaluation.hubness import HubnessConfig, check_hubness
@@ -51,6 +54,19 @@ class EvalConfig:
         if self.protocol is None:
             return None
         return [self.protocol] if isinstance(self.protocol, str) else list(self.protocol)
+
+
+def typed_model(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """``values``, of whose model node is left what ``overrides`` of the command line say: its name
+    and single options. The node's other values are defaults, which no checkpoint asked for."""
+    whole, typed = OmegaConf.create(values["model"]), OmegaConf.create({})
+    if "name" in whole:
+        typed["name"] = whole["name"]
+    for override in overrides:
+        group, _, key = override.lstrip("+").partition("=")[0].partition(".")
+        if group == "model" and key:
+            OmegaConf.update(typed, key, OmegaConf.select(whole, key))
+    return {**values, "model": OmegaConf.to_container(typed)}
 
 
 def check_options(config: EvalConfig) -> None:

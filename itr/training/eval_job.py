@@ -44,7 +44,7 @@ log = logging.getLogger("itr")
 # Fields of results that are of the checkpoint or file, not of a split.
 ON_TOP = (
     "checkpoint checkpoint_sha256 model data loss seed select_on best_updates official ensemble "
-    "scores scores_sha256 trained_on seedless_hash"
+    "scores scores_sha256 trained_on seedless_hash image_size"
 ).split()
 ECCV = (("map_at_r", "mAP@R"), ("rprecision", "R-P"), ("r1", "R@1"))
 JOINED = "checkpoint checkpoint_sha256 seed select_on model loss trained_on official".split()
@@ -240,6 +240,8 @@ def _encode(config: EvalConfig, loaded: Loaded, evaluator: Evaluator, progress: 
         member = Member(loaded, evaluator, *evaluator.encode_all(model, progress, tokens))
     else:
         path, made_from = Path(config.embeddings), evaluator.made_from(loaded.origin)
+        if "image_size" in loaded.origin:
+            made_from["image_size"] = loaded.origin["image_size"]
         if parallel.decided(path.exists):
             log.info("embeddings are read from %s", path)
             encoded = stored.load(path, made_from, tokens, evaluator.device)
@@ -331,5 +333,5 @@ def make_evaluator(
         precision=pick_precision(config.precision or loaded.precision, device),
         strict=config.protocol is not None and not bank,
         workers=pick_workers(config.runtime.workers, split, device),
-        rerank=check({**loaded.rerank, **given}, RerankConfig, "rerank"),
+        rerank=check({**loaded.rerank_on(data.name), **given}, RerankConfig, "rerank"),
     )

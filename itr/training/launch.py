@@ -6,12 +6,13 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,9 +27,18 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 USER_ERROR, PREEMPTED, INTERRUPTED = 2, 75, 130
 
 
-def entry(config_name: str, job: Callable[[dict[str, Any]], dict[str, Any]], metric: str) -> None:
+Values = dict[str, Any]
+
+
+def entry(
+    config_name: str,
+    job: Callable[[Values], Values],
+    metric: str,
+    prepare: Callable[[Values, Sequence[str]], Values] = lambda values, typed: values,
+) -> None:
     """Run ``job`` on the composed configuration, once or (with ``-m``) once a combination.
 
+    ``prepare`` may change the configuration, knowing the overrides that were typed.
     ``job`` gets plain dictionaries and returns flat results; Hydra's sweepers get ``metric`` of
     them. Exit codes: 0 done, 2 an error the user can fix (printed without a traceback), 75 saved
     and preempted by SIGTERM or SIGUSR1, 130 interrupted (saved, unless Ctrl-C came twice).
@@ -42,8 +52,9 @@ def entry(config_name: str, job: Callable[[dict[str, Any]], dict[str, Any]], met
     def main(config: DictConfig) -> float | None:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         assert isinstance(values, dict)
+        typed = list(HydraConfig.get().overrides.task)
         try:
-            results = job({str(key): value for key, value in values.items()})
+            results = job(prepare({str(key): value for key, value in values.items()}, typed))
         except Stopped as stopped:  # and with it a whole multirun
             _warn(console, stopped.message)
             sys.exit(PREEMPTED if stopped.preempted else INTERRUPTED)
@@ -96,6 +107,8 @@ def explain(error: HydraException, config_name: str, arguments: list[str]) -> st
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match.group(1)
         known = _known_keys(config_name, arguments)
+        if config_name == "eval" and key.startswith("model.") and "model.name" not in known:
+            return f"'{key}': type model=NAME, too, the method whose option this is"
         return f"'{key}' is no key of this configuration{nearest(key, known)}. See --cfg job"
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, option = match.group(1).rpartition("/")

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from itr import checkpoint
 from itr.data.text import Tokenizer
-from itr.errors import CheckpointError
+from itr.errors import CheckpointError, ConfigError
 from itr.evaluation.stored import file_hash
+from itr.instantiate import check
 from itr.models.base import RetrievalModel
 from itr.models.build import restore
-from itr.official.loading import load_official, recognise
+from itr.official.loading import importer_of, load_official, recognise
+from itr.official.table import flat, told_of
 from itr.training import rundir, state
+
+log = logging.getLogger("itr")
 
 
 @dataclass
@@ -30,6 +38,12 @@ class Loaded:
     precision: str = "fp32"
     ties: str = "pessimistic"
     rerank: dict[str, Any] = field(default_factory=dict)
+    depth: dict[str, int] = field(default_factory=dict)  # the authors', by data set; "*": any other
+
+    def rerank_on(self, data: str) -> dict[str, Any]:
+        """Options of `RerankConfig` for the data set of that name: training's, or the authors'."""
+        depth = self.depth.get(data, self.depth.get("*"))
+        return {**({} if depth is None else {"k": depth}), **self.rerank}
 
 
 def load_checkpoint(
@@ -37,9 +51,10 @@ def load_checkpoint(
 ) -> Loaded:
     """The model of ``source``: a run directory, a checkpoint of ours, or an authors' file.
 
-    ``told`` is what the user says of the model (``name``, ``text``), which an authors' file may
-    need. Raises CheckpointError for a file that is missing, broken or of another method, and for a
-    tokenizer that is not its own.
+    ``told`` is what the user says of the model, a part of its node: ``name``, what an authors' file
+    does not tell (``text.tokenizer``, numbers of heads), and the size of the images, for which
+    position embeddings are resized. Raises CheckpointError for a file that is missing, broken or of
+    another method, and for a tokenizer that is not its own; ConfigError for any other option.
     """
     path, told = state.resolve(Path(source)), told or {}
     official = path.suffix != ".safetensors"
@@ -50,6 +65,9 @@ def load_checkpoint(
             f"{path}: the tokenizer has {ids} ids, the checkpoint's text encoder {known}; name its "
             "own with model.text.tokenizer=DIR"
         )
+    if (size := flat(told).get(loaded.model.size_key or "")) is not None:
+        loaded.model = resized(loaded.model, size)
+        loaded.origin["image_size"] = size
     loaded.origin["checkpoint_sha256"] = file_hash(path)
     loaded.model.to(device).eval()
     return loaded
@@ -63,11 +81,12 @@ def _load_ours(path: Path, told: dict[str, Any]) -> Loaded:
     if asked not in (None, name):
         raise CheckpointError(f"{path}: a checkpoint of model={name}, not of model={asked}")
     model = restore(path, meta)
-    if meta["tokenizer"] is not None:
+    converted = meta["tokenizer"] is None  # an authors' file
+    _require_known(path, told, model, ["text.tokenizer"] if converted else [])
+    if converted:
+        tokenizer = Tokenizer.from_files(flat(told).get("text.tokenizer") or model.view.tokenizer)
+    else:
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
-    else:  # a converted authors' file
-        asked = (told.get("text") or {}).get("tokenizer")
-        tokenizer = Tokenizer.from_files(asked or model.view.tokenizer)
     run = meta.get("config", {})
     origin = {
         "checkpoint": str(path),
@@ -89,20 +108,55 @@ def _load_ours(path: Path, told: dict[str, Any]) -> Loaded:
         precision=meta.get("precision", "fp32"),
         ties=run.get("ties", "pessimistic"),
         rerank=run.get("rerank", {}),
+        depth=meta.get("depth", {}),
     )
 
 
 def _load_official(path: Path, told: dict[str, Any]) -> Loaded:
     name = told.get("name") or recognise(path)
-    model, imported = load_official(path, name, _told(told.get("text") or {}))
+    importer, cls = importer_of(name)
+    _require_known(path, told, cls, importer.TOLD)
+    model, imported = load_official(path, name, told_of(importer.TOLD, told))
+    for line in imported.report.lines(path):
+        log.info("%s", line)
     origin = {"checkpoint": str(path), "model": name, "data": None, "official": True}
     origin |= {f"official/{key}": value for key, value in imported.info.items() if key != "opt"}
-    return Loaded(model, Tokenizer.from_files(model.view.tokenizer), path, None, origin)
+    tokenizer = Tokenizer.from_files(model.view.tokenizer)
+    return Loaded(model, tokenizer, path, None, origin, depth=imported.depth)
 
 
-def _told(text: dict[str, Any]) -> dict[str, Any]:
-    """What the user says of a text encoder that an authors' file does not; 12 heads is no news."""
-    told = {key: text[key] for key in ("name", "tokenizer") if text.get(key)}
-    if text.get("num_attention_heads", 12) != 12:
-        told["num_attention_heads"] = text["num_attention_heads"]
-    return told
+def _require_known(
+    path: Path,
+    told: dict[str, Any],
+    model: RetrievalModel | type[RetrievalModel],
+    options: Iterable[str],
+) -> None:
+    """Raises ConfigError if ``told`` says more than ``options``, the method's name and the size of
+    its images."""
+    known = [*options, *([model.size_key] if model.size_key else [])]
+    for key, value in flat(told).items():
+        if value is not None and key not in ("name", *known):
+            can = ", ".join(f"model.{option}" for option in known) or "nothing of the model"
+            raise ConfigError(
+                f"model.{key}={value}: the model is that of checkpoint={path}, and an evaluation "
+                f"cannot change this of it; expected {can}. Leave model.{key} out"
+            )
+
+
+def resized(model: RetrievalModel, size: Any) -> RetrievalModel:
+    """``model`` for images of ``size`` pixels a side, its position embeddings interpolated.
+
+    Raises ConfigError for sizes that its image tower cannot take.
+    """
+    node = OmegaConf.create(dataclasses.asdict(model.config))
+    OmegaConf.update(node, str(model.size_key), size)
+    config = check(node, type(model.config), "model")
+    other = type(model)(config, model.slots, model.weights, model.facts)
+    try:
+        other.load_state_dict(other.fit_weights(model.state_dict()))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"model.{model.size_key}={size}: the position embeddings of this image tower cannot be "
+            f"resized; leave model.{model.size_key} out"
+        ) from error
+    return other

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,19 @@ from itr import checkpoint
 from itr.data.text import Tokenizer
 from itr.errors import CheckpointError
 from itr.models.base import RetrievalModel
+from itr.models.build import model_config
+from itr.nn.bert import SIZES
 from itr.official.loading import IMPORTERS, recognise
+from itr.official.table import SHOWN, listed, told_of
 from itr.training import state
+from itr.view import Facts
 
-SHOWN = 8  # names in a line of the log
+QUEUED = "_queue.ids"  # of what stands in a queue: other images than those of this run
+# Sizes of the towers, by the names that the methods give them.
+BROUGHT = {
+    "text": (*SIZES, "pad_id", "fusion_layer"),
+    "image": "patch_size patch width layers depth heads head_width mlp_ratio".split(),
+}
 
 
 def stored_tokenizer(source: str | None) -> Tokenizer | None:
@@ -32,17 +42,48 @@ def stored_tokenizer(source: str | None) -> Tokenizer | None:
     return None if stored is None else Tokenizer.from_json(stored)
 
 
+def without_hub(node: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], Facts]:
+    """A model ``node`` and the data's ``facts``, changed for a run that starts from the weights of
+    its ``init``: no pre-trained ones are looked for, since all would be overwritten.
+
+    What those would have brought (sizes of the towers, number of token ids) is then the
+    checkpoint's; an authors' file is expected to fit the sizes in ``node``. Both as they are where
+    ``init`` or ``pretrained`` is not set. Raises CheckpointError if there is no such file.
+    """
+    if node.get("init") is None or not model_config(node).__dict__.get("pretrained"):
+        return dict(node), facts
+    settled = {**node, "pretrained": False}
+    path = state.resolve(Path(node["init"]), "model.init")
+    if path.suffix != ".safetensors":
+        return settled, facts
+    meta = checkpoint.read_meta(path)
+    if meta.get("model_name") != node["name"]:
+        return settled, facts  # `start_from` refuses it
+    for part, keys in BROUGHT.items():
+        stored, own = meta["model_config"].get(part), settled.get(part)
+        if own is not None:
+            settled[part] = {**own, **{k: stored[k] for k in keys if k in stored}}
+    return settled, dataclasses.replace(facts, vocabulary=meta["facts"]["vocabulary"])
+
+
 def start_from(model: RetrievalModel, name: str, source: str) -> list[str]:
     """Take the weights of ``source`` (``model.init``) that ``model``, of method ``name``, has.
 
-    Returns lines for the log: what was taken, changed, not used and left as initialised. Raises
-    CheckpointError for another method and for weights of other sizes; queues of another size begin
-    anew.
+    Returns lines for the log: what an importer did, what was taken, changed, not used and left as
+    initialised. Queued features are taken without the ids of their images, which number another
+    data set's. Raises CheckpointError for another method and for weights of other sizes; queues of
+    another size begin anew.
     """
     path = state.resolve(Path(source), "model.init")
-    given = _weights(path, name, model)
+    given, told = _weights(path, name, model)
+    queued = [k for k in given if k.endswith(QUEUED)]
+    given = {k: v for k, v in given.items() if k not in queued}
     fitted, own = model.fit_weights(given), model.state_dict()
-    taken = {k: v for k, v in fitted.items() if k in own and v.shape == own[k].shape}
+    taken = {  # what a model filled in from its own stays as initialised
+        k: v
+        for k, v in fitted.items()
+        if k in own and v.shape == own[k].shape and v.data_ptr() != own[k].data_ptr()
+    }
     parameters = dict(model.named_parameters())
     wrong = [
         f"{k} {tuple(fitted[k].shape)}, expected {tuple(own[k].shape)}"
@@ -57,29 +98,23 @@ def start_from(model: RetrievalModel, name: str, source: str) -> list[str]:
             else f"model.init={source}: holds none of the weights of {type(model).__name__}"
         )
     model.load_state_dict({**own, **taken})
-    changed = [k for k in taken if given[k].shape != taken[k].shape]
     share = f"all {len(own)}" if len(taken) == len(own) else f"{len(taken)} of {len(own)}"
-    told = [f"start: {share} weights are those of {path}"]
+    told.append(f"start: {share} weights are those of {path}")
     for what, names in (
-        ("resized", changed),
+        ("resized", [k for k in taken if k in given and given[k].shape != taken[k].shape]),
+        ("momentum copies made", [k for k in taken if k.startswith("twin.") and k not in given]),
         ("not used", [k for k in given if k not in taken]),
+        ("not used, ids of another data set's images", queued),
         ("left as initialised", [k for k in own if k not in taken]),
     ):
         if names:
-            told.append(f"start: {what} ({len(names)}): {_listed(names)}")
+            told.append(f"start: {what} ({len(names)}): {listed(names)}")
     return told
 
 
-def _listed(names: list[str]) -> str:
-    """``names``, or where they are many, how many each module has."""
-    if len(names) <= SHOWN:
-        return ", ".join(names)
-    modules = Counter(".".join(n.split(".")[: 2 if n.startswith("twin.") else 1]) for n in names)
-    return ", ".join(f"{module}.* ({count})" for module, count in modules.items())
-
-
-def _weights(path: Path, name: str, model: RetrievalModel) -> dict[str, Tensor]:
-    """By our names. Raises CheckpointError for another method."""
+def _weights(path: Path, name: str, model: RetrievalModel) -> tuple[dict[str, Tensor], list[str]]:
+    """By our names, and lines on what an importer did. Raises CheckpointError for another
+    method."""
     if path.suffix == ".safetensors":
         found = checkpoint.read_meta(path)["model_name"]
     else:
@@ -87,14 +122,9 @@ def _weights(path: Path, name: str, model: RetrievalModel) -> dict[str, Tensor]:
     if found != name:
         raise CheckpointError(f"model.init={path}: a checkpoint of model={found}, not of {name}")
     if path.suffix == ".safetensors":
-        return checkpoint.read_tensors(path, "model/")
+        return checkpoint.read_tensors(path, "model/"), []
     importer: Any = IMPORTERS[name][0]
-    # An importer may need to be told what no weight says, such as numbers of heads.
-    if hasattr(importer, "told"):
-        told = importer.told(model.config)
-    else:
-        told = {"num_attention_heads": model.config.text.num_attention_heads}
-    imported = importer.read(path, told)
+    imported = importer.read(path, told_of(importer.TOLD, dataclasses.asdict(model.config)))
     if hasattr(importer, "misfit") and (fault := importer.misfit(imported.config, model.config)):
         raise CheckpointError(f"model.init={path}: {fault}")
-    return imported.state
+    return imported.state, imported.report.lines(path)

@@ -42,7 +42,7 @@ from itr.training.recipe import departures, precision_line
 from itr.training.setup import pick_workers, prepare_model, set_up_torch
 from itr.training.signals import StopRequest
 from itr.training.silent import SilentTracker
-from itr.training.start import start_from, stored_tokenizer
+from itr.training.start import start_from, stored_tokenizer, without_hub
 from itr.training.trainer import Trainer
 from itr.view import Facts, TextView
 
@@ -139,7 +139,8 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     facts = Facts(
         tokenizer.vocabulary_size, mask_id=tokenizer.mask_id, **_region_shape(splits["train"])
     )
-    model = build_model(config.model, values["loss"], facts).to(device)
+    node, facts = without_hub(config.model, facts)
+    model = build_model(node, values["loss"], facts).to(device)
     told = [] if init is None else start_from(model, config.model["name"], init)
     told += prepare_model(config, model)
     model.check_batch(config.batch_size // parallel.world_size())

@@ -337,7 +337,7 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint of the authors of ALBEF"):
         official.read(path)
     torch.save({"model": state}, path)
-    with pytest.raises(CheckpointError, match=r"12 wide.*give image_heads"):
+    with pytest.raises(CheckpointError, match=r"12 wide.*give model\.image\.heads"):
         official.read(path)
     torch.save({"model": {k: v for k, v in state.items() if k != "temp"}}, path)
     with pytest.raises(CheckpointError, match=r"missing \(1\): temperature"):

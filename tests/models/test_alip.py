@@ -351,6 +351,7 @@ def test_bad_batches(given: Batch, message: str) -> None:
         ("model.vision.patch_size=null", "model.vision.patch_size: has no value"),
         ("model.vision.layers=[1,1,1]", "a multiple of 32 pixels and four stages"),
         ("model.vision.head_width=0", "model.vision.head_width"),
+        ("model.pretrained=true", "start from OpenAI's CLIP with model.init="),
     ],
 )
 def test_bad_options(override: str, message: str) -> None:

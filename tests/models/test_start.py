@@ -1,0 +1,77 @@
+"""What ``model.init`` takes of a checkpoint, and what it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from itr import checkpoint
+from itr.models.base import RetrievalModel
+from itr.models.build import build_model, model_meta
+from itr.nn.queue import NO_ID
+from itr.training.start import start_from, without_hub
+from tests.conftest import compose
+from tests.models.tiny import ALL_SIZES, build, facts_for
+
+
+def saved(name: str, model: RetrievalModel, folder: Path) -> Path:
+    path = folder / f"{name}.safetensors"
+    meta = {**model_meta(model), "model_name": name, "loss": None, "tokenizer": None}
+    tensors = {f"model/{key}": value for key, value in model.state_dict().items()}
+    checkpoint.write(path, tensors, meta)
+    return path
+
+
+@pytest.mark.parametrize("name", ["albef", "multisea", "user"])
+def test_queued_features_come_without_the_ids_of_their_images(name: str, tmp_path: Path) -> None:
+    source = build(name)
+    queued = [k for k in source.state_dict() if k.endswith("_queue.ids")]
+    for key in queued:
+        source.get_buffer(key).copy_(torch.arange(len(source.get_buffer(key))))
+    model = build(name, "seed=1")
+    told = start_from(model, name, str(saved(name, source, tmp_path)))
+    assert queued and all((model.get_buffer(key) == NO_ID).all() for key in queued)
+    features = queued[0].replace(".ids", ".features")
+    assert torch.equal(model.get_buffer(features), source.get_buffer(features))
+    assert any(f"ids of another data set's images ({len(queued)}): " in line for line in told)
+
+
+def test_momentum_copies_that_a_checkpoint_lacks_are_copied_from_its_weights(
+    tmp_path: Path,
+) -> None:
+    source = build("albef")
+    assert not any(k.startswith("twin.fusion.") for k in source.state_dict())
+    model = build("albef", "task=pretrain")
+    with torch.no_grad():
+        for weight in source.fusion.parameters():  # type: ignore[union-attr]
+            weight.add_(1.0)
+    told = start_from(model, "albef", str(saved("albef", source, tmp_path)))
+    own = model.state_dict()
+    for key, value in source.fusion.state_dict().items():  # type: ignore[union-attr]
+        assert torch.equal(own[f"twin.fusion.{key}"], value)
+    assert any("momentum copies made" in line and "twin.fusion.*" in line for line in told)
+
+
+@pytest.mark.parametrize("name", ["hrem", "user", "vse", "albef", "multisea"])
+def test_no_pretrained_weights_are_looked_for_where_a_checkpoint_is_given(
+    name: str, tmp_path: Path
+) -> None:
+    source = build(name)
+    path = saved(name, source, tmp_path)
+    brought = ("model.text.", "model.pretrained=", "model.image.")
+    sizes = [s for s in ALL_SIZES[name] if not s.startswith(brought) or "size=16" in s]
+    values = compose("train", [f"model={name}", *sizes, f"model.init={path}"])
+    for part in ("text", "image"):
+        values["model"].get(part, {})["name"] = "/nowhere"
+    assert values["model"]["pretrained"]
+    fewer = dataclasses.replace(facts_for(name), vocabulary=30)  # as a tokenizer may know
+    node, facts = without_hub(values["model"], fewer)
+    model = build_model(node, values["loss"], facts)
+    assert "left as initialised" not in " ".join(
+        line for line in start_from(model, name, str(path)) if "_queue.ids" not in line
+    )
+    plain = {**values["model"], "init": None}
+    assert without_hub(plain, facts_for(name)) == (plain, facts_for(name))
