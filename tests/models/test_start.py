@@ -63,10 +63,11 @@ def test_no_pretrained_weights_are_looked_for_where_a_checkpoint_is_given(
     path = saved(name, source, tmp_path)
     brought = ("model.text.", "model.pretrained=", "model.image.")
     sizes = [s for s in ALL_SIZES[name] if not s.startswith(brought) or "size=16" in s]
-    values = compose("train", [f"model={name}", *sizes, f"model.init={path}"])
+    values = compose(
+        "train", [f"model={name}", *sizes, "model.pretrained=true", f"model.init={path}"]
+    )
     for part in ("text", "image"):
         values["model"].get(part, {})["name"] = "/nowhere"
-    assert values["model"]["pretrained"]
     fewer = dataclasses.replace(facts_for(name), vocabulary=30)  # as a tokenizer may know
     node, facts = without_hub(values["model"], fewer)
     model = build_model(node, values["loss"], facts)
