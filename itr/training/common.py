@@ -83,4 +83,4 @@ def _found_elsewhere(told: Mapping[str, Any]) -> dict[str, Any]:
         else value
         for key, value in (told.get("text") or {}).items()
     }
-    return {"name": told.get("name"), "text": text}
+    return {**told, "text": text}
