@@ -77,12 +77,21 @@ class Classes:
             pixels = torch.empty((len(rows), 3, view.size, view.size), dtype=torch.uint8)
             targets = torch.empty(len(rows), dtype=torch.int64)
             for place, row in enumerate(rows):
-                picture, target = self.pictures[row]
+                picture, target = self._picture(row)
                 image = picture if isinstance(picture, Tensor) else _tensor(picture)
                 self.digest.update(image.numpy().tobytes() + str(int(target)).encode())
                 pixels[place] = transform(image, view, Choices(), self.config.decoder)
                 targets[place] = int(target)
             yield Batch(image_id=torch.tensor(rows), pixels=normalise(pixels, view)), targets
+
+    def _picture(self, row: int) -> tuple[Any, int]:
+        try:
+            return self.pictures[row]
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises in a named set
+            raise DataError(
+                f"data.root={self.config.root}: picture {row} of {self.config.set} cannot be read "
+                f"({error}); copy the set anew"
+            ) from error
 
     def _folder(self, root: Path) -> tuple[Dataset, list[str]]:
         def open_one(path: str) -> Tensor:
@@ -112,7 +121,8 @@ class Classes:
         if chosen.part is not None:
             order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(SEED))
             pictures = Subset(pictures, order[-chosen.part :].tolist())
-        return pictures, [name.replace("_", " ") for name in names]
+        # SUN397 writes "apartment building/outdoor".
+        return pictures, [name.replace("_", " ").replace("/", " ") for name in names]
 
 
 def _find(name: str) -> ClassSet:

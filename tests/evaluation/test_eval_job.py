@@ -294,6 +294,39 @@ def test_zero_shot_over_a_folder_of_folders(
             evaluate(compose("eval", [*given, *options]))
 
 
+def test_zero_shot_over_a_set_that_torchvision_reads(
+    runs: list[Path], pictures: list[Path], tmp_path: Path
+) -> None:
+    place, listed = tmp_path / "food-101", {}
+    for number, name in enumerate(("red_circle", "blue_square")):
+        (place / "images" / name).mkdir(parents=True)
+        listed[name] = [f"{name}/{row}" for row in range(3)]
+        for row in range(3):
+            picture = Image.open(pictures[3 * number + row]).convert("RGB")
+            picture.save(place / "images" / name / f"{row}.jpg", quality=95)
+    (place / "meta").mkdir()
+    (place / "meta" / "test.json").write_text(json.dumps(listed))
+    given = [f"checkpoint={runs[0]}", "task=zeroshot", "data=torchvision", "device=cpu"]
+    given += ["data.set=food101", f"data.root={tmp_path}"]
+    found = evaluate(compose("eval", given))
+    model = itr.load(runs[0], device="cpu")
+    names = sorted(name.replace("_", " ") for name in listed)
+    prompts = torch.cat([_unit(model, f"a photo of {name}, a type of food.") for name in names])
+    right = [
+        (
+            model.encode_images(sorted((place / "images" / name.replace(" ", "_")).iterdir()))
+            @ prompts.t()
+        ).argmax(dim=1)
+        == number
+        for number, name in enumerate(names)
+    ]
+    assert found["test/top1"] == pytest.approx(100 * float(torch.cat(right).double().mean()))
+    assert (found["test/n_images"], found["test/n_classes"], found["test/n_templates"]) == (6, 2, 1)
+    (place / "images" / "red_circle" / "1.jpg").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="of food101 cannot be read"):
+        evaluate(compose("eval", given))
+
+
 def _unit(model: Any, text: str) -> torch.Tensor:
     return torch.nn.functional.normalize(model.encode_texts([text]), dim=1)
 
