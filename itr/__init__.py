@@ -7,8 +7,9 @@ field's metrics of any score matrix [N, C].
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["evaluate", "load"]
+from itr.version import __version__
+
+__all__ = ["__version__", "evaluate", "load"]
 
 if TYPE_CHECKING:
     from itr.evaluation.matrices import evaluate

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itr import __version__
 from itr.data.loader import caption_batches, image_batches
 from itr.data.manifest import DIGITS, content_hash
 from itr.data.records import Split
@@ -31,6 +30,7 @@ from itr.evaluation.ranks import TIES, Ranks
 from itr.evaluation.rerank import RerankConfig, ShortlistTable, check_rerank, rerank
 from itr.evaluation.score_tables import EmbeddingTable, ScoreTable
 from itr.models.base import Encoded, RetrievalModel
+from itr.version import __version__
 from itr.view import View
 
 log = logging.getLogger("itr")
