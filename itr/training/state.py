@@ -134,6 +134,7 @@ def _keep_previous(path: Path) -> None:
         os.replace(path, path.with_name(PREVIOUS))
     else:
         os.replace(second, path.with_name(PREVIOUS))
+        second.unlink(missing_ok=True)  # two names of one file already: renaming did nothing
 
 
 def find_last(folder: Path) -> Path | None:
