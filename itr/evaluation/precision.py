@@ -27,7 +27,7 @@ def precision_metrics(
     Where only ``depth`` candidates of a query were ordered and one has more positives than that,
     without the first two: they look at the R best.
     """
-    count = np.bincount(found.rows, minlength=len(found.queries))  # R of each query
+    count = found.known  # R of each query, as eccv-caption counts it
     inside = ranks <= count[found.rows]
     metrics: dict[str, float] = {}
     if depth is None or count.max() <= depth:

@@ -60,13 +60,15 @@ class Asked(NamedTuple):
     queries: np.ndarray  # [Q] numbers of the queries, rising
     rows: np.ndarray  # [P] places among ``queries``, rising
     columns: np.ndarray  # [P] numbers of candidates
+    known: np.ndarray  # [Q] positives of each query, those outside the gallery, too
 
 
 def asked(positives: Positives, queries: np.ndarray, candidates: np.ndarray) -> Asked:
     """``positives`` by ids, as numbers: ``queries`` [Q] and ``candidates`` [M] hold ids.
 
-    Positives outside the gallery do not count; a query left without any is not asked. Raises
-    DataError for an id that stands twice.
+    Positives outside the gallery are only counted (``known``: two images of ECCV Caption have a
+    match among the ten captions that no gallery of 25,000 holds); a query left without any inside
+    is not asked. Raises DataError for an id that stands twice.
     """
     for ids in (queries, candidates):
         values, counts = np.unique(ids, return_counts=True)
@@ -79,13 +81,16 @@ def asked(positives: Positives, queries: np.ndarray, candidates: np.ndarray) -> 
     kept: list[int] = []
     rows: list[int] = []
     columns: list[int] = []
+    known: list[int] = []
     for number, identity in enumerate(queries):
-        found = {place[other] for other in positives.get(int(identity), ()) if other in place}
+        named = set(positives.get(int(identity), ()))
+        found = {place[other] for other in named if other in place}
         if found:
+            known.append(len(named))
             rows += [len(kept)] * len(found)
             columns += sorted(found)
             kept.append(number)
-    return Asked(*(np.array(part, dtype=np.int64) for part in (kept, rows, columns)))
+    return Asked(*(np.array(part, dtype=np.int64) for part in (kept, rows, columns, known)))
 
 
 @functools.cache

@@ -1,10 +1,12 @@
-"""The same random scores through eccv-caption, fico-itr and torchmetrics: equal numbers.
+"""The same scores, drawn and of a trained model, through eccv-caption, fico-itr and torchmetrics:
+equal numbers.
 
-Random reals hold no ties, so nothing hangs on a rule for them.
+No two of them are equal, so nothing hangs on a rule for ties.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import torch
 from eccv_caption import Metrics
 from fico_itr import instance_retrieval
+from safetensors.torch import load_file
 from torchmetrics.retrieval import RetrievalHitRate
 
 import itr
@@ -20,6 +23,7 @@ from itr.evaluation.protocols import Protocol, evaluate_scores
 from itr.evaluation.queries import QueryLog
 from itr.evaluation.ranks import rank_scores
 from itr.evaluation.truth import Truth
+from tests.conftest import TINY, call_here
 
 IMAGES, FOLDS = 100, 5
 KS = (1, 5, 10)
@@ -53,14 +57,33 @@ def small() -> Any:
     return found
 
 
-@pytest.fixture(scope="module")
-def scores(small: Any) -> np.ndarray:
-    draw = np.random.default_rng(0)
-    values = draw.normal(size=(len(small.images), len(small.captions)))
+@pytest.fixture(scope="module", params=["drawn", "trained"])
+def scores(
+    request: pytest.FixtureRequest, small: Any, tmp_path_factory: pytest.TempPathFactory
+) -> np.ndarray:
     owner = owners(small)
-    values[owner, np.arange(len(owner))] += 2  # better than chance
+    if request.param == "trained":
+        values = trained(tmp_path_factory.mktemp("trained"))
+        assert (owner == np.arange(len(owner)) // 5).all()  # as the scenes' captions stand, too
+    else:
+        values = np.random.default_rng(0).normal(size=(len(small.images), len(small.captions)))
+        values[owner, np.arange(len(owner))] += 2  # better than chance
+    assert values.shape == (len(small.images), len(small.captions))
     assert len(np.unique(values)) == values.size
     return values
+
+
+def trained(folder: Path) -> np.ndarray:
+    """Cosines [100, 500] of a tiny HREM after two epochs, in float64."""
+    sizes = [f"data.prepare.test={IMAGES}", f"data.root={folder / 'data'}"]
+    given = [word for word in TINY if not word.startswith("data.prepare.test")]
+    ran = call_here("train.py", *given, *sizes, f"out={folder / 'run'}")
+    assert ran.returncode == 0, ran.stderr
+    kept = folder / "kept.safetensors"
+    ran = call_here("eval.py", f"checkpoint={folder / 'run'}", f"embeddings={kept}")
+    assert ran.returncode == 0, ran.stderr
+    found = load_file(kept)
+    return (found["images"].double() @ found["texts"].double().t()).numpy()
 
 
 def owners(small: Any) -> np.ndarray:

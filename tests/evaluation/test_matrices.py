@@ -25,6 +25,7 @@ from itr.evaluation.protocols import (
 from itr.evaluation.ranks import TIES
 from itr.evaluation.score_tables import EmbeddingTable, MatrixTable, MeanTable
 from itr.evaluation.truth import Asked
+from itr.evaluation.truth import asked as asked_of
 
 OWNER = np.repeat(np.arange(4), 3)
 
@@ -140,7 +141,7 @@ def test_precision_against_sorted_lists_with_ties(ties: str) -> None:
     rows = np.array([row for row, own in enumerate(positives) for _ in own])
     columns = np.array([c for own in positives for c in sorted(own)])
     table = torch.from_numpy(scores)
-    asked = Asked(np.arange(30), rows, columns)
+    asked = Asked(np.arange(30), rows, columns, np.bincount(rows))
     found = precision_metrics(*positive_ranks(lambda r: table[r], asked, 7, ties), asked)
     assert tuple(found.values()) == pytest.approx(naive_precision(scores, positives, ties))
 
@@ -211,9 +212,20 @@ def test_owners_are_checked_under_every_protocol(name: str, owner: np.ndarray, t
         itr.evaluate(scores, owner, [name], logs=[])
 
 
+def test_a_positive_outside_the_gallery_counts_in_r_but_is_never_found() -> None:
+    table = torch.tensor([[5.0, 4.0, 3.0], [1.0, 2.0, 3.0]])
+    positives = {7: [10, 12, 99, 99], 8: [98]}  # 98 and 99 are no candidates
+    asked = asked_of(positives, np.array([7, 8]), np.array([10, 11, 12]))
+    assert asked.queries.tolist() == [0] and asked.known.tolist() == [3]
+    found = precision_metrics(*positive_ranks(lambda r: table[r], asked, 7), asked)
+    expected = {"map_at_r": 100 * (1 + 2 / 3) / 3, "rprecision": 100 * 2 / 3, "r1": 100.0}
+    assert found == pytest.approx(expected)
+
+
 def test_precision_needs_as_many_candidates_as_there_are_positives() -> None:
     scores = torch.tensor([[5.0, 4.0, 3.0, -torch.inf, -torch.inf, -torch.inf]]).repeat(2, 1)
-    asked = Asked(np.arange(2), np.array([0, 0, 0, 0, 1, 1]), np.array([0, 1, 3, 4, 1, 4]))
+    rows, columns = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 1, 3, 4, 1, 4])
+    asked = Asked(np.arange(2), rows, columns, np.bincount(rows))
     found = positive_ranks(lambda rows: scores[rows], asked, 7)
     assert precision_metrics(*found, asked, depth=3) == {"r1": 50.0}  # one query has four
     whole = precision_metrics(*found, asked, depth=4)
