@@ -169,6 +169,39 @@ def test_an_evaluation_may_be_a_run_of_its_own_at_weights_and_biases(
     assert not (out / "wandb" / "run-id").exists()  # the next evaluation is another run
 
 
+def test_every_kind_of_evaluation_can_be_tracked(
+    runs: list[Path],
+    given: list[str],
+    pictures: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
+    folder = tmp_path / "classes"
+    for number, name in enumerate(("circle", "star")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "0.png").write_bytes(pictures[number].read_bytes())
+    owner = np.repeat(np.arange(20), 5)
+    scores = np.random.default_rng(0).normal(size=(20, 100))
+    np.savez(tmp_path / "sims.npz", scores=scores, text_to_image=owner)
+    shots = ["task=zeroshot", "data=imagefolder", "device=cpu", f"data.root={folder}"]
+    for kind, options, key, pictured in (
+        ("mean", [f"checkpoint=[{runs[0]},{runs[1]}]", "ensemble=true", *given], "rsum", True),
+        ("shots", [f"checkpoint={runs[0]}", *shots], "top1", False),
+        ("file", [f"scores={tmp_path / 'sims.npz'}"], "rsum", False),
+    ):
+        out = tmp_path / kind
+        tracker = ["tracker=wandb", "tracker.mode=offline", f"out={out}"]
+        found = evaluate(compose("eval", [*options, *tracker]))
+        kept: dict[str, Any] = {}
+        for part in records(out):
+            if part.WhichOneof("record_type") == "summary":
+                kept |= items(part.summary.update)
+        assert kept[f"test/{key}"] == found[f"test/{key}"], kind
+        assert ("test/hard_queries/nrows" in kept) == pictured, kind
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
