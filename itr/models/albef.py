@@ -48,6 +48,7 @@ from itr.nn.hard_negatives import (
 )
 from itr.nn.masked_words import guessed_places, mask_words, word_loss
 from itr.nn.momentum import MomentumTwin, with_copies
+from itr.nn.pieces import in_pieces
 from itr.nn.position import resize_positions
 from itr.nn.queue import FeatureQueue
 from itr.nn.vit import POSITIONS, ImageConfig, load_vit_weights, random_vit
@@ -408,9 +409,13 @@ class ALBEF(RetrievalModel):
     ) -> Tensor:
         """[3B, 2], all in one pass: the pairs; captions with wrong images; images with wrong
         captions."""
-        text_of, image_of = chosen.rows()
-        # Not states[text_of]: its backward adds in no fixed order on several CPU threads.
-        return self._match(states.index_select(0, text_of), mask[text_of], images, image_of)
+
+        def logits(text_of: Tensor, image_of: Tensor) -> Tensor:
+            # Not states[text_of]: its backward adds in no fixed order on several CPU threads.
+            return self._match(states.index_select(0, text_of), mask[text_of], images, image_of)
+
+        rows = None if self.at_once is None else 3 * self.at_once
+        return in_pieces(logits, rows, *chosen.rows())
 
     def _match(
         self, states: Tensor, mask: Tensor, images: list[KeysValues], image_of: Tensor
@@ -472,7 +477,7 @@ class ALBEF(RetrievalModel):
                 fusion = self.twin.get_submodule("fusion")
                 seen = fusion.keys_values(keys.image_tokens)  # type: ignore[operator]
                 teacher = word_logits(self.twin, hidden.tokens, mask, seen, places)
-        student = word_logits(self, hidden.tokens, mask, images, places)
+        student = word_logits(self, hidden.tokens, mask, images, places, self.at_once)
         return word_loss(student, hidden.labels.flatten()[places], teacher, alpha)
 
     # Parameters and starting points

@@ -76,6 +76,7 @@ class RetrievalModel(nn.Module, ABC):
         self.slots = slots
         self.weights = dict(weights)
         self.facts = facts
+        self.at_once: int | None = None  # pairs that pass anything deep at once (``grad_cache``)
         self.view = self.view_for(config)
 
     @classmethod
@@ -119,7 +120,8 @@ class RetrievalModel(nn.Module, ABC):
     def terms_of(
         self, states: Mapping[str, Tensor], batch: Batch, clock: Clock, draws: Draws
     ) -> Terms:
-        """The loss terms from `states` and `frozen_states` of the whole ``batch``."""
+        """The loss terms from `states` and `frozen_states` of the whole ``batch``, with ``at_once``
+        pairs at a time in whatever is deep."""
         raise NotImplementedError(f"{type(self).__name__} sees a batch as a whole")
 
     @classmethod

@@ -43,6 +43,7 @@ from itr.nn.hard_negatives import (
     matching_loss,
     negative_weights,
 )
+from itr.nn.pieces import in_pieces
 from itr.nn.position import resize_positions
 from itr.nn.queue import FeatureQueue
 from itr.nn.roberta import RobertaTextConfig, build_roberta, roberta_states
@@ -417,9 +418,18 @@ class MultiSEA(RetrievalModel):
     ) -> Tensor:
         """[d * P, 2] at each of the d depths, one after the other; column 1 says that they match.
         ``last_only``: after the last layer alone."""
-        states = self.aformer.fused(kind, queries, others)
         depths = [0] if last_only else self.config.itm_depths
-        return self.itm_head(at_depths(states, depths))
+        rows = None if self.at_once is None else 3 * self.at_once
+        memories = None if rows is None else self.aformer.memories(kind, others.embeds)
+
+        def logits(asking: Tensor, other: Tensor) -> Tensor:
+            pairs = queries._replace(chosen=asking), others._replace(chosen=other)
+            states = self.aformer.fused(kind, *pairs, memories=memories)
+            by_depth = self.itm_head(at_depths(states, depths)).unflatten(0, (len(depths), -1))
+            return by_depth.transpose(0, 1)  # [P, d, 2]: pieces are joined pair by pair
+
+        found = in_pieces(logits, rows, queries.chosen, others.chosen)
+        return found.transpose(0, 1).flatten(0, 1)
 
     def before_step(self, clock: Clock) -> None:
         """Keep temperature and mixing share within their ranges (never done in evaluation)."""

@@ -11,7 +11,7 @@ N items, P pairs of items, L query rows, K rows of the other modality, A agents,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -277,11 +277,21 @@ class AFormer(nn.Module):
         """tanh(W x_0 + b) of the first row: [N, L, D] -> [N, D]."""
         return self.pooler(states[:, 0]).tanh()
 
+    def memories(self, kind: Modality, others: Tensor) -> list[Memory]:
+        """What the layers of ``kind`` read of ``others`` [N, K, D]: projected once an item."""
+        return [expert.cross.memory(others) for expert in self.experts(kind)]
+
     def fused(
-        self, kind: Modality, queries: Rows, others: Rows, first_only: bool = True
+        self,
+        kind: Modality,
+        queries: Rows,
+        others: Rows,
+        first_only: bool = True,
+        memories: Sequence[Memory] | None = None,
     ) -> list[Tensor]:
         """P pairs: ``queries`` of modality ``kind`` look at ``others``, which stay the same for all
-        layers. Gives the stack's input and each layer's output, [P, L, D] each.
+        layers. Gives the stack's input and each layer's output, [P, L, D] each. ``memories`` are
+        those of all ``others``, if they are there already.
 
         With ``first_only`` the last output is row 0 alone, [P, 1, D]: nothing more is computed than
         it needs.
@@ -291,9 +301,10 @@ class AFormer(nn.Module):
         plan = agent_plan(x.shape[1], self.agents, x.device) if self.agents else None
         other_mask = None if others.mask is None else others.mask.index_select(0, others.chosen)
         states = [x]
-        for expert in experts:
+        every: Iterable[Memory] = memories or (e.cross.memory(others.embeds) for e in experts)
+        for expert, memory in zip(experts, every, strict=True):
             last = first_only and expert is experts[-1]
-            memory = expert.cross.memory(others.embeds).of(others.chosen)
+            memory = memory.of(others.chosen)
             shown, near = mask, plan
             if last:
                 x, shown, near = self._last_rows(expert, x, mask, plan)

@@ -19,6 +19,7 @@ from transformers import BertForMaskedLM, BertModel
 
 from itr.errors import ConfigError
 from itr.nn.bert import SIZES, TextConfig, random_bert
+from itr.nn.pieces import in_pieces
 
 
 @dataclass
@@ -213,11 +214,23 @@ def text_states(bert: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 def word_logits(
-    owner: nn.Module, tokens: Tensor, mask: Tensor, images: list[KeysValues], places: Tensor
+    owner: nn.Module,
+    tokens: Tensor,
+    mask: Tensor,
+    images: list[KeysValues],
+    places: Tensor,
+    rows: int | None = None,
 ) -> Tensor:
-    """[C, V]: what ``owner`` guesses at ``places`` [C] of the flattened ``tokens`` [B, L]."""
-    text = owner.get_submodule("text")
-    states = owner.get_submodule("fusion")(text_states(text, tokens, mask), mask, images)
+    """[C, V]: what ``owner`` guesses at ``places`` [C] of the flattened ``tokens`` [B, L], with
+    ``rows`` captions at a time below the head."""
+    text, fusion = owner.get_submodule("text"), owner.get_submodule("fusion")
+
+    def fused(tokens: Tensor, mask: Tensor, image_of: Tensor) -> Tensor:
+        own = None if len(image_of) == len(every) else image_of
+        return fusion(text_states(text, tokens, mask), mask, images, own)
+
+    every = torch.arange(len(tokens), device=tokens.device)
+    states = in_pieces(fused, rows, tokens, mask, every)
     embedding = text.get_submodule("embeddings.word_embeddings").weight
     return owner.get_submodule("words")(states.flatten(0, 1)[places], embedding)
 

@@ -66,6 +66,7 @@ class _Pieces(nn.Module):
     def __init__(self, model: RetrievalModel, chunk: int):
         super().__init__()
         self.model, self.chunk = model, chunk
+        model.at_once = chunk
 
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
         """The terms of ``batch``, without the encoders' graph."""

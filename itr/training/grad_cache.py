@@ -2,7 +2,8 @@
 
 Gao, Zhang, Han, Callan: Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup
 (2021). Encode all pieces without a graph; compute the loss, and its gradient by what was encoded;
-encode each piece again, now with a graph, and send its part of that gradient through.
+encode each piece again, now with a graph, and send its part of that gradient through. What looks at
+pairs of an image and a caption runs over the cached tokens in pieces, too (`nn.pieces`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class CachedStep(Step):
                 "cannot be encoded one by one; type grad_cache=null, or choose a model without "
                 "batch normalisation"
             )
-        self.chunk = chunk
+        self.chunk = model.at_once = chunk
         self.pieces: list[tuple[Batch, Chance]] = []
         self.cached: dict[str, Tensor] = {}
         self.last = True

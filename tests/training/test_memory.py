@@ -95,7 +95,7 @@ def test_nobody_forgot_to_say_that_it_sleeps(model: str, world: Path) -> None:
     if parts.model.cacheable():
         less = step_cost(parts.model, batch, clock_of(parts), None, chunk=2)
         assert less is not None and less.flops == cost.flops
-        assert less.activations < cost.activations
+        assert less.activations < 0.3 * cost.activations  # matching and words in pieces, too
     step = Step(parts.model, torch.device("cpu"), None, torch.amp.GradScaler("cpu", enabled=False))
     for clock in (Clock(batches_per_epoch=3), clock_of(parts)):
         for chosen in weights:
