@@ -33,6 +33,7 @@ from itr.parallel import gather
 from itr.view import Facts
 
 ENHANCEMENTS = ("none", "sge", "cge", "sge+cge")
+PROJECTIONS = ("linear", "mlp", "none")
 
 
 @dataclass
@@ -41,6 +42,7 @@ class USERConfig(VSEConfig):
 
     region_drop: float = 0.0
     enhance: str = "sge"  # none | sge | cge | sge+cge (cge: not verifiable, our reading)
+    guide_projection: str = "linear"  # of the CLIP vectors: linear | mlp | none
     regions: int = 36  # of every image: each slot has a normalisation of its own
     enhance_dropout: float = 0.4
     attention_scale: float = 1.0  # lambda of the attention on the global vector
@@ -89,13 +91,27 @@ class SelfGuide(nn.Module):
 
 
 class ClipGuide(nn.Module):
-    """The global vector of a frozen CLIP, fetched into the regions' space: [B, G] -> [B, W]."""
+    """The global vector of a frozen CLIP, fetched into the regions' space: [B, G] -> [B, W].
 
-    def __init__(self, width: int, guide_width: int):
+    ``projection``: ``linear``, ``mlp`` (two with a ReLU between) or ``none``. Raises ConfigError
+    for ``none`` where the widths differ.
+    """
+
+    def __init__(self, width: int, guide_width: int, projection: str = "linear"):
         super().__init__()
-        self.project = nn.Linear(guide_width, width)
-        nn.init.xavier_uniform_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
+        if projection == "none" and guide_width != width:
+            raise ConfigError(
+                f"model.guide_projection=none: the CLIP vectors are {guide_width} wide, the "
+                f"regions {width}; type model.guide_projection=linear"
+            )
+        linears = {"none": 0, "linear": 1, "mlp": 2}[projection]
+        layers: list[nn.Module] = []
+        for number in range(linears):
+            linear = nn.Linear(width if number else guide_width, width)
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            layers += [nn.ReLU(), linear] if number else [linear]
+        self.project = nn.Sequential(*layers)
 
     def forward(self, regions: Tensor, guides: Tensor | None) -> Tensor:
         """Unit length. Raises DataError if the data has no guides."""
@@ -201,6 +217,11 @@ class USER(VSE):
                 f"model.enhance: '{config.enhance}' is unknown; expected one of "
                 f"{', '.join(ENHANCEMENTS)}"
             )
+        if config.guide_projection not in PROJECTIONS:
+            raise ConfigError(
+                f"model.guide_projection: '{config.guide_projection}' is unknown; expected one of "
+                f"{', '.join(PROJECTIONS)}"
+            )
         if config.queue_size < 1 and self.wants("queue"):
             raise ConfigError(
                 f"model.queue_size={config.queue_size}: expected at least 1; without a queue type "
@@ -229,7 +250,9 @@ class USER(VSE):
             guides["own"] = SelfGuide(facts.region_width, config.regions, config.enhance_dropout)
         if "cge" in config.enhance:
             assert facts.guide_width is not None
-            guides["clip"] = ClipGuide(facts.region_width, facts.guide_width)
+            guides["clip"] = ClipGuide(
+                facts.region_width, facts.guide_width, config.guide_projection
+            )
         return Enhancement(guides, config.attention_scale)
 
     def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -216,8 +216,14 @@ def test_a_clip_guide_joins_or_replaces_the_own_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="put <split>_clip.npy"):
         user("model.enhance=cge")
     given = batch(guides=torch.randn(8, 5))
-    for choice in ("cge", "sge+cge"):
-        model = user(f"model.enhance={choice}", guide_width=5)
+    with pytest.raises(ConfigError, match="vectors are 5 wide, the regions 12; type model.guide_p"):
+        user("model.enhance=cge", "model.guide_projection=none", guide_width=5)
+    with pytest.raises(ConfigError, match="expected one of linear, mlp, none"):
+        user("model.guide_projection=conv")
+    equal = user("model.enhance=cge", "model.guide_projection=none", guide_width=12)
+    assert not list(equal.images.enhance.parameters())
+    for choice, kind in (("cge", "linear"), ("sge+cge", "linear"), ("sge+cge", "mlp")):
+        model = user(f"model.enhance={choice}", f"model.guide_projection={kind}", guide_width=5)
         assert torch.isfinite(Steps("user", model)(given))
         model.eval()
         x, enhanced = given.regions, model.images.enhance
