@@ -14,7 +14,8 @@ from itr.data.records import Record, Split
 from itr.errors import ConfigError, DataError
 from itr.training.config import check_config
 from itr.training.eval_job import evaluate
-from itr.training.train_job import build_parts, train
+from itr.training.parts import build_parts
+from itr.training.train_job import train
 from tests.conftest import compose
 
 SMALL = ("model=alip", "data=yfcc", "data.held_out=0", "recipe=alip_scenes_retrieval",

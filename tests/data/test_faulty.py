@@ -21,7 +21,8 @@ from itr.data.picture_check import require_pictures
 from itr.data.precomp import check_split, open_regions, read_captions
 from itr.errors import DataError
 from itr.training.config import check_config
-from itr.training.train_job import build_parts, train
+from itr.training.parts import build_parts
+from itr.training.train_job import train
 from tests.conftest import compose
 
 pytestmark = pytest.mark.usefixtures("in_time")  # nothing hangs

@@ -22,8 +22,9 @@ from itr.models.build import model_meta
 from itr.pairs import MODELS
 from itr.training.config import check_config
 from itr.training.eval_job import evaluate
+from itr.training.parts import build_parts
 from itr.training.start import start_from
-from itr.training.train_job import build_parts, train
+from itr.training.train_job import train
 from itr.view import TextView
 from tests.conftest import ROOT, TINY, compose
 from tests.models.tiny import ALL_SIZES, Steps, batch_for, build, pixel_batch

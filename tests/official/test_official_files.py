@@ -21,7 +21,7 @@ from itr.official.table import flat
 from itr.training.config import check_config
 from itr.training.eval_job import evaluate
 from itr.training.loading import Loaded, load_checkpoint
-from itr.training.train_job import Parts, build_parts
+from itr.training.parts import Parts, build_parts
 from tests.conftest import ROOT, compose
 from tests.models.tiny import build
 from tests.training.sizes import COMMON, SIZES, overrides

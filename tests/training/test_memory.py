@@ -16,9 +16,9 @@ from itr.models.base import RetrievalModel
 from itr.training.config import check_config
 from itr.training.cost import step_cost
 from itr.training.grad_cache import CachedStep
+from itr.training.parts import Parts, build_parts
 from itr.training.step import Step
 from itr.training.towers import recompute, tower_blocks
-from itr.training.train_job import Parts, build_parts
 from tests.conftest import compose
 from tests.training.sizes import CALM, SIZES, overrides
 
