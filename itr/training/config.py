@@ -80,6 +80,8 @@ class RecipeConfig:
     precision: str | None = None  # in which they trained
     device_pairs: int | None = None  # on each of their devices, where these alone share a loss
     init: str | None = None  # the weights that they start from, as model.init takes them
+    # Of the method's own loss, which reads it from here: another loss has other options.
+    loss: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
