@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from itr.data.kept import keep
 from itr.data.strings import Strings
 from itr.data.tar_members import Broken, Members, Usable, usable
 from itr.errors import DataError
@@ -133,21 +132,11 @@ def _read(path: Path) -> ShardList | None:
 
 
 def _write(path: Path, made: ShardList) -> None:
-    """Written under a temporary name, then renamed: two jobs may do so at once."""
     rest = {"broken": made.broken, "examples": made.examples, "fault": made.fault}
     rest["unread"] = made.unread
     arrays = {key: getattr(made, key) for key in ARRAYS}
     for key in STRINGS:
         strings = getattr(made, key)
         arrays |= {f"{key}_block": strings.block, f"{key}_offsets": strings.offsets}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            try:
-                np.savez(file, rest=np.frombuffer(json.dumps(rest).encode(), np.uint8), **arrays)
-                file.close()
-                os.replace(file.name, path)
-            finally:
-                Path(file.name).unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("%s: the list of a shard is not kept (%s)", path, error)
+    arrays["rest"] = np.frombuffer(json.dumps(rest).encode(), np.uint8)
+    keep(path, lambda file: np.savez(file, **arrays), "the samples listed in a shard")
