@@ -84,6 +84,7 @@ def test_every_model_goes_on_with_two_processes(model: str, world: Path, tmp_pat
     [
         ("albef", ["grad_cache=5"]),
         ("alip", ["grad_cache=5", "accumulate=2"]),
+        ("multisea", ["grad_cache=5"]),
         ("hrem", ["accumulate=2", "trainer.skip_nonfinite=3"]),
         ("vse", ["runtime.sync_batchnorm=false"]),
     ],
