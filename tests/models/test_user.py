@@ -57,7 +57,8 @@ def test_keys_enter_the_queues_after_their_batch_and_any_batch_fits() -> None:
 
 
 def test_modes_of_the_keys_are_their_own() -> None:
-    model, given = user().train(), batch()
+    dropping = ("model.enhance_dropout=0.4", "model.text.dropout=0.1")
+    model, given = user(*dropping).train(), batch()
     with eval_mode(model):
         model.encode_images(given)
         first, second = model.keys(given), model.keys(given)
