@@ -71,6 +71,14 @@ class TaskConfig:
 
 
 @dataclass
+class RecipeLossConfig:
+    """What a recipe sets of its method's own loss, which reads it from here (``conf/loss``):
+    another loss has other options. None: the paper's."""
+
+    mu: float | None = None  # of USER's UTO
+
+
+@dataclass
 class RecipeConfig:
     """Which published recipe was picked (None: the model's own defaults), where it is from, and
     what another machine or a missing file changes of its authors' runs; a run says where."""
@@ -80,8 +88,7 @@ class RecipeConfig:
     precision: str | None = None  # in which they trained
     device_pairs: int | None = None  # on each of their devices, where these alone share a loss
     init: str | None = None  # the weights that they start from, as model.init takes them
-    # Of the method's own loss, which reads it from here: another loss has other options.
-    loss: dict[str, Any] = field(default_factory=dict)
+    loss: RecipeLossConfig = field(default_factory=RecipeLossConfig)
 
 
 @dataclass

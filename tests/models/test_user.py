@@ -19,6 +19,7 @@ from itr.models.build import model_meta, restore
 from itr.models.user import USER
 from itr.official.__main__ import main as official
 from itr.official.loading import load_official, recognise
+from itr.training.config import check_config
 from itr.training.train_job import train
 from tests.conftest import compose
 from tests.models.tiny import SIZES, Steps, batch, build
@@ -265,3 +266,12 @@ def test_a_run_from_files_to_results(world: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds 36 regions an image; type model.regions=36"):
         train(compose("train", wrong))
     assert not (tmp_path / "other").exists()
+
+
+def test_a_recipe_sets_options_of_the_own_loss_alone() -> None:
+    for options, mu in (((), 30.0), (("data=f30k", "data.root=x"), 90.0)):
+        slots = compose("train", ["model=user", *options])["loss"]["slots"]
+        assert slots["batch"]["mu"] == slots["queue"]["mu"] == mu
+    assert compose("train", ["model=user", "loss=uto"])["loss"]["default"]["mu"] == 90.0
+    with pytest.raises(ConfigError, match=r"recipe.loss.mux: unknown key; nearest: mu"):
+        check_config(compose("train", ["model=user", "+recipe.loss.mux=3"]))
