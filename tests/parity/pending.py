@@ -5,9 +5,9 @@ NOT_BUILT: dict[str, tuple[str, ...]] = {
     "user": (),
     "alip": (),
     "albef": (
-        "grounding_rank",
+        "grounding_",
         "nlvr2_",
-        "ve_forward",
+        "ve_",
         "vqa_",
     ),
     "multisea": (),
