@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from itr.data.layouts import DataConfig, open_split
-from itr.data.loader import TrainLoader
-from itr.data.pixels import Pixels
-from itr.data.text import Tokenizer
+from itr.data.images.pixels import Pixels
+from itr.data.layouts.registry import DataConfig, open_split
+from itr.data.loading.loader import TrainLoader
+from itr.data.text.open import Tokenizer
 from itr.view import CaptionAugment, PixelView, TextView, View
 
 ROUNDS, PICTURES, CAPTIONS = 5, 32, 2000

@@ -24,7 +24,7 @@ from itr.models.multisea import MultiSEA
 from itr.models.multisea import Side as StageTwo
 from itr.models.user import USER, Keys, queue_scores
 from itr.models.vse import VSE
-from itr.nn.pool import masked_mean, masked_top2_mean, unit_length
+from itr.nn.pooling import masked_mean, masked_top2_mean, unit_length
 from itr.training.optim import clip_gradients
 
 Part = tuple[str, Callable[[], object], Callable[[], object]]  # what, ours, literal

@@ -20,7 +20,7 @@ from itr.evaluation.rerank import RerankConfig, rerank
 from itr.losses.infonce import InfoNCE
 from itr.models.albef import ALBEF, ALBEFConfig
 from itr.models.base import Encoded
-from itr.nn.fusion_bert import FusionTextConfig
+from itr.nn.bert.fusion import FusionTextConfig
 from itr.nn.vit import ImageConfig
 from itr.view import Facts
 

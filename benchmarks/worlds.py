@@ -13,10 +13,10 @@ import torch
 from torchvision.io import write_png
 
 from itr.batch import Batch
-from itr.data.loader import Texts
+from itr.data.images.regions import Regions
+from itr.data.loading.loader import Texts
 from itr.data.records import Record, Split
-from itr.data.regions import Regions
-from itr.data.table import TokenTable
+from itr.data.text.token_table import TokenTable
 from itr.view import View
 
 CAPTIONS = 5

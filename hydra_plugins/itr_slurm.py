@@ -27,6 +27,6 @@ class SlurmLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Submit the jobs and, unless ``wait`` is false, wait for all of them."""
-        from itr.training.slurm import launch  # not before it is used: Hydra reads every plugin
+        from itr.jobs.slurm import launch  # not before it is used: Hydra reads every plugin
 
         return launch(self.options, self.context, self.task, self.config, job_overrides)

@@ -12,18 +12,18 @@ from itr.version import __version__
 __all__ = ["__version__", "evaluate", "load"]
 
 if TYPE_CHECKING:
-    from itr.evaluation.matrices import evaluate
-    from itr.training.retriever import load
+    from itr.evaluation.score_matrices import evaluate
+    from itr.jobs.retriever import load
 
 
 def __getattr__(name: str) -> Any:
     """Import the two functions when they are asked for: most who import a part need neither."""
     if name == "load":
-        from itr.training.retriever import load
+        from itr.jobs.retriever import load
 
         return load
     if name == "evaluate":
-        from itr.evaluation.matrices import evaluate
+        from itr.evaluation.score_matrices import evaluate
 
         return evaluate
     raise AttributeError(f"module 'itr' has no attribute '{name}'")

@@ -83,7 +83,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: a safetensors file, but not a checkpoint of this suite; convert an authors' "
-            "file with: python -m itr.official convert IN OUT"
+            "file with: itr official convert IN OUT"
         )
     if int(header["version"]) > FORMAT_VERSION:
         raise CheckpointError(

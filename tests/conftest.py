@@ -47,7 +47,7 @@ TINY = (
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where the tiny scenes set lies (made once) and where runs may go."""
-    from itr.data.scenes import prepare
+    from itr.data.scenes.make import prepare
 
     folder = tmp_path_factory.mktemp("world")
     prepare(folder / "data", train=60, val=20, test=20, seed=0)
@@ -83,7 +83,7 @@ def tiny(world: Path, tmp_path: Path) -> list[str]:
 
 def compose(config_name: str, overrides: list[str]) -> dict[str, Any]:
     """The resolved configuration as the entry points hand it on."""
-    from itr.training.eval_config import typed_model
+    from itr.jobs.eval_config import typed_model
 
     values = copy.deepcopy(_composed(config_name, tuple(overrides)))
     return typed_model(values, overrides) if config_name == "eval" else values

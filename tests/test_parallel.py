@@ -12,7 +12,7 @@ from torch.multiprocessing import spawn
 from itr import parallel
 from itr.data.records import Record, Split
 from itr.errors import DataError
-from itr.training.broken import BrokenPictures
+from itr.training.broken_images import BrokenPictures
 
 WORLD, ROWS, WIDTH = 2, 3, 4
 

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from benchmarks.literal.plain import Choose, follow, metrics, one
 from itr.batch import Batch
-from itr.data.loader import image_batches
+from itr.data.loading.loader import image_batches
 from itr.data.records import Split
-from itr.data.table import TokenTable
+from itr.data.text.token_table import TokenTable
 from itr.models.albef import ALBEF
-from itr.nn.fusion_bert import Attention, FusionBert, FusionLayer
+from itr.nn.bert.fusion import Attention, FusionBert, FusionLayer
 
 HIDDEN = -10000.0
 NOT_RANKED = -100.0

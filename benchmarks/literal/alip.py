@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from benchmarks.literal.plain import BATCH, Choose, metrics
 from itr.batch import Batch
-from itr.data.loader import image_batches
+from itr.data.loading.loader import image_batches
 from itr.data.records import Split
-from itr.data.table import TokenTable
+from itr.data.text.token_table import TokenTable
 from itr.models.alip import ALIP
-from itr.nn.clip_towers import CLIPTextTransformer
-from itr.training.towers import recompute
+from itr.nn.clip.towers import CLIPTextTransformer
+from itr.training.block_wrappers import recompute
 
 MOMENTUM = 0.99
 

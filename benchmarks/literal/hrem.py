@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from benchmarks.literal.plain import Choose, evaluate_regions, lengths_of, padding_mask
 from itr.batch import Batch
 from itr.data.records import Split
-from itr.data.table import TokenTable
+from itr.data.text.token_table import TokenTable
 from itr.models.hrem import HREM, FragmentRelation
 
 Encoded = tuple[Tensor, Tensor, Tensor]  # unit [B, D], raw [B, D], fragments [B, M, D]

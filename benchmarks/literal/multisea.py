@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from benchmarks.literal.plain import Choose, metrics, one
 from itr.batch import Batch
-from itr.data.loader import caption_batches, image_batches
+from itr.data.loading.loader import caption_batches, image_batches
 from itr.data.records import Split
-from itr.data.table import TokenTable
+from itr.data.text.token_table import TokenTable
 from itr.models.base import Encoded
 from itr.models.multisea import MultiSEA
-from itr.nn.agent import Attention, Expert
-from itr.nn.gated import GatedFeedForward
+from itr.nn.agent_attention import Attention, Expert
+from itr.nn.gated_feed_forward import GatedFeedForward
 
 HIDDEN = torch.finfo(torch.float32).min
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from itr.data.loader import Texts
+from itr.data.images.regions import Regions
+from itr.data.loading.loader import Texts
 from itr.data.records import Split
-from itr.data.regions import Regions
-from itr.data.table import TokenTable
+from itr.data.text.token_table import TokenTable
 from itr.models.base import RetrievalModel
 
 Choose = Callable[[Tensor], Tensor]  # weights [P, M] -> a column for each row, [P] int64

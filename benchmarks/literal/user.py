@@ -12,7 +12,7 @@ from benchmarks.literal.plain import Choose, evaluate_regions, follow, lengths_o
 from benchmarks.literal.vse import image_vector, l2norm, text_vector
 from itr.batch import Batch
 from itr.data.records import Split
-from itr.data.table import TokenTable
+from itr.data.text.token_table import TokenTable
 from itr.models.user import USER, Enhancement, SelfGuide
 from itr.models.vse import ImageEncoder
 

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from benchmarks.literal.plain import Choose, evaluate_regions, lengths_of
 from itr.batch import Batch
 from itr.data.records import Split
-from itr.data.table import TokenTable
+from itr.data.text.token_table import TokenTable
 from itr.models.vse import VSE, ImageEncoder, TextEncoder
 from itr.nn.gpo import GPO
 

@@ -1,4 +1,4 @@
-"""Data sets on disk: python -m itr.data check | convert | bench | features | guides ...
+"""Data sets on disk: itr data check | convert | bench | features | guides ...
 
 Each has --help.
 """
@@ -9,10 +9,13 @@ import importlib
 import sys
 
 COMMANDS = {  # command -> module with main(arguments) -> exit code, and what it does
-    "check": ("itr.data.doctor", "what is in a folder, and what is wrong with it"),
-    "convert": ("itr.data.convert", "a data set from one layout into another"),
-    "bench": ("itr.data.bench", "samples a second of each stage of reading"),
-    "features": ("itr.data.features", "region-like features of pictures from a timm backbone"),
+    "check": ("itr.data.doctor.cli", "what is in a folder, and what is wrong with it"),
+    "convert": ("itr.data.tools.convert", "a data set from one layout into another"),
+    "bench": ("itr.data.tools.bench", "samples a second of each stage of reading"),
+    "features": (
+        "itr.data.tools.features",
+        "region-like features of pictures from a timm backbone",
+    ),
     "guides": (
         "itr.official.clip_guides",
         "a CLIP's vector of each picture, beside its regions",
@@ -23,7 +26,7 @@ COMMANDS = {  # command -> module with main(arguments) -> exit code, and what it
 def main(arguments: list[str]) -> int:
     """Run one command; its exit code."""
     if not arguments or arguments[0] not in COMMANDS:
-        print("usage: python -m itr.data COMMAND ...", file=sys.stderr)
+        print("usage: itr data COMMAND ...", file=sys.stderr)
         for name, (_, what) in COMMANDS.items():
             print(f"  {name:10s} {what}", file=sys.stderr)
         return 2

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itr.data.loader import caption_batches, image_batches
-from itr.data.manifest import DIGITS, content_hash
+from itr.data.checks.fingerprint import DIGITS, content_hash
+from itr.data.loading.loader import caption_batches, image_batches
 from itr.data.records import Split
-from itr.data.text import TokenTable
+from itr.data.text.open import TokenTable
 from itr.errors import ConfigError
 from itr.evaluation.encode import AUTOCAST, Encoder, Progress, eval_mode
 from itr.evaluation.protocols import (

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from itr.errors import ConfigError, DataError
+from itr.evaluation.ground_truths import Asked
 from itr.evaluation.ranks import TIES
-from itr.evaluation.truth import Asked
 
 ScoresOf = Callable[[Tensor], Tensor]  # numbers [T] of queries -> their scores [T, M]
 

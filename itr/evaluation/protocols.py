@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itr.data.precomp_ids import ANNOTATIONS
+from itr.data.layouts.precomp_ids import ANNOTATIONS
 from itr.data.records import Split
 from itr.errors import ConfigError
+from itr.evaluation.ground_truths import Asked, Truth, asked, coco_truth
 from itr.evaluation.metrics import rank_metrics, retrieval_metrics, sums
 from itr.evaluation.precision import positive_ranks, precision_metrics
 from itr.evaluation.ranks import Matches, Ranks, check_owner, count_ranks, rank_table
 from itr.evaluation.score_tables import EmbeddingTable, MatrixTable, ScoreTable
-from itr.evaluation.truth import Asked, Truth, asked, coco_truth
 from itr.instantiate import nearest
 
 WITHIN = ("i2i", "t2t")  # directions of a query among its like

@@ -28,8 +28,8 @@ from itr.errors import ConfigError, DataError
 from itr.losses.score import ScoreLoss, Scores
 from itr.models.base import Encoded, ParameterGroup, RetrievalModel, SlotScores, Terms
 from itr.nn.bank import bank_products, soft_targets
-from itr.nn.bert import load_bert, settled
-from itr.nn.fusion_bert import (
+from itr.nn.bert.bert import load_bert, settled
+from itr.nn.bert.fusion import (
     FusionTextConfig,
     KeysValues,
     WordHead,
@@ -39,6 +39,8 @@ from itr.nn.fusion_bert import (
     text_states,
     word_logits,
 )
+from itr.nn.bert.masked_words import guessed_places, mask_words, word_loss
+from itr.nn.chunked import in_pieces
 from itr.nn.gradcam import Watched, caption_maps, watch_attention
 from itr.nn.hard_negatives import (
     HardNegatives,
@@ -46,9 +48,7 @@ from itr.nn.hard_negatives import (
     matching_loss,
     negative_weights,
 )
-from itr.nn.masked_words import guessed_places, mask_words, word_loss
 from itr.nn.momentum import MomentumTwin, with_copies
-from itr.nn.pieces import in_pieces
 from itr.nn.position import resize_positions
 from itr.nn.queue import FeatureQueue
 from itr.nn.vit import POSITIONS, ImageConfig, load_vit_weights, random_vit

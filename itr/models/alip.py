@@ -34,8 +34,8 @@ from itr.models.base import (
     Terms,
     names_below,
 )
-from itr.nn.clip_resnet import CLIPResNet
-from itr.nn.clip_towers import CLIPTextTransformer, CLIPVisionTransformer
+from itr.nn.clip.resnet import CLIPResNet
+from itr.nn.clip.towers import CLIPTextTransformer, CLIPVisionTransformer
 from itr.nn.position import resize_positions
 from itr.view import Facts, PixelView, TextView, View
 

@@ -15,7 +15,7 @@ from itr.errors import CheckpointError, ConfigError
 from itr.instantiate import build, check, locate, nearest
 from itr.losses.score import ScoreLoss
 from itr.models.base import RetrievalModel
-from itr.models.pairs import judge
+from itr.models.compatibility import judge
 from itr.view import Facts
 
 
@@ -40,7 +40,7 @@ def build_slots(loss: Mapping[str, Any], cls: type[RetrievalModel], config: Any)
 
     ``loss.slots`` maps slot -> node; ``loss.default`` fills the slots that it leaves out. Raises
     ConfigError for a slot that the model has not, a slot without a loss, or a loss that cannot
-    work on the slot's scores (`itr.models.pairs`).
+    work on the slot's scores (`itr.models.compatibility`).
     """
     given, default = dict(loss.get("slots") or {}), loss.get("default")
     for slot in given:

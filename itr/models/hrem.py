@@ -32,9 +32,9 @@ from itr.models.base import (
     names_below,
 )
 from itr.nn.attention import TransformerLayer
-from itr.nn.bert import TextConfig, bert_states, build_bert, settled
-from itr.nn.pool import masked_mean, masked_top2_mean, unit_length
-from itr.nn.regions import RegionMLP
+from itr.nn.bert.bert import TextConfig, bert_states, build_bert, settled
+from itr.nn.pooling import masked_mean, masked_top2_mean, unit_length
+from itr.nn.region_layers import RegionMLP
 from itr.parallel import gather, world_size
 from itr.view import CaptionAugment, Facts, RegionView, TextView, View
 

@@ -33,20 +33,20 @@ from itr.models.base import (
     Terms,
     names_below,
 )
-from itr.nn.agent import AFormer, Modality, Rows, at_depths
-from itr.nn.bert import settled
-from itr.nn.clip_towers import CLIPVisionTransformer
-from itr.nn.clip_weights import CLIPConfig, build_clip_vision, settled_image
+from itr.nn.agent_attention import AFormer, Modality, Rows, at_depths
+from itr.nn.bert.bert import settled
+from itr.nn.bert.roberta import RobertaTextConfig, build_roberta, roberta_states
+from itr.nn.chunked import in_pieces
+from itr.nn.clip.towers import CLIPVisionTransformer
+from itr.nn.clip.weights import CLIPConfig, build_clip_vision, settled_image
 from itr.nn.hard_negatives import (
     HardNegatives,
     draw_negatives,
     matching_loss,
     negative_weights,
 )
-from itr.nn.pieces import in_pieces
 from itr.nn.position import resize_positions
 from itr.nn.queue import FeatureQueue
-from itr.nn.roberta import RobertaTextConfig, build_roberta, roberta_states
 from itr.view import Facts, PixelView, TextView, View
 
 KINDS = ("text", "image")

@@ -27,7 +27,7 @@ from itr.losses.score import Scores
 from itr.models.base import Terms
 from itr.models.vse import VSE, VSEConfig
 from itr.nn.momentum import MomentumTwin, with_copies
-from itr.nn.pool import unit_length
+from itr.nn.pooling import unit_length
 from itr.nn.queue import FeatureQueue
 from itr.parallel import gather
 from itr.view import Facts
@@ -145,7 +145,7 @@ TOO_SMALL = (
 NO_GUIDES = (
     "model.enhance: a CLIP-guided enhancement reads one vector of a frozen CLIP for each image, "
     "and this data has none; put <split>_clip.npy [rows, width] beside <split>_ims.npy, for every "
-    "split (python -m itr.data guides makes them), or type model.enhance=sge"
+    "split (itr data guides makes them), or type model.enhance=sge"
 )
 
 

@@ -28,10 +28,10 @@ from itr.models.base import (
     Terms,
     names_below,
 )
-from itr.nn.bert import TextConfig, bert_states, build_bert, settled
+from itr.nn.bert.bert import TextConfig, bert_states, build_bert, settled
 from itr.nn.gpo import GPO
-from itr.nn.pool import FirstPool, MeanPool, unit_length
-from itr.nn.regions import RegionMLP
+from itr.nn.pooling import FirstPool, MeanPool, unit_length
+from itr.nn.region_layers import RegionMLP
 from itr.parallel import gather, world_size
 from itr.view import CaptionAugment, Facts, RegionView, TextView, View
 

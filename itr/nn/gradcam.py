@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from itr.nn.fusion_bert import Attention
+from itr.nn.bert.fusion import Attention
 
 
 class Watched(NamedTuple):

@@ -1,4 +1,4 @@
-"""Authors' checkpoints: python -m itr.official convert IN OUT | inspect IN | export IN OUT."""
+"""Authors' checkpoints: itr official convert IN OUT | inspect IN | export IN OUT."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rich.console import Console
 from itr import checkpoint
 from itr.errors import CheckpointError, UserError
 from itr.models.build import restore
-from itr.official.loading import IMPORTERS, convert, open_file
-from itr.official.table import Imported
+from itr.official.load import IMPORTERS, convert, open_file
+from itr.official.name_table import Imported
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0, or 2 with a sentence on the standard error."""
-    parser = argparse.ArgumentParser(prog="python -m itr.official", description=__doc__)
+    parser = argparse.ArgumentParser(prog="itr official", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     made = commands.add_parser("convert", help="authors' file -> ours (safetensors + JSON)")
     made.add_argument("source", type=Path)

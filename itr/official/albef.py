@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from itr.errors import CheckpointError
 from itr.models.albef import ALBEF, ALBEFConfig, FusionTextConfig, ImageConfig
-from itr.nn.fusion_bert import LAYER_NAMES
+from itr.nn.bert.fusion import LAYER_NAMES
 from itr.nn.momentum import with_copies
-from itr.official.table import (
+from itr.official.name_table import (
     TEXT_TOLD,
     Imported,
     NameTable,

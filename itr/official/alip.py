@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from itr.errors import CheckpointError
 from itr.models.alip import ALIP, ALIPConfig, TextConfig, VisionConfig
-from itr.nn.jit_archive import is_jit_archive
-from itr.official.table import (
+from itr.nn.clip.jit_archive import is_jit_archive
+from itr.official.name_table import (
     Imported,
     NameTable,
     Report,

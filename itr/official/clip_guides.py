@@ -1,4 +1,4 @@
-"""Vectors of a frozen CLIP beside region arrays: python -m itr.data guides --clip FILE ...
+"""Vectors of a frozen CLIP beside region arrays: itr data guides --clip FILE ...
 
 ``<split>_clip.npy`` [rows, width] float32 lies beside ``<split>_ims.npy`` and is what USER's
 CLIP-guided enhancement reads (model.enhance=cge). Which CLIP the authors of USER took, and which of
@@ -20,13 +20,13 @@ from rich.console import Console
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
-from itr.data.features import picture_splits
-from itr.data.loader import image_batches
-from itr.data.precomp import GUIDES, read_split, splits_in
+from itr.data.layouts.precomp import GUIDES, read_split, splits_in
+from itr.data.loading.loader import image_batches
 from itr.data.records import Record, Split
+from itr.data.tools.features import picture_splits
 from itr.errors import ConfigError, DataError, UserError
 from itr.models.alip import ALIP
-from itr.official.loading import load_official
+from itr.official.load import load_official
 from itr.view import PixelView, View
 
 SHOWN = 3
@@ -89,7 +89,7 @@ def _view(size: int) -> View:
 def main(arguments: list[str]) -> int:
     """Encode and write; 0, or 2 with a sentence on the standard error."""
     parser = argparse.ArgumentParser(
-        prog="python -m itr.data guides",
+        prog="itr data guides",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from itr.models.hrem import HREM, GraphConfig, HREMConfig, unit_texts
-from itr.nn.bert import TextConfig
-from itr.official.pair import fit, read_sides, sides, text_of, unknown_sizes, written
-from itr.official.table import TEXT_TOLD, Imported, NameTable
+from itr.nn.bert.bert import TextConfig
+from itr.official.name_table import TEXT_TOLD, Imported, NameTable
+from itr.official.vse_family import fit, read_sides, sides, text_of, unknown_sizes, written
 from itr.view import Facts
 
 TOLD = TEXT_TOLD

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from itr.errors import CheckpointError
 from itr.models.multisea import AFormerConfig, MultiSEA, MultiSEAConfig
-from itr.nn.clip_weights import CLIPConfig, sizes_in
-from itr.nn.roberta import RobertaTextConfig
-from itr.official.table import (
+from itr.nn.bert.roberta import RobertaTextConfig
+from itr.nn.clip.weights import CLIPConfig, sizes_in
+from itr.official.name_table import (
     TEXT_TOLD,
     Imported,
     NameTable,

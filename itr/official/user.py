@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from itr.models.user import USER, USERConfig
 from itr.nn.momentum import with_copies
 from itr.official import vse
-from itr.official.pair import fit, read_sides, sides, unknown_sizes, written
-from itr.official.table import TEXT_TOLD, Imported, NameTable
+from itr.official.name_table import TEXT_TOLD, Imported, NameTable
+from itr.official.vse_family import fit, read_sides, sides, unknown_sizes, written
 
 SGE = (
     ("img_enc.v_sa.embedding_local.0.", "images.enhance.guides.own.local."),

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from itr.models.vse import VSE, VSEConfig
-from itr.official.pair import fit, read_sides, sides, text_of, unknown_sizes, written
-from itr.official.table import TEXT_TOLD, Imported, NameTable
+from itr.official.name_table import TEXT_TOLD, Imported, NameTable
+from itr.official.vse_family import fit, read_sides, sides, text_of, unknown_sizes, written
 from itr.view import Facts
 
 ENCODERS = (

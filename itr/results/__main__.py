@@ -1,4 +1,4 @@
-"""Tables of results: python -m itr.results RUNS... | compare RUN_A RUN_B | --wandb GROUP."""
+"""Tables of results: itr results RUNS... | compare RUN_A RUN_B | --wandb GROUP."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from itr.errors import TrainingError, UserError
 from itr.results.collect import Found, collect, find_results
 from itr.results.compare import compare, comparison_table
 from itr.results.formats import latex, markdown, table_csv
+from itr.results.paper_tables import sections
 from itr.results.published import publications
-from itr.results.report import sections
 from itr.results.wandb_read import runs_of_group
 
 FORMATS = {"markdown": "results.md", "latex": "results.tex", "csv": "results.csv"}
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _compare(given: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m itr.results compare",
+        prog="itr results compare",
         description="A paired test of two runs, query by query",
     )
     parser.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="a folder with queries-*")
@@ -49,9 +49,9 @@ def _compare(given: list[str]) -> None:
 
 def _tables(given: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m itr.results",
+        prog="itr results",
         description="Paper against ours, with intervals and spread over seeds. "
-        "Also: python -m itr.results compare RUN_A RUN_B",
+        "Also: itr results compare RUN_A RUN_B",
     )
     parser.add_argument("runs", nargs="*", type=Path, help="runs, or folders of runs")
     parser.add_argument("--wandb", metavar="GROUP", help="read the runs of a W&B group instead")

@@ -15,7 +15,7 @@ from itr.errors import DataError
 from itr.evaluation.protocols import PROTOCOLS
 from itr.evaluation.queries import QueryLog, query_file, read_queries
 from itr.evaluation.statistics import Interval, named_intervals, spread
-from itr.results.kinds import kind_of
+from itr.results.columns import kind_of
 from itr.results.tables import RESULTS, read_results
 
 SKIPPED = ("wandb", "checkpoints")  # folders of a run that hold no other run

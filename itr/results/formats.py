@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from itr.results.collect import Row
-from itr.results.kinds import kind_of
+from itr.results.columns import kind_of
+from itr.results.paper_tables import Line, Section, chosen, reference
 from itr.results.published import Publications, Published
-from itr.results.report import Line, Section, chosen, reference
 
 
 def _head(table: Section) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from itr import parallel
 from itr.batch import Batch
 from itr.clock import Clock
-from itr.data.loader import TrainLoader
+from itr.data.loading.loader import TrainLoader
 from itr.data.records import Split
 from itr.draws import Draws
 from itr.errors import Stopped
@@ -22,18 +22,18 @@ from itr.evaluation.encode import AUTOCAST
 from itr.evaluation.evaluator import Evaluator
 from itr.models.base import RetrievalModel
 from itr.nn.batch_norm import statistics
-from itr.results.tracker import Tracker
-from itr.training import faults, state
-from itr.training.broken import BrokenPictures
+from itr.results.trackers.tracker import Tracker
+from itr.training import checkpointing, faults
+from itr.training.broken_images import BrokenPictures
 from itr.training.config import TrainConfig
 from itr.training.cost import describe, step_cost
 from itr.training.grad_cache import CachedStep
+from itr.training.log_window import Window, keep_ids, name_batch, not_finite
 from itr.training.optim import apply_schedule, build_optimizer, clip_gradients
+from itr.training.process_setup import SEED_STRIDE
 from itr.training.progress import Display, log
-from itr.training.setup import SEED_STRIDE
 from itr.training.signals import PREEMPTION, StopRequest
 from itr.training.step import Step
-from itr.training.window import Window, keep_ids, name_batch, not_finite
 
 NOT_FINITE = "not_finite.json"
 SAVE = 1  # among numbers of signals (of those that are watched, SIGINT's 2 is the lowest)
@@ -96,7 +96,7 @@ class Trainer:
 
     def resume(self, path: Path) -> None:
         """Go on from a ``last`` checkpoint, as if nothing had happened."""
-        self.clock, meta, sums = state.load_last(
+        self.clock, meta, sums = checkpointing.load_last(
             path, self.model, self.optimizer, self.scaler, self.draws
         )
         self.best = meta["best"]
@@ -336,7 +336,9 @@ class Trainer:
             }
             if parallel.rank() == 0:
                 meta = {**self.meta, "best": self.best}
-                state.save_best(self.folder / "checkpoints" / state.BEST, self.model, meta)
+                checkpointing.save_best(
+                    self.folder / "checkpoints" / checkpointing.BEST, self.model, meta
+                )
 
     def _save_last(self) -> None:
         self.saved_at, self.saved_time = self.clock.updates, time.monotonic()
@@ -351,9 +353,9 @@ class Trainer:
             "broken": sorted(self.broken.numbers),
             "unvalidated": self.unvalidated,
         }
-        path = self.folder / "checkpoints" / state.LAST
+        path = self.folder / "checkpoints" / checkpointing.LAST
         parts = (self.model, self.optimizer, self.scaler, self.clock, self.draws)
-        state.save_last(path, *parts, meta, sums)
+        checkpointing.save_last(path, *parts, meta, sums)
 
     def _checked_window(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What was not logged yet; a checkpoint never holds what a broken batch has done."""

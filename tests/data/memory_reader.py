@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from itr.data.loader import TrainLoader
-from itr.data.manifest import content_hash
-from itr.data.precomp import check_split, read_split
-from itr.data.text import Tokenizer
+from itr.data.checks.fingerprint import content_hash
+from itr.data.layouts.precomp import check_split, read_split
+from itr.data.loading.loader import TrainLoader
+from itr.data.text.open import Tokenizer
 from itr.view import RegionView, TextView, View
 
 

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from itr.data.layouts import DataConfig, open_split
-from itr.data.loader import TrainLoader
-from itr.data.text import build_table, open_tokenizer
+from itr.data.layouts.registry import DataConfig, open_split
+from itr.data.loading.loader import TrainLoader
+from itr.data.text.open import build_table, open_tokenizer
 from itr.view import PixelView, View
 
 ROOT = Path(__file__).resolve().parents[2]

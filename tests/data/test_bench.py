@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from itr.data.bench import main
-from itr.data.scenes import prepare
+from itr.data.scenes.make import prepare
+from itr.data.tools.bench import main
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import worlds
 
-from itr.data.giving_way import without_broken
+from itr.data.loading.substitute import without_broken
 from itr.data.records import Record, Split
 from itr.errors import ConfigError, DataError
+from itr.jobs.build import build_parts
+from itr.jobs.evaluate import evaluate
+from itr.jobs.train import train
 from itr.training.config import check_config
-from itr.training.eval_job import evaluate
-from itr.training.parts import build_parts
-from itr.training.train_job import train
 from tests.conftest import compose
 
 SMALL = ("model=alip", "data=yfcc", "data.held_out=0", "recipe=alip_scenes_retrieval",

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
-from itr.data.cleaners import CLEANERS
-from itr.data.text import BytePairs, Tokenizer, build_table, open_tokenizer
+from itr.data.text.cleaners import CLEANERS
+from itr.data.text.open import BytePairs, Tokenizer, build_table, open_tokenizer
 from itr.errors import CheckpointError, ConfigError
 from itr.view import TextView, View
 
@@ -102,7 +102,7 @@ def test_same_captions_same_vocabulary(style):
     assert BytePairs.learn(iter(captions), 700, style).fingerprint == tokenizer.fingerprint
     script = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from corpus import corpus\nfrom itr.data.text import BytePairs\n"
+        "from corpus import corpus\nfrom itr.data.text.open import BytePairs\n"
         f"print(BytePairs.learn(corpus(), 700, {style!r}).fingerprint)"
     )  # another process: other hash seeds
     done = subprocess.run(

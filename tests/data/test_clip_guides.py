@@ -12,8 +12,8 @@ import worlds
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from itr.data.__main__ import main
-from itr.data.layouts import DataConfig, open_split
-from itr.data.pixels import Pixels
+from itr.data.images.pixels import Pixels
+from itr.data.layouts.registry import DataConfig, open_split
 from itr.models.alip import ALIP
 from itr.official.alip import official_state
 from itr.view import PixelView

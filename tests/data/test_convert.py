@@ -1,4 +1,4 @@
-"""`python -m itr.data convert`: what comes back is what went in, through every layout."""
+"""`itr data convert`: what comes back is what went in, through every layout."""
 
 import dataclasses
 import itertools
@@ -10,9 +10,9 @@ from pictures import encoded, photo
 from worlds import PARTS, make_items
 
 from itr.data.__main__ import main
-from itr.data.images import read_bytes
-from itr.data.layouts import DataConfig, open_split
-from itr.data.leaks import check_leaks
+from itr.data.checks.leaks import check_leaks
+from itr.data.images.decode import read_bytes
+from itr.data.layouts.registry import DataConfig, open_split
 
 TARGETS = {
     "karpathy": "out/dataset_coco.json",

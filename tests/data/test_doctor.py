@@ -11,14 +11,14 @@ from pictures import encoded, photo
 from PIL import Image
 from test_images import UNUSUAL
 
-from itr.data import doctor
 from itr.data.__main__ import main as door
-from itr.data.doctor import main
-from itr.data.layouts import DataConfig, open_split
-from itr.data.manifest import content_hash
+from itr.data.checks.fingerprint import content_hash
+from itr.data.doctor import cli
+from itr.data.doctor.cli import main
+from itr.data.layouts.registry import DataConfig, open_split
 from itr.errors import DataError
-from itr.training.rundir import keep_manifest
-from itr.training.train_job import train
+from itr.jobs.run_dir import keep_manifest
+from itr.jobs.train import train
 from tests.conftest import compose
 
 
@@ -175,7 +175,7 @@ def test_the_second_text_and_the_decoder_are_those_of_training(tmp_path, capsys,
 
 def test_a_doctor_that_fails_does_not_speak_of_faults(tmp_path, capsys, monkeypatch):
     worlds.write("karpathy", tmp_path, worlds.make_items())
-    monkeypatch.setattr(doctor, "check_captions", None)
+    monkeypatch.setattr(cli, "check_captions", None)
     assert main([f"data.root={tmp_path}"]) == 3
     assert "TypeError" in capsys.readouterr().err
 

@@ -6,7 +6,7 @@ import pytest
 import worlds
 from worlds import PIXEL_LAYOUTS, make_items
 
-from itr.training.train_job import train
+from itr.jobs.train import train
 from tests.conftest import compose
 
 SMALL = {

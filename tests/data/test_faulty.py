@@ -14,15 +14,15 @@ import pytest
 import worlds
 from faults import FAULTS, REFUSED, WARNED, same_bytes
 
-from itr.data.annotations import load_json
-from itr.data.doctor import main
-from itr.data.layouts import DataConfig, open_split
-from itr.data.picture_check import require_pictures
-from itr.data.precomp import check_split, open_regions, read_captions
+from itr.data.checks.decodable import require_pictures
+from itr.data.doctor.cli import main
+from itr.data.layouts.json_annotations import load_json
+from itr.data.layouts.precomp import check_split, open_regions, read_captions
+from itr.data.layouts.registry import DataConfig, open_split
 from itr.errors import DataError
+from itr.jobs.build import build_parts
+from itr.jobs.train import train
 from itr.training.config import check_config
-from itr.training.parts import build_parts
-from itr.training.train_job import train
 from tests.conftest import compose
 
 pytestmark = pytest.mark.usefixtures("in_time")  # nothing hangs

@@ -9,9 +9,9 @@ import torch
 import worlds
 from safetensors.torch import save_file
 
-from itr.data.features import feature_map, main
-from itr.data.layouts import DataConfig, open_split
-from itr.data.pixels import Pixels
+from itr.data.images.pixels import Pixels
+from itr.data.layouts.registry import DataConfig, open_split
+from itr.data.tools.features import feature_map, main
 from itr.errors import ConfigError
 from itr.view import PixelView
 

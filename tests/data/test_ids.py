@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from itr.data.manifest import content_hash
-from itr.data.precomp import read_split
+from itr.data.checks.fingerprint import content_hash
+from itr.data.layouts.precomp import read_split
 from itr.errors import DataError
 from itr.evaluation.protocols import Gallery
 

@@ -7,7 +7,7 @@ import pytest
 from pictures import encoded, photo
 from PIL import Image
 
-from itr.data.images import decode, name_of, read_bytes
+from itr.data.images.decode import decode, name_of, read_bytes
 from itr.data.records import Slice
 from itr.errors import DataError
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from pictures import encoded, entry, photo, write_karpathy
 
-from itr.data.layouts import DataConfig, open_split
-from itr.data.scenes import prepare
+from itr.data.layouts.registry import DataConfig, open_split
+from itr.data.scenes.make import prepare
 from itr.errors import ConfigError, DataError
 
 SPLITS = ["train", "val", "test", "train", "restval"]

@@ -8,8 +8,8 @@ import pytest
 import worlds
 from worlds import PARTS, PIXEL_LAYOUTS, make_items
 
-from itr.data.images import read_bytes
-from itr.data.layouts import DataConfig, open_split, places_in
+from itr.data.images.decode import read_bytes
+from itr.data.layouts.registry import DataConfig, open_split, places_in
 from itr.errors import ConfigError, DataError
 
 COCO_SPLITS = {"train": "train", "val": "dev", "test": "testall"}

@@ -6,9 +6,9 @@ import pytest
 import worlds
 from worlds import make_items
 
-from itr.data import leaks
-from itr.data.layouts import DataConfig, open_split
-from itr.data.leaks import check_leaks
+from itr.data.checks import leaks
+from itr.data.checks.leaks import check_leaks
+from itr.data.layouts.registry import DataConfig, open_split
 from itr.errors import DataError
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from pictures import entry, write_karpathy
 
-from itr.data.layouts import DataConfig, open_split
+from itr.data.layouts.registry import DataConfig, open_split
 from itr.errors import DataError
 
 SPLITS = ["train", "val", "test", "train", "train"]

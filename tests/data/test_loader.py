@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from itr.data import chance
-from itr.data.loader import TrainLoader, caption_batches, image_batches
-from itr.data.precomp import read_split
-from itr.data.text import Tokenizer
+from itr.data import counter_rng
+from itr.data.layouts.precomp import read_split
+from itr.data.loading.loader import TrainLoader, caption_batches, image_batches
+from itr.data.text.open import Tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import CaptionAugment, RegionView, TextView, View
 
@@ -77,19 +77,19 @@ def test_philox_known_answers():
         (pi, (0xA4093822, 0x299F31D0), (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
     ]
     for counter, key, expected in cases:
-        assert tuple(int(word) for word in chance.philox(counter, key)) == expected
+        assert tuple(int(word) for word in counter_rng.philox(counter, key)) == expected
 
 
 def test_uniform_depends_on_each_of_its_arguments_and_on_nothing_else():
-    base = (7, 1, chance.WORD, 5, 2)
-    values = {float(chance.uniform(*base))}
+    base = (7, 1, counter_rng.WORD, 5, 2)
+    values = {float(counter_rng.uniform(*base))}
     for place in range(5):
-        values.add(float(chance.uniform(*(v + (i == place) for i, v in enumerate(base)))))
-    values.add(float(chance.uniform(7 + 2**32, *base[1:])))
+        values.add(float(counter_rng.uniform(*(v + (i == place) for i, v in enumerate(base)))))
+    values.add(float(counter_rng.uniform(7 + 2**32, *base[1:])))
     assert len(values) == 7
-    grid = chance.uniform(7, 1, chance.WORD, np.arange(8)[:, None], np.arange(4))
-    assert grid.shape == (8, 4) and grid[5, 2] == float(chance.uniform(*base))
-    many = chance.uniform(0, 0, 0, np.arange(100_000))
+    grid = counter_rng.uniform(7, 1, counter_rng.WORD, np.arange(8)[:, None], np.arange(4))
+    assert grid.shape == (8, 4) and grid[5, 2] == float(counter_rng.uniform(*base))
+    many = counter_rng.uniform(0, 0, 0, np.arange(100_000))
     assert 0 <= many.min() and many.max() < 1
     assert np.abs(np.histogram(many, 20, (0, 1))[0] / 5000 - 1).max() < 0.07  # 5 sigma
 
@@ -102,20 +102,24 @@ def literal_caption(world, epoch, caption, seed):
     ids, out = world.table.ids(caption).tolist(), []
     words = world.table.words[world.table.offsets[caption] :][: len(ids)].tolist()
     for place, (number, word) in enumerate(zip(ids, words, strict=True)):
-        p = 1.0 if word < 0 else float(chance.uniform(seed, epoch, chance.WORD, caption, word))
+        p = (
+            1.0
+            if word < 0
+            else float(counter_rng.uniform(seed, epoch, counter_rng.WORD, caption, word))
+        )
         if p >= 0.2:
             out.append(number)
         elif p / 0.2 < 0.5:
             out.append(world.tokenizer.mask_id)
         elif p / 0.2 < 0.6:
-            u = float(chance.uniform(seed, epoch, chance.PIECE, caption, place))
+            u = float(counter_rng.uniform(seed, epoch, counter_rng.PIECE, caption, place))
             out.append(int(u * world.tokenizer.vocabulary_size))
     return out
 
 
 def literal_regions(world, epoch, caption, seed, drop):
     draws = [
-        float(chance.uniform(seed, epoch, chance.REGION, caption, region))
+        float(counter_rng.uniform(seed, epoch, counter_rng.REGION, caption, region))
         for region in range(REGIONS)
     ]
     keep = [region for region in range(REGIONS) if draws[region] > drop]

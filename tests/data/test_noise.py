@@ -5,8 +5,8 @@ import pytest
 import worlds
 from worlds import make_items
 
-from itr.data.layouts import DataConfig, open_split
-from itr.data.noise import shuffle
+from itr.data.layouts.noisy_pairs import shuffle
+from itr.data.layouts.registry import DataConfig, open_split
 from itr.errors import ConfigError, DataError
 
 

@@ -7,13 +7,13 @@ from pictures import entry, photo, write_karpathy
 from PIL import Image
 
 from itr.batch import Batch
-from itr.data import chance
-from itr.data.layouts import DataConfig, open_split
-from itr.data.loader import TrainLoader, caption_batches, image_batches
-from itr.data.pixels import Pixels
-from itr.data.precomp import read_split
-from itr.data.text import open_tokenizer
-from itr.data.transforms import DRAWS, draw, normalise, transform
+from itr.data import counter_rng
+from itr.data.images.pixels import Pixels
+from itr.data.images.transforms import DRAWS, draw, normalise, transform
+from itr.data.layouts.precomp import read_split
+from itr.data.layouts.registry import DataConfig, open_split
+from itr.data.loading.loader import TrainLoader, caption_batches, image_batches
+from itr.data.text.open import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView, TextView, View
 
@@ -66,7 +66,7 @@ def test_a_batch_equals_one_made_picture_by_picture(world, unit):
         for row, caption in enumerate(batch.caption_id.tolist()):
             path = split.records[split.text_to_image[caption]].image
             image = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
-            uniforms = chance.uniform(3, 5, chance.PICTURE, caption, np.arange(DRAWS))
+            uniforms = counter_rng.uniform(3, 5, counter_rng.PICTURE, caption, np.arange(DRAWS))
             choices = draw(RANDOM, uniforms, *image.shape[-2:])
             expected = normalise(transform(image, RANDOM, choices, "torchvision"), RANDOM)
             assert torch.equal(batch.pixels[row], expected)

@@ -9,8 +9,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from itr.data.layouts import DataConfig, open_split
-from itr.data.precomp import check_same_width, check_split, read_split
+from itr.data.layouts.precomp import check_same_width, check_split, read_split
+from itr.data.layouts.registry import DataConfig, open_split
 from itr.errors import ConfigError, DataError
 
 
@@ -178,7 +178,7 @@ def test_full_check_finds_what_the_sample_missed_and_remembers_what_passed(tmp_p
     array[501, 1, 1] = np.nan
     np.save(tmp_path / "train_ims.npy", array)
     split = read_split(tmp_path, "train")  # row 501 is not in the sample
-    monkeypatch.setattr("itr.data.precomp.CHUNK_BYTES", 100 * array[0].nbytes)
+    monkeypatch.setattr("itr.data.layouts.precomp.CHUNK_BYTES", 100 * array[0].nbytes)
     with pytest.raises(DataError, match="row 501, region 1, column 1"):
         check_split(split, tmp_path / "cache")
     array[501, 1, 1] = 0
@@ -187,7 +187,9 @@ def test_full_check_finds_what_the_sample_missed_and_remembers_what_passed(tmp_p
     check_split(split, tmp_path / "cache")
     stamps = list((tmp_path / "cache").iterdir())
     assert len(stamps) == 1
-    monkeypatch.setattr("itr.data.precomp._require_finite", None)  # would fail if it were called
+    monkeypatch.setattr(
+        "itr.data.layouts.precomp._require_finite", None
+    )  # would fail if it were called
     check_split(split, tmp_path / "cache")
     os.utime(tmp_path / "train_ims.npy", (1, 1))
     with pytest.raises(TypeError):
@@ -305,7 +307,7 @@ def test_a_gigabyte_is_opened_without_being_loaded(tmp_path):
     (tmp_path / "train_caps.txt").write_text("a man\n" * 5 * images)
     script = """
         import sys
-        from itr.data.precomp import read_split
+        from itr.data.layouts.precomp import read_split
 
         def resident():
             with open("/proc/self/status") as file:

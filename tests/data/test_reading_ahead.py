@@ -10,17 +10,17 @@ import torch
 from pictures import entry, write_karpathy
 from test_loader import IMAGES, REGIONS, WIDTH, all_equal, make_view, world  # noqa: F401
 
-from itr.data.layouts import DataConfig, open_split
-from itr.data.loader import TrainLoader, image_batches
-from itr.data.randaugment import (
+from itr.data.images.randaugment import (
     ARGUMENTS,
     SIGNED,
     apply_operation,
     apply_operations,
     grouped,
 )
-from itr.data.regions import keep_resident
-from itr.data.text import open_tokenizer
+from itr.data.images.regions import keep_resident
+from itr.data.layouts.registry import DataConfig, open_split
+from itr.data.loading.loader import TrainLoader, image_batches
+from itr.data.text.open import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import CaptionAugment, PixelView, TextView, View
 

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from itr.data.precomp import check_split, read_split
-from itr.data.scenes import VERSION, prepare
+from itr.data.layouts.precomp import check_split, read_split
+from itr.data.scenes.make import VERSION, prepare
 from itr.errors import ConfigError, DataError
 
 SMALL = {"train": 60, "val": 20, "test": 20}
@@ -131,7 +131,7 @@ def test_two_processes_at_once_end_with_one_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_leaves_nothing_of_the_final_name(tmp_path: Path, how: signal.Signals) -> None:
     code = (  # a background shell hands on SIGINT as ignored
-        "import signal, sys; from itr.data.scenes import prepare; "
+        "import signal, sys; from itr.data.scenes.make import prepare; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "
         "prepare(sys.argv[1], 1500, 20, 20)"
     )
@@ -299,7 +299,7 @@ def test_captions_are_true_and_say_only_part(default: tuple[Path, float]) -> Non
 
 def test_pictures_show_the_colours_that_captions_name(small: Path) -> None:
     """An image holds pixels of its own things' colours, at their places."""
-    from itr.data.scene_views import RGB
+    from itr.data.scenes.render import RGB
 
     for image in images_of(small):
         with Image.open(small / "images" / image["filename"]) as file:

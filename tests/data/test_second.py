@@ -9,10 +9,10 @@ import pytest
 import worlds
 from pictures import entry, write_karpathy
 
-from itr.data.layouts import DataConfig, open_split
-from itr.data.loader import TrainLoader
-from itr.data.second import open_second
-from itr.data.text import open_tokenizer
+from itr.data.layouts.registry import DataConfig, open_split
+from itr.data.loading.loader import TrainLoader
+from itr.data.loading.second_text import open_second
+from itr.data.text.open import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView, TextView, View
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from shard_readers import loader_of, read_epoch, write_shards
 
-from itr.data.order import WINDOW, shuffled
+from itr.data.loading.shuffle import WINDOW, shuffled
 from itr.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("in_time")  # nothing hangs

@@ -11,14 +11,14 @@ import pytest
 import torch
 from pictures import encoded, entry, photo, write_karpathy
 
-from itr.data import listing, shard_lists
-from itr.data.images import decode, read_bytes
-from itr.data.layouts import DataConfig, open_split
-from itr.data.loader import TrainLoader, image_batches
-from itr.data.second import open_second
-from itr.data.shards import find_shards
-from itr.data.strings import Strings
-from itr.data.text import open_tokenizer
+from itr.data.images.decode import decode, read_bytes
+from itr.data.layouts.registry import DataConfig, open_split
+from itr.data.layouts.shards import build_index, index
+from itr.data.layouts.shards.packed_strings import Strings
+from itr.data.layouts.shards.reader import find_shards
+from itr.data.loading.loader import TrainLoader, image_batches
+from itr.data.loading.second_text import open_second
+from itr.data.text.open import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView, TextView, View
 
@@ -279,7 +279,7 @@ def test_lists_are_kept_and_made_again_when_a_tar_changes(tmp_path, monkeypatch)
     folder = write_shards(tmp_path)
     first = opened(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(shard_lists, "_make", None)  # reading must not need it
+        patch.setattr(index, "_make", None)  # reading must not need it
         again = opened(tmp_path)
     assert again.captions() == first.captions() and list(again.second) == list(first.second)
     assert np.array_equal(again.records.images, first.records.images)
@@ -295,13 +295,15 @@ def test_many_tars_are_listed_by_processes(tmp_path, monkeypatch, caplog):
     folder = write_shards(tmp_path, count=6)
     damage(folder / "00001.tar", "cut in a member")
     paths = find_shards(str(folder))
-    alone = listing.list_shards(paths, "synthetic_caption", None)
-    monkeypatch.setattr(listing, "WORTH", 0.0)
-    monkeypatch.setattr(listing, "LINE_EVERY", 0.0)
+    alone = build_index.list_shards(paths, "synthetic_caption", None)
+    monkeypatch.setattr(build_index, "WORTH", 0.0)
+    monkeypatch.setattr(build_index, "LINE_EVERY", 0.0)
     caplog.set_level("INFO", "itr")
     with ThreadPoolExecutor(2) as two:
         cache = tmp_path / "cache"
-        asked = [two.submit(listing.list_shards, paths, "synthetic_caption", cache) for _ in "ab"]
+        asked = [
+            two.submit(build_index.list_shards, paths, "synthetic_caption", cache) for _ in "ab"
+        ]
         both = [found.result() for found in asked]
     for lists in both:
         for one, other in zip(alone, lists, strict=True):
@@ -312,7 +314,7 @@ def test_many_tars_are_listed_by_processes(tmp_path, monkeypatch, caplog):
     (folder / "00005.tar").write_bytes(b"")
     (folder / "00004.tar").unlink()
     with pytest.raises(DataError, match="00004.tar: cannot be read"):
-        listing.list_shards(paths, "synthetic_caption", None)
+        build_index.list_shards(paths, "synthetic_caption", None)
 
 
 def test_the_parts_of_a_place_share_what_was_read(tmp_path, monkeypatch):
@@ -320,7 +322,7 @@ def test_the_parts_of_a_place_share_what_was_read(tmp_path, monkeypatch):
     write_shards(tmp_path)
     train = opened(tmp_path, "train", held_out=2)
     with monkeypatch.context() as patch:
-        patch.setattr(listing, "kept_list", None)  # reading must not need it
+        patch.setattr(build_index, "kept_list", None)  # reading must not need it
         val, test = (opened(tmp_path, name, held_out=2) for name in ("val", "test"))
     whole = train.records.whole.samples
     assert len(whole) == 12

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from itr.data import tokenizer as tokenizer_module
-from itr.data.strings import Strings
-from itr.data.text import SPECIALS, Tokenizer, augment, build_table
+from itr.data.layouts.shards.packed_strings import Strings
+from itr.data.text import tokenizer as tokenizer_module
+from itr.data.text.open import SPECIALS, Tokenizer, augment, build_table
 from itr.errors import CheckpointError, ConfigError
 from itr.view import CaptionAugment, TextView
 
@@ -218,7 +218,7 @@ def test_same_captions_same_vocabulary():
     assert Tokenizer.from_captions(iter(captions), 300).tokens == tokenizer.tokens
     script = (
         f"import sys; sys.path.insert(0, {str(__file__.rsplit('/', 1)[0])!r})\n"
-        "from test_text import corpus\nfrom itr.data.text import Tokenizer\n"
+        "from test_text import corpus\nfrom itr.data.text.open import Tokenizer\n"
         "print(Tokenizer.from_captions(corpus(), 300).fingerprint)"
     )  # another process: other hash seeds
     done = subprocess.run(

@@ -11,8 +11,14 @@ from pictures import photo
 from PIL import Image
 from torchvision import transforms as T
 
-from itr.data.randaugment import ARGUMENTS, apply_operation, draw_operations, forward_matrix, warp
-from itr.data.transforms import (
+from itr.data.images.randaugment import (
+    ARGUMENTS,
+    apply_operation,
+    draw_operations,
+    forward_matrix,
+    warp,
+)
+from itr.data.images.transforms import (
     DRAWS,
     Choices,
     check_view,

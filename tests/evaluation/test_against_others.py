@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from torchmetrics.retrieval import RetrievalHitRate
 
 import itr
+from itr.evaluation.ground_truths import Truth
 from itr.evaluation.metrics import retrieval_metrics
 from itr.evaluation.protocols import Protocol, evaluate_scores
 from itr.evaluation.queries import QueryLog
 from itr.evaluation.ranks import rank_scores
-from itr.evaluation.truth import Truth
 from tests.conftest import TINY, call_here
 
 IMAGES, FOLDS = 100, 5

@@ -14,16 +14,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import itr
-from itr.data.layouts import DataConfig, open_split
+from itr.data.layouts.registry import DataConfig, open_split
 from itr.errors import ConfigError, DataError, UserError
 from itr.evaluation.queries import read_queries
 from itr.evaluation.ranks import rank_scores
 from itr.evaluation.statistics import METRICS
+from itr.jobs.embed_search_cli import embed, search
+from itr.jobs.evaluate import evaluate
+from itr.jobs.train import train
 from itr.results.collect import collect, find_results
 from itr.results.compare import compare
-from itr.training.eval_job import evaluate
-from itr.training.own_files import embed, search
-from itr.training.train_job import train
 from tests.conftest import compose
 from tests.results.test_tracker import items, records
 

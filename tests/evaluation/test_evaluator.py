@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from itr.batch import Batch
-from itr.data.manifest import content_hash
-from itr.data.precomp import read_split
-from itr.data.text import Tokenizer, build_table
+from itr.data.checks.fingerprint import content_hash
+from itr.data.layouts.precomp import read_split
+from itr.data.text.open import Tokenizer, build_table
 from itr.errors import ConfigError, DataError
 from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.metrics import retrieval_metrics

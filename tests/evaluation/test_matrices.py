@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 import itr
 from itr.errors import ConfigError, DataError, UserError
+from itr.evaluation.ground_truths import Asked
+from itr.evaluation.ground_truths import asked as asked_of
 from itr.evaluation.hubness import CorrectedTable, HubnessConfig
-from itr.evaluation.matrices import evaluate_file
 from itr.evaluation.precision import positive_ranks, precision_metrics
 from itr.evaluation.protocols import (
     PROTOCOLS,
@@ -23,9 +24,8 @@ from itr.evaluation.protocols import (
     find_protocols,
 )
 from itr.evaluation.ranks import TIES
+from itr.evaluation.score_matrices import evaluate_file
 from itr.evaluation.score_tables import EmbeddingTable, MatrixTable, MeanTable
-from itr.evaluation.truth import Asked
-from itr.evaluation.truth import asked as asked_of
 
 OWNER = np.repeat(np.arange(4), 3)
 

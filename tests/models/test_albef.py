@@ -18,7 +18,7 @@ from itr.draws import Draws
 from itr.errors import CheckpointError, ConfigError, DataError
 from itr.models.albef import ALBEF, ALBEFConfig, image_side, text_side
 from itr.models.base import Encoded
-from itr.nn.fusion_bert import FusionTextConfig
+from itr.nn.bert.fusion import FusionTextConfig
 from itr.nn.hard_negatives import HardNegatives, matching_loss
 from itr.nn.vit import ImageConfig
 from itr.official import albef as official

@@ -10,10 +10,10 @@ import torch
 
 from itr import checkpoint
 from itr.errors import CheckpointError, ConfigError
+from itr.jobs.evaluate import evaluate
+from itr.jobs.train import train
 from itr.models.build import restore
 from itr.official import albef as official
-from itr.training.eval_job import evaluate
-from itr.training.train_job import train
 from tests.conftest import compose
 from tests.data.shard_readers import write_shards
 

@@ -16,15 +16,15 @@ from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import CheckpointError, ConfigError, DataError
+from itr.jobs.evaluate import evaluate
+from itr.jobs.init_weights import start_from
+from itr.jobs.train import train
 from itr.models.alip import ALIP, AdaptiveGates, GateConfig
 from itr.official import alip as official
 from itr.official.__main__ import main
-from itr.official.loading import load_official, recognise
+from itr.official.load import load_official, recognise
 from itr.training.config import check_config
-from itr.training.eval_job import evaluate
 from itr.training.optim import build_optimizer
-from itr.training.start import start_from
-from itr.training.train_job import train
 from tests.conftest import compose
 from tests.models import tiny
 from tests.models.tiny import ALL_SIZES, CAPTION, PIXELS, batch_for

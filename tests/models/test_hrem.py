@@ -23,8 +23,8 @@ from itr.errors import ConfigError
 from itr.losses.infonce import InfoNCE
 from itr.losses.triplet import DistanceWeightedTriplet, Triplet
 from itr.models.hrem import HREM, GraphConfig, HREMConfig, Side, TextConfig
-from itr.nn.bert import bert_states
-from itr.nn.pool import masked_mean, masked_top2_mean
+from itr.nn.bert.bert import bert_states
+from itr.nn.pooling import masked_mean, masked_top2_mean
 from itr.official.hrem import name_table
 from itr.training.optim import OptimConfig, build_optimizer, clip_gradients
 from itr.view import Facts

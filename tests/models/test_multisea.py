@@ -29,10 +29,10 @@ from itr.losses.triplet import Triplet
 from itr.models.base import Encoded
 from itr.models.build import build_slots
 from itr.models.multisea import AFormerConfig, MultiSEA, MultiSEAConfig
-from itr.nn.agent import AFormer, Rows
-from itr.nn.clip_weights import CLIPConfig, build_clip_vision, clip_vision_weights
-from itr.nn.gated import GatedFeedForward
-from itr.nn.roberta import RobertaTextConfig
+from itr.nn.agent_attention import AFormer, Rows
+from itr.nn.bert.roberta import RobertaTextConfig
+from itr.nn.clip.weights import CLIPConfig, build_clip_vision, clip_vision_weights
+from itr.nn.gated_feed_forward import GatedFeedForward
 from tests.models.tiny import build_directly, config_of, pixel_batch, save_archive
 
 

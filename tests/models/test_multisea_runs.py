@@ -12,9 +12,9 @@ import torch
 from itr import checkpoint
 from itr.errors import CheckpointError, ConfigError
 from itr.evaluation.queries import read_queries
+from itr.jobs.evaluate import evaluate
+from itr.jobs.train import train
 from itr.official.__main__ import main as official
-from itr.training.eval_job import evaluate
-from itr.training.train_job import train
 from tests.conftest import ROOT, compose
 
 SMALL = (

@@ -9,14 +9,14 @@ import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from itr.pairs import LOSSES, MODELS, table, verdict, with_loss
 from omegaconf import DictConfig
 
 from benchmarks.counting import operators, waits
 from itr.errors import ConfigError
-from itr.models.pairs import judge, notes
-from itr.pairs import LOSSES, MODELS, table, verdict, with_loss
+from itr.jobs.train import train
+from itr.models.compatibility import judge, notes
 from itr.training.config import check_config
-from itr.training.train_job import train
 from tests.conftest import CONF, ROOT, compose
 from tests.models.tiny import ALL_SIZES, Steps, batch_for, build, build_from
 
@@ -73,7 +73,7 @@ def test_the_printed_table_is_up_to_date_and_whole() -> None:
     files = {path.stem for path in (CONF / "loss").glob("*.yaml")}
     assert files == {loss.split()[0].removeprefix("loss=") for loss in LOSSES}
     assert set(MODELS) == {path.stem for path in (CONF / "model").glob("*.yaml")}
-    assert (ROOT / "docs" / "losses.md").read_text() == table(), "python -m itr.pairs > ..."
+    assert (ROOT / "docs" / "losses.md").read_text() == table(), "itr losses > ..."
 
 
 def test_a_chosen_loss_is_what_hydra_makes_of_it(roots: dict[str, DictConfig]) -> None:

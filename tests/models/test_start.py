@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from itr import checkpoint
+from itr.jobs.init_weights import start_from, without_hub
 from itr.models.base import RetrievalModel
 from itr.models.build import build_model, model_meta
 from itr.nn.queue import NO_ID
-from itr.training.start import start_from, without_hub
 from tests.conftest import compose
 from tests.models.tiny import ALL_SIZES, build, facts_for
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from itr import checkpoint
-from itr.data.precomp import read_split
-from itr.data.regions import Regions
+from itr.data.images.regions import Regions
+from itr.data.layouts.precomp import read_split
 from itr.errors import CheckpointError, ConfigError, DataError
 from itr.evaluation.encode import eval_mode
+from itr.jobs.train import train
 from itr.models.build import model_meta, restore
 from itr.models.user import USER
 from itr.official.__main__ import main as official
-from itr.official.loading import load_official, recognise
+from itr.official.load import load_official, recognise
 from itr.training.config import check_config
-from itr.training.train_job import train
 from tests.conftest import compose
 from tests.models.tiny import SIZES, Steps, batch, build
 

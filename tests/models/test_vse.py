@@ -10,7 +10,7 @@ from benchmarks.counting import operators, waits
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError
-from itr.nn.bert import bert_states
+from itr.nn.bert.bert import bert_states
 from tests.models.tiny import Steps, batch, build
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from itr.errors import ConfigError
-from itr.nn.bert import bert_states, load_bert, random_bert, sizes_of
+from itr.nn.bert.bert import bert_states, load_bert, random_bert, sizes_of
 
 SIZES = {
     "hidden_size": 12,

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from itr.draws import Draws
-from itr.nn.masked_words import guessed_places, mask_words, word_loss
+from itr.nn.bert.masked_words import guessed_places, mask_words, word_loss
 
 MASK, VOCABULARY = 4, 1000
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from itr import checkpoint
-from itr.data.tokenizer import BytePairs, Tokenizer
+from itr.data.text.tokenizer import BytePairs, Tokenizer
 from itr.errors import ConfigError
+from itr.jobs.build import Parts, build_parts
+from itr.jobs.evaluate import evaluate
+from itr.jobs.load_checkpoint import Loaded, load_checkpoint
 from itr.models.build import model_meta
 from itr.nn.position import resize_positions
 from itr.official.__main__ import main as official
-from itr.official.loading import IMPORTERS, load_official
-from itr.official.table import flat
+from itr.official.load import IMPORTERS, load_official
+from itr.official.name_table import flat
 from itr.training.config import check_config
-from itr.training.eval_job import evaluate
-from itr.training.loading import Loaded, load_checkpoint
-from itr.training.parts import Parts, build_parts
 from tests.conftest import ROOT, compose
 from tests.models.tiny import build
 from tests.training.sizes import COMMON, SIZES, overrides

@@ -13,7 +13,7 @@ from itr.batch import Batch
 from itr.draws import ReplayedDraws
 from itr.losses.infonce import InfoNCE
 from itr.models.albef import ALBEF, ALBEFConfig, FusionTextConfig, ImageConfig
-from itr.nn.bert import SIZES
+from itr.nn.bert.bert import SIZES
 from itr.official.albef import official_state, table_of, to_ours
 from itr.view import Facts
 

@@ -26,7 +26,7 @@ from itr.losses.infonce import InfoNCE
 from itr.models.albef import (
     ALBEF,
 )
-from itr.nn.fusion_bert import fusion_half, split_whole_bert, text_half, text_states
+from itr.nn.bert.fusion import fusion_half, split_whole_bert, text_half, text_states
 from itr.nn.position import resize_positions
 from itr.nn.vit import random_vit
 from itr.official.albef import export, official_state, read

@@ -7,7 +7,7 @@ from albef_build import batch_of, model_of
 from harness import Case
 from torch import Tensor, nn
 
-from itr.data.tokenizer import Tokenizer
+from itr.data.text.tokenizer import Tokenizer
 from itr.evaluation.metrics import retrieval_metrics
 from itr.evaluation.ranks import Ranks, count_ranks, match_both_ways, rank_table
 from itr.evaluation.rerank import RerankConfig, Shortlist, ShortlistTable, rerank

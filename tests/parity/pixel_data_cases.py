@@ -19,15 +19,15 @@ from harness import Case, Runner
 from PIL import Image
 from torch import Tensor
 
-from itr.data.cleaners import CLEANERS
-from itr.data.images import decode, read_bytes
-from itr.data.layouts import DataConfig, open_split
-from itr.data.loader import image_batches
-from itr.data.randaugment import ARGUMENTS, SIGNED, Operation, apply_operation
+from itr.data.images.decode import decode, read_bytes
+from itr.data.images.randaugment import ARGUMENTS, SIGNED, Operation, apply_operation
+from itr.data.images.transforms import Choices, normalise, transform
+from itr.data.layouts.registry import DataConfig, open_split
+from itr.data.loading.loader import image_batches
 from itr.data.records import Split
-from itr.data.table import Texts
-from itr.data.text import Tokenizer
-from itr.data.transforms import Choices, normalise, transform
+from itr.data.text.cleaners import CLEANERS
+from itr.data.text.open import Tokenizer
+from itr.data.text.token_table import Texts
 from itr.view import PixelView, TextView, View
 
 # Pictures

@@ -16,7 +16,7 @@ from itr.losses.uto import UTO
 from itr.models.user import USER
 from itr.models.vse import VSE, VSEConfig
 from itr.official import user, vse
-from itr.official.table import NameTable
+from itr.official.name_table import NameTable
 from itr.training.optim import OptimConfig, ScheduleConfig
 from itr.view import Facts
 

@@ -14,16 +14,16 @@ from harness import Case, Runner
 from hrem_data_cases import METRICS, Replay, check_retrieval
 from user_build import model_of
 
-from itr.data.precomp import read_split
+from itr.data.images.regions import Regions
+from itr.data.layouts.precomp import read_split
 from itr.data.records import Record, Split
-from itr.data.regions import Regions
-from itr.data.table import Texts
-from itr.data.text import Tokenizer
+from itr.data.text.open import Tokenizer
+from itr.data.text.token_table import Texts
 from itr.evaluation.evaluator import Evaluator
+from itr.evaluation.ground_truths import asked, rated_at_least, within_modality
 from itr.evaluation.protocols import Protocol, evaluate_scores, recalls
 from itr.evaluation.ranks import rank_scores
 from itr.evaluation.score_tables import EmbeddingTable
-from itr.evaluation.truth import asked, rated_at_least, within_modality
 from itr.view import CaptionAugment, TextView
 
 RULE = CaptionAugment()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from itr.training.train_job import train
+from itr.jobs.train import train
 from tests.conftest import TINY, compose
 from tests.training.sizes import overrides
 

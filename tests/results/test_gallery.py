@@ -1,4 +1,4 @@
-"""python -m itr.gallery: what the page shows, that it needs nothing else, how it looks."""
+"""itr gallery: what the page shows, that it needs nothing else, how it looks."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from itr.gallery import main
 from PIL import Image
 
 from itr.batch import Batch
-from itr.data.transforms import Choices, transform
+from itr.data.images.transforms import Choices, transform
 from itr.evaluation.queries import read_queries
-from itr.gallery import main
+from itr.jobs.evaluate import evaluate
+from itr.jobs.load_checkpoint import load_checkpoint
 from itr.models.base import Encoded
 from itr.official.__main__ import main as official
-from itr.results import maps
-from itr.results.cases import choose, hubs
-from itr.results.gallery import build_page, open_gallery
-from itr.results.heat import smooth_map
-from itr.training.eval_job import evaluate
-from itr.training.loading import load_checkpoint
+from itr.results.gallery import saliency
+from itr.results.gallery.cases import choose, hubs
+from itr.results.gallery.overlay import smooth_map
+from itr.results.gallery.page import build_page, open_gallery
 from itr.view import PixelView
 from tests.conftest import compose
 from tests.results.made import run
@@ -134,7 +134,7 @@ def test_a_region_counts_as_much_as_the_score_loses_without_it(finished: Path):
     loaded = load_checkpoint(finished)
     model, tokenizer = loaded.model, loaded.tokenizer
     cache = Path(gallery.data.cache)
-    (seen,) = maps.look(model, tokenizer, gallery.split, [(3, 16)], cache)
+    (seen,) = saliency.look(model, tokenizer, gallery.split, [(3, 16)], cache)
     regions = torch.from_numpy(np.array(gallery.split.regions[3], dtype=np.float32))
     text = maps_text(model, tokenizer, gallery.captions[16], cache)
 
@@ -154,7 +154,7 @@ def test_a_region_counts_as_much_as_the_score_loses_without_it(finished: Path):
 
 
 def maps_text(model, tokenizer, caption: str, cache: Path) -> torch.Tensor:
-    from itr.data.text import build_table
+    from itr.data.text.open import build_table
 
     ids = torch.from_numpy(
         build_table(tokenizer, [caption], model.view.text_eval, cache).ids(0).astype(np.int64)
@@ -181,7 +181,7 @@ class Corner:
 
 def test_a_hidden_square_is_hot_where_the_model_looks():
     pixels = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0)) + 0.5
-    seen = maps._look(Corner(), Batch(pixels=pixels), Batch())  # type: ignore[arg-type]
+    seen = saliency._look(Corner(), Batch(pixels=pixels), Batch())  # type: ignore[arg-type]
     assert seen.values.shape == (8, 8) and seen.values[0, 0] == seen.values.max() > 0
     assert (seen.values > 0).sum() == 1  # squares are 6 pixels
     smooth = smooth_map(seen.values, 40, 60)
@@ -201,16 +201,16 @@ def test_a_map_lies_over_the_part_that_the_model_saw(size: tuple[int, int]):
         return transform(pixels, view, Choices(), "torchvision").float()
 
     middle = PixelView(size=48, resize="shortest")
-    part = maps.part_seen(picture, middle)
+    part = saliency.part_seen(picture, middle)
     assert part.size == (min(size), min(size))
     assert (given(part, middle) - given(picture, middle)).abs().mean() < 3  # a pixel's rounding
-    assert maps.part_seen(picture, PixelView(size=48)).size == size
+    assert saliency.part_seen(picture, PixelView(size=48)).size == size
 
 
 def test_a_page_with_maps_over_pictures(of_pixels: Path, pixel_page: Path):
     """Each caption's picture stands beside the same one under the model's own map."""
     text = pixel_page.read_text()
-    assert maps.OWN in text and "heat map of image" in text and 'class="bars"' not in text
+    assert saliency.OWN in text and "heat map of image" in text and 'class="bars"' not in text
     sources = re.findall(r'<div class="two"><img src="data:image/jpeg;base64,([^"]+)"[^>]*>'
                          r'<img src="data:image/jpeg;base64,([^"]+)"', text)  # fmt: skip
     assert len(sources) >= 2
@@ -222,7 +222,7 @@ def test_a_page_with_maps_over_pictures(of_pixels: Path, pixel_page: Path):
         assert 2 < np.abs(plain - hot).mean() < 200  # painted, and not painted over
     gallery, loaded = open_gallery(of_pixels), load_checkpoint(of_pixels)
     cache = Path(gallery.data.cache)
-    (seen,) = maps.look(loaded.model, loaded.tokenizer, gallery.split, [(3, 16)], cache)
+    (seen,) = saliency.look(loaded.model, loaded.tokenizer, gallery.split, [(3, 16)], cache)
     assert seen.values.shape == (4, 4) and seen.values.max() > 0
 
 
@@ -259,7 +259,7 @@ def test_an_authors_file_is_looked_into_as_it_was_evaluated(
     ]))  # fmt: skip
     monkeypatch.chdir(world)
     assert main([str(tmp_path / "out"), "--queries", "1", "--heat", "1"]) == 0
-    assert maps.HIDING in (tmp_path / "out" / "gallery-test.html").read_text()
+    assert saliency.HIDING in (tmp_path / "out" / "gallery-test.html").read_text()
     (tmp_path / "model_best.pth").unlink()
     assert main([str(tmp_path / "out"), "--queries", "1", "--heat", "1"]) == 0
     assert "model_best.pth is not there" in (tmp_path / "out" / "gallery-test.html").read_text()

@@ -19,7 +19,7 @@ from PIL import Image
 
 from itr.results.__main__ import main
 from itr.results.collect import collect, find_results
-from itr.results.hard import COLUMNS, COUNT
+from itr.results.hard_queries import COLUMNS, COUNT
 from itr.results.tables import read_results
 from itr.results.wandb_read import from_run
 from tests.results.test_tracker import items, lines, records

@@ -1,4 +1,4 @@
-"""python -m itr.results: published numbers, rows over seeds, three formats, paired comparison."""
+"""itr results: published numbers, rows over seeds, three formats, paired comparison."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from itr.evaluation.statistics import METRICS, recall_intervals
 from itr.results.__main__ import main
 from itr.results.collect import collect, find_results
 from itr.results.formats import latex, markdown
+from itr.results.paper_tables import reference, sections
 from itr.results.published import FILE, publications
-from itr.results.report import reference, sections
 from itr.results.tables import read_results, write_results
 from tests.results.made import run
 

@@ -18,8 +18,8 @@ from itr.results.__main__ import main
 from itr.results.collect import Row, collect, find_results
 from itr.results.compare import compare, comparison_table
 from itr.results.formats import markdown, table_csv
+from itr.results.paper_tables import Section, sections
 from itr.results.published import publications
-from itr.results.report import Section, sections
 from itr.results.tables import results_table, write_results
 from tests.results.made import run
 

@@ -16,8 +16,8 @@ import pytest
 
 from itr.errors import ConfigError, TrainingError
 from itr.instantiate import check
-from itr.results.tracker import JsonlFile, TrackerConfig, open_trackers
-from itr.results.wandb_run import best_of, pick_mode
+from itr.results.trackers.tracker import JsonlFile, TrackerConfig, open_trackers
+from itr.results.trackers.wandb_run import best_of, pick_mode
 
 CONFIG = {
     "model": {"name": "hrem", "embed_size": 8},
@@ -230,7 +230,7 @@ def test_a_configured_key_means_online(tmp_path, place):
     # In a process of its own: wandb reads its settings once.
     key = "0123456789" * 4
     script = (
-        "import wandb, sys; from itr.results.wandb_run import pick_mode;"
+        "import wandb, sys; from itr.results.trackers.wandb_run import pick_mode;"
         "print(pick_mode('auto', wandb), pick_mode('offline', wandb))"
     )
     environment = {"PATH": "", "HOME": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path)}
@@ -284,7 +284,7 @@ def test_without_wandb_installed_training_goes_on(tmp_path, monkeypatch, caplog)
 
 
 def test_importing_the_tracker_does_not_import_wandb():
-    script = "import itr.results.tracker, sys; print('wandb' in sys.modules)"
+    script = "import itr.results.trackers.tracker, sys; print('wandb' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

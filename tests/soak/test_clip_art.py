@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from itr.data.__main__ import main
-from itr.data.images import read_bytes
-from itr.data.layouts import DataConfig, open_split, places_in
+from itr.data.images.decode import read_bytes
+from itr.data.layouts.registry import DataConfig, open_split, places_in
 from itr.data.records import NUMBERED
-from itr.training.train_job import train
+from itr.jobs.train import train
 from tests.conftest import ROOT, compose
 
 sys.path.insert(0, str(ROOT / "tests" / "data"))

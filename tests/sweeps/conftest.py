@@ -60,7 +60,7 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    """``python -m itr.sweep`` in a process of its own."""
+    """``itr sweep`` in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "itr.sweep", *arguments],
         cwd=cwd,

@@ -11,9 +11,9 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from itr.errors import ConfigError
-from itr.training.rundir import describe_run, open_run
-from itr.training.sweep.grid import compose, spread
-from itr.training.sweep.spec import RESUME, Sweep, argument, read_sweep
+from itr.jobs.run_dir import describe_run, open_run
+from itr.sweep.grid import compose, spread
+from itr.sweep.spec import RESUME, Sweep, argument, read_sweep
 from tests.conftest import CONF, ROOT
 
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))

@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 
 from itr.errors import ConfigError
-from itr.training.lock import RunLock
-from itr.training.sweep.door import main
-from itr.training.sweep.grid import grid_jobs
-from itr.training.sweep.pool import Pool, Slot, lock_of, make_slots
-from itr.training.sweep.spec import read_sweep
+from itr.jobs.lock import RunLock
+from itr.sweep.cli import main
+from itr.sweep.grid import grid_jobs
+from itr.sweep.process_pool import Pool, Slot, lock_of, make_slots
+from itr.sweep.spec import read_sweep
 from tests.sweeps.conftest import finish, start, wait_for
 
 Write = Callable[..., Path]

@@ -12,10 +12,10 @@ from typing import Any
 import optuna
 import pytest
 
-from itr.training.sweep import search
-from itr.training.sweep.door import main
-from itr.training.sweep.search import distribution_of
-from itr.training.sweep.spec import Parameter
+from itr.sweep import optuna_search
+from itr.sweep.cli import main
+from itr.sweep.optuna_search import distribution_of
+from itr.sweep.spec import Parameter
 from tests.sweeps.conftest import finish, start, wait_for
 
 Write = Callable[..., Path]
@@ -41,7 +41,7 @@ def test_trials_are_pruned_told_and_gone_on_with(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("STAND_IN_SECONDS", "0.3")  # or a trial is over before it is looked at
-    monkeypatch.setattr(search, "POLL", 0.05)
+    monkeypatch.setattr(optuna_search, "POLL", 0.05)
     path = sweep_file({"optim.lr": RATE, "trainer.epochs": {"value": 4}}, method="bayes")
     runs = beside / "runs"
     assert main([str(path), "method=optuna", "trials=10"]) == 0

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from itr.errors import ConfigError
-from itr.training.sweep.door import main, parse
-from itr.training.sweep.grid import grid_jobs
-from itr.training.sweep.spec import parse_override, read_sweep
+from itr.sweep.cli import main, parse
+from itr.sweep.grid import grid_jobs
+from itr.sweep.spec import parse_override, read_sweep
 
 Write = Callable[..., Path]
 
@@ -124,7 +124,7 @@ def test_a_mistake_on_the_command_line(
 ) -> None:
     assert main(arguments) == 2
     shown = capsys.readouterr()
-    assert told in shown.err.replace("\n", " ") if told else "python -m itr.sweep" in shown.out
+    assert told in shown.err.replace("\n", " ") if told else "itr sweep" in shown.out
 
 
 def test_options_and_overrides_are_told_apart() -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from itr.data.layouts.shards.packed_strings import Strings
+from itr.data.layouts.shards.samples import Samples
 from itr.data.records import Record, Split
-from itr.data.samples import Samples
-from itr.data.strings import Strings
 from itr.errors import ConfigError
+from itr.jobs.run_dir import config_hash, identity
 from itr.training.config import check_config, check_workers
-from itr.training.rundir import config_hash, identity
-from itr.training.setup import MOST, pick_workers
+from itr.training.process_setup import MOST, pick_workers
 from tests.conftest import CONF, compose
 
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))

@@ -13,10 +13,10 @@ import torch
 from itr import checkpoint
 from itr.errors import ConfigError
 from itr.evaluation.queries import read_queries
+from itr.jobs.evaluate import evaluate
+from itr.jobs.train import train
+from itr.jobs.workers import launch
 from itr.training.config import check_config
-from itr.training.eval_job import evaluate
-from itr.training.ranks import launch
-from itr.training.train_job import train
 from tests.conftest import compose
 from tests.training.sizes import CALM, overrides
 

@@ -17,12 +17,13 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from itr import checkpoint
 from itr.clock import Clock
 from itr.errors import DataError, RankLost, Stopped, TrainingError
-from itr.training import faults, ranks, rundir, state
+from itr.jobs import run_dir, workers
+from itr.jobs.train import train
+from itr.training import checkpointing, faults
 from itr.training.config import check_config
+from itr.training.log_window import keep_ids
 from itr.training.progress import log
 from itr.training.signals import StopRequest
-from itr.training.train_job import train
-from itr.training.window import keep_ids
 from tests.conftest import compose
 from tests.training.sizes import overrides
 from tests.training.test_stop import equal
@@ -46,14 +47,14 @@ def test_an_evaluation_is_left_and_made_again(tiny: list[str], tmp_path: Path) -
     given = [*tiny, *slow, "trainer.log_every=100"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(compose("train", [*given, f"out={whole}"]))
-    metrics, last = cut / "metrics.jsonl", cut / "checkpoints" / state.LAST
+    metrics, last = cut / "metrics.jsonl", cut / "checkpoints" / checkpointing.LAST
     often = [*given, f"out={cut}", "trainer.checkpoint_minutes=1e-9"]  # after every update
     # The first line is logged right before the first validation.
     thread = signal_when(lambda: metrics.is_file() and metrics.stat().st_size > 0)
     with pytest.raises(Stopped, match="after update 5; the run is saved"):
         train(compose("train", often))
     thread.join()
-    before = last.with_name(state.PREVIOUS)
+    before = last.with_name(checkpointing.PREVIOUS)
     found = [checkpoint.read_meta(path) for path in (last, before)]
     assert [meta["unvalidated"] for meta in found] == [True, False]
     assert [meta["clock"]["updates"] for meta in found] == [5, 4]
@@ -62,7 +63,7 @@ def test_an_evaluation_is_left_and_made_again(tiny: list[str], tmp_path: Path) -
     with pytest.raises(Stopped, match="the run is saved") as stopped:
         train(compose("train", [*often, "resume=auto"]))
     thread.join()
-    assert stopped.value.preempted and not (cut / rundir.RESULTS).exists()
+    assert stopped.value.preempted and not (cut / run_dir.RESULTS).exists()
     results = train(compose("train", [*often, "resume=auto"]))
     assert results["resumed_at"] == 8
     equal(whole, cut)
@@ -92,7 +93,7 @@ def test_an_overflow_of_fp16_lowers_the_scale_and_is_no_broken_batch(
     results = train(compose("train", [*large, "trainer.max_steps=12"]))
     assert results["updates"] == 12
     assert not (tmp_path / "run" / "not_finite.json").exists()
-    meta = checkpoint.read_meta(tmp_path / "run" / "checkpoints" / state.LAST)
+    meta = checkpoint.read_meta(tmp_path / "run" / "checkpoints" / checkpointing.LAST)
     assert meta["scaler"]["scale"] < 2.0**16 and meta["skipped"] == 0
 
 
@@ -102,11 +103,11 @@ def test_another_kind_of_device_goes_on(
     short = [*tiny, "trainer.max_steps=4"]
     train(compose("train", short))
     run = tmp_path / "run"
-    last = run / "checkpoints" / state.LAST
+    last = run / "checkpoints" / checkpointing.LAST
     tensors, meta = checkpoint.read_tensors(last), checkpoint.read_meta(last)
     tensors["rng/draws"] = torch.zeros(16, dtype=torch.uint8)  # as long as a CUDA generator's
     checkpoint.write(last, tensors, {**meta, "device": "cuda"})
-    (run / rundir.RESULTS).unlink()
+    (run / run_dir.RESULTS).unlink()
     left = [run / ".results.json.1.tmp", last.with_name(".last.safetensors.1.tmp")]
     for path in left:
         path.write_bytes(b"half of it")
@@ -119,16 +120,20 @@ def test_another_kind_of_device_goes_on(
 
 
 def test_the_space_of_checkpoints_that_are_there_counts(tmp_path: Path) -> None:
-    free = state.shutil.disk_usage(tmp_path).free
+    free = checkpointing.shutil.disk_usage(tmp_path).free
     model = torch.nn.Module()
     model.w = torch.nn.Parameter(torch.empty(free // 20, device="meta"))  # best: a fifth, last: 3/5
     with pytest.raises(TrainingError, match="GB free, but the checkpoints need"):
-        state.check_space(tmp_path, model)  # type: ignore[arg-type]
+        checkpointing.check_space(tmp_path, model)  # type: ignore[arg-type]
     (tmp_path / "checkpoints").mkdir()
-    for name, fifths in ((state.BEST, 1), (state.LAST, 3), (state.PREVIOUS, 3)):
+    for name, fifths in (
+        (checkpointing.BEST, 1),
+        (checkpointing.LAST, 3),
+        (checkpointing.PREVIOUS, 3),
+    ):
         with open(tmp_path / "checkpoints" / name, "wb") as file:
             file.truncate(free // 5 * fifths)  # takes no space itself
-    state.check_space(tmp_path, model)  # type: ignore[arg-type]
+    checkpointing.check_space(tmp_path, model)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -163,13 +168,13 @@ def test_the_error_that_a_rank_met_itself_is_told(tmp_path: Path) -> None:
     lost = RankLost("rank 0, after update 3: the other ranks do not answer")
     for rank, error in enumerate((lost, DataError("a.jpg: cannot be read"))):
         (tmp_path / f"error-{rank}").write_bytes(pickle.dumps(error))
-    failures = {0: ProcessFailure(local_rank=0, pid=1, exitcode=ranks.FAILED, error_file="")}
+    failures = {0: ProcessFailure(local_rank=0, pid=1, exitcode=workers.FAILED, error_file="")}
     error = ChildFailedError("train", failures)
     for number in (0, signal.SIGTERM, signal.SIGINT):
-        assert "a.jpg" in str(ranks._explained(error, tmp_path, number))
+        assert "a.jpg" in str(workers._explained(error, tmp_path, number))
     (tmp_path / "error-1").unlink()
-    assert "do not answer" in str(ranks._explained(error, tmp_path, 0))
-    assert isinstance(ranks._explained(error, tmp_path, signal.SIGTERM), Stopped)
+    assert "do not answer" in str(workers._explained(error, tmp_path, 0))
+    assert isinstance(workers._explained(error, tmp_path, signal.SIGTERM), Stopped)
 
 
 def test_a_disk_that_cannot_be_written_is_told(
@@ -177,7 +182,7 @@ def test_a_disk_that_cannot_be_written_is_told(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(TrainingError, match="the run directory cannot be written .*out=DIR"):
-        rundir.describe_run(tmp_path / "file" / "run", {"seed": 0})
+        run_dir.describe_run(tmp_path / "file" / "run", {"seed": 0})
     monkeypatch.setattr(log, "propagate", True)  # an earlier run's log may have kept it
     keep_ids(tmp_path / "file" / "ids.json", 3, {"image_ids": [1], "caption_ids": [2]})
     assert "the ids of a batch could not be written" in caplog.text

@@ -12,13 +12,13 @@ import torch
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError
+from itr.jobs.build import Parts, build_parts
 from itr.models.base import RetrievalModel
+from itr.training.block_wrappers import recompute, tower_blocks
 from itr.training.config import check_config
 from itr.training.cost import step_cost
 from itr.training.grad_cache import CachedStep
-from itr.training.parts import Parts, build_parts
 from itr.training.step import Step
-from itr.training.towers import recompute, tower_blocks
 from tests.conftest import compose
 from tests.training.sizes import CALM, SIZES, overrides
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from itr.jobs.recipe_notes import departures, precision_line
+from itr.jobs.run_dir import identity
 from itr.models.build import build_model
 from itr.training.config import check_config
-from itr.training.recipe import departures, precision_line
-from itr.training.rundir import identity
 from itr.view import Facts
 from tests.conftest import CONF, compose
 

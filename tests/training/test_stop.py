@@ -17,8 +17,8 @@ import torch
 
 from itr import checkpoint
 from itr.errors import CheckpointError, ConfigError, Stopped, TrainingError
-from itr.training.lock import RunLock
-from itr.training.train_job import train
+from itr.jobs.lock import RunLock
+from itr.jobs.train import train
 from tests.conftest import compose
 from tests.training.sizes import SIZES, overrides
 

@@ -14,8 +14,8 @@ import torch
 
 from itr import checkpoint
 from itr.errors import CheckpointError, ConfigError, DataError, TrainingError
-from itr.training.eval_job import evaluate
-from itr.training.train_job import train
+from itr.jobs.evaluate import evaluate
+from itr.jobs.train import train
 from tests.conftest import compose
 
 
@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
 
 
 def test_too_little_space_is_found_before_training(tmp_path: Path) -> None:
-    from itr.training.state import check_space
+    from itr.training.checkpointing import check_space
 
     class Huge(torch.nn.Module):
         def __init__(self) -> None:

@@ -1,0 +1,1 @@
+"""Classification datasets for zero-shot evaluation."""

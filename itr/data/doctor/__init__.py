@@ -1,0 +1,1 @@
+"""`itr data check`: what is on disk and what is wrong with it."""

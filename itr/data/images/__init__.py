@@ -1,0 +1,1 @@
+"""Pictures and region features to tensors."""

@@ -1,0 +1,1 @@
+"""Readers of the dataset layouts that people have on disk."""

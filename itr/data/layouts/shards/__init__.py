@@ -1,0 +1,1 @@
+"""WebDataset shards: tar files, their index and their samples."""

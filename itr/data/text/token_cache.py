@@ -1,0 +1,66 @@
+"""Token ids of a split's captions, made once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from itr.data.kept import keep
+from itr.data.text.token_table import TokenTable
+from itr.data.text.tokenizer import Tokenizer, chunks
+from itr.view import TextView
+
+log = logging.getLogger(__name__)
+
+
+def build_table(
+    tokenizer: Tokenizer,
+    captions: Sequence[str],
+    view: TextView,
+    cache_dir: str | Path | None = None,
+) -> TokenTable:
+    """`Tokenizer.tokenize`, kept in ``cache_dir`` for the next run; a damaged file is rebuilt."""
+    if cache_dir is None:
+        return tokenizer.tokenize(captions, view)
+    key = hashlib.sha256(
+        json.dumps(
+            [2, tokenizer.fingerprint, view.cleaner, view.prompt, view.max_length, view.end]
+        ).encode()
+    )
+    for part in _as_json(captions):
+        key.update(part)
+    path = Path(cache_dir) / f"tokens-{key.hexdigest()[:32]}.npz"
+    table = _read_table(path, len(captions), tokenizer.pad_id)
+    if table is None:
+        table = tokenizer.tokenize(captions, view)
+        arrays = {"flat": table.flat, "words": table.words, "offsets": table.offsets}
+        keep(path, lambda file: np.savez(file, **arrays), "token ids")  # type: ignore[arg-type]
+    return table
+
+
+def _as_json(captions: Sequence[str]) -> Iterator[bytes]:
+    """What ``json.dumps`` makes of the list of ``captions``, in pieces: they may be millions."""
+    yield b"["
+    for number, part in enumerate(chunks(captions)):
+        yield (b", " if number else b"") + json.dumps(part)[1:-1].encode()
+    yield b"]"
+
+
+def _read_table(path: Path, n_captions: int, pad: int) -> TokenTable | None:
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            table = TokenTable(file["flat"], file["words"], file["offsets"], pad)
+        if len(table) == n_captions and len(table.flat) == len(table.words) == table.offsets[-1]:
+            return table
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    log.warning("%s: damaged; made again", path)
+    return None

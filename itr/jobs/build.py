@@ -1,0 +1,157 @@
+"""What a training run is made of: opened, checked and built before anything is written."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from itr import parallel
+from itr.data.checks import fingerprint
+from itr.data.checks.decodable import broken_pictures, left_out, require_pictures
+from itr.data.checks.leaks import check_leaks
+from itr.data.config import DataConfig
+from itr.data.images.regions import keep_resident
+from itr.data.layouts.precomp import check_same_width, check_split
+from itr.data.layouts.registry import open_split, require_readers
+from itr.data.loading.loader import TrainLoader
+from itr.data.loading.second_text import open_second
+from itr.data.records import Split
+from itr.data.text.open import Tokenizer, TokenTable, build_table, open_tokenizer
+from itr.evaluation.evaluator import Evaluator
+from itr.jobs.init_weights import start_from, stored_tokenizer, without_hub
+from itr.models.base import RetrievalModel
+from itr.models.build import build_model, model_class, model_config
+from itr.training.config import TrainConfig
+from itr.training.device import pick_device, pick_precision, prepare_data
+from itr.training.process_setup import pick_workers, prepare_model
+from itr.view import Facts, TextView, View
+
+
+@dataclass
+class Parts:
+    """All that a run is made of; built, and thereby checked, before anything is written."""
+
+    splits: dict[str, Split]
+    tokenizer: Tokenizer
+    model: RetrievalModel
+    loader: TrainLoader
+    evaluators: dict[str, Evaluator]
+    device: torch.device
+    precision: str
+    told: list[str]  # of the weights that training starts from, for the log
+    manifest: dict[str, Any]  # what each split holds
+    warnings: list[str]  # of the data
+
+
+def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
+    """Open and check the data, build tokenizer and model."""
+    with parallel.first_alone():  # what is made on first use is made once
+        return _build_parts(config, values)
+
+
+def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
+    device = pick_device(config.device)
+    precision = pick_precision(config.precision, device)
+    data = prepare_data(config.data)
+    view = model_class(config.model).view_for(model_config(config.model))
+    splits = _open_splits(config, data, view)
+    tokenizer, model, told = _build_model(config, values, view, splits["train"], device)
+    cache = Path(data.cache)
+    broken = broken_pictures(splits["train"], data.cache)
+
+    def table(name: str, text: TextView) -> TokenTable:
+        return build_table(tokenizer, splits[name].texts, text, cache)
+
+    view = model.view  # pre-trained weights may have fewer positions than was thought
+    runtime, train = config.runtime, splits["train"]
+    resident = None
+    if runtime.resident is not None:
+        resident = keep_resident(train, device, runtime.resident)
+    loader = TrainLoader(
+        train,
+        view,
+        table("train", view.text),
+        tokenizer,
+        config.batch_size,
+        config.seed,
+        workers=pick_workers(runtime.workers, train, device),
+        rank=parallel.rank(),
+        world=parallel.world_size(),
+        pin_memory=device.type == "cuda",
+        second=open_second(train, view, tokenizer, data.cache),
+        late=device.type == "cuda",
+        resident=resident,
+        bucket=config.trainer.bucket,
+        broken=broken,
+    )
+    evaluators = {
+        name: Evaluator(
+            split,
+            view,
+            table(name, view.text_eval),
+            protocols=data.protocols,
+            batch_size=runtime.eval_batch_size,
+            ties=config.ties,
+            device=device,
+            precision=precision,
+            workers=pick_workers(runtime.workers, split, device),
+            rerank=config.rerank,
+        )
+        for name, split in splits.items()
+        if name != "train"
+    }
+    held = {name: fingerprint.describe(split) for name, split in splits.items()}
+    faults = left_out(train, broken)
+    return Parts(
+        splits, tokenizer, model, loader, evaluators, device, precision, told, held, faults
+    )
+
+
+def _open_splits(config: TrainConfig, data: DataConfig, view: View) -> dict[str, Split]:
+    """The splits that a run reads, the training split first, and checked together."""
+    names = ("train", "test") if config.select_on == "test" else ("train", "val", "test")
+    wants_second = view.second_text is not None
+    asked = config.runtime.workers
+    workers = 0 if isinstance(asked, str) else asked  # auto: no more than there are tars
+    # Before hours of listing:
+    require_readers(data, view.kind, wants_second, parallel.world_size(), workers)
+    splits = {
+        name: open_split(data, name, view.kind, second=wants_second and name == "train")
+        for name in names
+    }
+    for split in splits.values():
+        check_split(split, data.cache)
+    for name in names[1:]:
+        splits[name] = require_pictures(splits[name], data.cache)
+    check_same_width(list(splits.values()))
+    check_leaks(splits)
+    return splits
+
+
+def _build_model(
+    config: TrainConfig, values: Mapping[str, Any], view: View, train: Split, device: torch.device
+) -> tuple[Tokenizer, RetrievalModel, list[str]]:
+    """Tokenizer and model on ``device``, and what is to be told of its first weights."""
+    second = train.second_texts() if view.second_text is not None else []
+    init = config.model.get("init")
+    tokenizer = stored_tokenizer(init) or open_tokenizer(view, itertools.chain(train.texts, second))
+    facts = Facts(tokenizer.vocabulary_size, mask_id=tokenizer.mask_id, **_region_shape(train))
+    node, facts = without_hub(config.model, facts)
+    model = build_model(node, values["loss"], facts).to(device)
+    told = [] if init is None else start_from(model, config.model["name"], init)
+    told += prepare_model(config, model)
+    model.check_batch(config.batch_size // parallel.world_size())
+    return tokenizer, model, told
+
+
+def _region_shape(split: Split) -> dict[str, int]:
+    if split.regions is None:
+        return {}
+    _, regions, width = split.regions.shape
+    shape = {"region_width": int(width), "regions": int(regions)}
+    return shape if split.guides is None else {**shape, "guide_width": split.guides.shape[1]}

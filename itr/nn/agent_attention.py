@@ -1,0 +1,336 @@
+"""A-Former: layers of modality experts whose cross-attention goes through a few agents.
+
+Source: Multi-SEA (Tian et al., Information Processing & Management 62(5), 2025). The same experts
+serve two passes: alone (self-attention and feed-forward only), and fused, where agent attention
+looks at the other modality between the two. No library has agent attention, or keys and values of
+an item that are projected once for all its pairs.
+
+N items, P pairs of items, L query rows, K rows of the other modality, A agents, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from itr.errors import ConfigError
+from itr.nn.gated_feed_forward import GatedFeedForward, RMSNorm
+
+Modality = Literal["text", "image"]
+HIDDEN = torch.finfo(torch.float32).min  # what is added to the logits of a hidden row; finite
+
+
+class AgentPlan(NamedTuple):
+    """Agents are the query rows resized linearly to A rows: each lies between two of them."""
+
+    low: Tensor  # [A] int64
+    high: Tensor  # [A] int64
+    share: Tensor  # [A, 1] of the higher row
+
+    def mix(self, rows: Tensor) -> Tensor:
+        """[P, L, D] -> [P, A, D]."""
+        return torch.lerp(
+            rows.index_select(1, self.low), rows.index_select(1, self.high), self.share.to(rows)
+        )
+
+    def needed(self) -> tuple[Tensor, AgentPlan]:
+        """Row 0 and the rows that the agents read, [1 + 2A] int64, and the plan for these."""
+        agents = torch.arange(len(self.low), device=self.low.device)
+        rows = torch.cat([torch.zeros_like(self.low[:1]), self.low, self.high])
+        return rows, AgentPlan(1 + agents, 1 + len(agents) + agents, self.share)
+
+
+def agent_plan(length: int, agents: int, device: torch.device) -> AgentPlan | None:
+    """How ``agents`` lie among ``length`` rows, as `torch.nn.functional.interpolate` places them
+    (linear, corners not aligned). None: the agents are the rows themselves."""
+    if length == agents:
+        return None
+    place = (torch.arange(agents, device=device) + 0.5) * (length / agents) - 0.5
+    place = place.clamp(min=0.0)
+    low = place.long()
+    return AgentPlan(low, (low + 1).clamp(max=length - 1), (place - low)[:, None])
+
+
+class Rows(NamedTuple):
+    """Items of one modality, and which of them is in each of P pairs."""
+
+    embeds: Tensor  # [N, L, D]
+    mask: Tensor | None  # [N, L] bool; None: every row is there
+    chosen: Tensor  # [P] int64
+
+    def per_pair(self) -> tuple[Tensor, Tensor | None]:
+        """Embeds [P, L, D] and mask [P, L] of each pair."""
+        mask = None if self.mask is None else self.mask.index_select(0, self.chosen)
+        return self.embeds.index_select(0, self.chosen), mask
+
+
+class Memory(NamedTuple):
+    """Keys and values of the other modality's items, projected once for all pairs."""
+
+    keys: Tensor  # [N, H, K, D / H]
+    values: Tensor  # [N, H, K, D / H]
+
+    def of(self, items: Tensor) -> Memory:
+        """Those of ``items`` [P] int64."""
+        return Memory(self.keys.index_select(0, items), self.values.index_select(0, items))
+
+
+class Attention(nn.Module):
+    """Projections, output and RMSNorm that both kinds of attention share.
+
+    Raises ConfigError if the heads do not divide the width.
+    """
+
+    def __init__(self, width: int, heads: int, attention_dropout: float, dropout: float):
+        super().__init__()
+        if width % heads:
+            raise ConfigError(f"{heads} attention heads do not divide a width of {width}")
+        self.heads, self.attention_dropout = heads, attention_dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.norm = RMSNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def split(self, rows: Tensor) -> Tensor:
+        """[P, L, D] -> [P, H, L, D / H]."""
+        return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def memory(self, rows: Tensor) -> Memory:
+        """Keys and values of ``rows`` [N, K, D]."""
+        return Memory(self.split(self.key(rows)), self.split(self.value(rows)))
+
+    def attend(self, queries: Tensor, memory: Memory, mask: Tensor | None) -> Tensor:
+        """[P, H, L, d], ``mask`` [P, K] bool of the keys that are there -> [P, H, L, d]."""
+        return F.scaled_dot_product_attention(
+            queries,
+            memory.keys,
+            memory.values,
+            attn_mask=None if mask is None else mask[:, None, None, :],
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )
+
+    def close(self, rows: Tensor, heads: Tensor) -> Tensor:
+        """RMS(x + Drop(W z + b)): ``rows`` [P, L, D], ``heads`` [P, H, L, D / H] -> [P, L, D]."""
+        mixed = heads.transpose(1, 2).flatten(2)
+        return self.norm(rows + self.dropout(self.out(mixed)))
+
+
+class SelfAttention(Attention):
+    """BERT's self-attention with a post-norm."""
+
+    def forward(self, x: Tensor, mask: Tensor | None, rows: Tensor | None = None) -> Tensor:
+        """[P, L, D] -> [P, L, D]; of ``rows`` [R] only, if given: [P, R, D]."""
+        asking = x if rows is None else x.index_select(1, rows)
+        queries = self.split(self.query(asking))
+        return self.close(asking, self.attend(queries, self.memory(x), mask))
+
+
+class AgentAttention(Attention):
+    """Agents gather from the other modality, then every query row reads from the agents.
+
+    P1 = softmax(G K^T / sqrt(d)) over the other modality, P2 = softmax(Q G^T / sqrt(d)) over the
+    agents G, x <- RMS(x + Drop(W P2 P1 V + b)). A hidden query row reads evenly from all agents;
+    agents are never hidden, whatever row they are made of.
+    """
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        memory: Memory,
+        memory_mask: Tensor | None,
+        plan: AgentPlan | None,
+        first_only: bool = False,
+    ) -> Tensor:
+        """``x`` [P, L, D], ``mask`` [P, L] -> [P, L, D], or [P, 1, D] with ``first_only``: the
+        agents still come from all rows, but only row 0 reads from them."""
+        reading = x[:, :1] if first_only else x
+        if first_only or plan is None:
+            # Resizing commutes with an affine map: fewer rows are projected for the agents.
+            agents = self.query(x if plan is None else plan.mix(x))
+            queries = agents if plan is None else self.query(reading)
+            queries = queries[:, : reading.shape[1]]
+        else:
+            queries = self.query(x)
+            agents = plan.mix(queries)
+        heads = self.split(agents)
+        gathered = self.attend(heads, memory, memory_mask)
+        shown = None if mask is None else mask[:, : reading.shape[1]]
+        return self.close(reading, self.diffuse(self.split(queries), heads, gathered, shown))
+
+    def diffuse(
+        self, queries: Tensor, agents: Tensor, gathered: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """[P, H, L, d], [P, H, A, d] twice -> [P, H, L, d]."""
+        if mask is None:
+            return self.attend(queries, Memory(agents, gathered), None)
+        # By hand: in a fused kernel's backward pass a row of HIDDEN loses its 1 / A.
+        with torch.autocast(queries.device.type, enabled=False):
+            logits = (queries.float() / math.sqrt(queries.shape[-1])) @ agents.float().mT
+            logits = logits + torch.where(mask, 0.0, HIDDEN)[:, None, :, None]
+            share = F.dropout(logits.softmax(dim=-1), self.attention_dropout, self.training)
+        return share.to(gathered.dtype) @ gathered
+
+
+class PlainCrossAttention(Attention):
+    """Ablation: every query row reads from the other modality itself."""
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        memory: Memory,
+        memory_mask: Tensor | None,
+        plan: AgentPlan | None,
+        first_only: bool = False,
+    ) -> Tensor:
+        """As `AgentAttention`; ``mask`` and ``plan`` are not needed."""
+        reading = x[:, :1] if first_only else x
+        queries = self.split(self.query(reading))
+        return self.close(reading, self.attend(queries, memory, memory_mask))
+
+
+class Expert(nn.Module):
+    """One modality's part of a layer: self-attention, (if fused) cross-attention, feed-forward."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        attention_dropout: float,
+        dropout: float,
+        agents: int,
+        feedforward: GatedFeedForward,
+    ):
+        super().__init__()
+        cross = AgentAttention if agents else PlainCrossAttention
+        self.attention = SelfAttention(width, heads, attention_dropout, dropout)
+        self.cross = cross(width, heads, attention_dropout, dropout)
+        self.feedforward = feedforward
+
+
+class AFormer(nn.Module):
+    """``layers`` layers with a text and an image expert each, and one pooler for all passes.
+
+    ``agents`` 0 means plain cross-attention. Linear maps start as BERT's: normal(0, 0.02), no bias.
+    Raises ConfigError for sizes and names that cannot be used.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        layers: int,
+        attention_dropout: float = 0.1,
+        dropout: float = 0.1,
+        agents: int = 40,
+        gate: str = "cross",
+        activation: str = "hswish",
+        beta: float = 1.0,
+    ):
+        super().__init__()
+        if layers < 1 or agents < 0:
+            raise ConfigError(f"model.aformer: {layers} layers, {agents} agents: too few")
+        self.agents = agents
+
+        def experts() -> nn.ModuleList:
+            return nn.ModuleList(
+                Expert(
+                    width,
+                    heads,
+                    attention_dropout,
+                    dropout,
+                    agents,
+                    GatedFeedForward(width, hidden, dropout, gate, activation, beta),
+                )
+                for _ in range(layers)
+            )
+
+        self.text, self.image = experts(), experts()
+        self.pooler = nn.Linear(width, width)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def experts(self, kind: Modality) -> list[Expert]:
+        """The experts of one modality, layer by layer."""
+        return [e for e in (self.text if kind == "text" else self.image) if isinstance(e, Expert)]
+
+    def alone(self, kind: Modality, x: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """Without the other modality: [N, L, D] -> the stack's input and each layer's output."""
+        states = [x]
+        for expert in self.experts(kind):
+            x = expert.feedforward(expert.attention(x, mask))
+            states.append(x)
+        return states
+
+    def pooled(self, states: Tensor) -> Tensor:
+        """tanh(W x_0 + b) of the first row: [N, L, D] -> [N, D]."""
+        return self.pooler(states[:, 0]).tanh()
+
+    def memories(self, kind: Modality, others: Tensor) -> list[Memory]:
+        """What the layers of ``kind`` read of ``others`` [N, K, D]: projected once an item."""
+        return [expert.cross.memory(others) for expert in self.experts(kind)]
+
+    def fused(
+        self,
+        kind: Modality,
+        queries: Rows,
+        others: Rows,
+        first_only: bool = True,
+        memories: Sequence[Memory] | None = None,
+    ) -> list[Tensor]:
+        """P pairs: ``queries`` of modality ``kind`` look at ``others``, which stay the same for all
+        layers. Gives the stack's input and each layer's output, [P, L, D] each. ``memories`` are
+        those of all ``others``, if they are there already.
+
+        With ``first_only`` the last output is row 0 alone, [P, 1, D]: nothing more is computed than
+        it needs.
+        """
+        experts = self.experts(kind)
+        x, mask = queries.per_pair()
+        plan = agent_plan(x.shape[1], self.agents, x.device) if self.agents else None
+        other_mask = None if others.mask is None else others.mask.index_select(0, others.chosen)
+        states = [x]
+        every: Iterable[Memory] = memories or (e.cross.memory(others.embeds) for e in experts)
+        for expert, memory in zip(experts, every, strict=True):
+            last = first_only and expert is experts[-1]
+            memory = memory.of(others.chosen)
+            shown, near = mask, plan
+            if last:
+                x, shown, near = self._last_rows(expert, x, mask, plan)
+            elif expert is experts[0] and not self.training:
+                # No dropout: what an item makes of itself is the same in all its pairs.
+                x = expert.attention(queries.embeds, queries.mask).index_select(0, queries.chosen)
+            else:
+                x = expert.attention(x, mask)
+            x = expert.cross(x, shown, memory, other_mask, near, last)
+            x = expert.feedforward(x)
+            states.append(x)
+        return states
+
+    def _last_rows(
+        self, expert: Expert, x: Tensor, mask: Tensor | None, plan: AgentPlan | None
+    ) -> tuple[Tensor, Tensor | None, AgentPlan | None]:
+        """Self-attention of the rows that the last layer's row 0 needs, their mask and plan."""
+        if plan is None:
+            return expert.attention(x, mask), mask, None
+        rows, near = plan.needed()
+        if len(rows) >= x.shape[1]:
+            return expert.attention(x, mask), mask, plan
+        shown = None if mask is None else mask.index_select(1, rows)
+        return expert.attention(x, mask, rows), shown, near
+
+
+def at_depths(states: Sequence[Tensor], depths: Sequence[int]) -> Tensor:
+    """Row 0 of the states ``depths`` layers before the last, one after the other: [d * P, D]."""
+    return torch.cat([states[-1 - depth][:, 0] for depth in depths])

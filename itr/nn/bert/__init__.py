@@ -1,0 +1,1 @@
+"""BERT and RoBERTa encoders and their weights."""

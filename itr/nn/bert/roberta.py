@@ -1,0 +1,89 @@
+"""RoBERTa as a text encoder, from the Hugging Face hub, a local directory, or random weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, RobertaConfig, RobertaModel
+
+from itr.errors import ConfigError
+from itr.nn.bert.bert import SIZES, TextConfig
+
+
+@dataclass
+class RobertaTextConfig(TextConfig):
+    """RoBERTa. The sizes count only for random weights; pre-trained ones bring their own.
+
+    ``tokenizer``: None: as ``name``; "roberta-from-captions": built from the training captions.
+    The first position that a token gets is ``pad_id`` + 1, so a text may have
+    ``max_position_embeddings`` - ``pad_id`` - 1 ids.
+    """
+
+    name: str = "roberta-base"
+    max_position_embeddings: int = 514
+    type_vocab_size: int = 1
+    layer_norm_eps: float = 1e-5
+    pad_id: int = 1
+
+
+def build_roberta(text: RobertaTextConfig, pretrained: bool, vocabulary: int) -> RobertaModel:
+    """The RoBERTa of ``text`` with its pooler, its weights pre-trained or random, in float32.
+
+    Weights without a pooler get a random one (normal, 0.02), as the library does. Raises
+    ConfigError for sizes that do not fit, a name that cannot be found or is no RoBERTa, and for a
+    built tokenizer beside pre-trained weights.
+    """
+    options: dict[str, Any] = {
+        "hidden_dropout_prob": text.dropout,
+        "attention_probs_dropout_prob": text.dropout,
+        "attn_implementation": "sdpa",
+    }
+    if pretrained:
+        return _load(text, options)
+    sizes = {key: getattr(text, key) for key in SIZES}
+    try:
+        config = RobertaConfig(vocab_size=vocabulary, pad_token_id=text.pad_id, **sizes, **options)
+        return RobertaModel(config)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ConfigError(f"model.text: these sizes make no RoBERTa: {error}") from error
+
+
+def _load(text: RobertaTextConfig, options: dict[str, Any]) -> RobertaModel:
+    remedy = (
+        "give a local directory (config.json, model.safetensors) or a Hugging Face name that can "
+        "be reached, or type model.pretrained=false for random weights of the sizes in model.text"
+    )
+    if text.tokenizer is not None and text.tokenizer.endswith("-from-captions"):
+        raise ConfigError(
+            f"model.text.tokenizer={text.tokenizer}: a built vocabulary does not fit pre-trained "
+            "weights; type model.pretrained=false, or leave model.text.tokenizer=null"
+        )
+    try:
+        kind = AutoConfig.from_pretrained(text.name).model_type
+        if kind != "roberta":
+            raise ConfigError(
+                f"model.text.name: {text.name} is a '{kind}', expected a 'roberta'; {remedy}"
+            )
+        return RobertaModel.from_pretrained(text.name, dtype=torch.float32, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"model.text.name: no RoBERTa could be loaded from '{text.name}' ({reason}); {remedy}"
+        ) from error
+
+
+def roberta_states(roberta: RobertaModel, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Last hidden states [B, L, width] and tanh pooler [B, width] of ``tokens`` [B, L].
+
+    Ids where ``mask`` [B, L] is False are replaced by the padding id (which has a fixed vector and
+    position) and hidden from attention; they are still computed as queries.
+    """
+    pad = roberta.config.pad_token_id
+    assert pad is not None
+    ids = tokens.masked_fill(~mask, pad)
+    # Given in four dimensions, or the library asks the device whether the mask is all ones.
+    output = roberta(ids, attention_mask=mask[:, None, None, :])
+    return output.last_hidden_state, output.pooler_output

@@ -1,0 +1,1 @@
+"""CLIP's encoders and their weights."""

@@ -1,0 +1,174 @@
+"""CLIP's vision Transformer from OpenAI's files, from the Hugging Face hub, or from random weights.
+
+Multi-SEA reads the patches of all blocks but the last one of the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPVisionModel
+
+from itr.errors import CheckpointError, ConfigError
+from itr.nn.clip.jit_archive import is_jit_archive, read_jit_archive
+from itr.nn.clip.towers import CLIPVisionTransformer
+from itr.nn.position import resize_positions
+
+HUGGING_FACE = (  # names of transformers -> OpenAI's
+    ("embeddings.class_embedding", "class_embedding"),
+    ("embeddings.patch_embedding.", "conv1."),
+    ("embeddings.position_embedding.weight", "positional_embedding"),
+    ("pre_layrnorm.", "ln_pre."),
+    ("post_layernorm.", "ln_post."),
+    ("encoder.layers.", "transformer.resblocks."),
+    (".self_attn.out_proj.", ".attn.out_proj."),
+    (".layer_norm1.", ".ln_1."),
+    (".layer_norm2.", ".ln_2."),
+    (".mlp.fc1.", ".mlp.c_fc."),
+    (".mlp.fc2.", ".mlp.c_proj."),
+)
+
+
+@dataclass
+class CLIPConfig:
+    """CLIP's vision Transformer. The sizes but ``image_size`` count only for random weights."""
+
+    name: str = "openai/clip-vit-base-patch16"  # Hugging Face name, directory, or OpenAI's .pt file
+    image_size: int = 224
+    patch_size: int = 16
+    width: int = 768
+    layers: int = 11  # blocks that are kept: one less than a file has
+    head_width: int = 64
+    trained_layers: int | None = None  # of these, from the end on; what lies before them is frozen
+
+
+def build_clip_vision(image: CLIPConfig, pretrained: bool) -> CLIPVisionTransformer:
+    """The tower of ``image`` without its projection; pre-trained weights bring their own sizes.
+
+    Raises ConfigError for sizes that do not fit and names that cannot be found, CheckpointError
+    for a file that is no CLIP.
+    """
+    if not pretrained:
+        return _tower(image)
+    weights = clip_vision_weights(image.name)
+    tower = _tower(sizes_in(weights, image))
+    load_clip_vision(tower, weights)
+    return tower
+
+
+def settled_image(image: CLIPConfig, tower: CLIPVisionTransformer) -> CLIPConfig:
+    """``image`` with the sizes that ``tower`` has."""
+    return dataclasses.replace(
+        image,
+        patch_size=tower.conv1.kernel_size[0],
+        width=tower.conv1.out_channels,
+        layers=len(tower.transformer.resblocks),
+    )
+
+
+def _tower(image: CLIPConfig) -> CLIPVisionTransformer:
+    trained = image.layers if image.trained_layers is None else image.trained_layers
+    if image.layers < 1 or not 0 <= trained <= image.layers:
+        raise ConfigError(
+            f"model.image: layers={image.layers}, trained_layers={image.trained_layers}; expected "
+            "at least one layer, and from 0 to all of them trained (null: everything)"
+        )
+    if image.width % image.head_width:
+        raise ConfigError(
+            f"model.image.head_width: {image.head_width} does not divide a width of {image.width}"
+        )
+    return CLIPVisionTransformer(
+        image_size=image.image_size,
+        patch_size=image.patch_size,
+        width=image.width,
+        layers=image.layers,
+        heads=image.width // image.head_width,
+        embed_dim=None,
+        quick_gelu=True,
+    )
+
+
+def sizes_in(weights: Mapping[str, Tensor], image: CLIPConfig) -> CLIPConfig:
+    """``image`` with the sizes of OpenAI's ``weights``, whose last block is not counted."""
+    width, _, patch, _ = weights["conv1.weight"].shape
+    blocks = {name.split(".")[2] for name in weights if name.startswith("transformer.resblocks.")}
+    return dataclasses.replace(image, patch_size=patch, width=width, layers=len(blocks) - 1)
+
+
+def load_clip_vision(tower: CLIPVisionTransformer, weights: Mapping[str, Tensor]) -> None:
+    """Load OpenAI's ``weights`` (of any float type) into ``tower``: its last block and projection
+    are left out, positions are resized to the tower's grid."""
+    last = f"transformer.resblocks.{len(tower.transformer.resblocks)}."
+    kept = {
+        name: value.float()
+        for name, value in weights.items()
+        if name != "proj" and not name.startswith(last)
+    }
+    kept["positional_embedding"] = resize_positions(kept["positional_embedding"], tower.grid)
+    tower.load_state_dict(kept)
+
+
+def clip_vision_weights(name: str) -> dict[str, Tensor]:
+    """Weights of a vision Transformer by OpenAI's names (without ``visual.``), from a file or by
+    Hugging Face name. Raises ConfigError or CheckpointError."""
+    path = Path(name)
+    weights = _from_file(path) if path.is_file() else _from_hub(name)
+    if "conv1.weight" not in weights or "class_embedding" not in weights:
+        raise CheckpointError(
+            f"model.image.name: {name} holds no CLIP vision Transformer (no visual.conv1.weight or "
+            "visual.class_embedding); expected OpenAI's ViT-B-16.pt or another ViT of theirs"
+        )
+    return weights
+
+
+def _from_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        state = load_file(path)
+    elif is_jit_archive(path):
+        state = read_jit_archive(path)
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle raises nearly anything
+            raise CheckpointError(
+                f"{path}: neither OpenAI's archive nor a plain state dict "
+                f"({type(error).__name__}); it is truncated or holds objects that only code could "
+                "rebuild"
+            ) from error
+    prefix = "visual."
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _from_hub(name: str) -> dict[str, Tensor]:
+    try:
+        state = CLIPVisionModel.from_pretrained(name).state_dict()
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"model.image.name: no CLIP could be loaded from '{name}' ({reason}); give a local "
+            "directory, OpenAI's ViT-B-16.pt, or a Hugging Face name that can be reached, or type "
+            "model.pretrained=false for random weights of the sizes in model.image"
+        ) from error
+    return from_hugging_face(state)
+
+
+def from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' CLIP vision weights by OpenAI's names; the three projections become one."""
+    weights: dict[str, Tensor] = {}
+    for name, value in state.items():
+        ours = name.removeprefix("vision_model.")
+        for old, new in HUGGING_FACE:
+            ours = ours.replace(old, new)
+        if ".self_attn.q_proj." in ours:
+            parts = [state[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            kind = ours.rsplit(".", 1)[1]
+            ours, value = ours.split(".self_attn.")[0] + f".attn.in_proj_{kind}", torch.cat(parts)
+        if ".self_attn." not in ours and "position_ids" not in ours:
+            weights[ours] = value
+    return weights

@@ -1,0 +1,139 @@
+"""The file format of VSE-infinity's family (VSE, USER, HREM): one list of two encoders' weights.
+
+Theirs is a pickled ``{model: [image encoder, text encoder], opt: Namespace, epoch, best_rsum,
+Eiters}``. It holds no tokenizer (they always use bert-base-uncased).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from itr.errors import CheckpointError
+from itr.nn.bert.bert import TextConfig
+from itr.official.name_table import (
+    NameTable,
+    Report,
+    load_pickle,
+    plain,
+    require_fit,
+    without_prefix,
+)
+
+SIDES = ("img_enc.", "txt_enc.")
+POSITION_IDS = "txt_enc.bert.embeddings.position_ids"  # a constant, written by old transformers
+
+
+def sides(payload: Any) -> dict[str, Tensor] | None:
+    """Both encoders' weights, their names beginning with `SIDES`; None for another format."""
+    model = payload.get("model") if isinstance(payload, Mapping) else None
+    if not (isinstance(model, list | tuple) and len(model) == 2):
+        return None
+    if not all(isinstance(state, Mapping) and state for state in model):
+        return None
+    return {
+        side + name: value
+        for side, state in zip(SIDES, model, strict=True)
+        for name, value in without_prefix(state).items()
+    }
+
+
+def read_sides(
+    path: Path, recognises: Any, authors: str
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Weights as `sides` gives them, the authors' options, and what to tell of the file.
+
+    Raises CheckpointError for a damaged file and for one that ``recognises`` refuses.
+    """
+    payload = load_pickle(path)
+    if not recognises(payload):
+        found = sorted(map(str, payload)) if isinstance(payload, Mapping) else type(payload)
+        raise CheckpointError(
+            f"{path}: not a checkpoint of the authors of {authors}: found {found}; expected a "
+            "dictionary whose `model` is a list of the image and the text encoder's weights"
+        )
+    theirs = sides(payload)
+    assert theirs is not None
+    options = plain(payload.get("opt") or {})
+    info = {key: plain(payload.get(key)) for key in ("epoch", "best_rsum", "Eiters")}
+    return theirs, options, {**info, "opt": options}
+
+
+def text_of(
+    path: Path, theirs: Mapping[str, Tensor], text: Mapping[str, Any] | None
+) -> tuple[TextConfig, int]:
+    """The text encoder that fits the weights, and its number of token ids.
+
+    ``text`` gives what no weight tells: ``tokenizer`` and ``name`` (bert-base-uncased),
+    ``num_attention_heads`` (12), ``dropout``. Raises CheckpointError if the sizes cannot be told.
+    """
+    text = dict(text or {})
+    embeddings, layer = "txt_enc.bert.embeddings.", "txt_enc.bert.encoder.layer."
+    try:
+        positions, hidden = theirs[f"{embeddings}position_embeddings.weight"].shape
+        sizes: dict[str, Any] = {
+            "hidden_size": hidden,
+            "max_position_embeddings": positions,
+            "type_vocab_size": len(theirs[f"{embeddings}token_type_embeddings.weight"]),
+            "intermediate_size": len(theirs[f"{layer}0.intermediate.dense.weight"]),
+        }
+        vocabulary = len(theirs[f"{embeddings}word_embeddings.weight"])
+    except (KeyError, ValueError) as error:
+        raise unknown_sizes(path, error) from error
+    sizes["num_hidden_layers"] = 1 + max(
+        int(name[len(layer) :].split(".")[0]) for name in theirs if name.startswith(layer)
+    )
+    if hidden != 768 and "num_attention_heads" not in text:
+        raise CheckpointError(
+            f"{path}: its BERT is {hidden} wide, not the authors' 768, and weights do not tell the "
+            "number of attention heads; give model.text.num_attention_heads (itr.official: --heads)"
+        )
+    return replace(TextConfig(), **sizes, **text), vocabulary
+
+
+def unknown_sizes(path: Path, error: Exception) -> CheckpointError:
+    """What to raise where a weight that tells a size is missing or misshapen."""
+    return CheckpointError(
+        f"{path}: cannot tell the model's sizes, the weight {error} is missing or misshapen"
+    )
+
+
+def fit(
+    path: Path,
+    theirs: Mapping[str, Tensor],
+    table: NameTable,
+    expected: Mapping[str, Tensor],
+    optional: set[str],
+) -> tuple[dict[str, Tensor], Report]:
+    """``theirs`` by our names, less what nobody needs. Raises CheckpointError as `require_fit`."""
+    report, state = Report(), {}
+    for name, value in theirs.items():
+        if name == POSITION_IDS:
+            report.ignored.append(name)
+            continue
+        ours = table.to_ours(name) or name  # unknown: `require_fit` lists it
+        report.renamed.append((name, ours))
+        state[ours] = value
+    report.missing = require_fit(path, state, expected, optional)
+    return state, report
+
+
+def written(
+    state: Mapping[str, Tensor], options: Mapping[str, Any], epoch: int, rsum: float, updates: int
+) -> dict[str, Any]:
+    """What the authors' code would have saved of ``state`` (their names) and ``options``."""
+    return {
+        "model": [
+            {name[len(side) :]: value for name, value in state.items() if name.startswith(side)}
+            for side in SIDES
+        ],
+        "opt": argparse.Namespace(**options),
+        "epoch": epoch,
+        "best_rsum": rsum,
+        "Eiters": updates,
+    }

@@ -1,8 +1,0 @@
-"""Run a sweep file here: python -m itr.sweep sweeps/hrem_relations.yaml jobs=2 [key=value ...]."""
-
-import sys
-
-from itr.training.sweep.door import main
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,135 @@
+"""From a sweep to its jobs: every combination composed and checked before the first one starts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from itr.compose import CONF
+from itr.errors import ConfigError
+from itr.jobs import run_dir
+from itr.jobs.entry import explain
+from itr.sweep.spec import Parameter, Sweep, argument
+from itr.training.config import check_config
+
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its ``arguments`` for train.py and the run directory they lead to."""
+
+    arguments: tuple[str, ...]
+    choices: dict[str, Any]  # what it has of the keys that the sweep varies
+    run: Path
+    devices: int = 1
+    on_cpu: bool = False
+    values: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def key(self) -> str:
+        """Hash of the resolved configuration."""
+        return run_dir.config_hash(self.values)
+
+    @property
+    def label(self) -> str:
+        """The choices, as a person types them."""
+        return " ".join(argument(*choice) for choice in self.choices.items()) or self.run.name
+
+
+def compose(overrides: Sequence[str], where: str) -> dict[str, Any]:
+    """The resolved and checked configuration of ``train.py`` with ``overrides``.
+
+    Raises ConfigError that begins with ``where`` and names the key and its nearest neighbours.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            config = hydra.compose("train", overrides=list(overrides))
+        found = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except HydraException as error:
+        raise ConfigError(f"{where}: {explain(error, 'train', list(overrides))}") from error
+    except OmegaConfBaseException as error:
+        text = str(error).splitlines()[0]
+        raise ConfigError(f"{where}: {error.full_key or 'configuration'}: {text}") from error
+    assert isinstance(found, dict)
+    values = {str(key): value for key, value in found.items()}
+    try:
+        check_config(values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return values
+
+
+def make_job(sweep: Sweep, choices: Iterable[tuple[str, Any]], out: Path) -> Job:
+    """The job with these values of all parameters. Raises ConfigError if it cannot run."""
+    chosen = dict(choices)
+    arguments = [*(argument(*choice) for choice in chosen.items()), *sweep.extra]
+    values = compose(arguments, f"{sweep.path} ({' '.join(arguments)})")
+    return Job(
+        tuple(arguments),
+        {key: value for key, value in chosen.items() if key in sweep.varied},
+        out / run_dir.locate_run({**values, "out": None}).name,
+        int(values["devices"]) * int(values["nodes"]),
+        values["device"] == "cpu",
+        values,
+    )
+
+
+def grid_jobs(sweep: Sweep, out: Path) -> list[Job]:
+    """Every combination of the values, in the file's order, the last key fastest and the seed
+    faster still. Raises ConfigError for a sweep that is no grid or a job that cannot run.
+    """
+    ranged = [key for key, parameter in sweep.parameters.items() if not parameter.values]
+    if sweep.method != "grid" or ranged:
+        found = f"parameters.{ranged[0]} has no list of values" if ranged else sweep.method
+        raise ConfigError(
+            f"{sweep.path}: method: a grid is run here, found {found}; for a search type "
+            "method=optuna trials=30"
+        )
+    keys = sorted(sweep.parameters, key=lambda key: key == SEED)
+    jobs = [
+        make_job(sweep, zip(keys, values, strict=True), out)
+        for values in itertools.product(*(sweep.parameters[key].values for key in keys))
+    ]
+    _refuse_doubles(sweep, jobs)
+    return jobs
+
+
+def spread(parameter: Parameter) -> tuple[Any, ...]:
+    """The values of ``parameter``, or the ends of its range."""
+    if parameter.values:
+        return parameter.values
+    kind = int if parameter.distribution == "int_uniform" else float
+    return tuple(kind(end) for end in (parameter.low, parameter.high) if end is not None)
+
+
+def corner_choices(sweep: Sweep) -> list[dict[str, Any]]:
+    """The first value of everything, then each other one with the first of the rest."""
+    first = {key: spread(parameter)[0] for key, parameter in sweep.parameters.items()}
+    others = [
+        {**first, key: value}
+        for key, parameter in sweep.parameters.items()
+        for value in spread(parameter)[1:]
+    ]
+    return [first, *others]
+
+
+def _refuse_doubles(sweep: Sweep, jobs: Sequence[Job]) -> None:
+    seen: dict[Path, Job] = {}
+    for job in jobs:
+        other = seen.setdefault(job.run, job)
+        if other is not job:
+            raise ConfigError(
+                f"{sweep.path}: '{other.label}' and '{job.label}' are one and the same run "
+                f"({job.run.name}); take one out"
+            )
