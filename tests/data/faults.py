@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from worlds import write_tar
+
+from tests.data.worlds import write_tar
 
 WARNED, REFUSED = 1, 2  # the doctor's exit codes
 

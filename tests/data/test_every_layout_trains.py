@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-import worlds
-from worlds import PIXEL_LAYOUTS, make_items
 
 from itr.jobs.train import train
 from tests.conftest import compose
+from tests.data import worlds
+from tests.data.worlds import PIXEL_LAYOUTS, make_items
 
 SMALL = {
     "hrem": ("model.embed_size=16", "model.graph.warmup=1"),

@@ -6,10 +6,9 @@ import os
 import subprocess
 import sys
 
-import memory_reader
-from memory_reader import write_large
-
 from tests.conftest import ROOT
+from tests.data import memory_reader
+from tests.data.memory_reader import write_large
 
 
 def environment() -> dict[str, str]:

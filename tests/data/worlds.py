@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pictures import encoded, photo
+
+from tests.data.pictures import encoded, photo
 
 PARTS = ("train", "val", "test")
 PIXEL_LAYOUTS = ("karpathy", "lists", "coco", "arrow", "table", "shards")

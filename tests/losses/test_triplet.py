@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import naive_hrem as naive
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +16,7 @@ from itr.errors import ConfigError
 from itr.instantiate import build
 from itr.losses.score import Scores, pair_scores
 from itr.losses.triplet import DistanceWeightedTriplet, Triplet, matching_pairs
+from tests import naive_hrem as naive
 
 
 def unit(*shape: int, spread: float = 1.0) -> Tensor:

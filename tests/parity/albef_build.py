@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from harness import Case
 from torch import Tensor, nn
 
 from itr.batch import Batch
@@ -16,6 +15,7 @@ from itr.models.albef import ALBEF, ALBEFConfig, FusionTextConfig, ImageConfig
 from itr.nn.bert.bert import SIZES
 from itr.official.albef import official_state, table_of, to_ours
 from itr.view import Facts
+from tests.parity.harness import Case
 
 MASK_ID = 4  # where a case names neither its [MASK] nor its vocabulary
 WEIGHTS = {"itc": 1.0, "itm": 1.0, "mlm": 1.0}

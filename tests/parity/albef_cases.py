@@ -7,19 +7,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from albef_build import (
-    batch_of,
-    config_of,
-    image_config,
-    model_of,
-    text_config,
-)
-from albef_evaluation import evaluation, metrics
-from albef_gradcam import gradcam, gradcam_overlay
-from albef_losses import itc_loss, masking
-from albef_ranks import ddp_step
-from albef_training import lr_schedule, multi_step, param_groups, train_step
-from harness import Case, Runner
 from torch import Tensor, nn
 
 from itr.losses.infonce import InfoNCE
@@ -30,6 +17,19 @@ from itr.nn.bert.fusion import fusion_half, split_whole_bert, text_half, text_st
 from itr.nn.position import resize_positions
 from itr.nn.vit import random_vit
 from itr.official.albef import export, official_state, read
+from tests.parity.albef_build import (
+    batch_of,
+    config_of,
+    image_config,
+    model_of,
+    text_config,
+)
+from tests.parity.albef_evaluation import evaluation, metrics
+from tests.parity.albef_gradcam import gradcam, gradcam_overlay
+from tests.parity.albef_losses import itc_loss, masking
+from tests.parity.albef_ranks import ddp_step
+from tests.parity.albef_training import lr_schedule, multi_step, param_groups, train_step
+from tests.parity.harness import Case, Runner
 
 # Towers
 

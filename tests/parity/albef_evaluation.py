@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import torch
-from albef_build import batch_of, model_of
-from harness import Case
 from torch import Tensor, nn
 
 from itr.data.text.tokenizer import Tokenizer
@@ -12,6 +10,8 @@ from itr.evaluation.metrics import retrieval_metrics
 from itr.evaluation.ranks import Ranks, count_ranks, match_both_ways, rank_table
 from itr.evaluation.rerank import RerankConfig, Shortlist, ShortlistTable, rerank
 from itr.view import TextView
+from tests.parity.albef_build import batch_of, model_of
+from tests.parity.harness import Case
 
 FILL = -100.0  # the authors' score of what was not re-ranked
 

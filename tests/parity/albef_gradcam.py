@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from albef_build import batch_of, model_of
-from albef_evaluation import padded
-from harness import Case
-
 from itr.data.text.tokenizer import Tokenizer
 from itr.nn.gradcam import caption_maps, class_maps, watch_attention, word_maps
 from itr.results.gallery.overlay import overlay, smooth_map
 from itr.view import TextView
+from tests.parity.albef_build import batch_of, model_of
+from tests.parity.albef_evaluation import padded
+from tests.parity.harness import Case
 
 
 def gradcam(case: Case) -> None:

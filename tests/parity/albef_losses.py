@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from harness import Case
 from torch import Tensor, nn
 
 from itr.clock import Clock
@@ -20,6 +19,7 @@ from itr.nn.bank import bank_products
 from itr.nn.bert.masked_words import mask_words
 from itr.official.albef import official_state
 from itr.view import Facts
+from tests.parity.harness import Case
 
 
 def check_contrast(case: Case, step: str, model: ALBEF, scores, keys: Keys) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from albef_build import batch_of, draws_of, gradients, model_of
-from harness import Case
-from ranks import on_ranks
 from torch.nn.parallel import DistributedDataParallel
 
 from itr.clock import Clock
 from itr.official.albef import official_state
+from tests.parity.albef_build import batch_of, draws_of, gradients, model_of
+from tests.parity.harness import Case
+from tests.parity.ranks import on_ranks
 
 QUEUES = ("image_queue", "text_queue", "idx_queue", "queue_ptr")
 

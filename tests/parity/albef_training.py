@@ -3,19 +3,6 @@
 from __future__ import annotations
 
 import torch
-from albef_build import (
-    batch_of,
-    config_of,
-    draws_of,
-    facts_of,
-    gradients,
-    mask_id_of,
-    model_of,
-    official_names,
-)
-from albef_evaluation import padded
-from albef_losses import check_contrast, check_weights
-from harness import Case
 from torch import nn
 
 from itr.clock import Clock
@@ -40,6 +27,19 @@ from itr.training.optim import (
     set_learning_rates,
 )
 from itr.view import TextView
+from tests.parity.albef_build import (
+    batch_of,
+    config_of,
+    draws_of,
+    facts_of,
+    gradients,
+    mask_id_of,
+    model_of,
+    official_names,
+)
+from tests.parity.albef_evaluation import padded
+from tests.parity.albef_losses import check_contrast, check_weights
+from tests.parity.harness import Case
 
 
 def train_step(case: Case) -> None:

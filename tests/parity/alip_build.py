@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from harness import Case
 from torch import Tensor, nn
 
 from itr.batch import Batch
@@ -16,6 +15,7 @@ from itr.models.alip import ALIP, ALIPConfig, GateConfig, TextConfig, VisionConf
 from itr.official.alip import NAMES
 from itr.training.optim import OptimConfig, ScheduleConfig
 from itr.view import Facts
+from tests.parity.harness import Case
 
 TINY = {  # where a case has no towers of its own
     "embed_dim": 4,

@@ -8,12 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import alip_evaluation
 import torch
-from alip_build import batch_of, build, model_of, official_parameters, one_cycle, optim_of
-from alip_ranks import run_ranks
-from alip_training import gradients, stacked, train
-from harness import Case, Runner
 from torch import Tensor, nn
 
 from itr.batch import Batch
@@ -34,6 +29,18 @@ from itr.training.optim import (
     clip_gradients,
     lr_factor,
 )
+from tests.parity import alip_evaluation
+from tests.parity.alip_build import (
+    batch_of,
+    build,
+    model_of,
+    official_parameters,
+    one_cycle,
+    optim_of,
+)
+from tests.parity.alip_ranks import run_ranks
+from tests.parity.alip_training import gradients, stacked, train
+from tests.parity.harness import Case, Runner
 
 # Towers
 

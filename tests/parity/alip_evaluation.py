@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from alip_build import load_official, model_of
-from harness import Case, Runner
-from pixel_data_cases import padded
 from torch import Tensor
 
 from itr.batch import Batch
@@ -26,6 +23,9 @@ from itr.evaluation.ranks import Ranks, rank_embeddings, rank_scores
 from itr.evaluation.zeroshot import accuracies, class_embeddings, class_logits, predictions
 from itr.jobs.load_checkpoint import Loaded
 from itr.jobs.zeroshot import encode_prompts
+from tests.parity.alip_build import load_official, model_of
+from tests.parity.harness import Case, Runner
+from tests.parity.pixel_data_cases import padded
 
 
 def retrieval_metrics(case: Case) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from alip_build import batch_of, model_of
-from alip_training import gradients, train
-from harness import Case
-from ranks import on_ranks
 from torch.nn.parallel import DistributedDataParallel
 
 from itr.clock import Clock
 from itr.draws import Draws
+from tests.parity.alip_build import batch_of, model_of
+from tests.parity.alip_training import gradients, train
+from tests.parity.harness import Case
+from tests.parity.ranks import on_ranks
 
 
 def run_ranks(case: Case) -> list[dict[str, Any]]:

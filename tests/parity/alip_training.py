@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from alip_build import optim_of
 from torch import Tensor, nn
 
 from itr.batch import Batch
@@ -16,6 +15,7 @@ from itr.models.alip import ALIP
 from itr.models.base import Terms
 from itr.official.alip import NAMES
 from itr.training.optim import apply_schedule, build_optimizer, clip_gradients
+from tests.parity.alip_build import optim_of
 
 MEANS = ("raw_caption", "image_raw", "image_caption")
 Watch = dict[str, list[Any]]

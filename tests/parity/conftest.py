@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    from harness import cases_in
+    from tests.parity.harness import cases_in
 
     # Where this file is found too late for its option to be parsed, there is only the default.
     given = metafunc.config.getoption("golden", None)

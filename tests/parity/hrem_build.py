@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from harness import Case
 from torch import Tensor, nn
 
 from itr.draws import ReplayedDraws
@@ -17,6 +16,7 @@ from itr.models.hrem import HREM, HREMConfig, Side
 from itr.nn.bert.bert import SIZES, TextConfig
 from itr.official.hrem import from_options, name_table
 from itr.view import Facts
+from tests.parity.harness import Case
 
 ANY_BERT = {
     "vocab_size": 8,

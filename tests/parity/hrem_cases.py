@@ -5,18 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import hrem_data_cases
 import torch
-from harness import Case, Runner
-from hrem_build import (
-    Recorder,
-    config_of,
-    given_sides,
-    loss_of,
-    mask_of,
-    model_of,
-    official_parameters,
-)
 from torch import Tensor, nn
 
 from itr.batch import Batch
@@ -42,6 +31,17 @@ from itr.training.optim import (
     clip_gradients,
     lr_factor,
     set_learning_rates,
+)
+from tests.parity import hrem_data_cases
+from tests.parity.harness import Case, Runner
+from tests.parity.hrem_build import (
+    Recorder,
+    config_of,
+    given_sides,
+    loss_of,
+    mask_of,
+    model_of,
+    official_parameters,
 )
 
 WEIGHT_ATOL = 1e-3  # named by the notes of the triplet cases: exp of differences of ~1e2

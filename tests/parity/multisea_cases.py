@@ -5,20 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
-import multisea_official_cases
 import torch
-from harness import Case, Runner
-from multisea_build import (
-    aformer_of,
-    batch_of,
-    config_of,
-    given_sides,
-    load_queue,
-    model_of,
-    official_parameters,
-    state_of,
-)
-from multisea_ranks import Recorder
 from torch import Tensor, nn
 
 from itr.clock import Clock
@@ -37,6 +24,19 @@ from itr.training.optim import (
     lr_factor,
     set_learning_rates,
 )
+from tests.parity import multisea_official_cases
+from tests.parity.harness import Case, Runner
+from tests.parity.multisea_build import (
+    aformer_of,
+    batch_of,
+    config_of,
+    given_sides,
+    load_queue,
+    model_of,
+    official_parameters,
+    state_of,
+)
+from tests.parity.multisea_ranks import Recorder
 
 # Parts
 

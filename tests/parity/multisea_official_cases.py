@@ -8,9 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import Case, Runner
-from multisea_build import batch_of, model_of
-from multisea_ranks import run_ranks
 from torch import Tensor, nn
 
 from itr.evaluation.metrics import retrieval_metrics
@@ -21,6 +18,9 @@ from itr.models.base import Encoded
 from itr.models.multisea import MultiSEA
 from itr.nn.agent_attention import Rows
 from itr.official.multisea import export, is_unused, official_state, read
+from tests.parity.harness import Case, Runner
+from tests.parity.multisea_build import batch_of, model_of
+from tests.parity.multisea_ranks import run_ranks
 
 NOT_RANKED = -100.0  # what the authors give a candidate outside the shortlist
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from harness import Case
-from multisea_build import given_sides, load_queue, model_of, official_parameters
-from ranks import on_ranks
 from torch import Tensor
 
 from itr.clock import Clock
 from itr.draws import ReplayedDraws
 from itr.official.multisea import official_state
+from tests.parity.harness import Case
+from tests.parity.multisea_build import given_sides, load_queue, model_of, official_parameters
+from tests.parity.ranks import on_ranks
 
 
 class Recorder(ReplayedDraws):

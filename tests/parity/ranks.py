@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Case
 from torch import distributed, multiprocessing
+
+from tests.parity.harness import Case
 
 Work = Callable[[Case, int], dict[str, Any]]
 PATIENCE = 300.0  # seconds

@@ -7,18 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hrem_cases
-import naive_hrem as naive
 import pytest
 import torch
-from harness import Case, cases_in, longest_prefix
-from pending import NOT_BUILT
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from itr.models.hrem import GraphConfig, Relevance
 from itr.official.hrem import name_table
+from tests import naive_hrem as naive
+from tests.parity import hrem_cases
+from tests.parity.harness import Case, cases_in, longest_prefix
+from tests.parity.pending import NOT_BUILT
 
 
 def write(folder: Path, data: dict, tensors: dict[str, Tensor], method: str = "hrem") -> Path:

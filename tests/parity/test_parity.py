@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import albef_cases
-import alip_cases
-import hrem_cases
-import multisea_cases
-import pixel_data_cases
 import pytest
-import user_cases
-from harness import Case, Runner, cases_in, longest_prefix
-from pending import NOT_BUILT
+
+from tests.parity import (
+    albef_cases,
+    alip_cases,
+    hrem_cases,
+    multisea_cases,
+    pixel_data_cases,
+    user_cases,
+)
+from tests.parity.harness import Case, Runner, cases_in, longest_prefix
+from tests.parity.pending import NOT_BUILT
 
 BUILT: dict[str, dict[str, Runner]] = {
     "albef": {**albef_cases.RUNNERS, **pixel_data_cases.ALBEF},

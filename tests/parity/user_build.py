@@ -6,8 +6,6 @@ import dataclasses
 from typing import Any
 
 import torch
-from harness import Case
-from hrem_build import ANY_BERT, mask_of, text_config
 from torch import Tensor, nn
 
 from itr.batch import Batch
@@ -19,6 +17,8 @@ from itr.official import user, vse
 from itr.official.name_table import NameTable
 from itr.training.optim import OptimConfig, ScheduleConfig
 from itr.view import Facts
+from tests.parity.harness import Case
+from tests.parity.hrem_build import ANY_BERT, mask_of, text_config
 
 
 def hyper_of(case: Case) -> dict[str, Any]:

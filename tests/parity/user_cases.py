@@ -9,19 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-import user_data_cases
-from harness import Case, Runner
-from hrem_build import mask_of
 from torch import Tensor, nn
-from user_build import (
-    batch_of,
-    hyper_of,
-    model_of,
-    official_parameters,
-    official_state,
-    optim_config,
-    table_of,
-)
 
 from itr.clock import Clock
 from itr.draws import Draws
@@ -34,6 +22,18 @@ from itr.nn.gpo import GPO, position_codes
 from itr.nn.queue import FeatureQueue
 from itr.official import user, vse
 from itr.training.optim import build_optimizer, clip_gradients, lr_factor, set_learning_rates
+from tests.parity import user_data_cases
+from tests.parity.harness import Case, Runner
+from tests.parity.hrem_build import mask_of
+from tests.parity.user_build import (
+    batch_of,
+    hyper_of,
+    model_of,
+    official_parameters,
+    official_state,
+    optim_config,
+    table_of,
+)
 
 # Parts
 

