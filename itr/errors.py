@@ -1,8 +1,23 @@
 """Errors that a user can act on; the entry points print them without a traceback."""
 
+from __future__ import annotations
+
+from collections.abc import Collection
+
+
+def first_of(items: Collection[object], limit: int = 3, separator: str = ", ") -> str:
+    """The first ``limit`` items and the number of the others, for a message.
+
+    >>> first_of(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    listed = separator.join(str(item) for item, _ in zip(items, range(limit), strict=False))
+    rest = len(items) - limit
+    return f"{listed} and {rest:,} more" if rest > 0 else listed
+
 
 class UserError(Exception):
-    """Something the user can fix: the message names what, found, expected and what to type next."""
+    """An error the user can fix. The message says what is wrong, what was expected, what to do."""
 
 
 class ConfigError(UserError):
@@ -10,7 +25,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data file that is missing, misnamed or holds something unusable."""
+    """A data file that is missing, misnamed or has unusable contents."""
 
 
 class CheckpointError(UserError):
@@ -18,15 +33,18 @@ class CheckpointError(UserError):
 
 
 class TrainingError(UserError):
-    """Training cannot go on: a loss that is not finite, no space left, ..."""
+    """Training cannot continue: the loss is not finite, the disk is full, ..."""
 
 
 class RankLost(TrainingError):
-    """Other ranks do not answer: what follows when one of them met an error of its own."""
+    """Other ranks do not respond, usually because one of them has failed."""
 
 
 class Stopped(Exception):
-    """A run was asked to stop and has saved itself; ``preempted``: by a scheduler, not a person."""
+    """The run was told to stop and has saved a checkpoint.
+
+    ``preempted``: by a scheduler (it will be started again), not by a person.
+    """
 
     def __init__(self, message: str, preempted: bool):
         super().__init__(message, preempted)
