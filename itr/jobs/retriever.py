@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itr.data.images.decode import DECODERS, decode, read_bytes
+from itr.data.config import DECODERS
+from itr.data.images.decode import decode, read_bytes
 from itr.data.loading.loader import caption_batches, image_batches
 from itr.data.records import Record, Split
 from itr.errors import ConfigError, DataError

@@ -16,7 +16,8 @@ from torch.utils.data import Dataset, Subset
 
 from itr.batch import Batch
 from itr.data.classification.prompts import SEED, SETS, ClassSet
-from itr.data.images.decode import DECODERS, decode, read_bytes
+from itr.data.config import DECODERS
+from itr.data.images.decode import decode, read_bytes
 from itr.data.images.transforms import Choices, check_view, normalise, transform
 from itr.errors import ConfigError, DataError
 from itr.instantiate import nearest

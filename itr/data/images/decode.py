@@ -19,7 +19,6 @@ from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 from itr.data.records import Slice
 from itr.errors import DataError
 
-DECODERS = ("torchvision", "pillow")
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 PLAIN_PNG = ((8, 0), (8, 2))  # bit depth, colour type: grey and RGB
 

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from itr.data.config import DataConfig
-from itr.data.images.decode import DECODERS
+from itr.data.config import DECODERS, DataConfig
 from itr.data.layout import Place, listing, root_of
 from itr.data.layouts import (
     albef_lists,
