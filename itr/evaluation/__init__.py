@@ -1,1 +1,1 @@
-"""From embeddings to recall at K."""
+"""Evaluation: embeddings or scores to ranks, recalls and statistics."""

@@ -1,12 +1,14 @@
-"""Corrections for hubs: candidates that are near to too many queries. N images, C captions.
+"""Hubness corrections: lower the scores of candidates that are close to too many queries.
 
-They change a candidate's score by how it scores with a bank of other queries: those of the training
-split, or the evaluated queries themselves (then no query is scored alone, which a user of a search
-engine would be). Rows of their own, named after the method, never the result.
+A correction changes the score of a candidate by its scores with a bank of other queries. The bank
+is the training split or the evaluated queries themselves; in the latter case a query is no longer
+scored independently, as it would be by a search engine. The corrected metrics are reported in rows
+of their own and never replace the main result. N images, C captions, M candidates.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,79 +17,84 @@ import torch
 from torch import Tensor
 
 from itr.errors import ConfigError
-from itr.evaluation.protocols import Gallery, Part, Protocol, evaluate_gallery
+from itr.evaluation.protocol_metrics import evaluate_protocols
+from itr.evaluation.protocols import Protocol
 from itr.evaluation.ranks import Ranks
+from itr.evaluation.retrieval_set import RetrievalSet, Subset
 from itr.evaluation.score_tables import EmbeddingTable, Index, MeanTable, Rows, ScoreTable
 from itr.instantiate import nearest
 
+log = logging.getLogger("itr")
 METHODS = ("inverted_softmax", "csls", "qb_norm")
 
 
 @dataclass
 class HubnessConfig:
-    """Which rows to add, and their numbers (those of the papers, for cosines)."""
+    """Which rows to add, and their parameters (defaults: those of the papers, for cosines)."""
 
     rows: list[str] = field(default_factory=list)  # of METHODS
     beta: float = 20.0  # inverse temperature of inverted softmax and QB-Norm
-    k: int = 10  # neighbours of CSLS
-    bank: str | None = None  # a split whose queries are the bank; None: the evaluated ones
-    bank_size: int = 5000  # images of that split, with their captions
+    k: int = 10  # neighbors in CSLS
+    bank: str | None = None  # split that provides the bank's queries; None: the evaluated queries
+    bank_size: int = 5000  # number of images of that split, with their captions
 
 
 def check_hubness(config: HubnessConfig) -> None:
-    """Raises ConfigError for an unknown row or an impossible number."""
+    """Raises ConfigError for an unknown row or an invalid number."""
     for name in config.rows:
         if name not in METHODS:
             raise ConfigError(
-                f"hubness.rows: '{name}' is unknown{nearest(name, METHODS)} "
-                f"(known: {', '.join(METHODS)})"
+                f"hubness.rows: unknown value '{name}'{nearest(name, METHODS)}; expected some of "
+                f"{', '.join(METHODS)}"
             )
     for key, value in (("beta", config.beta), ("k", config.k), ("bank_size", config.bank_size)):
         if value <= 0:
-            raise ConfigError(f"hubness.{key}: {value} must be above 0")
+            raise ConfigError(f"hubness.{key}: {value}; expected a number above 0")
     if "qb_norm" in config.rows and config.bank is None:
         raise ConfigError(
-            "hubness.rows: qb_norm needs a bank of other queries (with the evaluated ones it is "
-            "inverted_softmax); type hubness.bank=train"
+            "hubness.rows: qb_norm needs a bank of other queries (with the evaluated queries it is "
+            "the same as inverted_softmax); pass hubness.bank=train"
         )
 
 
-Bank = tuple[Tensor, Tensor]  # embeddings of other images [., D] and of other captions [., D]
+QueryBank = tuple[Tensor, Tensor]  # embeddings of other images [., D] and of other captions [., D]
 
 
 def hubness_rows(
     table: ScoreTable,
-    gallery: Gallery,
+    retrieval_set: RetrievalSet,
     protocol: Protocol,
     config: HubnessConfig,
-    ties: str = "pessimistic",
-    banks: Sequence[Bank] = (),
-    kept: dict[str, Ranks] | None = None,
+    tie_break: str = "pessimistic",
+    banks: Sequence[QueryBank] = (),
+    ranks_by_name: dict[str, Ranks] | None = None,
 ) -> dict[str, Any]:
-    """Metrics of ``protocol`` under each correction, as ``hubness_<method>/...``; into ``kept`` go
-    the ranks, as ``hubness_<method>/<protocol>``.
+    """Metrics of ``protocol`` under each correction, with the prefix ``hubness_<method>/``.
 
-    ``banks``: one for each model whose scores ``table`` holds (their mean, if several); none: the
-    evaluated queries are the bank. Raises ConfigError for what `check_hubness` refuses.
+    ``banks`` holds one bank for each model whose scores ``table`` averages; if it is empty, the
+    evaluated queries are the bank. The ranks are added to ``ranks_by_name`` as
+    ``hubness_<method>/<protocol>``. Raises ConfigError for what `check_hubness` refuses.
     """
     check_hubness(config)
     results: dict[str, Any] = {}
     for method in config.rows:
 
-        def corrected(part: Part, method: str = method) -> ScoreTable:
-            base = table.part(part.images, part.captions)
+        def corrected(subset: Subset, method: str = method) -> ScoreTable:
+            base = table.subset(subset.images, subset.captions)
             return CorrectedTable(base, method, config, _bank_tables(base, banks))
 
         ranks: dict[str, Ranks] = {}
-        found = evaluate_gallery(corrected, gallery, [protocol], ties, ranks)
-        results |= {f"hubness_{method}/{key}": value for key, value in found.items()}
-        if kept is not None:
-            kept |= {f"hubness_{method}/{name}": own for name, own in ranks.items()}
+        metrics = evaluate_protocols(corrected, retrieval_set, [protocol], tie_break, ranks)
+        results |= {f"hubness_{method}/{key}": value for key, value in metrics.items()}
+        if ranks_by_name is not None:
+            ranks_by_name |= {f"hubness_{method}/{name}": each for name, each in ranks.items()}
     bank = f"split {config.bank}" if banks else "the evaluated queries"
     return results | ({"hubness_bank": bank} if config.rows else {})
 
 
-def _bank_tables(base: ScoreTable, banks: Sequence[Bank]) -> tuple[ScoreTable, ScoreTable] | None:
+def _bank_tables(
+    base: ScoreTable, banks: Sequence[QueryBank]
+) -> tuple[ScoreTable, ScoreTable] | None:
     if not banks:
         return None
     members = base.tables if isinstance(base, MeanTable) else [base]
@@ -97,18 +104,18 @@ def _bank_tables(base: ScoreTable, banks: Sequence[Bank]) -> tuple[ScoreTable, S
     return MeanTable(forward), MeanTable(backward)
 
 
-class Correction(NamedTuple):
-    """What is taken off the scores of the candidates of one direction."""
+class CandidateBias(NamedTuple):
+    """The amount subtracted from the scores of the candidates of one direction."""
 
     bias: Tensor  # [M]
-    hubs: Tensor | None = None  # [M] bool: only for queries whose nearest candidate is one of these
+    hubs: Tensor | None = None  # [M] bool: subtract only if the query's best candidate is one
 
 
 class CorrectedTable(ScoreTable):
-    """``base`` with a correction in each direction.
+    """``base`` with a hubness correction in each direction.
 
-    ``bank`` scores its queries with the candidates of ``base``, a table for either direction: bank
-    images with the captions, and the images with bank captions. None: ``base`` itself.
+    ``bank`` scores the bank's queries with the candidates of ``base``, one table per direction:
+    bank images with the captions, and the images with bank captions. None: ``base`` itself.
     """
 
     def __init__(
@@ -119,52 +126,68 @@ class CorrectedTable(ScoreTable):
         bank: tuple[ScoreTable, ScoreTable] | None = None,
     ):
         if base.depth is not None:
-            raise ConfigError("hubness.rows: of whole galleries; type rerank.enabled=false")
+            raise ConfigError(
+                "hubness.rows: corrections need the scores of all candidates, not of re-ranked "
+                "shortlists; pass rerank.enabled=false"
+            )
         self.base = base
         self.n_images, self.n_captions, self.device = base.n_images, base.n_captions, base.device
         with torch.inference_mode():
-            self.corrections = {
-                direction: _correction(table, direction, method, config)
+            self.biases = {
+                direction: _candidate_bias(table, direction, method, config)
                 for direction, table in zip(("i2t", "t2i"), bank or (base, base), strict=True)
             }
 
     def scores(self, direction: str, rows: Rows) -> Tensor:
-        """Those of ``base``, less the candidates' bias where it applies."""
+        """The scores of ``base`` minus the candidates' bias where it applies."""
         scores = self.base.scores(direction, rows)
-        bias, hubs = self.corrections[direction]
+        bias, hubs = self.biases[direction]
         if hubs is None:
             return scores - bias
         return torch.where(hubs[scores.argmax(dim=1)][:, None], scores - bias, scores)
 
-    def part(self, images: Index, captions: Index) -> ScoreTable:
-        """Raises ConfigError: the bias of a part is not that of the whole."""
-        raise ConfigError("a correction is made for each part anew")
+    def subset(self, images: Index, captions: Index) -> ScoreTable:
+        """Raises ConfigError: the bias depends on all queries and candidates of the table."""
+        raise ConfigError("a hubness correction must be computed separately for each subset")
 
 
-def _correction(bank: ScoreTable, direction: str, method: str, config: HubnessConfig) -> Correction:
-    """The correction of the candidates of ``direction`` by the queries of ``bank``.
+def _candidate_bias(
+    bank: ScoreTable, direction: str, method: str, config: HubnessConfig
+) -> CandidateBias:
+    """The bias of the candidates of ``direction``, computed from the queries of ``bank``.
 
     Inverted softmax (Smith et al., ICLR 2017): exp(beta s) over its sum over the bank, which
-    orders as s - logsumexp(beta s) / beta. CSLS (Conneau et al., ICLR 2018): 2 s - r(query) -
-    r(candidate), r being the mean of the k best, which orders as s - r(candidate) / 2. QB-Norm
-    (Bogolin et al., CVPR 2022): inverted softmax for the queries whose nearest candidate is the
-    nearest one of a query of the bank.
+    ranks like s - logsumexp(beta s) / beta. CSLS (Conneau et al., ICLR 2018): 2 s - r(query) -
+    r(candidate), r being the mean of the k best, which ranks like s - r(candidate) / 2. QB-Norm
+    (Bogolin et al., CVPR 2022): inverted softmax for the queries whose nearest candidate is also
+    the nearest candidate of a query of the bank.
     """
-    backward, candidates, queries = bank.way(direction[::-1])
-    height = bank.height(queries)
+    backward = bank.in_direction(direction[::-1])
+    candidates, queries = backward.n_queries, backward.n_candidates
+    step = bank.tile_rows(queries)
 
     def by_tile(reduce: Callable[[Tensor], Tensor]) -> Tensor:
-        tiles = range(0, candidates, height)
-        return torch.cat([reduce(backward(slice(a, min(a + height, candidates)))) for a in tiles])
+        starts = range(0, candidates, step)
+        tiles = (backward.of(slice(a, min(a + step, candidates))) for a in starts)
+        return torch.cat([reduce(tile) for tile in tiles])
 
     if method == "csls":
         k = min(config.k, queries)
-        return Correction(by_tile(lambda tile: tile.topk(k, dim=1).values.mean(dim=1)) / 2)
+        if k < config.k:
+            log.warning(
+                "hubness.k=%d exceeds the %d %s queries of the bank; k=%d is used",
+                config.k,
+                queries,
+                direction,
+                k,
+            )
+        return CandidateBias(by_tile(lambda tile: tile.topk(k, dim=1).values.mean(dim=1)) / 2)
     bias = by_tile(lambda tile: (config.beta * tile).logsumexp(dim=1)) / config.beta
     if method == "inverted_softmax":
-        return Correction(bias)
+        return CandidateBias(bias)
     hubs = torch.zeros(candidates, dtype=torch.bool, device=bank.device)
-    forward, height = bank.way(direction)[0], bank.height(candidates)
-    for start in range(0, queries, height):
-        hubs[forward(slice(start, min(start + height, queries))).argmax(dim=1)] = True
-    return Correction(bias, hubs)
+    forward, step = bank.in_direction(direction), bank.tile_rows(candidates)
+    for start in range(0, queries, step):
+        tile = forward.of(slice(start, min(start + step, queries)))
+        hubs[tile.argmax(dim=1)] = True
+    return CandidateBias(bias, hubs)

@@ -1,4 +1,4 @@
-"""Ranks to the field's numbers: recall at K in per cent, median and mean rank, rSum."""
+"""Computes R@K, median and mean rank, and rSum from ranks."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import numpy as np
 
 from itr.evaluation.ranks import Ranks
 
-RECALLS = (1, 5, 10)
+RECALLS = (1, 5, 10)  # the K of R@K
 
 
 def rank_metrics(ranks: np.ndarray, depth: int | None = None) -> dict[str, float]:
     """``r1 r5 r10 medr meanr`` of the ranks [Q] of one direction.
 
-    Recalls are per cent of the queries whose rank is at most K. The median is rounded down as
-    SCAN's evaluation does, whose ranks count from 0. Where only ``depth`` candidates of a query
-    were ordered, a rank above it is no number: what depends on such ranks is not given.
+    R@K is the percentage of queries with a rank of at most K. The median is rounded down as in
+    SCAN's evaluation code, whose ranks start at 0. If only ``depth`` candidates of a query were
+    ordered, a rank above ``depth`` is unknown, and metrics that depend on it are omitted.
     """
     metrics: dict[str, float] = {}
     for k in RECALLS:
@@ -27,7 +27,7 @@ def rank_metrics(ranks: np.ndarray, depth: int | None = None) -> dict[str, float
 
 
 def sums(metrics: dict[str, float]) -> dict[str, float]:
-    """``rsum``, the sum of the six recalls, and their mean ``rmean``; nothing if one is missing."""
+    """``rsum``, the sum of the six R@K, and their mean ``rmean``; empty if one is missing."""
     keys = [f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in RECALLS]
     if any(key not in metrics for key in keys):
         return {}
@@ -38,13 +38,13 @@ def sums(metrics: dict[str, float]) -> dict[str, float]:
 def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
     """``i2t_r1 i2t_r5 i2t_r10 i2t_medr i2t_meanr``, the same for ``t2i``, ``rsum`` and ``rmean``.
 
-    Where a second stage ordered fewer candidates than there are (``ranks.depth``), without the
-    recalls beyond that depth and without median and mean rank.
+    If re-ranking ordered only ``ranks.depth`` of the candidates, R@K beyond that depth and the
+    median and mean rank are omitted.
     """
     metrics: dict[str, float] = {}
-    candidates = {"i2t": len(ranks.t2i), "t2i": len(ranks.i2t)}
-    for direction, found in (("i2t", ranks.i2t), ("t2i", ranks.t2i)):
-        partial = ranks.depth is not None and ranks.depth < candidates[direction]
-        for key, value in rank_metrics(found, ranks.depth if partial else None).items():
+    n_candidates = {"i2t": len(ranks.t2i), "t2i": len(ranks.i2t)}
+    for direction, values in (("i2t", ranks.i2t), ("t2i", ranks.t2i)):
+        partial = ranks.depth is not None and ranks.depth < n_candidates[direction]
+        for key, value in rank_metrics(values, ranks.depth if partial else None).items():
             metrics[f"{direction}_{key}"] = value
     return {**metrics, **sums(metrics)}

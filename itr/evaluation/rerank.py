@@ -1,56 +1,53 @@
-"""Two-stage retrieval: dot products pick k candidates a query, the model's own score orders them.
+"""Re-ranking: dot products select k candidates per query, the model's second stage orders them.
 
-N images, C captions, Q queries, M candidates in all, k of them re-ranked, P pairs.
+N images, C captions, Q queries, M candidates, k of them re-ranked, P pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from itr.errors import ConfigError, DataError
 from itr.evaluation.encode import Progress
 from itr.evaluation.metrics import RECALLS
-from itr.evaluation.score_tables import TILE_CPU, TILE_GPU, Index, Rows, ScoreTable
+from itr.evaluation.retrieval_set import Subset
+from itr.evaluation.score_tables import EmbeddingTable
+from itr.evaluation.shortlists import Shortlist, ShortlistTable, nearest_candidates
 from itr.models.base import Encoded, RetrievalModel
 from itr.parallel import add_up, left_together, rank, world_size
 
-LENGTHS = 8  # groups of captions by length
+LENGTH_GROUPS = 8  # groups of captions of similar length
 
 
 @dataclass
 class RerankConfig:
-    """Second stage of models that have one; what lies outside the ``k`` best stays behind them."""
+    """Re-ranking, for models with a second stage. Candidates beyond the ``k`` best rank last."""
 
-    enabled: bool | None = None  # None: where the model has a second stage
-    k: int = 128  # candidates a query; all of them where there are fewer
-    batch_size: int = 512  # pairs that are scored at once; changes no number
-
-
-class Shortlist(NamedTuple):
-    """The candidates of one direction that were re-ranked."""
-
-    candidates: Tensor  # [Q, k] int64
-    scores: Tensor  # [Q, k] float32
+    enabled: bool | None = None  # None: if the model has a second stage
+    k: int = 128  # candidates per query; all of them if there are fewer
+    batch_size: int = 512  # pairs scored at a time; does not change the results
 
 
 def check_rerank(config: RerankConfig, reranks: bool, model: str) -> None:
-    """Raises ConfigError for numbers, or for a model, with which re-ranking makes no sense."""
+    """Raises ConfigError for invalid numbers, or if the model cannot re-rank but should."""
     if config.enabled and not reranks:
         raise ConfigError(
-            f"rerank.enabled=true: {model} scores by its embeddings alone; type rerank.enabled=null"
+            f"rerank.enabled=true: {model} has no second stage (it scores by embeddings "
+            "alone); pass rerank.enabled=null"
         )
     if config.k < max(RECALLS):
         raise ConfigError(
-            f"rerank.k: {config.k}; expected at least {max(RECALLS)}, or R@{max(RECALLS)} would "
-            "count candidates that nobody ordered"
+            f"rerank.k: {config.k}; expected at least {max(RECALLS)}, because R@{max(RECALLS)} "
+            "needs that many ordered candidates"
         )
     if config.batch_size < 1:
-        raise ConfigError(f"rerank.batch_size: {config.batch_size} must be at least 1")
+        raise ConfigError(f"rerank.batch_size: {config.batch_size}; expected at least 1")
 
 
 def rerank(
@@ -61,87 +58,129 @@ def rerank(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> tuple[Shortlist, Shortlist]:
-    """Re-ranked candidates of each image among the captions, and of each caption among the images;
-    ranks share the pairs, and all get all scores.
+    """Re-rank the best captions of each image and the best images of each caption.
 
-    ``dtype`` is that of autocast (None: float32). Pairs are scored image by image, so that a model
-    prepares each image once; where its score ignores the direction, a pair that both directions
-    ask for is scored once; where padding is no arithmetic, captions of a length come together. The
+    The process ranks share the pairs, and each gets all scores. ``dtype`` is the autocast type
+    (None: float32). Pairs are scored image by image, so that a model prepares each image once. If
+    the model's score does not depend on the direction, a pair that occurs in both is scored once.
+    If padding does not change the result, captions of similar length are batched together. The
     model must be in eval mode, without gradients. Raises DataError if scores are not finite.
     """
     i2t = nearest_candidates(images.pooled, texts.pooled, config.k)
     t2i = nearest_candidates(texts.pooled, images.pooled, config.k)
     count = len(texts.pooled)
-    # On the host once: which images a chunk needs is then known without asking the device.
+    # Pair keys stay on the CPU: selecting the images of a chunk needs no device synchronization.
     forward = (torch.arange(len(i2t))[:, None] * count + i2t.cpu()).flatten()
     backward = (t2i.cpu() * count + torch.arange(len(t2i))[:, None]).flatten()
-    asked = {"i2t": forward, "t2i": backward}
+    keys_of = {"i2t": forward, "t2i": backward}
     if model.symmetric_rerank:
-        asked = {"both": torch.cat([forward, backward])}
-    jobs = {direction: keys.unique(return_inverse=True) for direction, keys in asked.items()}
-    total, done, found = sum(len(keys) for keys, _ in jobs.values()), 0, []
-    trimmed = not model.view.padding_is_arithmetic
-    for direction, (keys, place) in jobs.items():
-        values = torch.zeros(len(keys), device=i2t.device)
-        turn = 0
-        with left_together():
-            for chosen, several in by_length(texts, keys % count, trimmed):
-                for pairs in blocks(keys[chosen] // count, model.rerank_block, config.batch_size):
-                    numbers = chosen[pairs.pairs]
-                    kept = pairs.first.nonzero()[:, 0]  # on the host, as all that chooses
-                    if turn % world_size() == rank():
-                        part = _score(model, images, several, keys[numbers], direction, dtype)
-                        values[numbers[kept].to(values.device)] = part[kept.to(part.device)]
-                    turn += 1
-                    done += len(kept)
-                    if progress is not None:
-                        progress("pairs", done, total)
-        found.append(add_up(values)[place.to(i2t.device)])
-    scores = torch.cat(found)
+        keys_of = {"both": torch.cat([forward, backward])}
+    unique = {direction: keys.unique(return_inverse=True) for direction, keys in keys_of.items()}
+    counter = _PairCounter(progress, sum(len(keys) for keys, _ in unique.values()))
+    scorer = _PairScorer(model, images, texts, config.batch_size, dtype)
+    scores = torch.cat(
+        [
+            scorer.scores(keys, direction, counter)[inverse.to(i2t.device)]
+            for direction, (keys, inverse) in unique.items()
+        ]
+    )
     if not torch.isfinite(scores).all():
         raise DataError(
             f"{int((~torch.isfinite(scores)).sum())} of {len(scores)} re-ranked scores are not "
-            "finite: the weights have diverged or the half precision overflowed; try precision=fp32"
+            "finite: the weights have diverged or half precision overflowed; pass precision=fp32"
         )
-    both = scores.split([len(forward), len(backward)])
-    return Shortlist(i2t, both[0].view_as(i2t)), Shortlist(t2i, both[1].view_as(t2i))
+    of_images, of_captions = scores.split([len(forward), len(backward)])
+    return Shortlist(i2t, of_images.view_as(i2t)), Shortlist(t2i, of_captions.view_as(t2i))
+
+
+class _PairCounter:
+    """Counts scored pairs and reports them to ``progress``, if any."""
+
+    def __init__(self, progress: Progress | None, total: int):
+        self.progress, self.total, self.done = progress, total, 0
+
+    def add(self, count: int) -> None:
+        self.done += count
+        if self.progress is not None:
+            self.progress("pairs", self.done, self.total)
+
+
+class _PairScorer:
+    """Scores pairs with the model's second stage; each process rank scores some blocks."""
+
+    def __init__(
+        self,
+        model: RetrievalModel,
+        images: Encoded,
+        texts: Encoded,
+        batch_size: int,
+        dtype: torch.dtype | None,
+    ):
+        self.model, self.images, self.texts = model, images, texts
+        self.batch_size, self.dtype = batch_size, dtype
+
+    def scores(self, keys: Tensor, direction: str, counter: _PairCounter) -> Tensor:
+        """Scores [P], on every process rank, of the sorted pairs ``keys`` [P]."""
+        model, texts = self.model, self.texts
+        count, device = len(texts.pooled), texts.pooled.device
+        values, turn = torch.zeros(len(keys), device=device), 0
+        trimmed = not model.view.padding_is_arithmetic
+        with left_together():
+            for group, cut_texts in by_length(texts, keys % count, trimmed):
+                images_of = keys[group] // count
+                for block in pair_blocks(images_of, model.rerank_block, self.batch_size):
+                    indices = group[block.pairs]
+                    new = block.is_new.nonzero()[:, 0]  # on the CPU, like all indices
+                    if turn % world_size() == rank():
+                        scored = _score(
+                            model, self.images, cut_texts, keys[indices], direction, self.dtype
+                        )
+                        values[indices[new].to(device)] = scored[new.to(scored.device)]
+                    turn += 1
+                    counter.add(len(new))
+        return add_up(values)
 
 
 def by_length(texts: Encoded, text_of: Tensor, trimmed: bool) -> Iterator[tuple[Tensor, Encoded]]:
-    """Numbers of the pairs whose captions ``text_of`` [P] are about as long, with ``texts`` cut to
-    the longest of them; all at once where padding counts (``trimmed`` false)."""
+    """Group the pairs by the length of their captions ``text_of`` [P]: yields the indices of a
+    group's pairs, and ``texts`` cut to the group's longest caption.
+
+    With ``trimmed`` false (padding changes the result) there is one group with uncut texts.
+    """
     if not trimmed or texts.mask is None or texts.tokens is None:
         yield torch.arange(len(text_of)), texts
         return
     lengths = texts.mask.sum(dim=1).cpu()
-    bounds = lengths.sort().values[[len(lengths) * n // LENGTHS - 1 for n in range(1, LENGTHS + 1)]]
+    last = [len(lengths) * n // LENGTH_GROUPS - 1 for n in range(1, LENGTH_GROUPS + 1)]
+    bounds = lengths.sort().values[last]
     group = torch.bucketize(lengths, bounds.unique())[text_of]
-    for number, longest in enumerate(bounds.unique().tolist()):
-        chosen = (group == number).nonzero()[:, 0]
+    for index, longest in enumerate(bounds.unique().tolist()):
+        chosen = (group == index).nonzero()[:, 0]
         if len(chosen):
             tokens, mask = texts.tokens[:, :longest], texts.mask[:, :longest]
             yield chosen, Encoded(texts.pooled, tokens, mask)
 
 
-class Block(NamedTuple):
-    """Pairs that are scored at once."""
+class PairBlock(NamedTuple):
+    """Pairs that are scored together."""
 
-    pairs: Tensor  # [B] their numbers
-    first: Tensor  # [B] bool: False where a pair only fills its block
+    pairs: Tensor  # [B] their indices
+    is_new: Tensor  # [B] bool: False if the pair repeats an earlier one to fill its block
 
 
-def blocks(image_of: Tensor, size: int, batch_size: int) -> Iterator[Block]:
-    """The pairs with images ``image_of`` [P] (rising), in blocks of ``size`` of the same image
-    each, at most about ``batch_size`` at once; an image's last pair fills its last block."""
+def pair_blocks(image_of: Tensor, size: int, batch_size: int) -> Iterator[PairBlock]:
+    """Split the pairs with images ``image_of`` [P] (ascending) into blocks of ``size`` pairs of one
+    image, about ``batch_size`` pairs at a time. An image's last pair is repeated to fill its last
+    block."""
     _, counts = image_of.unique_consecutive(return_counts=True)
     filled = (counts + size - 1) // size * size
     start = (counts.cumsum(0) - counts).repeat_interleave(filled)
     within = torch.arange(len(start)) - (filled.cumsum(0) - filled).repeat_interleave(filled)
     last = (counts - 1).repeat_interleave(filled)
-    pairs, first = start + within.minimum(last), within <= last
+    pairs, is_new = start + within.minimum(last), within <= last
     at_once = max(size, batch_size // size * size)
-    for chunk in zip(pairs.split(at_once), first.split(at_once), strict=True):
-        yield Block(*chunk)
+    for chunk in zip(pairs.split(at_once), is_new.split(at_once), strict=True):
+        yield PairBlock(*chunk)
 
 
 def _score(
@@ -152,53 +191,62 @@ def _score(
     direction: str,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    """Scores [P] of pairs ``keys`` [P] (image * C + caption, images rising, on the host)."""
+    """Scores [P] of the pairs ``keys`` [P] (image * C + caption, images ascending, on the CPU)."""
     device, count = texts.pooled.device, len(texts.pooled)
     rows, local = (keys // count).unique_consecutive(return_inverse=True)
     rows = rows.to(device)
-    here = Encoded(
+    selected = Encoded(
         images.pooled[rows],
         None if images.tokens is None else images.tokens[rows],
         None if images.mask is None else images.mask[rows],
     )
     pairs = torch.stack([local, keys % count], dim=1).to(device)
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        return model.rerank(here, texts, pairs, direction, model.rerank_block).float()
+        return model.rerank(selected, texts, pairs, direction, model.rerank_block).float()
 
 
-def nearest_candidates(queries: Tensor, candidates: Tensor, k: int) -> Tensor:
-    """[Q, min(k, M)] int64: by dot product, best first, in tiles of the score matrix."""
-    tile = TILE_GPU if queries.is_cuda else TILE_CPU
-    height, k = max(1, tile // len(candidates)), min(k, len(candidates))
-    with torch.autocast(queries.device.type, enabled=False):
-        parts = [(part @ candidates.t()).topk(k, dim=1).indices for part in queries.split(height)]
-    return torch.cat(parts)
+class SecondStage:
+    """Re-ranks a subset; the last table is cached because protocols often rank the same subset."""
+
+    def __init__(
+        self,
+        model: RetrievalModel,
+        images: Encoded,
+        texts: Encoded,
+        config: RerankConfig,
+        dtype: torch.dtype | None,
+        progress: Progress | None,
+    ):
+        self.model, self.encoded, self.config = model, (images, texts), config
+        self.dtype, self.progress = dtype, progress
+        self.last: tuple[Subset, ShortlistTable] | None = None
+        self.whole: ShortlistTable | None = None  # of all images with all captions
+
+    def __call__(self, subset: Subset) -> ShortlistTable:
+        """The re-ranked scores of ``subset``."""
+        if self.last is not None and _same(self.last[0], subset):
+            return self.last[1]
+        images = _select(self.encoded[0], subset.images)
+        texts = _select(self.encoded[1], subset.captions)
+        lists = rerank(self.model, images, texts, self.config, self.dtype, progress=self.progress)
+        table = ShortlistTable(*lists, EmbeddingTable(images.pooled, texts.pooled))
+        self.last = (subset, table)
+        if (len(images.pooled), len(texts.pooled)) == tuple(len(e.pooled) for e in self.encoded):
+            self.whole = table
+        return table
 
 
-class ShortlistTable(ScoreTable):
-    """Re-ranked candidates as a table: whatever was not re-ranked scores -inf, behind all others.
+def _same(a: Subset, b: Subset) -> bool:
+    return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(a, b, strict=True))
 
-    ``first`` is the table of the first stage, for scores within images and within captions.
-    """
 
-    def __init__(self, i2t: Shortlist, t2i: Shortlist, first: ScoreTable | None = None):
-        self.lists, self.first = {"i2t": i2t, "t2i": t2i}, first
-        self.n_images, self.n_captions = len(i2t.scores), len(t2i.scores)
-        self.device = i2t.scores.device
-        self.depth = max(i2t.scores.shape[1], t2i.scores.shape[1])
-        self.within = first is not None and first.within
-
-    def scores(self, direction: str, rows: Rows) -> Tensor:
-        """A dense tile of the lists; within images and within captions that of the first stage."""
-        if direction not in self.lists:
-            if self.first is None:
-                raise DataError(f"{direction}: short lists are of images with captions alone")
-            return self.first.scores(direction, rows)
-        candidates = self.n_captions if direction == "i2t" else self.n_images
-        chosen, scores = (part[rows] for part in self.lists[direction])
-        dense = scores.new_full((len(scores), candidates), -torch.inf)
-        return dense.scatter_(1, chosen, scores)
-
-    def part(self, images: Index, captions: Index) -> ScoreTable:
-        """Raises DataError: the k candidates of a part are not those of the whole."""
-        raise DataError("short lists are made for each part anew")
+def _select(encoded: Encoded, rows: slice | np.ndarray) -> Encoded:
+    index: Any = rows
+    if isinstance(rows, np.ndarray):
+        index = torch.from_numpy(rows).to(encoded.pooled.device)
+    tokens, mask = encoded.tokens, encoded.mask
+    return Encoded(
+        encoded.pooled[index],
+        None if tokens is None else tokens[index],
+        None if mask is None else mask[index],
+    )

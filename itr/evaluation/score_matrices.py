@@ -1,4 +1,4 @@
-"""Score matrices from anywhere: checked, ranked, described. N images, C captions."""
+"""Evaluates score matrices, from memory or from a file. N images, C captions."""
 
 from __future__ import annotations
 
@@ -14,81 +14,90 @@ from torch import Tensor
 from itr.data.checks.fingerprint import DIGITS
 from itr.errors import ConfigError, DataError
 from itr.evaluation.hubness import HubnessConfig, hubness_rows
-from itr.evaluation.protocols import (
-    Gallery,
-    Protocol,
-    applicable,
-    evaluate_gallery,
-    find_protocols,
-)
-from itr.evaluation.queries import QueryLog, log_queries
-from itr.evaluation.ranks import Ranks, check_owner
+from itr.evaluation.protocol_metrics import evaluate_protocols
+from itr.evaluation.protocols import Protocol, find_protocols
+from itr.evaluation.query_log import QueryLog, build_query_log
+from itr.evaluation.ranks import Ranks, check_text_to_image
+from itr.evaluation.retrieval_set import RetrievalSet, applicable_protocols
 from itr.evaluation.score_tables import MatrixTable
 from itr.evaluation.stored_embeddings import file_hash
 
-UNKNOWN = "unknown"  # what only the maker of a matrix knows
+UNKNOWN = "unknown"  # facts that a score file does not contain
 KEYS = ("scores", "text_to_image", "image_ids", "caption_ids")
-COCO = ("coco_5k", "coco_1k_5fold", "coco_5k_first5", "coco_1k_5fold_first5", "cxc", "eccv")
+COCO_PROTOCOLS = (
+    "coco_5k",
+    "coco_1k_5fold",
+    "coco_5k_first5",
+    "coco_1k_5fold_first5",
+    "cxc",
+    "eccv",
+)
 
 
 def evaluate(
     scores: np.ndarray | Tensor,
     text_to_image: Any,
     protocols: Sequence[str] | None = None,
-    ties: str = "pessimistic",
+    tie_break: str = "pessimistic",
     image_ids: Any = None,
     caption_ids: Any = None,
     hubness: HubnessConfig | None = None,
     logs: list[QueryLog] | None = None,
 ) -> dict[str, Any]:
-    """Flat results of ``scores`` [N, C] of N images with C captions.
+    """Evaluate a score matrix [N, C] of N images and C captions; returns flat results.
 
     ``text_to_image`` [C] holds the image (0 to N - 1) of each caption; every image needs at least
-    one. ``image_ids`` [N] and ``caption_ids`` [C] are COCO's, for ``cxc`` and ``eccv``.
-    ``protocols`` are names; None: ``full``, or COCO's where all ids are those of its test images.
-    The first protocol's metrics have plain names (``i2t_r1`` ... ``rsum``, recalls in per cent),
-    every other one's start with its name. Every query's answers are added to ``logs``, if given.
-    Raises DataError for a matrix or numbers that cannot be
-    ranked, ConfigError for a protocol that does not fit.
+    one caption. ``image_ids`` [N] and ``caption_ids`` [C] are COCO's ids, needed for ``cxc`` and
+    ``eccv``. ``protocols`` are names; None: ``full``, or the COCO protocols if the ids are those of
+    COCO's test set. The first protocol's metrics have plain names (``i2t_r1`` ... ``rsum``, R@K in
+    per cent), those of the others start with the protocol's name. The query log is appended to
+    ``logs``, if given. Raises DataError for a matrix or ids that cannot be ranked, and ConfigError
+    for a protocol that does not fit.
     """
     if not isinstance(scores, Tensor):
         scores = np.asarray(scores)
     _check_matrix(scores)
-    gallery = _gallery(scores.shape, text_to_image, image_ids, caption_ids)
-    chosen = _choose(protocols, gallery)
+    retrieval_set = _retrieval_set(scores.shape, text_to_image, image_ids, caption_ids)
+    used = _choose_protocols(protocols, retrieval_set)
     table = MatrixTable(scores)
-    kept: dict[str, Ranks] = {}
-    results = evaluate_gallery(
-        lambda part: table.part(part.images, part.captions), gallery, chosen, ties, kept
+    ranks: dict[str, Ranks] = {}
+    results = evaluate_protocols(
+        lambda subset: table.subset(subset.images, subset.captions),
+        retrieval_set,
+        used,
+        tie_break,
+        ranks,
     )
-    results |= {"protocol": chosen[0].name, "tie_rule": ties}
+    results |= {"protocol": used[0].name, "tie_break": tie_break}
     if hubness is not None:
-        results |= hubness_rows(table, gallery, chosen[0], hubness, ties, kept=kept)
+        results |= hubness_rows(
+            table, retrieval_set, used[0], hubness, tie_break, ranks_by_name=ranks
+        )
     if logs is not None:
-        logs.append(log_queries(table, gallery, chosen, kept))
+        logs.append(build_query_log(table, retrieval_set, used, ranks))
     return results
 
 
 def evaluate_file(
     path: Path,
     protocols: Sequence[str] | None = None,
-    ties: str | None = None,
+    tie_break: str | None = None,
     hubness: HubnessConfig | None = None,
     logs: list[QueryLog] | None = None,
 ) -> dict[str, Any]:
-    """`evaluate` of an .npz file with ``scores``, ``text_to_image`` and, if need be, ids.
+    """`evaluate` an .npz file with ``scores``, ``text_to_image`` and, if needed, the ids.
 
-    Raises DataError that names the file.
+    Errors name the file.
     """
     arrays = _read(path)
     if hubness is not None and hubness.bank is not None:
-        raise ConfigError("hubness.bank: a score matrix holds no other queries; leave it null")
+        raise ConfigError("hubness.bank: a score file has no other queries; pass hubness.bank=null")
     try:
         results = evaluate(
             arrays["scores"],
             arrays["text_to_image"],
             protocols,
-            ties or "pessimistic",
+            tie_break or "pessimistic",
             arrays.get("image_ids"),
             arrays.get("caption_ids"),
             hubness,
@@ -97,11 +106,11 @@ def evaluate_file(
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     origin = {"scores": str(path), "scores_sha256": file_hash(path), "select_on": UNKNOWN}
-    return origin | results | {"rerank_k": UNKNOWN, "data_hash": _queries_hash(arrays)}
+    return origin | results | {"rerank_k": UNKNOWN, "data_hash": _hash_queries(arrays)}
 
 
-def _queries_hash(arrays: Mapping[str, np.ndarray]) -> str:
-    """What was asked, as far as the file says it: whose captions are whose, and ids."""
+def _hash_queries(arrays: Mapping[str, np.ndarray]) -> str:
+    """Hash of the queries as far as the file describes them: text_to_image and ids."""
     digest = hashlib.sha256()
     for key in KEYS[1:]:
         if key in arrays:
@@ -111,75 +120,80 @@ def _queries_hash(arrays: Mapping[str, np.ndarray]) -> str:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise DataError(f"scores={path}: no such file; expected an .npz with {', '.join(KEYS)}")
+        raise DataError(f"scores={path}: no such file; expected .npz with {', '.join(KEYS)}")
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not hasattr(archive, "files"):
-                raise ValueError("one array without names")
+                raise ValueError("a single array without a name")
             arrays = {key: archive[key] for key in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"{path}: not a readable .npz ({error}); write it with np.savez({path.name!r}, "
+            f"{path}: not a readable .npz file ({error}); write it with np.savez({path.name!r}, "
             "scores=..., text_to_image=...)"
         ) from error
     if missing := [key for key in KEYS[:2] if key not in arrays]:
         raise DataError(
-            f"{path}: has no {' and no '.join(missing)} (found: {', '.join(arrays) or 'nothing'}); "
-            "expected scores [images, captions] and text_to_image [captions]"
+            f"{path}: missing {' and '.join(missing)} (arrays in the file: "
+            f"{', '.join(arrays) or 'none'}); expected scores [images, captions] and "
+            "text_to_image [captions]"
         )
     return arrays
 
 
 def _check_matrix(scores: np.ndarray | Tensor) -> None:
-    kind = str(scores.dtype)
-    if scores.ndim != 2 or "float" not in kind or 0 in scores.shape:
+    dtype = str(scores.dtype)
+    if scores.ndim != 2 or "float" not in dtype or 0 in scores.shape:
         raise DataError(
-            f"scores: {kind} of shape {tuple(scores.shape)}; expected floats of shape "
+            f"scores: {dtype} of shape {tuple(scores.shape)}; expected floats of shape "
             "(images, captions)"
         )
 
 
-def _gallery(shape: Sequence[int], text_to_image: Any, image_ids: Any, caption_ids: Any) -> Gallery:
+def _retrieval_set(
+    shape: Sequence[int], text_to_image: Any, image_ids: Any, caption_ids: Any
+) -> RetrievalSet:
     images, captions = shape
-    owner = _whole("text_to_image", text_to_image)
+    owner = _integers("text_to_image", text_to_image)
     if len(owner) != captions and len(owner) == images:
         raise DataError(
-            f"scores have shape ({images}, {captions}) and text_to_image {len(owner)} entries: the "
-            "matrix is transposed; expected images in rows"
+            f"scores have shape ({images}, {captions}) and text_to_image has {len(owner)} entries: "
+            "the matrix is transposed; expected images in rows (pass scores.T)"
         )
-    owner = check_owner(owner, images, captions)
+    owner = check_text_to_image(owner, images, captions)
     ids: dict[str, np.ndarray | None] = {}
-    for name, values, count in (("image", image_ids, images), ("caption", caption_ids, captions)):
-        ids[name] = None if values is None else _whole(f"{name}_ids", values)
-        found = ids[name]
-        if found is not None and len(found) != count:
-            raise DataError(f"{name}_ids: {len(found)} of them, expected one for each of {count}")
-        if found is not None and len(np.unique(found)) < count:
-            values, counts = np.unique(found, return_counts=True)
+    for name, given, count in (("image", image_ids, images), ("caption", caption_ids, captions)):
+        ids[name] = None if given is None else _integers(f"{name}_ids", given)
+        values = ids[name]
+        if values is not None and len(values) != count:
+            raise DataError(f"{name}_ids: {len(values)} ids; expected one for each of {count}")
+        if values is not None and len(np.unique(values)) < count:
+            unique, counts = np.unique(values, return_counts=True)
             raise DataError(
-                f"{name}_ids: {count - len(values)} stand twice (such as "
-                f"{values[counts > 1][0]}); an id names one {name}"
+                f"{name}_ids: {count - len(unique)} duplicate ids (e.g. "
+                f"{unique[counts > 1][0]}); ids must be unique"
             )
-    return Gallery(owner, images, ids["image"], ids["caption"])
+    return RetrievalSet(owner, images, ids["image"], ids["caption"])
 
 
-def _whole(name: str, values: Any) -> np.ndarray:
-    found = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    if found.ndim != 1 or found.dtype.kind not in "iu":
+def _integers(name: str, values: Any) -> np.ndarray:
+    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
         raise DataError(
-            f"{name}: {found.dtype} of shape {found.shape}; expected a row of whole numbers"
+            f"{name}: {array.dtype} of shape {array.shape}; expected a 1-D array of integers"
         )
-    return found.astype(np.int64)
+    return array.astype(np.int64)
 
 
-def _choose(names: Sequence[str] | None, gallery: Gallery) -> list[Protocol]:
+def _choose_protocols(names: Sequence[str] | None, retrieval_set: RetrievalSet) -> list[Protocol]:
     if names is None:
-        if gallery.misfit(find_protocols(["cxc"])[0]) is not None:
+        if retrieval_set.incompatibility(find_protocols(["cxc"])[0]) is not None:
             return find_protocols(["full"])
-        more = np.bincount(gallery.text_to_image).max() > 5  # captions: else the first are all
-        return find_protocols([name for name in COCO if more or not name.endswith("first5")])
-    asked = find_protocols(names)
-    fitting, left_out = applicable(asked, gallery)
-    if left_out:
-        raise ConfigError("; ".join(f"protocol={name}: {why}" for name, why in left_out.items()))
-    return fitting
+        more_than_5 = np.bincount(retrieval_set.text_to_image).max() > 5  # captions of an image
+        return find_protocols(
+            [name for name in COCO_PROTOCOLS if more_than_5 or not name.endswith("first5")]
+        )
+    usable, skipped = applicable_protocols(find_protocols(names), retrieval_set)
+    if skipped:
+        reasons = "; ".join(f"protocol={name}: {reason}" for name, reason in skipped.items())
+        raise ConfigError(f"{reasons}; pass protocol=full")
+    return usable

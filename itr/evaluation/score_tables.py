@@ -1,7 +1,8 @@
-"""Where scores come from, a tile of whole rows at a time. N images, C captions, T rows a tile.
+"""Score tables: compute or read score matrices in tiles of whole rows.
 
-Ranks, protocols and hubness rows read these tables and know nothing of models: a table may hold
-embeddings, a matrix, the mean of several tables, or the short lists of a second stage.
+Ranking, protocols and hubness corrections work on these tables and know nothing about models. A
+table can be backed by embeddings, by a matrix, by the mean of several tables, or by re-ranked
+shortlists. N images, C captions, T rows per tile, M candidates.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,69 +18,79 @@ from torch import Tensor
 
 from itr.errors import DataError
 
-Rows = slice | Tensor  # which queries: a range, or their numbers on the table's device
-Index = slice | np.ndarray  # which images or captions make up a part of a table
-# Scores in a tile: 8 MiB keep a CPU's product and cache content, 128 MiB keep a GPU busy.
+Rows = slice | Tensor  # queries: a range, or their indices on the table's device
+Index = slice | np.ndarray  # images or captions of a subset
+# Scores per tile: 8 MiB keep a CPU's product and cache content, 128 MiB keep a GPU busy.
 TILE_CPU, TILE_GPU = 2**21, 2**25
-DIRECTIONS = ("i2t", "t2i", "i2i", "t2t")  # query and candidates: image, text
+DIRECTIONS = ("i2t", "t2i", "i2i", "t2t")  # query to candidates; i: image, t: text
+
+
+class DirectionScores(NamedTuple):
+    """The scores of one direction: ``of(rows)`` returns [T, M]."""
+
+    of: Callable[[Rows], Tensor]
+    n_queries: int
+    n_candidates: int
 
 
 class ScoreTable(ABC):
     """Scores of ``n_images`` images and ``n_captions`` captions in both directions, on ``device``.
 
-    ``depth``: how many candidates of a query were ordered (None: all); the rest score -inf.
-    ``within``: images are scored with images, too, and captions with captions.
+    ``depth``: number of candidates per query that were ordered (None: all); the others score -inf.
+    ``within_modality``: image-image and caption-caption scores are available as well.
     """
 
     n_images: int
     n_captions: int
     device: torch.device
     depth: int | None = None
-    within: bool = False
+    within_modality: bool = False
 
     @abstractmethod
     def scores(self, direction: str, rows: Rows) -> Tensor:
-        """[T, M] of the queries ``rows`` of ``direction`` (`DIRECTIONS`) with every candidate.
+        """Scores [T, M] of the queries ``rows`` with all candidates of ``direction``.
 
-        Raises DataError for a direction that is not known, see ``within``.
+        Raises DataError for a direction that the table does not have (see ``within_modality``).
         """
 
     @abstractmethod
-    def part(self, images: Index, captions: Index) -> ScoreTable:
+    def subset(self, images: Index, captions: Index) -> ScoreTable:
         """The table of some images and captions."""
 
-    def way(self, direction: str) -> tuple[Callable[[Rows], Tensor], int, int]:
-        """What scores ``direction``, how many queries it has and how many candidates."""
+    def in_direction(self, direction: str) -> DirectionScores:
+        """The scores of one of `DIRECTIONS`, with the number of its queries and candidates."""
         counts = {"i": self.n_images, "t": self.n_captions}
-        return partial(self.scores, direction), counts[direction[0]], counts[direction[-1]]
+        return DirectionScores(
+            partial(self.scores, direction), counts[direction[0]], counts[direction[-1]]
+        )
 
     @property
     def tile(self) -> int:
-        """How many scores should exist at a time."""
+        """Number of scores to hold in memory at a time."""
         return TILE_GPU if self.device.type == "cuda" else TILE_CPU
 
-    def height(self, candidates: int) -> int:
-        """How many queries with so many ``candidates`` fit into a tile."""
-        return max(1, self.tile // max(1, candidates))
+    def tile_rows(self, n_candidates: int) -> int:
+        """Number of queries with ``n_candidates`` each that fit into one tile."""
+        return max(1, self.tile // max(1, n_candidates))
 
 
 class EmbeddingTable(ScoreTable):
     """Dot products of ``images`` [N, D] and ``texts`` [C, D], both on one device."""
 
-    within = True
+    within_modality = True
 
     def __init__(self, images: Tensor, texts: Tensor):
         self.images, self.texts = images, texts
         self.n_images, self.n_captions, self.device = len(images), len(texts), images.device
 
     def scores(self, direction: str, rows: Rows) -> Tensor:
-        """One product, in the precision of the embeddings."""
-        sides = {"i": self.images, "t": self.texts}
+        """One matrix product, in the precision of the embeddings."""
+        embeddings = {"i": self.images, "t": self.texts}
         with torch.autocast(self.device.type, enabled=False):
-            return sides[direction[0]][rows] @ sides[direction[-1]].t()
+            return embeddings[direction[0]][rows] @ embeddings[direction[-1]].t()
 
-    def part(self, images: Index, captions: Index) -> EmbeddingTable:
-        """Some of the embeddings."""
+    def subset(self, images: Index, captions: Index) -> EmbeddingTable:
+        """The table of some of the embeddings."""
         return EmbeddingTable(_take(self.images, images), _take(self.texts, captions))
 
 
@@ -93,15 +105,15 @@ class MatrixTable(ScoreTable):
     def scores(self, direction: str, rows: Rows) -> Tensor:
         """Rows or columns of the matrix."""
         if direction in ("i2i", "t2t"):
-            raise DataError(f"{direction}: the scores are of images with captions alone")
+            raise DataError(f"{direction}: a score matrix has only image-text scores")
         values = self.values if direction == "i2t" else self.values.T
         if isinstance(values, Tensor):
             return values[rows].contiguous()
-        chosen = values[rows.numpy() if isinstance(rows, Tensor) else rows]
-        return torch.from_numpy(np.array(chosen, order="C"))
+        selected = values[rows.numpy() if isinstance(rows, Tensor) else rows]
+        return torch.from_numpy(np.array(selected, order="C"))
 
-    def part(self, images: Index, captions: Index) -> MatrixTable:
-        """Some rows and columns."""
+    def subset(self, images: Index, captions: Index) -> MatrixTable:
+        """The table of some rows and columns."""
         return MatrixTable(self.values[images][:, captions])
 
 
@@ -112,18 +124,19 @@ class MeanTable(ScoreTable):
         first = tables[0]
         self.tables = list(tables)
         self.n_images, self.n_captions = first.n_images, first.n_captions
-        self.device, self.within = first.device, all(table.within for table in tables)
+        self.device = first.device
+        self.within_modality = all(table.within_modality for table in tables)
 
     def scores(self, direction: str, rows: Rows) -> Tensor:
-        """The mean of a tile of each."""
+        """The mean of one tile of each table."""
         total = self.tables[0].scores(direction, rows)
         for table in self.tables[1:]:
             total = total + table.scores(direction, rows)
         return total / len(self.tables)
 
-    def part(self, images: Index, captions: Index) -> MeanTable:
-        """The mean of the parts."""
-        return MeanTable([table.part(images, captions) for table in self.tables])
+    def subset(self, images: Index, captions: Index) -> MeanTable:
+        """The mean of the subsets of all tables."""
+        return MeanTable([table.subset(images, captions) for table in self.tables])
 
 
 def _take(values: Tensor, index: Index) -> Tensor:

@@ -1,14 +1,15 @@
-"""How sure a number is: bootstrap intervals over images, spread over seeds, paired tests.
+"""Uncertainty of results: bootstrap intervals over images, spread over seeds, paired tests.
 
-N images, C captions, Q queries of either kind, K cut-offs, S resamples. The unit that is drawn is
-the image with all its captions: captions of one image succeed and fail together, and an interval
-that took them for independent would be too narrow. Galleries stay as they were evaluated.
+N images, C captions, Q queries of either kind, K cut-offs, S resamples. The resampling unit is an
+image with all its captions: captions of one image succeed and fail together, so treating them as
+independent would make the intervals too narrow. The candidates are not resampled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -19,17 +20,54 @@ from itr.evaluation.ranks import Ranks
 
 RESAMPLES = 2000
 LEVEL = 0.95
-CHUNK = 2**22  # numbers drawn at a time
-METRICS = (*(f"{way}_r{k}" for way in ("i2t", "t2i") for k in RECALLS), "rsum")
+CHUNK = 2**22  # random numbers drawn at a time
+DIRECTIONS = ("i2t", "t2i")
+METRICS = (*(f"{direction}_r{k}" for direction in DIRECTIONS for k in RECALLS), "rsum")
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the percentile interval of its bootstrap, in per cent (rSum: their sum)."""
+    """An estimate and its percentile bootstrap interval, in per cent (rSum: in points)."""
 
     value: float
     low: float
     high: float
+
+
+class ImageHits(NamedTuple):
+    """Correct queries by image and cut-off."""
+
+    images: np.ndarray  # [N, 1 + K]: whether the image is a query, and its hits at each cut-off
+    captions: np.ndarray  # [N, K]: hits of the image's captions at each cut-off
+    n_captions: np.ndarray  # [N]: captions of the image that are queries
+
+    @classmethod
+    def of(cls, ranks: Ranks, text_to_image: np.ndarray) -> ImageHits:
+        """Count the hits of ``ranks``, in which NaN marks images and captions that are not
+        queries."""
+        cutoffs = np.array(RECALLS)
+        is_query = np.isfinite(ranks.i2t)
+        hits = (ranks.i2t[:, None] <= cutoffs) & is_query[:, None]
+        images = np.column_stack([is_query, hits]).astype(float)
+        owner, size = np.asarray(text_to_image), len(ranks.i2t)
+        is_query = np.isfinite(ranks.t2i)
+        captions = [
+            np.bincount(owner, weights=(ranks.t2i <= k) & is_query, minlength=size) for k in RECALLS
+        ]
+        n_captions = np.bincount(owner, weights=is_query, minlength=size)
+        return cls(images, np.stack(captions, axis=1), n_captions)
+
+    def block(self, images: slice) -> ImageHits:
+        """The hits of some images."""
+        return ImageHits(self.images[images], self.captions[images], self.n_captions[images])
+
+    def recalls(self, weights: np.ndarray) -> np.ndarray:
+        """R@K and rSum [S, 7] if each image counts ``weights`` [S, N] times."""
+        i2t = weights @ self.images
+        with np.errstate(invalid="ignore", divide="ignore"):
+            t2i = (weights @ self.captions) / (weights @ self.n_captions)[:, None]
+            both = np.concatenate([i2t[:, 1:] / i2t[:, :1], t2i], axis=1)
+        return 100 * np.concatenate([both, both.sum(axis=1, keepdims=True)], axis=1)
 
 
 def recall_intervals(
@@ -41,27 +79,29 @@ def recall_intervals(
 ) -> dict[str, Interval]:
     """``i2t_r1`` ... ``t2i_r10`` and ``rsum`` with their 95 % intervals.
 
-    ``ranks`` counts from 1; NaN marks a query that was not asked. Those of several seeds give the
-    interval of their mean: an image is drawn for all of them at once. ``text_to_image`` [C] as for
-    `rank_embeddings`. With ``fold`` images of contiguous blocks are drawn within their block and
-    the blocks' values averaged, as the metric itself is (Efron and Tibshirani 1993).
+    ``ranks`` starts at 1; NaN marks an image or caption that is not a query. For the ranks of
+    several seeds, the interval is that of their mean: an image is drawn for all seeds at once.
+    ``text_to_image`` [C] as for `rank_embeddings`. With ``fold``, images are resampled within
+    contiguous blocks of that size and the values of the blocks are averaged, like the metric itself
+    (Efron and Tibshirani 1993).
     """
-    each = [_hits(one, text_to_image) for one in ([ranks] if isinstance(ranks, Ranks) else ranks)]
-    image_hits, caption_hits, asked = (np.mean(part, axis=0) for part in zip(*each, strict=True))
-    n_images, rng = len(image_hits), np.random.default_rng(seed)
+    seeds = [ranks] if isinstance(ranks, Ranks) else ranks
+    by_seed = [ImageHits.of(each, text_to_image) for each in seeds]
+    hits = ImageHits(*(np.mean(arrays, axis=0) for arrays in zip(*by_seed, strict=True)))
+    n_images, rng = len(hits.images), np.random.default_rng(seed)
     blocks = _blocks(n_images, fold)
     drawn = np.zeros((resamples, len(METRICS)))
     value = np.zeros((1, len(METRICS)))
-    for block in blocks:
-        parts = image_hits[block], caption_hits[block], asked[block]
-        size = len(parts[0])
-        value += _recalls(np.ones((1, size)), *parts) / len(blocks)
+    for images in blocks:
+        block = hits.block(images)
+        size = len(block.images)
+        value += block.recalls(np.ones((1, size))) / len(blocks)
         for start in range(0, resamples, step := max(1, CHUNK // size)):
             count = min(step, resamples - start)
             weights = rng.multinomial(size, np.full(size, 1 / size), size=count).astype(float)
-            drawn[start : start + count] += _recalls(weights, *parts) / len(blocks)
+            drawn[start : start + count] += block.recalls(weights) / len(blocks)
     tail = 100 * (1 - LEVEL) / 2
-    known = np.flatnonzero(np.isfinite(value[0]))  # a direction may have asked nothing
+    known = np.flatnonzero(np.isfinite(value[0]))  # a direction may have no queries
     low, high = np.nanpercentile(drawn[:, known], [tail, 100 - tail], axis=0)
     return {
         METRICS[i]: Interval(float(value[0, i]), float(low[n]), float(high[n]))
@@ -76,30 +116,32 @@ def named_intervals(
     fold: int | None = None,
     resamples: int = RESAMPLES,
 ) -> dict[str, Interval]:
-    """`recall_intervals` of the ranks called ``name`` in each of ``logs`` (one a seed), and of
-    those within images and within captions (``i2i_r1`` ... ``t2t_r10``) where there are any."""
-    found = recall_intervals([one[name] for one in logs], text_to_image, fold, 0, resamples)
-    if any(f"{name}/within" not in one for one in logs):
-        return found
-    within = [one[f"{name}/within"] for one in logs]
-    inner = recall_intervals(within, text_to_image, None, 0, resamples)
-    inner.pop("rsum", None)
-    return found | {{"i2t": "i2i", "t2i": "t2t"}[k[:3]] + k[3:]: v for k, v in inner.items()}
+    """`recall_intervals` of the ranks called ``name`` in each of ``logs`` (one per seed).
+
+    Includes those within a modality (``i2i_r1`` ... ``t2t_r10``) if every log has them.
+    """
+    intervals = recall_intervals([log[name] for log in logs], text_to_image, fold, 0, resamples)
+    if any(f"{name}/within" not in log for log in logs):
+        return intervals
+    ranks = [log[f"{name}/within"] for log in logs]
+    within = recall_intervals(ranks, text_to_image, None, 0, resamples)
+    within.pop("rsum", None)
+    renamed = {"i2t": "i2i", "t2i": "t2t"}
+    return intervals | {renamed[key[:3]] + key[3:]: value for key, value in within.items()}
 
 
 def prefixed_intervals(
     split: str, ranks: Mapping[str, Ranks], text_to_image: np.ndarray, folds: Mapping[str, int]
 ) -> dict[str, dict[str, Interval]]:
-    """`named_intervals` of everything in ``ranks`` (the first is the first protocol's), by what
-    stands before the metrics' names in the results of ``split``."""
-    found = {}
+    """`named_intervals` of every entry of ``ranks``, by the prefix of its metrics in the results of
+    ``split``. The first entry belongs to the first protocol."""
+    intervals = {}
     first = next(iter(ranks), "")
     for name in (name for name in ranks if not name.endswith("/within")):
         *variant, protocol = name.split("/")
-        place = "".join(f"{part}/" for part in (split, *variant, protocol) if part != first)
-        fold = folds.get(protocol)
-        found[place] = named_intervals([ranks], name, text_to_image, fold)
-    return found
+        prefix = "".join(f"{word}/" for word in (split, *variant, protocol) if word != first)
+        intervals[prefix] = named_intervals([ranks], name, text_to_image, folds.get(protocol))
+    return intervals
 
 
 def _blocks(n_images: int, fold: int | None) -> list[slice]:
@@ -107,36 +149,11 @@ def _blocks(n_images: int, fold: int | None) -> list[slice]:
     return [slice(start, start + size) for start in range(0, n_images, size)]
 
 
-def _hits(ranks: Ranks, text_to_image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """By image: hits at each cut-off of itself [N, 1 + K] (the first column: was it asked) and of
-    its captions [N, K], and how many captions were asked [N]."""
-    cut = np.array(RECALLS)
-    there = np.isfinite(ranks.i2t)
-    image_hits = np.column_stack([there, (ranks.i2t[:, None] <= cut) & there[:, None]])
-    asked = np.isfinite(ranks.t2i)
-    own, size = np.asarray(text_to_image), len(ranks.i2t)
-    found = [np.bincount(own, weights=(ranks.t2i <= k) & asked, minlength=size) for k in RECALLS]
-    counts = np.bincount(own, weights=asked, minlength=size)
-    return image_hits.astype(float), np.stack(found, axis=1), counts
-
-
-def _recalls(
-    weights: np.ndarray, image_hits: np.ndarray, caption_hits: np.ndarray, asked: np.ndarray
-) -> np.ndarray:
-    """[S, 7]: the recalls and rSum of images counted ``weights`` [S, N] times."""
-    i2t = weights @ image_hits
-    with np.errstate(invalid="ignore", divide="ignore"):
-        both = np.concatenate(
-            [i2t[:, 1:] / i2t[:, :1], (weights @ caption_hits) / (weights @ asked)[:, None]], axis=1
-        )
-    return 100 * np.concatenate([both, both.sum(axis=1, keepdims=True)], axis=1)
-
-
 # Several seeds
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and standard deviation (of a sample, n - 1) of one number over seeds; one: no spread."""
+    """Mean and sample standard deviation (n - 1) over seeds; None for a single seed."""
     numbers = np.asarray(values, dtype=float)
     deviation = float(numbers.std(ddof=1)) if len(numbers) > 1 else None
     return float(numbers.mean()), deviation
@@ -146,58 +163,58 @@ def spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedTest:
     """One metric of two runs, A and B."""
 
     a: float
     b: float
-    wins: int  # queries that only B gets right
-    losses: int  # queries that only A gets right
-    p: float  # of a difference at least this large if A and B were exchangeable
+    wins: int  # queries that only B answers correctly
+    losses: int  # queries that only A answers correctly
+    p: float  # probability of a difference at least this large if A and B were exchangeable
 
     @property
     def difference(self) -> float:
-        """B less A, in points."""
+        """B minus A, in points."""
         return self.b - self.a
 
 
 def compare_ranks(
     a: Ranks, b: Ranks, text_to_image: np.ndarray, seed: int = 0, resamples: int = 10_000
-) -> dict[str, Paired]:
-    """Every R@K, rSum, and ``i2t_rank``, ``t2i_rank`` (mean rank), B against A, query by query.
+) -> dict[str, PairedTest]:
+    """Test run B against run A: every R@K, rSum, and the mean ranks ``i2t_rank`` and ``t2i_rank``.
 
-    The test of recalls exchanges A and B image by image, captions together (a sign-flip permutation
-    test, two-sided; for one query an image it is McNemar's). Ranks: Wilcoxon's signed-rank test
-    of each image's mean difference, not given where a match lies behind the candidates that were
-    re-ranked. Wins and losses count queries. Raises DataError if one of the two was asked other
-    queries than the other.
+    R@K and rSum: two-sided sign-flip permutation test that exchanges A and B by image, with its
+    captions (with one query per image, this is McNemar's test). Mean ranks: Wilcoxon's signed-rank
+    test of each image's mean difference; omitted if a match is not among the re-ranked candidates.
+    Wins and losses count queries. Raises DataError if the two runs have different queries.
     """
-    for way in ("i2t", "t2i"):
-        first, second = getattr(a, way), getattr(b, way)
+    for direction in DIRECTIONS:
+        first, second = getattr(a, direction), getattr(b, direction)
         if first.shape != second.shape or (np.isnan(first) != np.isnan(second)).any():
             raise DataError(
-                f"the two runs answered other {way} queries ({np.isfinite(first).sum()} and "
+                f"the two runs have different {direction} queries ({np.isfinite(first).sum()} and "
                 f"{np.isfinite(second).sum()}); evaluate both on the same split and protocol"
             )
-    hits_a, hits_b = _hits(a, text_to_image), _hits(b, text_to_image)
-    n_images, asked = hits_a[0][:, 0].sum(), hits_a[2].sum()
-    scale = 100 / np.array([n_images] * len(RECALLS) + [asked] * len(RECALLS))
-    each = np.concatenate([hits_b[0][:, 1:] - hits_a[0][:, 1:], hits_b[1] - hits_a[1]], axis=1)
+    hits_a, hits_b = ImageHits.of(a, text_to_image), ImageHits.of(b, text_to_image)
+    n_images, n_captions = hits_a.images[:, 0].sum(), hits_a.n_captions.sum()
+    scale = 100 / np.array([n_images] * len(RECALLS) + [n_captions] * len(RECALLS))
+    gains = hits_b.images[:, 1:] - hits_a.images[:, 1:], hits_b.captions - hits_a.captions
+    each = np.concatenate(gains, axis=1)
     each = each * scale
     each = np.concatenate([each, each.sum(axis=1, keepdims=True)], axis=1)  # [N, 7] points
     p = _sign_flips(each, np.random.default_rng(seed), resamples)
-    found: dict[str, Paired] = {}
     one = np.ones((1, len(each)))
-    values = [_recalls(one, *hits)[0] for hits in (hits_a, hits_b)]
+    values = [hits.recalls(one)[0] for hits in (hits_a, hits_b)]
     counts = _wins_and_losses(a, b)
-    for i, name in enumerate(METRICS):
-        wins, losses = counts[name]
-        found[name] = Paired(values[0][i], values[1][i], wins, losses, p[i])
-    return {**found, **_mean_ranks(a, b, text_to_image)}
+    tests = {
+        name: PairedTest(values[0][i], values[1][i], *counts[name], p[i])
+        for i, name in enumerate(METRICS)
+    }
+    return {**tests, **_mean_ranks(a, b, text_to_image)}
 
 
 def _sign_flips(each: np.ndarray, rng: np.random.Generator, resamples: int) -> list[float]:
-    """Two-sided p of the sums of ``each`` [N, M] under random signs of its rows."""
+    """Two-sided p of the column sums of ``each`` [N, M] under random signs of its rows."""
     moved = each[(each != 0).any(axis=1)]  # rows of zeros change nothing
     observed = np.abs(moved.sum(axis=0))
     beyond = np.zeros(each.shape[1])
@@ -210,40 +227,41 @@ def _sign_flips(each: np.ndarray, rng: np.random.Generator, resamples: int) -> l
 
 def _wins_and_losses(a: Ranks, b: Ranks) -> dict[str, tuple[int, int]]:
     counts: dict[str, tuple[int, int]] = {}
-    for way in ("i2t", "t2i"):
-        first, second = getattr(a, way), getattr(b, way)
+    for direction in DIRECTIONS:
+        first, second = getattr(a, direction), getattr(b, direction)
         for k in RECALLS:
             wins, losses = (second <= k) & (first > k), (first <= k) & (second > k)
-            counts[f"{way}_r{k}"] = int(wins.sum()), int(losses.sum())
+            counts[f"{direction}_r{k}"] = int(wins.sum()), int(losses.sum())
     wins, losses = np.array(list(counts.values())).sum(axis=0)
     return {**counts, "rsum": (int(wins), int(losses))}
 
 
-def _mean_ranks(a: Ranks, b: Ranks, text_to_image: np.ndarray) -> dict[str, Paired]:
-    found = {}
-    for way, owner in (("i2t", np.arange(len(a.i2t))), ("t2i", np.asarray(text_to_image))):
-        if a.beyond(way).any() or b.beyond(way).any():
-            continue  # a match behind the re-ranked candidates has no rank
-        first, second = getattr(a, way), getattr(b, way)
-        there = np.isfinite(first)
-        difference, owner = (second - first)[there], owner[there]
+def _mean_ranks(a: Ranks, b: Ranks, text_to_image: np.ndarray) -> dict[str, PairedTest]:
+    tests = {}
+    owners = np.arange(len(a.i2t)), np.asarray(text_to_image)
+    for direction, owner in zip(DIRECTIONS, owners, strict=True):
+        if a.beyond_depth(direction).any() or b.beyond_depth(direction).any():
+            continue  # a match that is not among the re-ranked candidates has no exact rank
+        first, second = getattr(a, direction), getattr(b, direction)
+        is_query = np.isfinite(first)
+        difference, owner = (second - first)[is_query], owner[is_query]
         sums = np.bincount(owner, weights=difference, minlength=len(a.i2t))
         sums = sums[sums != 0]
         p = float(stats.wilcoxon(sums).pvalue) if len(sums) else 1.0
-        found[f"{way}_rank"] = Paired(
-            float(first[there].mean()),
-            float(second[there].mean()),
+        tests[f"{direction}_rank"] = PairedTest(
+            float(first[is_query].mean()),
+            float(second[is_query].mean()),
             int((difference < 0).sum()),
             int((difference > 0).sum()),
             p,
         )
-    return found
+    return tests
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Holm's correction for having tested all of ``p`` (Holm 1979)."""
+    """Holm's correction of the p-values for multiple testing (Holm 1979)."""
     ordered, adjusted, floor = sorted(p, key=lambda name: p[name]), {}, 0.0
-    for place, name in enumerate(ordered):
-        floor = max(floor, min(1.0, p[name] * (len(ordered) - place)))
+    for position, name in enumerate(ordered):
+        floor = max(floor, min(1.0, p[name] * (len(ordered) - position)))
         adjusted[name] = floor
     return {name: adjusted[name] for name in p}

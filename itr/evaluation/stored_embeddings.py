@@ -1,7 +1,8 @@
-"""Embeddings in a file: encoded once, scored as often as one likes, refused when stale.
+"""Stores embeddings in a file, and refuses to load them if their inputs have changed.
 
-A safetensors file with ``images`` [N, D] and ``texts`` [C, D] float32 and, for re-ranking, the
-tokens [N, L, D] and masks [N, L] of both. Its header says what they were made from.
+A safetensors file with ``images`` [N, D] and ``texts`` [C, D] in float32 and, for re-ranking, the
+tokens [N, L, D] and masks [N, L] of both. Its header holds the provenance: everything that the
+embeddings depend on.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from itr.models.base import Encoded
 
 KIND = "embeddings"
 SIDES = ("images", "texts")
-# What a stored file is of -> what to say when it is of another.
-CHANGED = {
+# Field of the provenance -> how a message describes a mismatch.
+MISMATCHES = {
     "checkpoint_sha256": "another checkpoint",
-    "data_hash": "other data",
+    "data_hash": "different data",
     "tokens": "another tokenizer",
-    "precision": "another precision of encoding",
-    "decoder": "another decoder of pictures",
+    "precision": "another encoding precision",
+    "decoder": "another image decoder",
     "split": "another split",
     "version": "another version of this suite",
 }
@@ -37,43 +38,44 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def save(path: Path, images: Encoded, texts: Encoded, made_from: Mapping[str, Any]) -> None:
-    """Write embeddings and what they were ``made_from`` (JSON-able), all or nothing."""
+def save(path: Path, images: Encoded, texts: Encoded, provenance: Mapping[str, Any]) -> None:
+    """Write embeddings and their ``provenance`` (JSON-serializable) atomically."""
     tensors: dict[str, torch.Tensor] = {}
     for side, encoded in zip(SIDES, (images, texts), strict=True):
         parts = {"": encoded.pooled, "/tokens": encoded.tokens, "/mask": encoded.mask}
         tensors |= {f"{side}{name}": part for name, part in parts.items() if part is not None}
-    checkpoint.write(path, tensors, {"kind": KIND, **made_from})
+    checkpoint.write(path, tensors, {"kind": KIND, **provenance})
 
 
 def load(
-    path: Path, made_from: Mapping[str, Any], tokens: bool, device: torch.device | str = "cpu"
+    path: Path, provenance: Mapping[str, Any], tokens: bool, device: torch.device | str = "cpu"
 ) -> tuple[Encoded, Encoded]:
-    """What `save` wrote, on ``device``. ``tokens``: those are needed, too.
+    """Read what `save` wrote to ``device``, with the tokens if ``tokens``.
 
-    Raises CheckpointError for a file that is none of ours, DataError if it was made from anything
-    but ``made_from`` or holds no tokens where they are needed.
+    Raises CheckpointError for a file of another format, and DataError if its provenance differs or
+    if it has no tokens although they are needed.
     """
     meta = checkpoint.read_meta(path)
     if meta.get("kind") != KIND:
-        raise DataError(f"{path}: holds no embeddings; name another file with embeddings=FILE")
-    for key, what in CHANGED.items():
-        if meta.get(key) != made_from.get(key):
+        raise DataError(f"{path}: not a file of embeddings; pass another path as embeddings=FILE")
+    for key, what in MISMATCHES.items():
+        if meta.get(key) != provenance.get(key):
             raise DataError(
-                f"{path}: embeddings of {what} ({key}: {meta.get(key)} there, "
-                f"{made_from.get(key)} now); delete the file or name another with embeddings=FILE"
+                f"{path}: embeddings of {what} ({key}: {meta.get(key)} in the file, "
+                f"{provenance.get(key)} expected); delete the file or pass another path as "
+                "embeddings=FILE"
             )
-    found = checkpoint.read_tensors(path)
-    if tokens and "texts/tokens" not in found:
+    tensors = checkpoint.read_tensors(path)
+    if tokens and "texts/tokens" not in tensors:
         raise DataError(
-            f"{path}: holds no tokens, which re-ranking reads; delete the file, or type "
+            f"{path}: has no tokens, which re-ranking needs; delete the file, or pass "
             "rerank.enabled=false"
         )
     images, texts = (
         Encoded(
-            found[side].to(device),
+            tensors[side].to(device),
             *(
-                None if (t := found.get(f"{side}/{n}")) is None or not tokens else t.to(device)
+                None if (t := tensors.get(f"{side}/{n}")) is None or not tokens else t.to(device)
                 for n in ("tokens", "mask")
             ),
         )

@@ -96,7 +96,7 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
             table(name, view.text_eval),
             protocols=data.protocols,
             batch_size=runtime.eval_batch_size,
-            ties=config.ties,
+            tie_break=config.ties,
             device=device,
             precision=precision,
             workers=pick_workers(runtime.workers, split, device),

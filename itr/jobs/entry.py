@@ -21,7 +21,7 @@ from itr import parallel
 from itr.compose import CONF
 from itr.errors import Stopped, UserError
 from itr.instantiate import nearest
-from itr.results.tables import runs_table
+from itr.results.terminal_tables import runs_table
 
 USER_ERROR, PREEMPTED, INTERRUPTED = 2, 75, 130
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from itr.data.layouts.registry import DataConfig
 from itr.evaluation.evaluator import Evaluator
-from itr.results.gallery.thumbnails import Pictures
+from itr.results.gallery.thumbnails import Thumbnails
 from itr.results.hard_queries import COLUMNS, hard_queries
-from itr.results.trackers.wandb_run import EVAL, TrackerConfig, pick_mode, start_wandb
+from itr.results.trackers.wandb_backend import EVAL, TrackerConfig, pick_mode, start_wandb
 
 log = logging.getLogger("itr")
 NAMED = ("model", "data", "loss")  # nodes by whose names runs are grouped
@@ -56,8 +56,8 @@ def track(
             if key.startswith(f"{split}/") and isinstance(value, int | float)
         }
         sink.log(numbers, step=0)
-        if seen is not None and (queries := seen[0].queries) is not None and queries.ranks:
-            pictures = Pictures(seen[0].data, seen[1], split)
+        if seen is not None and (queries := seen[0].query_log) is not None and queries.ranks:
+            pictures = Thumbnails(seen[0].data, seen[1], split)
             rows = hard_queries(queries, seen[0].data, pictures)
             sink.table(f"{split}/hard_queries", COLUMNS, rows)
         sink.summary(results)

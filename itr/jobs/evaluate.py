@@ -21,8 +21,8 @@ from itr.data.text.open import build_table
 from itr.errors import CheckpointError, ConfigError
 from itr.evaluation import stored_embeddings
 from itr.evaluation.evaluator import Evaluator
-from itr.evaluation.hubness import Bank, hubness_rows
-from itr.evaluation.queries import QueryLog
+from itr.evaluation.hubness import QueryBank, hubness_rows
+from itr.evaluation.query_log import QueryLog
 from itr.evaluation.ranks import Ranks
 from itr.evaluation.rerank import Progress, RerankConfig
 from itr.evaluation.score_matrices import evaluate_file
@@ -35,7 +35,7 @@ from itr.jobs.load_checkpoint import Loaded, load_checkpoint
 from itr.jobs.workers import launch
 from itr.jobs.zeroshot import classify
 from itr.models.base import Encoded
-from itr.results.tables import results_table, write_results
+from itr.results.terminal_tables import results_table, write_results
 from itr.training.device import keep_queries, pick_device, pick_precision, prepare_data
 from itr.training.process_setup import pick_workers, share_threads
 from itr.training.progress import Display, close_log, open_log
@@ -111,9 +111,9 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
 
 def _intervals(split: str, found: QueryLog | Evaluator) -> dict[str, dict[str, Interval]]:
     if isinstance(found, QueryLog):
-        return prefixed_intervals(split, found.everything, found.text_to_image, found.folds)
+        return prefixed_intervals(split, found.all_ranks, found.text_to_image, found.folds)
     folds = {protocol.name: protocol.fold for protocol in found.protocols if protocol.fold}
-    return prefixed_intervals(split, found.ranks, found.gallery.text_to_image, folds)
+    return prefixed_intervals(split, found.ranks, found.retrieval_set.text_to_image, folds)
 
 
 def _below(split: str, results: dict[str, Any]) -> dict[str, Any]:
@@ -145,9 +145,13 @@ def remarks(results: dict[str, Any]) -> list[str]:
         elif key.endswith(("i2i_r1", "t2t_r1")):
             below, way = key[: -len("i2i_r1")], key[-6:-3]
             shown = [f"R@{k} {results[f'{below}{way}_r{k}']:.1f}" for k in (1, 5, 10)]
-            stage = f" ({results[f'{below}within']})" if f"{below}within" in results else ""
+            stage = (
+                f" ({results[f'{below}within_modality']})"
+                if f"{below}within_modality" in results
+                else ""
+            )
             lines.append(f"{below.rstrip('/')}: {way} {', '.join(shown)}{stage}")
-        elif key.endswith("directions_left_out"):
+        elif key.endswith("directions_skipped"):
             lines.append(f"{key.rpartition('/')[0]}: not evaluated: {results[key]}")
     return lines
 
@@ -160,7 +164,7 @@ class Member:
     evaluator: Evaluator
     images: Encoded
     texts: Encoded
-    bank: Bank | None = None
+    bank: QueryBank | None = None
 
     @property
     def table(self) -> EmbeddingTable:
@@ -197,15 +201,15 @@ def _evaluate_checkpoints(config: EvalConfig, console: Console) -> tuple[dict[st
     table: ScoreTable = tables[0]
     if config.ensemble:
         table = MeanTable(tables)
-        found = evaluator.rank(table, evaluator.ranks) | evaluator.fields()
+        found = evaluator.rank(table, evaluator.ranks) | evaluator.metadata()
         for number, single in enumerate(tables, 1):
             more = dict[str, Ranks]()
             rows = evaluator.rank(single, more)
             found |= {f"member_{number}/{key}": value for key, value in rows.items()}
             evaluator.ranks |= {f"member_{number}/{key}": value for key, value in more.items()}
     found |= _hubness(config, members, table)
-    if keep and evaluator.queries is None:
-        evaluator.keep(table)
+    if keep and evaluator.query_log is None:
+        evaluator.log_queries(table)
     sources = [member.loaded for member in members]
     results = _below(config.split, found | _origin(sources))
     return results, Kept(evaluator, data_config(config, first.loaded), sources)
@@ -218,13 +222,13 @@ def _hubness(config: EvalConfig, members: Sequence[Member], table: ScoreTable) -
     banks = [member.bank for member in members if member.bank is not None]
     protocol = evaluator.protocols[0]
     rows = hubness_rows(
-        table, evaluator.gallery, protocol, config.hubness, evaluator.ties, banks, ranks
+        table, evaluator.retrieval_set, protocol, config.hubness, evaluator.tie_break, banks, ranks
     )
     stage = "first_stage/" if evaluator.reranks(members[0].loaded.model) else ""
     named = {f"{stage}{name}": own for name, own in ranks.items()}
     evaluator.ranks |= named
-    if evaluator.queries is not None:
-        evaluator.queries.more |= named
+    if evaluator.query_log is not None:
+        evaluator.query_log.extra_ranks |= named
     return {f"{stage}{key}": value for key, value in rows.items()}
 
 
@@ -239,16 +243,16 @@ def _encode(config: EvalConfig, loaded: Loaded, evaluator: Evaluator, progress: 
     if config.embeddings is None:
         member = Member(loaded, evaluator, *evaluator.encode_all(model, progress, tokens))
     else:
-        path, made_from = Path(config.embeddings), evaluator.made_from(loaded.origin)
+        path, provenance = Path(config.embeddings), evaluator.provenance(loaded.origin)
         if "image_size" in loaded.origin:
-            made_from["image_size"] = loaded.origin["image_size"]
+            provenance["image_size"] = loaded.origin["image_size"]
         if parallel.decided(path.exists):
             log.info("embeddings are read from %s", path)
-            encoded = stored_embeddings.load(path, made_from, tokens, evaluator.device)
+            encoded = stored_embeddings.load(path, provenance, tokens, evaluator.device)
         else:
             encoded = evaluator.encode_all(model, progress, tokens)
             if parallel.rank() == 0:
-                stored_embeddings.save(path, *encoded, made_from)
+                stored_embeddings.save(path, *encoded, provenance)
                 log.info("embeddings are kept in %s (%.0f MB)", path, path.stat().st_size / 1e6)
         member = Member(loaded, evaluator, *encoded)
     if config.hubness.rows and config.hubness.bank is not None:
@@ -328,7 +332,7 @@ def make_evaluator(
         build_table(tokenizer, split.texts, model.view.text_eval, Path(data.cache)),
         protocols=["full"] if bank else data.protocols,
         batch_size=config.runtime.eval_batch_size,
-        ties=config.ties or loaded.ties,
+        tie_break=config.ties or loaded.ties,
         device=device,
         precision=pick_precision(config.precision or loaded.precision, device),
         strict=config.protocol is not None and not bank,

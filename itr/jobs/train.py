@@ -20,11 +20,10 @@ from itr.jobs.workers import launch
 from itr.models import compatibility
 from itr.models.base import RetrievalModel
 from itr.models.build import model_meta
-from itr.results.gallery.thumbnails import Pictures
+from itr.results.gallery.thumbnails import Thumbnails
 from itr.results.hard_queries import COLUMNS, hard_queries
-from itr.results.tables import results_table, write_results
-from itr.results.trackers.silent import SilentTracker
-from itr.results.trackers.tracker import Tracker, open_trackers
+from itr.results.terminal_tables import results_table, write_results
+from itr.results.trackers.tracker import NullTracker, Tracker, open_trackers
 from itr.training import checkpointing
 from itr.training.config import TrainConfig, check_config
 from itr.training.device import keep_queries, pick_device, prepare_data
@@ -113,7 +112,7 @@ def _run(
                 best = _load_best(folder, parts.model)
                 with trainer.explained(evaluating=True):
                     progress = stop.watching(display.evaluation)
-                    test = parts.evaluators["test"].run(parts.model, progress, keep_queries=True)
+                    test = parts.evaluators["test"].run(parts.model, progress, with_query_log=True)
             except Stopped as stopped:
                 log.warning("%s", stopped.message)
                 if stopped.preempted:
@@ -160,9 +159,9 @@ def _keep(
     test = {key: value for key, value in results.items() if key.startswith("test/")}
     numbers = {key: value for key, value in test.items() if isinstance(value, int | float)}
     tracker.log(numbers, step=results["updates"])
-    data, queries = prepare_data(config.data), evaluator.queries
-    if tracker.takes_tables and queries is not None and queries.ranks:
-        pictures = Pictures(evaluator.data, data, "test")
+    data, queries = prepare_data(config.data), evaluator.query_log
+    if tracker.has_backends and queries is not None and queries.ranks:
+        pictures = Thumbnails(evaluator.data, data, "test")
         rows = hard_queries(queries, evaluator.data, pictures)
         tracker.table("test/hard_queries", COLUMNS, rows)
     tracker.summary(results)
@@ -176,7 +175,7 @@ def _open_trackers(
 ) -> Tracker:
     """The run's trackers; only rank 0 has any."""
     if parallel.rank() > 0:
-        return SilentTracker()
+        return NullTracker()
     return open_trackers(config.tracker, folder, values, resume=resume)
 
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from itr.errors import TrainingError, UserError
 from itr.results.collect import Found, collect, find_results
 from itr.results.compare import compare, comparison_table
-from itr.results.formats import latex, markdown, table_csv
+from itr.results.export import latex, markdown, table_csv
 from itr.results.paper_tables import sections
-from itr.results.published import publications
-from itr.results.wandb_read import runs_of_group
+from itr.results.published import load_published
+from itr.results.wandb_runs import runs_of_group
 
 FORMATS = {"markdown": "results.md", "latex": "results.tex", "csv": "results.csv"}
 
@@ -66,7 +66,7 @@ def _tables(given: list[str]) -> None:
     found: list[Found] = find_results(options.runs) if options.runs else []
     if options.wandb:
         found += runs_of_group(options.project, options.wandb)
-    rows, known = collect(found, options.split), publications()
+    rows, known = collect(found, options.split), load_published()
     tables = sections(rows, known, options.all)
     made = {
         "markdown": markdown(tables),

@@ -13,15 +13,15 @@ import yaml
 
 from itr.errors import DataError
 from itr.evaluation.protocols import PROTOCOLS
-from itr.evaluation.queries import QueryLog, query_file, read_queries
+from itr.evaluation.query_log import QueryLog, query_log_path, read_queries
 from itr.evaluation.statistics import Interval, named_intervals, spread
 from itr.results.columns import kind_of
-from itr.results.tables import RESULTS, read_results
+from itr.results.terminal_tables import RESULTS, read_results
 
 SKIPPED = ("wandb", "checkpoints")  # folders of a run that hold no other run
 # What, beside the configuration without its seed, two rows must share to be seeds of one row.
 SAME = ("model", "data", "loss", "select_on", "official", "ensemble", "trained_on")
-SPLIT_SAME = ("tie_rule", "rerank_k", "n_images", "n_captions", "precision", "data_hash")
+SPLIT_SAME = ("tie_break", "rerank_k", "n_images", "n_captions", "precision", "data_hash")
 SIGNS = ("i2t_r1", "rsum", "top1")  # one of them is among the metrics of every protocol
 OWN = (
     "n_images",
@@ -29,7 +29,7 @@ OWN = (
     "captions",
     "folds",
     "within",
-    "directions_left_out",
+    "directions_skipped",
 )  # by protocol
 JOINED = ("model", "loss", "select_on", "trained_on", "seed")  # of an ensemble: one for each model
 
@@ -238,18 +238,18 @@ def _intervals(row: Row, read: dict[Path, QueryLog | None], resamples: int) -> d
     logs: list[QueryLog] = []
     for run in row.runs:
         log = None if run.folder is None else _log(run.folder, row.split, read)
-        if log is None or name not in log.everything:
+        if log is None or name not in log.all_ranks:
             return {}
         logs.append(log)
     owner, fold = logs[0].text_to_image, logs[0].folds.get(row.protocol)
     if not all(np.array_equal(log.text_to_image, owner) for log in logs):
         return {}
-    found = named_intervals([log.everything for log in logs], name, owner, fold, resamples)
+    found = named_intervals([log.all_ranks for log in logs], name, owner, fold, resamples)
     return {metric: interval for metric, interval in found.items() if metric in row.values}
 
 
 def _log(folder: Path, split: str, read: dict[Path, QueryLog | None]) -> QueryLog | None:
     if folder not in read:
-        there = query_file(folder, split).is_file()
+        there = query_log_path(folder, split).is_file()
         read[folder] = read_queries(folder, split) if there else None
     return read[folder]

@@ -48,5 +48,5 @@ def kind_of(protocol: str) -> Kind:
     """The columns of a table of ``protocol``."""
     if protocol == "zeroshot":
         return ZEROSHOT
-    truth = PROTOCOLS[protocol].truth if protocol in PROTOCOLS else None
+    truth = PROTOCOLS[protocol].ground_truth if protocol in PROTOCOLS else None
     return {"cxc": CXC, "eccv": ECCV}.get(truth or "", RETRIEVAL)

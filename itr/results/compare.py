@@ -9,9 +9,9 @@ from rich import box
 from rich.table import Table
 
 from itr.errors import DataError
-from itr.evaluation.queries import QueryLog, query_file, read_queries
+from itr.evaluation.query_log import QueryLog, query_log_path, read_queries
 from itr.evaluation.ranks import Ranks
-from itr.evaluation.statistics import Paired, compare_ranks, holm
+from itr.evaluation.statistics import PairedTest, compare_ranks, holm
 
 HEADINGS = {"rsum": "rSum", "i2t_rank": "i2t mean rank", "t2i_rank": "t2i mean rank"}
 ALIKE = ("text_to_image", "image_ids", "caption_ids")
@@ -19,7 +19,7 @@ ALIKE = ("text_to_image", "image_ids", "caption_ids")
 
 def compare(
     a: Path, b: Path, split: str = "test", protocol: str | None = None
-) -> tuple[str, dict[str, Paired]]:
+) -> tuple[str, dict[str, PairedTest]]:
     """(protocol, metrics) of run ``b`` against run ``a``; protocol None: the first of ``a``. A row
     beside the result goes by its name, too (``first_stage/coco_5k``).
 
@@ -33,9 +33,9 @@ def compare(
         here, there = getattr(first, name), getattr(second, name)
         if not np.array_equal(here, there):
             raise DataError(
-                f"{query_file(a, split)} and {query_file(b, split)}: different queries ({name}: "
-                f"{_told(first, name)} and {_told(second, name)}); a paired test needs the same "
-                "images and captions: evaluate both on one data set and split"
+                f"{query_log_path(a, split)} and {query_log_path(b, split)}: different queries "
+                f"({name}: {_told(first, name)} and {_told(second, name)}); a paired test needs "
+                "the same images and captions: evaluate both on one data set and split"
             )
     known = [_comparable(log) for log in (first, second)]
     protocol = protocol or next(iter(known[0]))
@@ -50,7 +50,7 @@ def compare(
 
 def _comparable(log: QueryLog) -> dict[str, Ranks]:
     """Ranks of images among captions and of captions among images."""
-    return {name: r for name, r in log.everything.items() if not name.endswith("/within")}
+    return {name: r for name, r in log.all_ranks.items() if not name.endswith("/within")}
 
 
 def _numbered(log: QueryLog) -> bool:
@@ -63,7 +63,7 @@ def _told(log: QueryLog, name: str) -> str:
     return f"{len(values)}, beginning {values[:3].tolist()}"
 
 
-def comparison_table(title: str, names: tuple[str, str], found: dict[str, Paired]) -> Table:
+def comparison_table(title: str, names: tuple[str, str], found: dict[str, PairedTest]) -> Table:
     """A line for each metric. p is two-sided; the last column allows for all tests together."""
     table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("", "A", "B", "B - A", "B wins", "B loses", "p", "Holm"):

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from itr.data.records import Split
-from itr.evaluation.queries import DIRECTIONS, QueryLog
-from itr.results.gallery.cases import choose
-from itr.results.gallery.thumbnails import Pictures
+from itr.evaluation.query_log import DIRECTIONS, QueryLog
+from itr.results.gallery.query_cases import choose
+from itr.results.gallery.thumbnails import Thumbnails
 
 COUNT = 16  # queries a direction
 SIDE = 160  # pixels
 COLUMNS = ("direction", "rank", "query", "picture", "best answer", "its picture", "match", "score")
 
 
-def hard_queries(log: QueryLog, split: Split, pictures: Pictures) -> list[list[Any]]:
+def hard_queries(log: QueryLog, split: Split, pictures: Thumbnails) -> list[list[Any]]:
     """Rows under `COLUMNS`: of both directions the queries whose match is ranked last, under the
     first protocol. ``match`` is the best right answer; a picture that is not there is None. After
     re-ranking ranks are texts (a column has one type): "> 128" where the match lies behind."""

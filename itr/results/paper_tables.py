@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from itr.results.collect import Row
 from itr.results.columns import Kind, kind_of
-from itr.results.published import Publications, Published
-from itr.results.tables import chosen_on_test
+from itr.results.published import Published, PublishedResults
+from itr.results.terminal_tables import chosen_on_test
 
 CHOSEN = {"zero-shot": "nothing (zero-shot)", "last": "last epoch", "unknown": "?", None: "?"}
 TOLD = {"quoted": "quoted by others", "users": "measured by users"}
@@ -54,7 +54,7 @@ class Section:
         self.notes[text] = None
 
 
-def sections(rows: Sequence[Row], known: Publications, everyone: bool = False) -> list[Section]:
+def sections(rows: Sequence[Row], known: PublishedResults, everyone: bool = False) -> list[Section]:
     """A table for each data set and protocol among ``rows``; ``everyone``: also published methods
     that no row is of. Ours follow what was published of the same method on the same split."""
     made: dict[tuple[str, str, str, str], Section] = {}
@@ -76,7 +76,7 @@ def sections(rows: Sequence[Row], known: Publications, everyone: bool = False) -
 
 
 def _size(row: Row) -> str:
-    images, captions, ties = (row.fact(key) for key in ("n_images", "n_captions", "tie_rule"))
+    images, captions, ties = (row.fact(key) for key in ("n_images", "n_captions", "tie_break"))
     if not images:
         return ""
     if captions is None:
@@ -86,7 +86,7 @@ def _size(row: Row) -> str:
 
 
 def _method(
-    section: Section, ours: Sequence[Row], papers: Sequence[Published], known: Publications
+    section: Section, ours: Sequence[Row], papers: Sequence[Published], known: PublishedResults
 ) -> None:
     for paper in papers:
         section.lines.append(_paper_line(section, paper, known))
@@ -125,7 +125,7 @@ def reference(row: Row, papers: Sequence[Published]) -> Published | None:
     return max(fitting, key=lambda paper: paper.ensemble, default=None)
 
 
-def chosen(row: Row, known: Publications) -> str | None:
+def chosen(row: Row, known: PublishedResults) -> str | None:
     """On which split the checkpoint was chosen ("val,test" of an ensemble's); of an authors'
     file what is known of them."""
     if not row.fact("official"):
@@ -142,7 +142,7 @@ def chosen(row: Row, known: Publications) -> str | None:
     return ",".join(dict.fromkeys(found))
 
 
-def _paper_line(section: Section, paper: Published, known: Publications) -> Line:
+def _paper_line(section: Section, paper: Published, known: PublishedResults) -> Line:
     values = (paper.values.get(metric) for metric in section.kind.metrics)
     cells = ["" if value is None else f"{value:.1f}" for value in values]
     marks = _marks(section, paper.ensemble, paper.selection)
@@ -164,7 +164,7 @@ def _trained(paper: Published) -> str:
     return f"{paper.train} (after {pretrained})" if pretrained else paper.train
 
 
-def _our_line(section: Section, row: Row, known: Publications) -> Line:
+def _our_line(section: Section, row: Row, known: PublishedResults) -> Line:
     cells = []
     for metric in section.kind.metrics:
         mean, deviation = row.mean(metric)
@@ -179,8 +179,8 @@ def _our_line(section: Section, row: Row, known: Publications) -> Line:
         section.note(f"{row.name}: the {depth} best are re-ranked")
     if row.fact("within") and not row.variant:
         section.note(f"{row.name}: i2i and t2t are of the {row.fact('within')}")
-    if left_out := row.fact("directions_left_out"):
-        section.note(f"{row.name}: not evaluated: {left_out}")
+    if skipped := row.fact("directions_skipped"):
+        section.note(f"{row.name}: not evaluated: {skipped}")
     if row.variant.rpartition("/")[2].startswith("hubness"):
         section.note(f"{row.name}: corrected by {row.fact('hubness_bank') or 'a bank'}")
     if row.intervals:
@@ -207,7 +207,7 @@ def _marks(section: Section, ensemble: int, selection: str | None) -> str:
     return marks
 
 
-def _delta_line(section: Section, row: Row, paper: Published, known: Publications) -> Line:
+def _delta_line(section: Section, row: Row, paper: Published, known: PublishedResults) -> Line:
     cells = []
     for metric in section.kind.metrics:
         mean, printed = row.mean(metric)[0], paper.values.get(metric)
@@ -227,7 +227,7 @@ def _delta_line(section: Section, row: Row, paper: Published, known: Publication
     return Line("delta", f"ours - {paper.label}", cells, marks=marks)
 
 
-def _misprints(section: Section, models: dict[str, None], known: Publications) -> None:
+def _misprints(section: Section, models: dict[str, None], known: PublishedResults) -> None:
     shown = {note.partition("]")[0].removeprefix("[") for note in section.notes}
     for one in known.misprints:
         if one["test"] == section.data and (one["model"] in models or one["where"] in shown):

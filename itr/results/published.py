@@ -52,7 +52,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Publications:
+class PublishedResults:
     """Everything in the file."""
 
     sources: dict[str, str]
@@ -77,7 +77,7 @@ class Publications:
 
 
 @functools.cache
-def publications(path: Path = FILE) -> Publications:
+def load_published(path: Path = FILE) -> PublishedResults:
     """The file at ``path``. Raises DataError, naming the row, for a field that cannot stand."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -95,7 +95,7 @@ def publications(path: Path = FILE) -> Publications:
             raise DataError(f"{path}: '{seen[place]}' and '{row.label}' are both the reference")
         if row.reference:
             seen[place] = row.label
-    return Publications(
+    return PublishedResults(
         content["sources"], tuple(rows), tuple(content["misprints"]), content["authors"]
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from itr.errors import DataError
 from itr.jobs import run_dir
-from itr.results.tables import read_results
+from itr.results.terminal_tables import read_results
 
 TAIL = 64 * 1024  # bytes of a log that are looked at
 

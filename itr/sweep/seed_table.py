@@ -15,7 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from itr.errors import TrainingError
-from itr.results.tables import plain_table
+from itr.results.terminal_tables import plain_table
 from itr.sweep.grid import SEED, Job
 from itr.sweep.spec import Sweep
 

@@ -63,16 +63,16 @@ def keep_queries(
     A gallery finds the pictures by ``data``, and the models by ``checkpoints`` (none: in
     ``folder``) and ``told``, what the user says of an authors' file.
     """
-    assert evaluator.queries is not None
+    assert evaluator.query_log is not None
     root = str(Path(data.root).expanduser().absolute())  # a gallery may be made elsewhere
-    facts = {
+    metadata = {
         "checkpoints": [str(path.expanduser().absolute()) for path in checkpoints],
-        "told": _found_elsewhere(told or {}),
+        "model_options": _found_elsewhere(told or {}),
         "rerank_k": results.get(f"{split}/rerank_k"),
         "kind": evaluator.view.kind,
         "data": dataclasses.asdict(dataclasses.replace(data, root=root)),
     }
-    evaluator.queries.save(folder, split, facts)
+    evaluator.query_log.save(folder, split, metadata)
 
 
 def _found_elsewhere(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from torchmetrics.retrieval import RetrievalHitRate
 
 import itr
-from itr.evaluation.ground_truths import Truth
+from itr.evaluation.ground_truths import GroundTruth
 from itr.evaluation.metrics import retrieval_metrics
-from itr.evaluation.protocols import Protocol, evaluate_scores
-from itr.evaluation.queries import QueryLog
+from itr.evaluation.protocol_metrics import evaluate_scores
+from itr.evaluation.protocols import Protocol
+from itr.evaluation.query_log import QueryLog
 from itr.evaluation.ranks import rank_scores
 from tests.conftest import TINY, call_here
 
@@ -116,17 +117,19 @@ def test_coco_as_eccv_caption_counts(small: Any, scores: np.ndarray, lists: Any,
         assert ours[f"folds/{way}_r{k}"] == pytest.approx(100 * theirs, rel=1e-12)
 
 
-def cut_truth(small: Any, name: str) -> Truth:
+def cut_truth(small: Any, name: str) -> GroundTruth:
     """The truth that the suite reads from the package, of the same images and captions."""
     positives = {"cxc": small.cxc_gts, "eccv": small.eccv_gts}[name]
-    return Truth(name, positives, frozenset(small.images), frozenset(small.captions))
+    return GroundTruth(name, positives, frozenset(small.images), frozenset(small.captions))
 
 
 @pytest.mark.parametrize("way", ["i2t", "t2i"])
 def test_cxc_and_eccv_as_eccv_caption_counts(
     small: Any, scores: np.ndarray, lists: Any, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("itr.evaluation.protocols.coco_truth", lambda n, _: cut_truth(small, n))
+    monkeypatch.setattr(
+        "itr.evaluation.retrieval_set.coco_ground_truth", lambda n, _: cut_truth(small, n)
+    )
     logs: list[QueryLog] = []
     ids = {"image_ids": small.images, "caption_ids": small.captions}
     ours = itr.evaluate(scores, owners(small), ["full", "cxc", "eccv"], logs=logs, **ids)
@@ -139,13 +142,13 @@ def test_cxc_and_eccv_as_eccv_caption_counts(
             100 * theirs[f"eccv_{key}"][way], rel=1e-12
         )
     assert ours[f"eccv/{way}_map_at_r"] < ours[f"eccv/{way}_rprecision"] < 100
-    assert list(logs[0].ranks) == ["full"] and list(logs[0].more) == ["cxc", "eccv"]
+    assert list(logs[0].ranks) == ["full"] and list(logs[0].extra_ranks) == ["cxc", "eccv"]
     for name in ("cxc", "eccv"):  # the ranks that are kept are those that were counted
-        kept = getattr(logs[0].more[name], way)
+        kept = getattr(logs[0].extra_ranks[name], way)
         share = 100 * (kept[np.isfinite(kept)] <= 1).mean()
         assert share == pytest.approx(ours[f"{name}/{way}_r1"])
-    why = "i2i, t2t (scores of images with captions alone)"
-    assert ours["cxc/directions_left_out"] == why
+    why = "i2i, t2t (only image-text scores are available)"
+    assert ours["cxc/directions_skipped"] == why
 
 
 def test_uneven_captions_as_fico_itr_counts() -> None:

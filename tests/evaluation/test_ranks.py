@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itr.errors import ConfigError, DataError
-from itr.evaluation.ranks import TIES, rank_embeddings, rank_scores
+from itr.evaluation.ranks import TIE_BREAKS, rank_embeddings, rank_scores
 
 
 def naive_ranks(scores: np.ndarray, owner: np.ndarray, ties: str) -> tuple[list, list]:
@@ -42,7 +42,7 @@ def owners(draw: st.DrawFn) -> np.ndarray:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.data(), owners(), st.sampled_from(TIES), st.sampled_from([np.float32, np.float64]))
+@given(st.data(), owners(), st.sampled_from(TIE_BREAKS), st.sampled_from([np.float32, np.float64]))
 def test_scores_rank_as_a_double_loop_counts(data, owner, ties, kind):
     size = (int(owner.max()) + 1) * len(owner)
     # Few values, so that most rows hold ties, with matches and among non-matches.
@@ -56,7 +56,7 @@ def test_scores_rank_as_a_double_loop_counts(data, owner, ties, kind):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.data(), owners(), st.sampled_from(TIES), st.integers(1, 60))
+@given(st.data(), owners(), st.sampled_from(TIE_BREAKS), st.integers(1, 60))
 def test_embeddings_rank_as_a_double_loop_counts(data, owner, ties, tile):
     def embeddings(count: int) -> torch.Tensor:
         values = data.draw(st.lists(st.integers(-2, 2), min_size=3 * count, max_size=3 * count))
@@ -70,7 +70,7 @@ def test_embeddings_rank_as_a_double_loop_counts(data, owner, ties, tile):
     assert ranks.t2i.tolist() == t2i
 
 
-@pytest.mark.parametrize("ties", TIES)
+@pytest.mark.parametrize("ties", TIE_BREAKS)
 @pytest.mark.parametrize("tile", [200, 1_700, 10**6])
 def test_rounding_never_lets_a_match_outrank_itself(ties, tile):
     # Real numbers: the same product computed in another shape may differ in the last bit.
@@ -85,7 +85,7 @@ def test_rounding_never_lets_a_match_outrank_itself(ties, tile):
 
 def test_all_equal_scores_show_the_three_rules():
     scores, owner = np.zeros((3, 6), np.float32), np.repeat(np.arange(3), 2)
-    found = {ties: rank_scores(scores, owner, ties) for ties in TIES}
+    found = {ties: rank_scores(scores, owner, ties) for ties in TIE_BREAKS}
     assert found["optimistic"].i2t.tolist() == [1, 1, 1]
     assert found["pessimistic"].i2t.tolist() == [5, 5, 5]  # four non-matches stand beside it
     assert found["mean"].i2t.tolist() == [3, 3, 3]
@@ -113,24 +113,24 @@ def test_memory_mapped_scores_are_read_in_place(tmp_path):
 def test_nan_is_refused(place):
     scores = np.ones((3, 6))
     scores[place] = np.nan
-    with pytest.raises(DataError, match="1 of 3 queries have scores that are NaN"):
+    with pytest.raises(DataError, match="1 of 3 queries .*NaN"):
         rank_scores(scores, np.repeat(np.arange(3), 2))
     images = torch.ones(3, 2)
     images[place[0], 0] = torch.nan
-    with pytest.raises(DataError, match=rf"the first is number {place[0]}"):
+    with pytest.raises(DataError, match=rf"1 of 3 .*index: {place[0]}\)"):
         rank_embeddings(images, torch.ones(6, 2), np.repeat(np.arange(3), 2))
 
 
 def test_what_does_not_fit_is_refused():
     scores = np.zeros((3, 4))
-    with pytest.raises(DataError, match=r"1 of 3 images have no caption \(first numbers: \[1\]"):
+    with pytest.raises(DataError, match=r"1 of 3 images .*\[1\]"):
         rank_scores(scores, [0, 0, 2, 2])
-    with pytest.raises(DataError, match=r"holds 0 to 3; expected 0 to 2"):
+    with pytest.raises(DataError, match=r"text_to_image .*0 to 3.* 0 to 2"):
         rank_scores(scores, [0, 1, 2, 3])
-    with pytest.raises(DataError, match=r"shape \(3,\).*the 4 captions"):
+    with pytest.raises(DataError, match=r"text_to_image .*\(3,\).* 4 captions"):
         rank_scores(scores, [0, 1, 2])
-    with pytest.raises(ConfigError, match="ties: 'worst' is unknown; expected one of pessimistic"):
-        rank_scores(scores, [0, 1, 2, 2], ties="worst")
+    with pytest.raises(ConfigError, match="tie_break: .*'worst'.*pessimistic"):
+        rank_scores(scores, [0, 1, 2, 2], tie_break="worst")
 
 
 def test_counting_is_quick_and_lean():

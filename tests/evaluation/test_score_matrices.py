@@ -12,18 +12,16 @@ from torch.nn import functional as F
 
 import itr
 from itr.errors import ConfigError, DataError, UserError
-from itr.evaluation.ground_truths import Asked
-from itr.evaluation.ground_truths import asked as asked_of
+from itr.evaluation.ground_truths import QueryPositives, index_positives
 from itr.evaluation.hubness import CorrectedTable, HubnessConfig
-from itr.evaluation.precision import positive_ranks, precision_metrics
+from itr.evaluation.map_at_r import map_at_r_metrics, positive_ranks
 from itr.evaluation.protocols import (
     PROTOCOLS,
-    Gallery,
     Protocol,
-    applicable,
     find_protocols,
 )
-from itr.evaluation.ranks import TIES
+from itr.evaluation.ranks import TIE_BREAKS
+from itr.evaluation.retrieval_set import RetrievalSet, applicable_protocols
 from itr.evaluation.score_matrices import evaluate_file
 from itr.evaluation.score_tables import EmbeddingTable, MatrixTable, MeanTable
 
@@ -36,7 +34,7 @@ def matrix(images: int = 4, seed: int = 0) -> np.ndarray:
 
 def test_results_carry_their_protocol() -> None:
     results = itr.evaluate(matrix(), OWNER)
-    assert results["protocol"] == "full" and results["tie_rule"] == "pessimistic"
+    assert results["protocol"] == "full" and results["tie_break"] == "pessimistic"
     assert (results["n_images"], results["n_captions"], results["captions"]) == (4, 12, "all")
     assert results["rmean"] == pytest.approx(results["rsum"] / 6)
 
@@ -45,29 +43,32 @@ def test_first_captions_alone() -> None:
     draw = np.random.default_rng(3)
     owner = draw.permutation(np.repeat(np.arange(6), draw.integers(2, 6, 6)))
     scores = draw.normal(size=(6, len(owner))).astype(np.float32)
-    gallery = Gallery(owner, 6)
-    part = next(gallery.parts(Protocol("two", captions=2)))
+    gallery = RetrievalSet(owner, 6)
+    part = next(gallery.subsets(Protocol("two", captions=2)))
     expected = [c for c in range(len(owner)) if (owner[:c] == owner[c]).sum() < 2]
-    assert part.captions.tolist() == expected and part.owner.tolist() == owner[expected].tolist()
-    folds = list(gallery.parts(Protocol("folds", captions=2, fold=3)))
+    assert (
+        part.captions.tolist() == expected
+        and part.text_to_image.tolist() == owner[expected].tolist()
+    )
+    folds = list(gallery.subsets(Protocol("folds", captions=2, fold=3)))
     assert [c for fold in folds for c in fold.captions] == sorted(
         expected, key=lambda c: (owner[c] // 3, c)
     )
-    assert MatrixTable(scores).part(*part[:2]).scores("i2t", slice(None)).shape == (6, 12)
+    assert MatrixTable(scores).subset(*part[:2]).scores("i2t", slice(None)).shape == (6, 12)
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"scores": np.zeros((4, 12), np.int64)}, "int64 of shape .*expected floats"),
-        ({"scores": np.zeros(12)}, r"of shape \(12,\); expected floats of shape"),
-        ({"scores": matrix() * np.nan}, "4 of 4 queries have scores that are NaN"),
-        ({"scores": matrix().T}, "the matrix is transposed; expected images in rows"),
-        ({"text_to_image": OWNER + 1}, "holds 1 to 4; expected 0 to 3"),
-        ({"text_to_image": OWNER / 1.0}, "float64 of shape .* expected a row of whole numbers"),
-        ({"text_to_image": np.repeat(np.arange(3), 4)}, r"1 of 4 images have no caption"),
-        ({"image_ids": np.array([1, 2, 2, 4])}, "image_ids: 1 stand twice .such as 2."),
-        ({"caption_ids": np.arange(3)}, "caption_ids: 3 of them, expected one for each of 12"),
+        ({"scores": np.zeros((4, 12), np.int64)}, "scores: int64 .*floats"),
+        ({"scores": np.zeros(12)}, r"scores: .*\(12,\).*floats"),
+        ({"scores": matrix() * np.nan}, "4 of 4 queries .*NaN"),
+        ({"scores": matrix().T}, r"\(12, 4\).* 12 .*transposed"),
+        ({"text_to_image": OWNER + 1}, "text_to_image .*1 to 4.* 0 to 3"),
+        ({"text_to_image": OWNER / 1.0}, "text_to_image: float64 .*integers"),
+        ({"text_to_image": np.repeat(np.arange(3), 4)}, r"1 of 4 images .*\[3\]"),
+        ({"image_ids": np.array([1, 2, 2, 4])}, "image_ids: 1 duplicate .* 2"),
+        ({"caption_ids": np.arange(3)}, "caption_ids: 3 .* 12"),
     ],
 )
 def test_refused(change: dict[str, Any], told: str, tmp_path: Path) -> None:
@@ -83,9 +84,9 @@ def test_files_that_are_no_matrices(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("no archive")
     np.savez(tmp_path / "other.npz", sims=matrix())
     for name, told in (
-        ("none.npz", "no such file; expected an .npz with scores, text_to_image"),
-        ("text.npz", "not a readable .npz"),
-        ("other.npz", "has no scores and no text_to_image .found: sims."),
+        ("none.npz", "none.npz: no such file; .*scores, text_to_image"),
+        ("text.npz", "text.npz: .*np.savez"),
+        ("other.npz", "other.npz: .*scores and text_to_image .*sims"),
     ):
         with pytest.raises(DataError, match=told):
             evaluate_file(tmp_path / name)
@@ -93,14 +94,14 @@ def test_files_that_are_no_matrices(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["cxc", "eccv"])
 def test_ids_that_cxc_and_eccv_do_not_know(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"protocol={name}: needs COCO's image and caption ids"):
+    with pytest.raises(ConfigError, match=f"protocol={name}: .*ids"):
         itr.evaluate(matrix(), OWNER, [name])
     ids = {"image_ids": np.arange(4) + 10**7, "caption_ids": np.arange(12)}
-    with pytest.raises(ConfigError, match="4 of 4 image ids are none of COCO's test images"):
+    with pytest.raises(ConfigError, match="4 of 4 image ids"):
         itr.evaluate(matrix(), OWNER, [name], **ids)
-    gallery = Gallery(OWNER, 4, ids["image_ids"], ids["caption_ids"])
-    fitting, left_out = applicable(find_protocols(["full", name]), gallery)
-    assert [p.name for p in fitting] == ["full"] and list(left_out) == [name]
+    gallery = RetrievalSet(OWNER, 4, ids["image_ids"], ids["caption_ids"])
+    fitting, skipped = applicable_protocols(find_protocols(["full", name]), gallery)
+    assert [p.name for p in fitting] == ["full"] and list(skipped) == [name]
 
 
 def test_whole_coco_by_ids_leaves_out_what_the_truth_does_not_know() -> None:
@@ -112,13 +113,13 @@ def test_whole_coco_by_ids_leaves_out_what_the_truth_does_not_know() -> None:
     captions = np.array([c for image in images for c in found.coco_gts["i2t"][int(image)]])
     owner = np.repeat(np.arange(5000), 5)
     captions, owner = np.r_[captions, np.arange(10) + 10**7], np.r_[owner, np.arange(10)]
-    gallery = Gallery(owner, 5000, images, captions)
+    gallery = RetrievalSet(owner, 5000, images, captions)
     protocols = find_protocols(["coco_5k", "coco_5k_first5", "cxc", "eccv"])
-    assert applicable(protocols, gallery) == (protocols, {})
-    sizes = [len(next(gallery.parts(p)).owner) for p in protocols]
+    assert applicable_protocols(protocols, gallery) == (protocols, {})
+    sizes = [len(next(gallery.subsets(p)).text_to_image) for p in protocols]
     assert sizes == [25010, 25000, 25000, 25000]
-    short = Gallery(owner[:20000], 5000, images, captions[:20000])
-    assert "captions are missing" in str(short.misfit(protocols[2]))
+    short = RetrievalSet(owner[:20000], 5000, images, captions[:20000])
+    assert "5000 of its 25000 captions" in str(short.incompatibility(protocols[2]))
 
 
 def naive_precision(scores: np.ndarray, positives: list[set[int]], ties: str) -> tuple[float, ...]:
@@ -133,7 +134,7 @@ def naive_precision(scores: np.ndarray, positives: list[set[int]], ties: str) ->
     return tuple(100 * np.mean(found, axis=0))
 
 
-@pytest.mark.parametrize("ties", [rule for rule in TIES if rule != "mean"])
+@pytest.mark.parametrize("ties", [rule for rule in TIE_BREAKS if rule != "mean"])
 def test_precision_against_sorted_lists_with_ties(ties: str) -> None:
     draw = np.random.default_rng(5)
     scores = draw.integers(0, 5, (30, 25)).astype(np.float32)
@@ -141,8 +142,8 @@ def test_precision_against_sorted_lists_with_ties(ties: str) -> None:
     rows = np.array([row for row, own in enumerate(positives) for _ in own])
     columns = np.array([c for own in positives for c in sorted(own)])
     table = torch.from_numpy(scores)
-    asked = Asked(np.arange(30), rows, columns, np.bincount(rows))
-    found = precision_metrics(*positive_ranks(lambda r: table[r], asked, 7, ties), asked)
+    queries = QueryPositives(np.arange(30), rows, columns, np.bincount(rows))
+    found = map_at_r_metrics(*positive_ranks(lambda r: table[r], queries, 7, ties), queries)
     assert tuple(found.values()) == pytest.approx(naive_precision(scores, positives, ties))
 
 
@@ -175,9 +176,9 @@ def test_corrections_for_hubs_as_their_papers_write_them() -> None:
             expected = (soft_row if hub else row).argsort()
             assert torch.equal(found_row.argsort(), expected)
         assert 0 < changed
-    with pytest.raises(ConfigError, match="qb_norm needs a bank of other queries"):
+    with pytest.raises(ConfigError, match="hubness.rows: qb_norm .*hubness.bank=train"):
         itr.evaluate(matrix(), OWNER, hubness=HubnessConfig(rows=["qb_norm"]))
-    with pytest.raises(UserError, match="'csl' is unknown; nearest: csls"):
+    with pytest.raises(UserError, match="hubness.rows: .*'csl'.* csls"):
         itr.evaluate(matrix(), OWNER, hubness=HubnessConfig(rows=["csl"]))
     rows = itr.evaluate(matrix(), OWNER, hubness=HubnessConfig(rows=["csls"]))
     assert rows["hubness_bank"] == "the evaluated queries" and "hubness_csls/rsum" in rows
@@ -187,7 +188,7 @@ def test_the_mean_of_tables_is_the_mean_of_matrices() -> None:
     one, two = matrix(seed=1), matrix(seed=2)
     mean = MeanTable([MatrixTable(one), MatrixTable(two)])
     both = ((one + two) / 2)[1:3, 3:9]
-    part = mean.part(slice(1, 3), np.arange(3, 9))
+    part = mean.subset(slice(1, 3), np.arange(3, 9))
     assert np.array_equal(part.scores("i2t", slice(None)).numpy(), both)
     assert np.array_equal(part.scores("t2i", slice(0, 4)).numpy(), both.T[:4])
 
@@ -198,12 +199,12 @@ def test_the_mean_of_tables_is_the_mean_of_matrices() -> None:
     [
         (
             np.repeat(np.arange(5000), 5)[:-1],
-            r"shape \(24999,\); expected one image number for each",
+            r"\(24999,\).* 25000 captions",
         ),
-        (np.r_[np.repeat(np.arange(5000), 5), 7], r"shape \(25001,\); expected one image number"),
-        (np.repeat(np.arange(5000), 5) + 1, "holds 1 to 5000; expected 0 to 4999"),
-        (np.repeat(np.arange(5000), 5) - 1, "holds -1 to 4998; expected 0 to 4999"),
-        (np.repeat(np.arange(5000), 5) // 2, "2500 of 5000 images have no caption"),
+        (np.r_[np.repeat(np.arange(5000), 5), 7], r"\(25001,\).* 25000 captions"),
+        (np.repeat(np.arange(5000), 5) + 1, "1 to 5000.* 0 to 4999"),
+        (np.repeat(np.arange(5000), 5) - 1, "-1 to 4998.* 0 to 4999"),
+        (np.repeat(np.arange(5000), 5) // 2, "2500 of 5000 images"),
     ],
 )
 def test_owners_are_checked_under_every_protocol(name: str, owner: np.ndarray, told: str) -> None:
@@ -215,9 +216,9 @@ def test_owners_are_checked_under_every_protocol(name: str, owner: np.ndarray, t
 def test_a_positive_outside_the_gallery_counts_in_r_but_is_never_found() -> None:
     table = torch.tensor([[5.0, 4.0, 3.0], [1.0, 2.0, 3.0]])
     positives = {7: [10, 12, 99, 99], 8: [98]}  # 98 and 99 are no candidates
-    asked = asked_of(positives, np.array([7, 8]), np.array([10, 11, 12]))
-    assert asked.queries.tolist() == [0] and asked.known.tolist() == [3]
-    found = precision_metrics(*positive_ranks(lambda r: table[r], asked, 7), asked)
+    queries = index_positives(positives, np.array([7, 8]), np.array([10, 11, 12]))
+    assert queries.queries.tolist() == [0] and queries.n_positives.tolist() == [3]
+    found = map_at_r_metrics(*positive_ranks(lambda r: table[r], queries, 7), queries)
     expected = {"map_at_r": 100 * (1 + 2 / 3) / 3, "rprecision": 100 * 2 / 3, "r1": 100.0}
     assert found == pytest.approx(expected)
 
@@ -225,10 +226,10 @@ def test_a_positive_outside_the_gallery_counts_in_r_but_is_never_found() -> None
 def test_precision_needs_as_many_candidates_as_there_are_positives() -> None:
     scores = torch.tensor([[5.0, 4.0, 3.0, -torch.inf, -torch.inf, -torch.inf]]).repeat(2, 1)
     rows, columns = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 1, 3, 4, 1, 4])
-    asked = Asked(np.arange(2), rows, columns, np.bincount(rows))
-    found = positive_ranks(lambda rows: scores[rows], asked, 7)
-    assert precision_metrics(*found, asked, depth=3) == {"r1": 50.0}  # one query has four
-    whole = precision_metrics(*found, asked, depth=4)
+    queries = QueryPositives(np.arange(2), rows, columns, np.bincount(rows))
+    found = positive_ranks(lambda rows: scores[rows], queries, 7)
+    assert map_at_r_metrics(*found, queries, depth=3) == {"r1": 50.0}  # one query has four
+    whole = map_at_r_metrics(*found, queries, depth=4)
     assert set(whole) == {"map_at_r", "rprecision", "r1"}
     assert whole["rprecision"] == 100 * (2 / 4 + 1 / 2) / 2
 

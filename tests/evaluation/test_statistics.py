@@ -127,7 +127,7 @@ def test_a_run_against_itself_and_against_other_queries():
     same = compare_ranks(ranks, ranks, owner)
     assert all(pair.p == 1 and pair.difference == 0 and not pair.wins for pair in same.values())
     other = Ranks(ranks.i2t, np.where(np.arange(150) < 5, np.nan, ranks.t2i))
-    with pytest.raises(DataError, match="other t2i queries .150 and 145.; evaluate both on"):
+    with pytest.raises(DataError, match="t2i .*150 and 145"):
         compare_ranks(ranks, other, owner)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from itr import checkpoint
 from itr.errors import ConfigError
-from itr.evaluation.queries import read_queries
+from itr.evaluation.query_log import read_queries
 from itr.jobs.evaluate import evaluate
 from itr.jobs.train import train
 from itr.jobs.workers import launch
@@ -108,9 +108,12 @@ def test_two_processes_share_eval_and_its_second_stage(matcher: Path, tmp_path: 
         assert value == expected, key
     one, two = read_queries(matcher), read_queries(tmp_path / "out")
     for way in ("i2t", "t2i"):
-        assert np.array_equal(one.answers[way].candidates, two.answers[way].candidates)
+        assert np.array_equal(
+            one.top_candidates[way].candidates, two.top_candidates[way].candidates
+        )
         torch.testing.assert_close(
-            torch.from_numpy(two.answers[way].scores), torch.from_numpy(one.answers[way].scores)
+            torch.from_numpy(two.top_candidates[way].scores),
+            torch.from_numpy(one.top_candidates[way].scores),
         )
     assert (tmp_path / "kept.safetensors").is_file()
 

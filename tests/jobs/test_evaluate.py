@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import itr
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.errors import ConfigError, DataError, UserError
-from itr.evaluation.queries import read_queries
+from itr.evaluation.query_log import read_queries
 from itr.evaluation.ranks import rank_scores
 from itr.evaluation.statistics import METRICS
 from itr.jobs.embed_search_cli import embed, search
@@ -120,7 +120,7 @@ def test_an_ensemble_is_the_mean_of_the_matrices(
     log, ranks = read_queries(out), rank_scores(mean, owner)
     assert np.array_equal(log.ranks["full"].i2t, ranks.i2t)
     assert np.array_equal(log.ranks["full"].t2i, ranks.t2i)
-    np.testing.assert_allclose(log.answers["i2t"].scores[:, 0], mean.amax(dim=1), rtol=1e-5)
+    np.testing.assert_allclose(log.top_candidates["i2t"].scores[:, 0], mean.amax(dim=1), rtol=1e-5)
     for number, alone in enumerate(single, 1):
         for key in ("rsum", "i2t_r1", "t2i_medr"):
             assert found[f"test/member_{number}/{key}"] == alone[f"test/{key}"]

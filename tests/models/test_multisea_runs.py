@@ -11,7 +11,7 @@ import torch
 
 from itr import checkpoint
 from itr.errors import CheckpointError, ConfigError
-from itr.evaluation.queries import read_queries
+from itr.evaluation.query_log import read_queries
 from itr.jobs.evaluate import evaluate
 from itr.jobs.train import train
 from itr.official.__main__ import main as official

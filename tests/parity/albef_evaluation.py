@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from itr.data.text.tokenizer import Tokenizer
 from itr.evaluation.metrics import retrieval_metrics
 from itr.evaluation.ranks import Ranks, count_ranks, match_both_ways, rank_table
-from itr.evaluation.rerank import RerankConfig, Shortlist, ShortlistTable, rerank
+from itr.evaluation.rerank import RerankConfig, rerank
+from itr.evaluation.shortlists import Shortlist, ShortlistTable
 from itr.view import TextView
 from tests.parity.albef_build import batch_of, model_of
 from tests.parity.harness import Case

@@ -15,7 +15,8 @@ from itr.data.loading.loader import Regions, Texts
 from itr.data.records import Split
 from itr.data.text.open import RANDOM, Tokenizer, augment, fates
 from itr.evaluation.metrics import retrieval_metrics
-from itr.evaluation.protocols import Protocol, evaluate_scores
+from itr.evaluation.protocol_metrics import evaluate_scores
+from itr.evaluation.protocols import Protocol
 from itr.evaluation.ranks import Ranks, rank_scores
 from itr.view import CaptionAugment, TextView
 from tests.parity.harness import Case, Runner
@@ -177,8 +178,8 @@ def metrics(case: Case) -> None:
 def _check_ties(case: Case, owner: np.ndarray) -> None:
     """The authors' sort is unstable: their ranks lie between ours at best and at worst."""
     sims = case["in.sims_ties"]
-    best = rank_scores(sims, owner, ties="optimistic")
-    worst = rank_scores(sims, owner, ties="pessimistic")
+    best = rank_scores(sims, owner, tie_break="optimistic")
+    worst = rank_scores(sims, owner, tie_break="pessimistic")
     for way in ("i2t", "t2i"):
         case.check(f"out.ties.{way}_best", getattr(best, way) - 1)
         case.check(f"out.ties.{way}_worst", getattr(worst, way) - 1)

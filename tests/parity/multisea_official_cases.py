@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from itr.evaluation.metrics import retrieval_metrics
-from itr.evaluation.protocols import Gallery, Part, Protocol, evaluate_gallery, evaluate_scores
+from itr.evaluation.protocol_metrics import evaluate_protocols, evaluate_scores
+from itr.evaluation.protocols import Protocol
 from itr.evaluation.ranks import Ranks, rank_scores
-from itr.evaluation.rerank import RerankConfig, Shortlist, ShortlistTable, rerank
+from itr.evaluation.rerank import RerankConfig, rerank
+from itr.evaluation.retrieval_set import RetrievalSet, Subset
+from itr.evaluation.shortlists import Shortlist, ShortlistTable
 from itr.models.base import Encoded
 from itr.models.multisea import MultiSEA
 from itr.nn.agent_attention import Rows
@@ -96,7 +99,7 @@ def rerank_eval(case: Case) -> None:
         case.equal(f"scores.{name}", found, shape)
     results = case.data["results"]
 
-    def table(part: Part) -> ShortlistTable:
+    def table(part: Subset) -> ShortlistTable:
         cut = lambda e, at: Encoded(  # noqa: E731
             e.pooled[at], e.tokens[at], None if e.mask is None else e.mask[at]
         )
@@ -107,8 +110,8 @@ def rerank_eval(case: Case) -> None:
         return ShortlistTable(*found)
 
     folds = Protocol("folds", fold=len(images.pooled) // 5)
-    gallery = Gallery(owner, len(images.pooled))
-    both = evaluate_gallery(table, gallery, [Protocol("full"), folds])
+    gallery = RetrievalSet(owner, len(images.pooled))
+    both = evaluate_protocols(table, gallery, [Protocol("full"), folds])
     _check_metrics(case, "full", both, "", results["full"])
     mean = {key.removeprefix("folds/"): v for key, v in both.items() if key.startswith("folds/")}
     wrapped = results["epoch_wrapup_1k+5k"]

@@ -17,8 +17,9 @@ from itr.data.records import Record, Split
 from itr.data.text.open import Tokenizer
 from itr.data.text.token_table import Texts
 from itr.evaluation.evaluator import Evaluator
-from itr.evaluation.ground_truths import asked, rated_at_least, within_modality
-from itr.evaluation.protocols import Protocol, evaluate_scores, recalls
+from itr.evaluation.ground_truths import index_positives, rated_at_least, within_modality
+from itr.evaluation.protocol_metrics import evaluate_scores, recall_at_k
+from itr.evaluation.protocols import Protocol
 from itr.evaluation.ranks import rank_scores
 from itr.evaluation.score_tables import EmbeddingTable
 from itr.view import CaptionAugment, TextView
@@ -141,7 +142,7 @@ def eval_pipeline(case: Case) -> None:
         split = read_split(Path(folder), "test")
         tokens = tokenizer.tokenize(split.captions(), model.view.text_eval)
         best, worst = (
-            Evaluator(split, model.view, tokens, batch_size=case.data["batch_size"], ties=ties)
+            Evaluator(split, model.view, tokens, batch_size=case.data["batch_size"], tie_break=ties)
             for ties in ("optimistic", "pessimistic")
         )
         images, texts = best.encode(model)
@@ -202,8 +203,8 @@ def cxc_metrics(case: Case) -> None:
     table = EmbeddingTable(case["in.images"], case["in.captions"])
     sides = {"i": ids["image"], "t": ids["caption"]}
     for direction, known in positives.items():
-        found = asked(known, sides[direction[0]], sides[direction[-1]])
-        metrics, _ = recalls(table, direction, found, "pessimistic", own=0.0)
+        found = index_positives(known, sides[direction[0]], sides[direction[-1]])
+        metrics, _ = recall_at_k(table, direction, found, "pessimistic", self_score=0.0)
         case.check(f"out.{direction}", [metrics[key] for key in ("r1", "r5", "r10")])
 
 

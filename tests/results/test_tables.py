@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from itr.errors import DataError, TrainingError
-from itr.results.tables import read_results, results_table, runs_table, write_results
+from itr.results.terminal_tables import read_results, results_table, runs_table, write_results
 
 
 def results(split: str, r1: float, protocol: str = "coco_5k", **more: Any) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def results(split: str, r1: float, protocol: str = "coco_5k", **more: Any) -> di
         for way in ("i2t", "t2i")
         for key, value in {"r1": r1, "r5": 70.25, "r10": 80.0, "medr": 2.0, "meanr": 4.5}.items()
     }
-    metrics |= {"rsum": 2 * (r1 + 150.25), "protocol": protocol, "tie_rule": "pessimistic"}
+    metrics |= {"rsum": 2 * (r1 + 150.25), "protocol": protocol, "tie_break": "pessimistic"}
     metrics |= {"n_images": 5000, "n_captions": 25000, **more}
     return {f"{split}/{key}" if split else key: value for key, value in metrics.items()}
 

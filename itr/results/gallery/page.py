@@ -15,15 +15,15 @@ from itr.data.layouts.registry import DataConfig
 from itr.data.records import Split
 from itr.data.text.open import Tokenizer
 from itr.errors import DataError
-from itr.evaluation.queries import DIRECTIONS, QueryLog, read_queries
+from itr.evaluation.query_log import DIRECTIONS, QueryLog, read_queries
 from itr.evaluation.statistics import recall_intervals
 from itr.instantiate import check
 from itr.models.base import RetrievalModel
 from itr.results.gallery import saliency
-from itr.results.gallery.cases import Case, choose, hubs
 from itr.results.gallery.charts import Curve, chart, density
 from itr.results.gallery.overlay import overlay, smooth_map
-from itr.results.gallery.thumbnails import Pictures, data_uri, open_pictures
+from itr.results.gallery.query_cases import Case, choose, hubs
+from itr.results.gallery.thumbnails import Thumbnails, data_uri, open_thumbnails
 from itr.view import PixelView
 
 TEMPLATE = "page.html.j2"
@@ -47,7 +47,7 @@ class Gallery:
     log: QueryLog
     split: Split
     data: DataConfig
-    pictures: Pictures
+    pictures: Thumbnails
     protocol: str
     captions: list[str] = field(init=False)
     drawn: dict[int, str] = field(default_factory=dict)
@@ -79,19 +79,19 @@ def open_gallery(folder: Path, split: str = "test", protocol: str | None = None)
     log = read_queries(folder, split)
     if not log.ranks:
         raise DataError(
-            f"{folder}: was evaluated as {', '.join(log.more)} alone, by a ground truth that the "
-            "page does not show; evaluate again with another protocol, e.g. protocol=full"
+            f"{folder}: was evaluated as {', '.join(log.extra_ranks)} alone, by a ground truth "
+            "that the page does not show; evaluate again with another protocol, e.g. protocol=full"
         )
     protocol = protocol or next(iter(log.ranks))
     if protocol not in log.ranks:
         known = ", ".join(log.ranks)
         raise DataError(f"{folder}: was not evaluated as {protocol}; --protocol is one of {known}")
-    if "data" not in log.facts:
+    if "data" not in log.metadata:
         raise DataError(
             f"{folder}: its scores came without a data set, so there are no pictures to show"
         )
-    data: DataConfig = check(log.facts["data"], DataConfig, "data")
-    opened, pictures = open_pictures(data, split, log.facts["kind"])
+    data: DataConfig = check(log.metadata["data"], DataConfig, "data")
+    opened, pictures = open_thumbnails(data, split, log.metadata["kind"])
     return Gallery(folder, split, log, opened, data, pictures, protocol)
 
 
@@ -113,7 +113,9 @@ def build_page(
     path, no_maps = _checkpoint(gallery)
     kind, seen = "", list[dict[str, Any]]()
     if load is not None and heat and path is not None:
-        kind, seen = _maps(gallery, *load(path, log.facts.get("told") or {}), heat, seed)
+        kind, seen = _maps(
+            gallery, *load(path, log.metadata.get("model_options") or {}), heat, seed
+        )
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("itr.results", "."), autoescape=True, trim_blocks=True
     )
@@ -138,8 +140,8 @@ def _facts(gallery: Gallery) -> list[tuple[str, str]]:
         ("protocol", gallery.protocol),
         ("queries", f"{len(log.image_ids):,} images, {len(log.caption_ids):,} captions"),
     ]
-    if log.facts.get("rerank_k"):
-        facts.append(("scores", f"re-ranked: the best {log.facts['rerank_k']} of each query"))
+    if log.metadata.get("rerank_k"):
+        facts.append(("scores", f"re-ranked: the best {log.metadata['rerank_k']} of each query"))
     return facts
 
 
@@ -156,23 +158,25 @@ def _numbers(gallery: Gallery) -> list[dict[str, Any]]:
 
 def _charts(log: QueryLog, protocol: str) -> list[tuple[str, str]]:
     made = []
-    both = log.matches + log.others
+    both = log.match_counts + log.nonmatch_counts
     there = np.flatnonzero(both)
     cut = slice(there[0], there[-1] + 1)
-    edges = log.edges[there[0] : there[-1] + 2]
-    bins = int(np.clip(2 * np.sqrt(log.matches.sum()), 12, 60))
+    edges = log.bin_edges[there[0] : there[-1] + 2]
+    bins = int(np.clip(2 * np.sqrt(log.match_counts.sum()), 12, 60))
     curves = [
-        Curve("matches", *density(log.matches[cut], edges, bins), "first", filled=True),
-        Curve("non-matches", *density(log.others[cut], edges, bins), "second", filled=True),
+        Curve("matches", *density(log.match_counts[cut], edges, bins), "first", filled=True),
+        Curve(
+            "non-matches", *density(log.nonmatch_counts[cut], edges, bins), "second", filled=True
+        ),
     ]
     made.append(("Scores of matching and other pairs", chart(curves, "score", "% of pairs")))
     curves = [
         Curve(WAYS[way], np.arange(1, len(y) + 1), y, style)
         for way, style in (("i2t", "first"), ("t2i", "second"))
-        if len(y := log.answers[way].by_rank)
+        if len(y := log.top_candidates[way].mean_score_by_rank)
     ]
     made.append(("Mean score by rank", chart(curves, "rank of the candidate", "mean score", True)))
-    deepest = min(100, log.facts.get("rerank_k") or 100)  # beyond it no rank is known
+    deepest = min(100, log.metadata.get("rerank_k") or 100)  # beyond it no rank is known
     ks, ranks = np.unique(np.geomspace(1, deepest, 40).astype(int)), log.ranks[protocol]
     curves = []
     for way, style in (("i2t", "first"), ("t2i", "second")):
@@ -233,7 +237,7 @@ def _shown(gallery: Gallery, case: Case) -> dict[str, Any]:
 
 def _place(gallery: Gallery, case: Case) -> str:
     """The rank; of a match behind the candidates that were re-ranked, only what it exceeds."""
-    depth = gallery.log.facts.get("rerank_k")
+    depth = gallery.log.metadata.get("rerank_k")
     return f"> {depth}" if depth and case.match is None else f"{case.rank:g}"
 
 
@@ -242,7 +246,7 @@ def _place(gallery: Gallery, case: Case) -> str:
 
 def _checkpoint(gallery: Gallery) -> tuple[Path | None, str]:
     """The file whose model was evaluated; or None, and why there are no maps."""
-    named = [Path(name) for name in gallery.log.facts.get("checkpoints", [])]
+    named = [Path(name) for name in gallery.log.metadata.get("checkpoints", [])]
     if len(named) > 1:
         return None, (
             f"the scores are the mean of {len(named)} models. Each has maps of its own: python "
@@ -295,7 +299,7 @@ def _map(
         top = float(seen.values.max()) or 1.0
         bars = [round(100 * float(v) / top) for v in seen.values.ravel()]
         return {**told, "bars": bars, "plain": gallery.picture(image), "picture": ""}
-    picture = saliency.part_seen(picture, view)
+    picture = saliency.visible_area(picture, view)
     values = np.asarray(picture.convert("RGB"), dtype=np.float64) / 255
     painted = overlay(values, smooth_map(seen.values, *values.shape[:2]))
     hot = Image.fromarray((255 * painted.clip(0, 1)).round().astype(np.uint8))

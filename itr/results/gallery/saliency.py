@@ -36,7 +36,7 @@ def kind_of(model: RetrievalModel) -> str:
     return OWN if type(model).heat is not RetrievalModel.heat else HIDING
 
 
-def part_seen(picture: Image, view: PixelView | None) -> Image:
+def visible_area(picture: Image, view: PixelView | None) -> Image:
     """What a model with ``view`` sees of ``picture``, over which its map lies: the middle, where
     the shorter side is made to fit; else all."""
     if view is None or view.resize != "shortest":

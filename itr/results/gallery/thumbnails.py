@@ -19,9 +19,9 @@ SIDE = 224  # pixels of the longer side
 QUALITY = 72
 
 
-class Pictures:
-    """Pictures by image number of ``split``; where the split holds regions, those that the data set
-    keeps beside them, found by their captions (``missing`` says why there are none)."""
+class Thumbnails:
+    """Thumbnails by image number of ``split``; where the split holds regions, those that the data
+    set keeps beside them, found by their captions (``missing`` says why there are none)."""
 
     def __init__(self, split: Split, data: DataConfig, name: str):
         self.decoder, self.missing = split.decoder, ""
@@ -73,7 +73,7 @@ def data_uri(picture: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def open_pictures(data: DataConfig, name: str, kind: str) -> tuple[Split, Pictures]:
+def open_thumbnails(data: DataConfig, name: str, kind: str) -> tuple[Split, Thumbnails]:
     """The split ``name`` as it was evaluated, and its pictures. Raises as `open_split`."""
     split = open_split(data, name, kind)
-    return split, Pictures(split, data, name)
+    return split, Thumbnails(split, data, name)

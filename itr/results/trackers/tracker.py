@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from itr.errors import TrainingError
-from itr.results.trackers.wandb_run import TrackerConfig, start_wandb
+from itr.results.trackers.wandb_backend import TrackerConfig, start_wandb
 
 log = logging.getLogger("itr")
 METRICS = "metrics.jsonl"
 
 
-class Sink(Protocol):
+class TrackerBackend(Protocol):
     """Something that keeps values beside the file."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -41,7 +41,7 @@ class Sink(Protocol):
         """Close; nothing is kept afterwards."""
 
 
-class JsonlFile:
+class MetricsFile:
     """One JSON object a line: ``{"step": ..., "time": ..., key: value, ...}``, flushed at once.
 
     A value that is not finite becomes null (JSON has no NaN).
@@ -93,7 +93,7 @@ class Tracker:
     """All sinks of a run, as one. A context manager; leaving it by an exception marks the run as
     failed. A sink other than the file that raises is dropped with a warning."""
 
-    def __init__(self, file: JsonlFile, others: Mapping[str, Sink]):
+    def __init__(self, file: MetricsFile, others: Mapping[str, TrackerBackend]):
         self.file, self.others = file, dict(others)
 
     def __enter__(self) -> Tracker:
@@ -116,7 +116,7 @@ class Tracker:
         self._each(lambda sink: sink.preempt())
 
     @property
-    def takes_tables(self) -> bool:
+    def has_backends(self) -> bool:
         """Whether anything beside the file listens: only then is a table worth making."""
         return bool(self.others)
 
@@ -138,7 +138,7 @@ class Tracker:
         self.others.clear()
         self.file.close()
 
-    def _each(self, action: Callable[[Sink], None]) -> None:
+    def _each(self, action: Callable[[TrackerBackend], None]) -> None:
         for name, sink in list(self.others.items()):
             try:
                 action(sink)
@@ -147,6 +147,26 @@ class Tracker:
                     "%s stopped working (%s); going on with %s", name, error, self.file.path
                 )
                 del self.others[name]
+
+
+class NullTracker(Tracker):
+    """Takes everything and keeps nothing."""
+
+    def __init__(self) -> None:
+        self.others: dict[str, TrackerBackend] = {}
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Nothing."""
+
+    def offset(self) -> int:
+        """0."""
+        return 0
+
+    def rewind(self, offset: int) -> None:
+        """Nothing."""
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Nothing."""
 
 
 def open_trackers(
@@ -158,9 +178,9 @@ def open_trackers(
     Raises ConfigError for ``mode=online`` without a key.
     """
     run_dir = Path(run_dir)
-    others: dict[str, Sink] = {}
+    others: dict[str, TrackerBackend] = {}
     if config.name == "wandb" and config.mode != "disabled":
         sink = start_wandb(config, run_dir, values)
         if sink is not None:
             others["Weights & Biases"] = sink
-    return Tracker(JsonlFile(run_dir / METRICS, resume), others)
+    return Tracker(MetricsFile(run_dir / METRICS, resume), others)

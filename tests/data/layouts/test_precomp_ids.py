@@ -10,7 +10,7 @@ import pytest
 from itr.data.checks.fingerprint import content_hash
 from itr.data.layouts.precomp import read_split
 from itr.errors import DataError
-from itr.evaluation.protocols import Gallery
+from itr.evaluation.retrieval_set import RetrievalSet
 
 
 def write(folder: Path, rows: int = 3, value: float = 1.0) -> None:
@@ -28,7 +28,7 @@ def test_ids_of_images_and_captions(tmp_path: Path, place: str, each: int) -> No
     (tmp_path / place / "testall_capids.txt").write_text("\n".join(map(str, range(700, 715))))
     split = read_split(tmp_path, "testall")
     assert [record.image_id for record in split.records] == [391895, 60623, 483108]
-    gallery = Gallery.of(split)
+    gallery = RetrievalSet.from_split(split)
     assert gallery.caption_ids is not None and gallery.caption_ids.tolist() == list(range(700, 715))
     assert (gallery.annotations is not None) == bool(place)
 

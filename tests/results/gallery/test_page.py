@@ -18,19 +18,19 @@ from PIL import Image
 
 from itr.batch import Batch
 from itr.data.images.transforms import Choices, transform
-from itr.evaluation.queries import read_queries
+from itr.evaluation.query_log import read_queries
 from itr.jobs.evaluate import evaluate
 from itr.jobs.gallery_cli import main
 from itr.jobs.load_checkpoint import load_checkpoint
 from itr.models.base import Encoded
 from itr.official.__main__ import main as official
 from itr.results.gallery import saliency
-from itr.results.gallery.cases import choose, hubs
 from itr.results.gallery.overlay import smooth_map
 from itr.results.gallery.page import build_page, open_gallery
+from itr.results.gallery.query_cases import choose, hubs
 from itr.view import PixelView
 from tests.conftest import compose
-from tests.results.made import run
+from tests.results.synthetic_runs import run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 WIDTHS = {"desktop": 1280, "phone": 390}
@@ -117,7 +117,7 @@ def test_data_that_changed_since_is_refused(finished: Path, tmp_path: Path, caps
     assert main([str(run(tmp_path / "bare"))]) == 2
     assert "came without a data set" in capsys.readouterr().err
     assert main([str(tmp_path / "nothing")]) == 2
-    assert "no such file; it holds the ranks of each query" in capsys.readouterr().err
+    assert "queries-test.npz: no such file" in capsys.readouterr().err
 
 
 def test_hubs_count_the_answers(finished: Path):
@@ -201,10 +201,10 @@ def test_a_map_lies_over_the_part_that_the_model_saw(size: tuple[int, int]):
         return transform(pixels, view, Choices(), "torchvision").float()
 
     middle = PixelView(size=48, resize="shortest")
-    part = saliency.part_seen(picture, middle)
+    part = saliency.visible_area(picture, middle)
     assert part.size == (min(size), min(size))
     assert (given(part, middle) - given(picture, middle)).abs().mean() < 3  # a pixel's rounding
-    assert saliency.part_seen(picture, PixelView(size=48)).size == size
+    assert saliency.visible_area(picture, PixelView(size=48)).size == size
 
 
 def test_a_page_with_maps_over_pictures(of_pixels: Path, pixel_page: Path):

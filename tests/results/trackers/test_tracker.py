@@ -16,8 +16,8 @@ import pytest
 
 from itr.errors import ConfigError, TrainingError
 from itr.instantiate import check
-from itr.results.trackers.tracker import JsonlFile, TrackerConfig, open_trackers
-from itr.results.trackers.wandb_run import best_of, pick_mode
+from itr.results.trackers.tracker import MetricsFile, TrackerConfig, open_trackers
+from itr.results.trackers.wandb_backend import pick_mode, summary_of
 
 CONFIG = {
     "model": {"name": "hrem", "embed_size": 8},
@@ -119,7 +119,7 @@ def test_a_resumed_file_goes_on_where_the_checkpoint_stood(tmp_path):
 
 
 def test_a_new_file_can_be_rewound_too(tmp_path):
-    file = JsonlFile(tmp_path / "metrics.jsonl")
+    file = MetricsFile(tmp_path / "metrics.jsonl")
     for step in range(3):
         file.log({"a": step}, step)
     file.rewind(0)
@@ -139,7 +139,7 @@ def test_a_file_shorter_than_the_checkpoint_saw_is_reported(tmp_path, caplog):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_stops_with_advice(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    file = JsonlFile(tmp_path / "metrics.jsonl", resume=True)
+    file = MetricsFile(tmp_path / "metrics.jsonl", resume=True)
     with pytest.raises(TrainingError, match=r"metrics.jsonl: cannot be written .*resume=auto"):
         file.log({"a": 1}, step=1)
 
@@ -230,7 +230,7 @@ def test_a_configured_key_means_online(tmp_path, place):
     # In a process of its own: wandb reads its settings once.
     key = "0123456789" * 4
     script = (
-        "import wandb, sys; from itr.results.trackers.wandb_run import pick_mode;"
+        "import wandb, sys; from itr.results.trackers.wandb_backend import pick_mode;"
         "print(pick_mode('auto', wandb), pick_mode('offline', wandb))"
     )
     environment = {"PATH": "", "HOME": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path)}
@@ -304,7 +304,7 @@ def test_importing_the_tracker_does_not_import_wandb():
     ],
 )
 def test_best_of(key, best):
-    assert best_of(key) == best
+    assert summary_of(key) == best
 
 
 def test_unknown_options_name_the_known_ones():

@@ -45,7 +45,7 @@ class TrackerConfig:
                 )
 
 
-class WandbSink:
+class WandbBackend:
     """A Weights & Biases run whose files lie in ``run_dir``/wandb; raises whatever wandb raises.
 
     A training run goes on under its old id; every evaluation is a run of its own.
@@ -86,7 +86,7 @@ class WandbSink:
         self.run.log(dict(values), step=step)
 
     def _define(self, key: str) -> None:
-        best = best_of(key)
+        best = summary_of(key)
         axis = "epoch" if key.startswith("val/") else None
         if best or axis:
             self.run.define_metric(key, summary=best, step_metric=axis)
@@ -119,7 +119,7 @@ class WandbSink:
         self.run.finish(exit_code=exit_code)
 
 
-def best_of(key: str) -> str | None:
+def summary_of(key: str) -> str | None:
     """Which value of ``key`` sums up a run: ``max`` of recalls, ``min`` of ranks and losses."""
     leaf = key.rsplit("/", 1)[-1]
     if leaf == "rsum" or leaf.endswith(("_r1", "_r5", "_r10")):
@@ -131,7 +131,7 @@ def best_of(key: str) -> str | None:
 
 def start_wandb(
     config: TrackerConfig, run_dir: Path, values: Mapping[str, Any], job_type: str = TRAIN
-) -> WandbSink | None:
+) -> WandbBackend | None:
     """A run of Weights & Biases, or None if it is switched off or cannot start (a warning says so).
 
     Online that fails becomes offline. Raises ConfigError for ``mode=online`` without a key.
@@ -158,8 +158,8 @@ def _start(
     run_dir: Path,
     values: Mapping[str, Any],
     job_type: str,
-) -> WandbSink:
-    sink = WandbSink(
+) -> WandbBackend:
+    sink = WandbBackend(
         wandb,
         run_dir,
         mode,

@@ -20,8 +20,8 @@ from PIL import Image
 from itr.results.__main__ import main
 from itr.results.collect import collect, find_results
 from itr.results.hard_queries import COLUMNS, COUNT
-from itr.results.tables import read_results
-from itr.results.wandb_read import from_run
+from itr.results.terminal_tables import read_results
+from itr.results.wandb_runs import from_run
 from tests.results.trackers.test_tracker import items, lines, records
 
 TABLE = "test/hard_queries/"

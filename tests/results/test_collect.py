@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from itr.evaluation.protocols import PROTOCOLS, Gallery
-from itr.evaluation.queries import QueryLog, log_queries, read_queries
+from itr.evaluation.protocols import PROTOCOLS
+from itr.evaluation.query_log import QueryLog, build_query_log, read_queries
 from itr.evaluation.ranks import Ranks
+from itr.evaluation.retrieval_set import RetrievalSet
 from itr.evaluation.score_tables import MatrixTable
 from itr.results.__main__ import main
 from itr.results.collect import Row, collect, find_results
 from itr.results.compare import compare, comparison_table
-from itr.results.formats import markdown, table_csv
+from itr.results.export import markdown, table_csv
 from itr.results.paper_tables import Section, sections
-from itr.results.published import publications
-from itr.results.tables import results_table, write_results
-from tests.results.made import run
+from itr.results.published import load_published
+from itr.results.terminal_tables import results_table, write_results
+from tests.results.synthetic_runs import run
 
 
 def f30k(folder: Path, **more: Any) -> Path:
@@ -33,7 +34,7 @@ def rows_of(folder: Path, split: str = "test") -> list[Row]:
 
 
 def only(folder: Path, split: str = "test") -> Section:
-    (table,) = sections(rows_of(folder, split), publications())
+    (table,) = sections(rows_of(folder, split), load_published())
     return table
 
 
@@ -49,7 +50,7 @@ def test_a_validation_split_is_not_set_against_test_rows(tmp_path: Path) -> None
     write_results(tmp_path / "a", {**facts, "val/protocol": "coco_5k", "val/rsum": 440.0})
     table = only(tmp_path, "val")
     assert [line.cells[-1] for line in table.lines] == ["450.5", "449.1", "440.0", "-10.5"]
-    written = table_csv(rows_of(tmp_path, "val"), publications(), [table])
+    written = table_csv(rows_of(tmp_path, "val"), load_published(), [table])
     assert {record["split"] for record in csv.DictReader(io.StringIO(written))} == {"val"}
 
 
@@ -71,7 +72,7 @@ def test_authors_files_carry_how_they_were_chosen(tmp_path: Path) -> None:
     assert (ours.marks, ours.chosen) == ("†", "authors: test")
     (delta,) = lines(only(tmp_path), "delta")
     assert delta.marks == ""  # the paper's row was chosen on test, too
-    known = publications()
+    known = load_published()
     assert known.chosen("multisea", None) is None and known.chosen("multisea", "f30k") == "test"
     assert known.chosen("user", None) == "val" and known.chosen("nobody", "coco") is None
 
@@ -143,7 +144,7 @@ def test_cxc_eccv_and_classification_have_tables(tmp_path: Path) -> None:
     found = {"protocol": "zeroshot", "top1": 50.0, "mean_per_class": 52.5, "n_images": 6149}
     found |= {"reported": "mean_per_class", "n_classes": 102}
     write_results(tmp_path / "b", {**facts, **{f"test/{k}": v for k, v in found.items()}})
-    tables = {t.protocol: t for t in sections(rows_of(tmp_path), publications())}
+    tables = {t.protocol: t for t in sections(rows_of(tmp_path), load_published())}
     assert list(tables) == ["coco_5k", "cxc", "eccv", "zeroshot"]
     (eccv,) = lines(tables["eccv"], "ours")
     assert eccv.cells == ["30.0", "30.0", "70.0", "30.0", "30.0", "71.0"]
@@ -160,7 +161,9 @@ def test_cxc_eccv_and_classification_have_tables(tmp_path: Path) -> None:
 def log_of(ranks: dict[str, Ranks], images: int = 20) -> QueryLog:
     owner = np.repeat(np.arange(images), 2)
     scores = np.random.default_rng(0).normal(size=(images, 2 * images)).astype(np.float32)
-    return log_queries(MatrixTable(scores), Gallery(owner, images), [PROTOCOLS["full"]], ranks)
+    return build_query_log(
+        MatrixTable(scores), RetrievalSet(owner, images), [PROTOCOLS["full"]], ranks
+    )
 
 
 def drawn(seed: int, depth: int | None, images: int = 20) -> Ranks:
@@ -176,7 +179,9 @@ def test_ranks_behind_the_short_list_are_no_ranks(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         log_of({"full": drawn(seed, 10)}).save(tmp_path / name, "test", {})
     back = read_queries(tmp_path / "a").ranks["full"]
-    assert back.depth == 10 and back.beyond("i2t").any() and not back.beyond("t2i").any()
+    assert (
+        back.depth == 10 and back.beyond_depth("i2t").any() and not back.beyond_depth("t2i").any()
+    )
     protocol, found = compare(tmp_path / "a", tmp_path / "b")
     assert protocol == "full" and "t2i_rank" in found and "i2t_rank" not in found
     caption = str(comparison_table("x", ("a", "b"), found).caption)

@@ -142,8 +142,8 @@ def _remarks(results: Mapping[str, Any], below: str = "") -> list[str]:
     """Sizes and tie rule of each split whose fields begin with ``below``, and warnings."""
     remarks = []
     for key, rule in results.items():
-        if key.startswith(below) and key.endswith("tie_rule"):
-            prefix = key.removesuffix("tie_rule")
+        if key.startswith(below) and key.endswith("tie_break"):
+            prefix = key.removesuffix("tie_break")
             split = prefix.rstrip("/") or results.get("split", "")
             images, captions = (results.get(f"{prefix}n_{what}") for what in ("images", "captions"))
             remarks.append(f"{split}: {images} images, {captions} captions, {rule} ties")

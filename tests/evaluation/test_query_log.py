@@ -9,17 +9,19 @@ import pytest
 import torch
 
 from itr.errors import DataError
-from itr.evaluation.protocols import PROTOCOLS, Gallery, Protocol, evaluate_embeddings
-from itr.evaluation.queries import (
-    CURVE,
-    KEPT,
-    log_queries,
+from itr.evaluation.protocol_metrics import evaluate_embeddings
+from itr.evaluation.protocols import PROTOCOLS, Protocol
+from itr.evaluation.query_log import (
+    CANDIDATES_SAVED,
+    CURVE_RANKS,
+    build_query_log,
     read_queries,
     score_statistics,
 )
 from itr.evaluation.ranks import rank_table
-from itr.evaluation.rerank import Shortlist, ShortlistTable
+from itr.evaluation.retrieval_set import RetrievalSet
 from itr.evaluation.score_tables import EmbeddingTable
+from itr.evaluation.shortlists import Shortlist, ShortlistTable
 
 
 def world(images: int = 60, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
@@ -39,21 +41,21 @@ def test_candidates_matches_histogram_and_curve(monkeypatch: pytest.MonkeyPatch)
         ("i2t", scores, owner[None] == np.arange(60)[:, None]),
         ("t2i", scores.t(), owner[:, None] == np.arange(60)[None]),
     ):
-        answers, ordered = found.answers[way], matrix.sort(dim=1, descending=True)
-        np.testing.assert_array_equal(answers.candidates, ordered.indices[:, :KEPT])
-        np.testing.assert_allclose(answers.scores, ordered.values[:, :KEPT], rtol=1e-5)
+        answers, ordered = found.top_candidates[way], matrix.sort(dim=1, descending=True)
+        np.testing.assert_array_equal(answers.candidates, ordered.indices[:, :CANDIDATES_SAVED])
+        np.testing.assert_allclose(answers.scores, ordered.values[:, :CANDIDATES_SAVED], rtol=1e-5)
         best = np.where(match, matrix.numpy(), -np.inf).max(axis=1)
-        np.testing.assert_allclose(answers.match, best, rtol=1e-5)
+        np.testing.assert_allclose(answers.match_score, best, rtol=1e-5)
         np.testing.assert_array_equal(
-            answers.truth, np.where(match, matrix.numpy(), -np.inf).argmax(axis=1)
+            answers.match_index, np.where(match, matrix.numpy(), -np.inf).argmax(axis=1)
         )
-        curve = ordered.values[:, :CURVE].mean(dim=0)
-        np.testing.assert_allclose(answers.by_rank, curve, rtol=1e-4, atol=1e-5)
+        curve = ordered.values[:, :CURVE_RANKS].mean(dim=0)
+        np.testing.assert_allclose(answers.mean_score_by_rank, curve, rtol=1e-4, atol=1e-5)
     hits = (owner[None] == np.arange(60)[:, None]).ravel()
     flat = scores.numpy().ravel()
-    assert found.matches.sum() == 180 and found.others.sum() == 60 * 180 - 180
-    for counts, values in ((found.matches, flat[hits]), (found.others, flat[~hits])):
-        theirs = np.histogram(values, found.edges)[0]
+    assert found.match_counts.sum() == 180 and found.nonmatch_counts.sum() == 60 * 180 - 180
+    for counts, values in ((found.match_counts, flat[hits]), (found.nonmatch_counts, flat[~hits])):
+        theirs = np.histogram(values, found.bin_edges)[0]
         assert np.abs(np.cumsum(counts) - np.cumsum(theirs)).max() <= 2  # edges are rounded
 
 
@@ -63,25 +65,27 @@ def test_a_shortlist_has_no_score_for_a_match_that_is_not_in_it():
     i2t = Shortlist(candidates, scores)
     t2i = Shortlist(torch.tensor([[1], [0], [1], [0]]), torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
     found = score_statistics(ShortlistTable(i2t, t2i), owner)
-    np.testing.assert_array_equal(found.answers["i2t"].candidates, [[2, 0], [1, 3]])
-    np.testing.assert_array_equal(found.answers["i2t"].match, [0.5, 1.0])
-    np.testing.assert_array_equal(found.answers["t2i"].match, [np.nan, 2.0, 3.0, np.nan])
-    np.testing.assert_array_equal(found.answers["t2i"].truth, [0, 0, 1, 1])
-    assert found.matches.sum() == 2 and found.others.sum() == 2
+    np.testing.assert_array_equal(found.top_candidates["i2t"].candidates, [[2, 0], [1, 3]])
+    np.testing.assert_array_equal(found.top_candidates["i2t"].match_score, [0.5, 1.0])
+    np.testing.assert_array_equal(
+        found.top_candidates["t2i"].match_score, [np.nan, 2.0, 3.0, np.nan]
+    )
+    np.testing.assert_array_equal(found.top_candidates["t2i"].match_index, [0, 0, 1, 1])
+    assert found.match_counts.sum() == 2 and found.nonmatch_counts.sum() == 2
 
 
 def test_ranks_by_protocol_come_back_from_the_file(tmp_path: Path):
     images, texts, owner = world()
     kept: dict = {}
     folds = Protocol("folds", fold=20)
-    evaluate_embeddings(images, texts, owner, [PROTOCOLS["full"], folds], kept=kept)
-    gallery = Gallery(owner, 60, image_ids=np.arange(60) + 1000)
+    evaluate_embeddings(images, texts, owner, [PROTOCOLS["full"], folds], ranks_by_name=kept)
+    gallery = RetrievalSet(owner, 60, image_ids=np.arange(60) + 1000)
     protocols = [PROTOCOLS["full"], folds]
-    log = log_queries(EmbeddingTable(images, texts), gallery, protocols, kept)
+    log = build_query_log(EmbeddingTable(images, texts), gallery, protocols, kept)
     assert log.image_ids[0] == 1000 and log.caption_ids[-1] == 179
     log.save(tmp_path, "test", {"checkpoint": "x"})
     back = read_queries(tmp_path)
-    assert back.facts == {"checkpoint": "x", "split": "test"} and back.folds == {"folds": 20}
+    assert back.metadata == {"checkpoint": "x", "split": "test"} and back.folds == {"folds": 20}
     whole = rank_table(EmbeddingTable(images, texts), owner)
     np.testing.assert_array_equal(back.ranks["full"].i2t, whole.i2t)
     np.testing.assert_array_equal(back.ranks["full"].t2i, whole.t2i)
@@ -89,13 +93,15 @@ def test_ranks_by_protocol_come_back_from_the_file(tmp_path: Path):
     part = rank_table(EmbeddingTable(images[20:40], texts[mine]), owner[mine] - 20)
     np.testing.assert_array_equal(back.ranks["folds"].i2t[20:40], part.i2t)
     np.testing.assert_array_equal(back.ranks["folds"].t2i[mine], part.t2i)
-    np.testing.assert_array_equal(back.answers["t2i"].candidates, log.answers["t2i"].candidates)
+    np.testing.assert_array_equal(
+        back.top_candidates["t2i"].candidates, log.top_candidates["t2i"].candidates
+    )
     assert not list(tmp_path.glob(".*"))
 
 
 def test_a_file_that_is_missing_or_broken_says_what_to_type(tmp_path: Path):
-    with pytest.raises(DataError, match="no such file; .* python eval.py checkpoint=.* out="):
+    with pytest.raises(DataError, match="queries-test.npz: .*python eval.py checkpoint=.* out="):
         read_queries(tmp_path)
     (tmp_path / "queries-test.npz").write_bytes(b"PK broken")
-    with pytest.raises(DataError, match="cannot be read .* python eval.py"):
+    with pytest.raises(DataError, match="queries-test.npz: .*python eval.py"):
         read_queries(tmp_path)

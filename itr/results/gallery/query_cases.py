@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from itr.evaluation.queries import QueryLog
+from itr.evaluation.query_log import QueryLog
 
 SHOWN = 5  # candidates a query
 
@@ -80,7 +80,7 @@ def choose(
 
 
 def _case(log: QueryLog, way: str, query: int, rank: float) -> Case:
-    answers, owner = log.answers[way], log.text_to_image
+    answers, owner = log.top_candidates[way], log.text_to_image
     if way == "i2t":
         truths = tuple(int(i) for i in np.flatnonzero(owner == query))
     else:
@@ -91,7 +91,7 @@ def _case(log: QueryLog, way: str, query: int, rank: float) -> Case:
             zip(answers.candidates[query][:SHOWN], answers.scores[query][:SHOWN], strict=True)
         )
     )
-    match = float(answers.match[query])
+    match = float(answers.match_score[query])
     return Case(
         way,
         query,
@@ -99,14 +99,14 @@ def _case(log: QueryLog, way: str, query: int, rank: float) -> Case:
         candidates,
         truths,
         None if np.isnan(match) else match,
-        int(answers.truth[query]),
+        int(answers.match_index[query]),
     )
 
 
 def hubs(log: QueryLog, way: str, count: int = 5) -> tuple[float, list[tuple[int, int]]]:
     """Hubness: skewness of how often each candidate is among the kept answers (Radovanovic et al.,
     JMLR 2010), and the most frequent ones as (candidate, times)."""
-    answers = log.answers[way]
+    answers = log.top_candidates[way]
     total = len(log.image_ids) if way == "t2i" else len(log.caption_ids)
     times = np.bincount(answers.candidates.ravel(), minlength=total)
     spread = times.std()

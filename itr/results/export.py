@@ -10,7 +10,7 @@ from typing import Any
 from itr.results.collect import Row
 from itr.results.columns import kind_of
 from itr.results.paper_tables import Line, Section, chosen, reference
-from itr.results.published import Publications, Published
+from itr.results.published import Published, PublishedResults
 
 
 def _head(table: Section) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ FIELDS = ("kind", "data", "split", "protocol", "model", "name", "metric", "value
           "pretrained_on", "backbone", "n_captions", "source", "evidence", "note")  # fmt: skip
 
 
-def table_csv(rows: Sequence[Row], known: Publications, tables: Sequence[Section]) -> str:
+def table_csv(rows: Sequence[Row], known: PublishedResults, tables: Sequence[Section]) -> str:
     """One line a number, full precision: ours with what they are set against, then the papers'."""
     out = io.StringIO()
     writer = csv.DictWriter(out, FIELDS, restval="", lineterminator="\n")
@@ -114,7 +114,7 @@ def table_csv(rows: Sequence[Row], known: Publications, tables: Sequence[Section
 
 
 def _our_record(
-    row: Row, metric: str, paper: Published | None, known: Publications
+    row: Row, metric: str, paper: Published | None, known: PublishedResults
 ) -> dict[str, Any]:
     mean, deviation = row.mean(metric)
     interval = row.intervals.get(metric)

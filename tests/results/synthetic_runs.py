@@ -9,11 +9,13 @@ import numpy as np
 import torch
 import yaml
 
-from itr.evaluation.protocols import PROTOCOLS, Gallery, evaluate_embeddings
-from itr.evaluation.queries import log_queries
+from itr.evaluation.protocol_metrics import evaluate_embeddings
+from itr.evaluation.protocols import PROTOCOLS
+from itr.evaluation.query_log import build_query_log
 from itr.evaluation.ranks import Ranks
+from itr.evaluation.retrieval_set import RetrievalSet
 from itr.evaluation.score_tables import EmbeddingTable
-from itr.results.tables import write_results
+from itr.results.terminal_tables import write_results
 
 IMAGES, EACH = 40, 5
 
@@ -27,9 +29,9 @@ def run(
     vectors = torch.randn(images, 6, generator=random)
     texts = vectors[owner] + noise * torch.randn(len(owner), 6, generator=random)
     kept: dict[str, Ranks] = {}
-    found = evaluate_embeddings(vectors, texts, owner, [PROTOCOLS["full"]], kept=kept)
-    gallery = Gallery(owner, images)
-    log = log_queries(EmbeddingTable(vectors, texts), gallery, [PROTOCOLS["full"]], kept)
+    found = evaluate_embeddings(vectors, texts, owner, [PROTOCOLS["full"]], ranks_by_name=kept)
+    gallery = RetrievalSet(owner, images)
+    log = build_query_log(EmbeddingTable(vectors, texts), gallery, [PROTOCOLS["full"]], kept)
     log.save(folder, "test", {"checkpoint": "none"})
     results = {
         "run": folder.name,
@@ -42,7 +44,7 @@ def run(
         "trained_on": "scenes",
         **{f"test/{key}": value for key, value in found.items()},
         "test/protocol": "full",
-        "test/tie_rule": "pessimistic",
+        "test/tie_break": "pessimistic",
         "test/n_images": images,
         "test/n_captions": len(owner),
         **more,
