@@ -1,38 +1,32 @@
-"""Data sets on disk: itr data check | convert | bench | features | guides ...
-
-Each has --help.
-"""
+"""Check, convert and measure datasets on disk: itr data check | convert | bench | ..."""
 
 from __future__ import annotations
 
-import importlib
 import sys
+from collections.abc import Sequence
+
+from itr.command import command, run_group
 
 COMMANDS = {  # command -> module with main(arguments) -> exit code, and what it does
-    "check": ("itr.data.doctor.cli", "what is in a folder, and what is wrong with it"),
-    "convert": ("itr.data.tools.convert", "a data set from one layout into another"),
-    "bench": ("itr.data.tools.bench", "samples a second of each stage of reading"),
+    "check": ("itr.data.doctor.cli:main", "what is in a folder, and what is wrong with it"),
+    "convert": ("itr.data.tools.convert:main", "a data set from one layout into another"),
+    "bench": ("itr.data.tools.bench:main", "samples a second of each stage of reading"),
     "features": (
-        "itr.data.tools.features",
+        "itr.data.tools.features:main",
         "region-like features of pictures from a timm backbone",
     ),
     "guides": (
-        "itr.official.clip_guides",
+        "itr.official.clip_guides:main",
         "a CLIP's vector of each picture, beside its regions",
     ),
 }
 
 
-def main(arguments: list[str]) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Run one command; its exit code."""
-    if not arguments or arguments[0] not in COMMANDS:
-        print("usage: itr data COMMAND ...", file=sys.stderr)
-        for name, (_, what) in COMMANDS.items():
-            print(f"  {name:10s} {what}", file=sys.stderr)
-        return 2
-    module, _ = COMMANDS[arguments[0]]
-    return importlib.import_module(module).main(arguments[1:])
+    return run_group("itr data", "Check, convert and measure datasets.", COMMANDS, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +11,33 @@ from rich.console import Console
 from torch import Tensor
 
 from itr import checkpoint
-from itr.errors import DataError, UserError
+from itr.command import command
+from itr.errors import DataError
 from itr.jobs.retriever import Retriever, load, pictures_in
 from itr.training.progress import Display, close_log, open_log
 
-KIND, USER_ERROR = "embedded files", 2
+KIND = "embedded files"
 
 
-def embed(arguments: list[str] | None = None) -> int:
+@command
+def embed(arguments: Sequence[str]) -> None:
     """Encode a folder of pictures and a file of texts, one a line, into a safetensors file."""
     parser = _parser("embed", "pictures and texts -> embeddings (safetensors)")
     parser.add_argument("--images", type=Path, help="folder of pictures (.npy arrays for regions)")
     parser.add_argument("--texts", type=Path, help="file with a text a line")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
-    return _run(_embed, parser.parse_args(arguments))
+    _run(_embed, parser.parse_args(arguments))
 
 
-def search(arguments: list[str] | None = None) -> int:
+@command
+def search(arguments: Sequence[str]) -> None:
     """Print the pictures of a folder that fit each text best."""
     parser = _parser("search", "the pictures that fit a text best")
     parser.add_argument("texts", nargs="+", metavar="TEXT")
     parser.add_argument("--images", type=Path, help="folder of pictures")
     parser.add_argument("--embeddings", type=Path, help="what itr embed wrote, instead of pictures")
     parser.add_argument("--top", type=int, default=10, help="how many to show (10)")
-    return _run(_search, parser.parse_args(arguments))
+    _run(_search, parser.parse_args(arguments))
 
 
 def _parser(name: str, what: str) -> argparse.ArgumentParser:
@@ -49,18 +52,13 @@ def _parser(name: str, what: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _run(command: Callable[[argparse.Namespace, Console], None], options: Any) -> int:
+def _run(function: Callable[[argparse.Namespace, Console], None], options: Any) -> None:
     console = Console()
     open_log(None, console)
     try:
-        command(options, console)
-    except UserError as error:
-        told = Console(stderr=True)
-        told.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return USER_ERROR
+        function(options, console)
     finally:
         close_log()
-    return 0
 
 
 def _load(options: argparse.Namespace) -> Retriever:

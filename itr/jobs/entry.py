@@ -18,12 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from itr import parallel
+from itr.command import INTERRUPTED, USER_ERROR, command, print_error
 from itr.compose import CONF
 from itr.errors import Stopped, UserError
 from itr.instantiate import nearest
 from itr.results.terminal_tables import runs_table
 
-USER_ERROR, PREEMPTED, INTERRUPTED = 2, 75, 130
+PREEMPTED = 75  # exit code, beside those of `itr.command`
 
 
 Values = dict[str, Any]
@@ -59,7 +60,7 @@ def entry(
             sys.exit(PREEMPTED if stopped.preempted else INTERRUPTED)
         except UserError as error:  # the other jobs of a multirun go on
             failed.append(str(error))
-            _tell(console, str(error))
+            print_error(str(error))
             return None
         finished.append((str(results.get("run", len(finished))), results))
         value = results.get(metric)
@@ -71,13 +72,13 @@ def entry(
         main()
     except UserError as error:  # such a launcher's own
         failed.append(str(error))
-        _tell(console, failed[-1])
+        print_error(failed[-1])
     except HydraException as error:
         failed.append(explain(error, config_name, sys.argv[1:]))
-        _tell(console, failed[-1])
+        print_error(failed[-1])
     except OmegaConfBaseException as error:
         failed.append(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}")
-        _tell(console, failed[-1])
+        print_error(failed[-1])
     except KeyboardInterrupt:
         _warn(console, "interrupted; go on with resume=auto")
         sys.exit(INTERRUPTED)
@@ -86,18 +87,13 @@ def entry(
             Console().print(runs_table(finished))
     if failed:
         if finished:
-            _tell(console, f"{len(failed)} of {len(failed) + len(finished)} jobs failed")
+            print_error(f"{len(failed)} of {len(failed) + len(finished)} jobs failed")
         sys.exit(USER_ERROR)
 
 
 def _warn(console: Console, message: str) -> None:
     if parallel.rank() == 0:
         console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-def _tell(console: Console, message: str) -> None:
-    console.print("error:", style="bold red", end=" ")
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def explain(error: HydraException, config_name: str, arguments: list[str]) -> str:
@@ -154,15 +150,17 @@ def _known_keys(config_name: str, arguments: list[str]) -> list[str]:
     return keys
 
 
-def train(arguments: Sequence[str] | None = None) -> None:
-    """``itr train``, ``train.py``: Hydra reads ``arguments`` (those of the command line)."""
+@command
+def train(arguments: Sequence[str]) -> None:
+    """``itr train``, ``train.py``: Hydra reads ``arguments`` (default: those of the process)."""
     from itr.jobs.train import train as job
 
     _enter("train", arguments, job, "val/rsum")
 
 
-def evaluate(arguments: Sequence[str] | None = None) -> None:
-    """``itr eval``, ``eval.py``: Hydra reads ``arguments`` (those of the command line)."""
+@command
+def evaluate(arguments: Sequence[str]) -> None:
+    """``itr eval``, ``eval.py``: Hydra reads ``arguments`` (default: those of the process)."""
     from itr.jobs.eval_config import typed_model
     from itr.jobs.evaluate import evaluate as job
 
@@ -171,11 +169,11 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
 
 def _enter(
     name: str,
-    arguments: Sequence[str] | None,
+    arguments: Sequence[str],
     job: Callable[[Values], Values],
     metric: str,
     prepare: Callable[[Values, Sequence[str]], Values] = lambda values, typed: values,
 ) -> None:
-    if arguments is not None:
-        sys.argv = [f"{name}.py", *arguments]
+    if list(arguments) != sys.argv[1:]:
+        sys.argv = [f"{name}.py", *arguments]  # Hydra reads its arguments there
     entry(name, job, metric, prepare)

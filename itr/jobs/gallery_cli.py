@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from itr.command import command
 from itr.data.text.open import Tokenizer
-from itr.errors import TrainingError, UserError
+from itr.errors import TrainingError
 from itr.jobs.load_checkpoint import load_checkpoint
 from itr.models.base import RetrievalModel
 from itr.results.gallery.page import build_page, open_gallery
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Write the page; 0, or 2 with a sentence on the standard error."""
+@command
+def main(arguments: Sequence[str]) -> None:
+    """Write the page."""
     parser = argparse.ArgumentParser(prog="itr gallery", description=__doc__)
     parser.add_argument("run", type=Path, help="a run, or the out=DIR of an evaluation")
     parser.add_argument("--split", default="test")
@@ -28,18 +28,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random")
     options = parser.parse_args(arguments)
     out = options.out or options.run / f"gallery-{options.split}.html"
+    gallery = open_gallery(options.run, options.split, options.protocol)
+    page = build_page(gallery, _load, options.queries, options.heat, options.seed)
     try:
-        gallery = open_gallery(options.run, options.split, options.protocol)
-        page = build_page(gallery, _load, options.queries, options.heat, options.seed)
-        try:
-            out.write_text(page, encoding="utf-8")
-        except OSError as error:
-            raise TrainingError(f"--out {out}: cannot be written ({error})") from error
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise TrainingError(f"--out {out}: cannot be written ({error})") from error
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, one file, opens without a network")
-    return 0
 
 
 def _load(path: Path, told: Mapping[str, Any]) -> tuple[RetrievalModel, Tokenizer]:

@@ -20,6 +20,7 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
+from itr.command import print_error
 from itr.errors import ConfigError, RankLost, Stopped, UserError
 from itr.instantiate import check
 from itr.jobs.entry import PREEMPTED, USER_ERROR
@@ -243,7 +244,7 @@ def _collect(
         if "error" in results:
             message = f"{label}: {results['error']}"
             task.failed.append(message)
-            console.print(f"error: {message}", markup=False, highlight=False, soft_wrap=True)
+            print_error(message)
             returned.append(_returned(None, overrides))
         else:
             task.finished.append((str(results.get("run", job.job_id)), results))

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from itr import checkpoint
-from itr.errors import CheckpointError, UserError
+from itr.command import command
+from itr.errors import CheckpointError
 from itr.models.build import restore
 from itr.official.load import IMPORTERS, convert, open_file
 from itr.official.name_table import Imported
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0, or 2 with a sentence on the standard error."""
+@command
+def main(arguments: Sequence[str]) -> None:
+    """Run one command."""
     parser = argparse.ArgumentParser(prog="itr official", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     made = commands.add_parser("convert", help="authors' file -> ours (safetensors + JSON)")
@@ -26,30 +28,25 @@ def main(arguments: list[str] | None = None) -> int:
     made.add_argument("--tokenizer", help="name or directory of the tokenizer to keep inside")
     seen = commands.add_parser("inspect", help="say what an authors' file holds")
     seen.add_argument("source", type=Path)
-    for command in (made, seen):
+    for parsed in (made, seen):
         for flag, what in (("--heads", "a text encoder"), ("--image-heads", "an image tower")):
-            command.add_argument(
+            parsed.add_argument(
                 flag, type=int, help=f"attention heads of {what} that is not of the published size"
             )
     back = commands.add_parser("export", help="ours -> what the authors' code loads")
     back.add_argument("source", type=Path)
     back.add_argument("out", type=Path)
     options = parser.parse_args(arguments)
-    try:
-        if options.command == "convert":
-            heads = (options.heads, options.image_heads)
-            _report(convert(options.source, options.out, options.tokenizer, *heads))
-            print(f"written: {options.out}")
-        elif options.command == "inspect":
-            found = open_file(options.source, None, options.heads, options.image_heads)
-            _report(found[1])
-        else:
-            export(options.source, options.out)
-            print(f"written: {options.out}")
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return 0
+    if options.command == "convert":
+        heads = (options.heads, options.image_heads)
+        _report(convert(options.source, options.out, options.tokenizer, *heads))
+        print(f"written: {options.out}")
+    elif options.command == "inspect":
+        found = open_file(options.source, None, options.heads, options.image_heads)
+        _report(found[1])
+    else:
+        export(options.source, options.out)
+        print(f"written: {options.out}")
 
 
 def export(source: Path, out: Path) -> None:

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
+from itr.command import command
 from itr.data.layouts.precomp import GUIDES, read_split, splits_in
 from itr.data.loading.loader import image_batches
 from itr.data.records import Record, Split
 from itr.data.tools.features import picture_splits
-from itr.errors import ConfigError, DataError, UserError
+from itr.errors import ConfigError, DataError
 from itr.models.alip import ALIP
 from itr.official.load import load_official
 from itr.view import PixelView, View
@@ -86,8 +86,9 @@ def _view(size: int) -> View:
     return View(kind="pixels", tokenizer="wordpiece", pixels=pixels, pixels_eval=pixels)
 
 
-def main(arguments: list[str]) -> int:
-    """Encode and write; 0, or 2 with a sentence on the standard error."""
+@command
+def main(arguments: Sequence[str]) -> None:
+    """Encode and write."""
     parser = argparse.ArgumentParser(
         prog="itr data guides",
         description=__doc__,
@@ -105,12 +106,7 @@ def main(arguments: list[str]) -> int:
     add("--batch-size", type=int, default=32)
     add("--workers", type=int, default=2, help="threads that read pictures ahead")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        write_guides(parser.parse_args(arguments))
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return 0
+    write_guides(parser.parse_args(arguments))
 
 
 def write_guides(asked: argparse.Namespace) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from itr.errors import TrainingError, UserError
+from itr.command import command
+from itr.errors import TrainingError
 from itr.results.collect import Found, collect, find_results
 from itr.results.compare import compare, comparison_table
 from itr.results.export import latex, markdown, table_csv
@@ -19,18 +21,14 @@ from itr.results.wandb_runs import runs_of_group
 FORMATS = {"markdown": "results.md", "latex": "results.tex", "csv": "results.csv"}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0, or 2 with a sentence on the standard error."""
-    given = sys.argv[1:] if arguments is None else arguments
-    try:
-        if given[:1] == ["compare"]:
-            _compare(given[1:])
-        else:
-            _tables(given)
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return 0
+@command
+def main(arguments: Sequence[str]) -> None:
+    """Run one command."""
+    given = list(arguments)
+    if given[:1] == ["compare"]:
+        _compare(given[1:])
+    else:
+        _tables(given)
 
 
 def _compare(given: list[str]) -> None:

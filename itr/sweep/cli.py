@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from itr.errors import ConfigError, UserError
+from itr.command import INTERRUPTED, USER_ERROR, command
+from itr.errors import ConfigError
 from itr.instantiate import nearest
 from itr.jobs import run_dir
 from itr.sweep import run_files
@@ -21,7 +22,7 @@ from itr.sweep.runner import Runner, run_grid
 from itr.sweep.seed_table import DONE, FAILED, make_rows, sorted_rows, table
 from itr.sweep.spec import Sweep, read_sweep
 
-ALL_DONE, SOME_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+ALL_DONE, SOME_FAILED = 0, 1  # exit codes, beside those of `itr.command`
 DEFAULT_METRIC = "val/rsum"
 HELP = """Run a sweep file, the same that `wandb sweep` reads.
 
@@ -91,19 +92,14 @@ def parse(arguments: Sequence[str]) -> Options:
     return options
 
 
+@command
 def main(arguments: Sequence[str]) -> int:
     """Run what ``arguments`` say; returns the exit code."""
     console = Console()
     if not arguments or "--help" in arguments or "-h" in arguments:
         console.print(HELP, markup=False, highlight=False)
         return ALL_DONE if arguments else USER_ERROR
-    try:
-        return _run(parse(arguments), console)
-    except UserError as error:
-        told = Console(stderr=True)
-        told.print("error:", style="bold red", end=" ")
-        told.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        return USER_ERROR
+    return _run(parse(arguments), console)
 
 
 def _run(options: Options, console: Console) -> int:

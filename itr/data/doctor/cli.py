@@ -19,6 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from itr.command import command
 from itr.data.checks import fingerprint
 from itr.data.checks.leaks import check_leaks
 from itr.data.doctor.inspect import (
@@ -63,7 +64,8 @@ class Options:
     as_json: bool
 
 
-def main(arguments: list[str]) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Check one folder, print what was found, and return the exit code."""
     console = Console()
     if not arguments or {"-h", "--help"} & set(arguments):
@@ -72,9 +74,8 @@ def main(arguments: list[str]) -> int:
     try:
         options = read_options(arguments)
         report = examine(options, Console(stderr=True))
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return REFUSED
+    except (UserError, BrokenPipeError):
+        raise
     except Exception:
         traceback.print_exc()  # Python's own exit code for it is 1, which here says something else
         return FAILED

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from itr.command import command
 from itr.data.images.decode import decode, name_of, read_bytes
 from itr.data.images.pixels import Pixels
 from itr.data.images.transforms import Choices, Rest, draw, transform
@@ -29,7 +30,7 @@ from itr.data.loading.second_text import open_second
 from itr.data.records import Split
 from itr.data.text.open import build_table, open_tokenizer
 from itr.data.tools import compose
-from itr.errors import ConfigError, UserError
+from itr.errors import ConfigError
 from itr.view import View
 
 ROUNDS = 5
@@ -48,22 +49,18 @@ class Options:
     batch_size: int = 64
 
 
-def main(arguments: list[str]) -> int:
-    """Measure and print; 0, or 2 with a sentence on the standard error."""
-    try:
-        if not arguments or {"-h", "--help"} & set(arguments):
-            print(f"{__doc__}\n{USAGE}")
-            return 0
-        options, rest = _options(arguments)
-        values = compose.compose(rest)
-        Console().print(measure(values, options))
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return 0
+@command
+def main(arguments: Sequence[str]) -> None:
+    """Measure and print."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(f"{__doc__}\n{USAGE}")
+        return
+    options, rest = _options(arguments)
+    values = compose.compose(rest)
+    Console().print(measure(values, options))
 
 
-def _options(arguments: list[str]) -> tuple[Options, list[str]]:
+def _options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
     own = {field.name for field in dataclasses.fields(Options)}
     given = dict(a.split("=", 1) for a in arguments if a.partition("=")[0] in own and "=" in a)
     rest = [a for a in arguments if a.partition("=")[0] not in own]

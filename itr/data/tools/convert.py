@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from itr.command import command
 from itr.data.config import DataConfig
 from itr.data.layout import Place
 from itr.data.layouts.json_annotations import place_pictures
@@ -35,19 +37,18 @@ FLAGS = {"data.name=": "--name ", "data.images=": "--images ", "data.layout=": "
 OVERLAPPING = (("testall", "test"), ("dev", "val"))  # of both the first is read
 
 
-def main(arguments: list[str]) -> int:
-    """Convert as the command line says; the exit code (2: it could not be done)."""
+@command
+def main(arguments: Sequence[str]) -> None:
+    """Convert as the command line says."""
     console = Console(stderr=True)
     try:
         for line in convert(_parser().parse_args(arguments), console):
             print(line)
     except UserError as error:
-        message = f"error: {error}"
+        message = str(error)
         for key, flag in FLAGS.items():
             message = message.replace(key, flag)
-        console.print(message, markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return 0
+        raise type(error)(message) from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from itr.command import command
 from itr.data.config import DataConfig
 from itr.data.layouts.precomp_layout import ENDING
 from itr.data.layouts.registry import KINDS, places_in
@@ -27,7 +27,7 @@ from itr.data.loading.loader import image_batches
 from itr.data.records import Record, Split
 from itr.data.tools.write_precomp import Source, write_precomp
 from itr.data.tools.writers import Options
-from itr.errors import ConfigError, DataError, UserError
+from itr.errors import ConfigError, DataError
 from itr.instantiate import nearest
 from itr.view import PixelView, View
 
@@ -71,14 +71,10 @@ def feature_map(model: Any, found: Tensor) -> Tensor:
     )
 
 
-def main(arguments: list[str]) -> int:
-    """Extract and write; 0, or 2 with a sentence on the standard error."""
-    try:
-        extract(_parser().parse_args(arguments))
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return 0
+@command
+def main(arguments: Sequence[str]) -> None:
+    """Extract and write."""
+    extract(_parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
