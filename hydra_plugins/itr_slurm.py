@@ -1,4 +1,4 @@
-"""Where Hydra finds the launcher of conf/hydra/launcher/slurm.yaml; the work is in itr.training."""
+"""Hydra finds the launcher of conf/hydra/launcher/slurm.yaml here; `itr.jobs.slurm` does the work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 
 class SlurmLauncher(Launcher):
-    """Hands each job of a multirun to Slurm, through submitit."""
+    """Submits each job of a multirun to Slurm through submitit."""
 
     def __init__(self, **options: Any):
         self.options = options
@@ -20,13 +20,13 @@ class SlurmLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep what Hydra gives."""
+        """Store the arguments for `launch`."""
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Submit the jobs and, unless ``wait`` is false, wait for all of them."""
-        from itr.jobs.slurm import launch  # not before it is used: Hydra reads every plugin
+        from itr.jobs.slurm import launch  # on use: Hydra imports every plugin
 
         return launch(self.options, self.context, self.task, self.config, job_overrides)

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from itr import plugins
 from itr.errors import ConfigError
 
 RESERVED = ("_target_", "name")  # keys of a node that are not arguments
@@ -32,19 +33,27 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
 
 
 def locate(target: str, where: str) -> Any:
-    """The class or function that ``target`` names; only ours, never an arbitrary import.
+    """The class or function that ``target`` names.
 
-    Raises ConfigError if the path lies outside the package or does not exist.
+    Outside the suite, only what `itr.plugins` allows is imported. Raises ConfigError for any other
+    target, and for one that does not exist.
     """
-    module_name, _, attribute = str(target).rpartition(".")
-    if not module_name.startswith("itr."):
-        raise ConfigError(
-            f"{where}._target_: '{target}' is no part of this package; expected itr.<module>.<name>"
-        )
+    target = str(target)
+    module_name, _, attribute = target.rpartition(".")
+    refused = ConfigError(
+        f"{where}._target_: '{target}' is not part of this suite, and neither this command's "
+        f"configuration nor an entry point names its package. Expected itr.<module>.<name>; to use "
+        f"a package of your own, see {plugins.PLUGINS} in CONTRIBUTING.md"
+    )
+    if not module_name or not plugins.importable(target):
+        raise refused
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{where}._target_: '{target}' cannot be imported ({error})") from error
+    if not plugins.callable_by_name(target, found):
+        raise refused
+    return found
 
 
 def schema_of(function: Callable[..., Any]) -> type:
