@@ -1,4 +1,4 @@
-"""Hydra finds the launcher of conf/hydra/launcher/slurm.yaml here; `itr.jobs.slurm` does the work."""
+"""The launcher of conf/hydra/launcher/slurm.yaml, for Hydra; `itr.jobs.slurm` does the work."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ class InfoNCE(ScoreLoss):
     """
 
     uses_soft = True
+    variants = ("use_model_scale=false", "learnable=true", "learnable=true use_model_scale=false")
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ N queries, M candidates (the batch, or the batch and a queue).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,7 @@ class ScoreLoss(nn.Module):
     uses_soft = False  # it reads soft targets where there are any
     uses_scale = False  # it reads the model's own temperature where there is one
     learns_scale = False  # it has a temperature of its own to learn
+    variants: ClassVar[tuple[str, ...]] = ()  # "key=value ...": further rows of `itr losses`
 
     def __init__(self) -> None:
         super().__init__()

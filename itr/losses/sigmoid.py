@@ -25,6 +25,8 @@ class Sigmoid(ScoreLoss):
     holds both.
     """
 
+    variants = ("learnable=false", "use_model_scale=true", "learnable=false use_model_scale=true")
+
     def __init__(
         self,
         temperature: float = 0.1,

@@ -39,6 +39,7 @@ class DistanceWeightedTriplet(ScoreLoss):
     """
 
     needs_cosine = True
+    variants = ("exhausted=zero",)
 
     def __init__(
         self,
@@ -137,6 +138,8 @@ class Triplet(ScoreLoss):
     ``warmup``: the sum for ``warmup_epochs``, the hardest after. ``mask_repeats`` takes repeats of
     the query's image out of the negatives; without it only the own match is.
     """
+
+    variants = ("negatives=sum", "negatives=hardest", "mask_repeats=false")
 
     def __init__(
         self,

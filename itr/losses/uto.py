@@ -24,6 +24,7 @@ class UTO(ScoreLoss):
     """
 
     needs_cosine = True
+    variants = ("own=drop", "mask_repeats=true")
 
     def __init__(
         self, mu: float = 90.0, gamma: float = 0.5, own: str = "zero", mask_repeats: bool = False

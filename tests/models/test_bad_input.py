@@ -20,7 +20,7 @@ from itr.errors import CheckpointError, ConfigError
 from itr.jobs.build import build_parts
 from itr.jobs.evaluate import evaluate
 from itr.jobs.init_weights import start_from
-from itr.jobs.losses_cli import MODELS
+from itr.jobs.losses_cli import model_names
 from itr.jobs.train import train
 from itr.models.base import RetrievalModel
 from itr.models.build import model_meta
@@ -30,6 +30,7 @@ from tests.conftest import ROOT, TINY, compose
 from tests.models.tiny import ALL_SIZES, Steps, batch_for, build, pixel_batch
 
 WORLD = 2
+MODELS = model_names()
 
 
 # Batches

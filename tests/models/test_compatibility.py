@@ -13,44 +13,52 @@ from omegaconf import DictConfig
 
 from benchmarks.counting import operators, waits
 from itr.errors import ConfigError
-from itr.jobs.losses_cli import LOSSES, MODELS, table, verdict, with_loss
+from itr.jobs.losses_cli import loss_choices, model_names, table, verdict, with_loss
 from itr.jobs.train import train
 from itr.models.compatibility import judge, notes
 from itr.training.config import check_config
 from tests.conftest import CONF, ROOT, compose
 from tests.models.tiny import ALL_SIZES, Steps, batch_for, build, build_from
 
-# One letter a model, in the order of MODELS: y allowed, h with hard matches, n refused.
+# One letter for each of these models: y allowed, h with hard matches, n refused.
+JUDGED = ("albef", "alip", "hrem", "multisea", "user", "vse")
 EXPECTED = {
-    "loss=triplet": "yyyyhy",
-    "loss=triplet loss.default.negatives=sum": "yyyyhy",
-    "loss=triplet loss.default.negatives=hardest": "yyyyhy",
-    "loss=triplet loss.default.mask_repeats=false": "yyyyhy",
-    "loss=distance_triplet": "yyyyhn",
-    "loss=distance_triplet loss.default.exhausted=zero": "yyyyhn",
-    "loss=uto": "yyyyhn",
-    "loss=uto loss.default.own=drop": "yyyyhn",
-    "loss=uto loss.default.mask_repeats=true": "yyyyhn",
+    "loss=distance_triplet": "hyynyy",
+    "loss=distance_triplet loss.default.exhausted=zero": "hyynyy",
     "loss=infonce": "yyyyyy",
     "loss=infonce loss.default.use_model_scale=false": "yyyyyy",
-    "loss=infonce loss.default.learnable=true": "yyynnn",
+    "loss=infonce loss.default.learnable=true": "nnynyy",
     "loss=infonce loss.default.learnable=true loss.default.use_model_scale=false": "yyyyyy",
-    "loss=sigmoid": "yyyyhy",
-    "loss=sigmoid loss.default.learnable=false": "yyyyhy",
-    "loss=sigmoid loss.default.use_model_scale=true": "yyynnn",
-    "loss=sigmoid loss.default.learnable=false loss.default.use_model_scale=true": "yyyyhy",
-    "loss=hrem": "ynnnnn",
-    "loss=user": "nynnnn",
-    "loss=vse": "nnynnn",
-    "loss=alip": "nnnynn",
-    "loss=albef": "nnnnyy",
-    "loss=multisea": "nnnnyy",
+    "loss=sigmoid": "hyyyyy",
+    "loss=sigmoid loss.default.learnable=false": "hyyyyy",
+    "loss=sigmoid loss.default.use_model_scale=true": "nnynyy",
+    "loss=sigmoid loss.default.learnable=false loss.default.use_model_scale=true": "hyyyyy",
+    "loss=triplet": "hyyyyy",
+    "loss=triplet loss.default.negatives=sum": "hyyyyy",
+    "loss=triplet loss.default.negatives=hardest": "hyyyyy",
+    "loss=triplet loss.default.mask_repeats=false": "hyyyyy",
+    "loss=uto": "hyynyy",
+    "loss=uto loss.default.own=drop": "hyynyy",
+    "loss=uto loss.default.mask_repeats=true": "hyynyy",
+    "loss=albef": "ynnynn",
+    "loss=alip": "nynnnn",
+    "loss=hrem": "nnynnn",
+    "loss=multisea": "ynnynn",
+    "loss=user": "nnnnyn",
+    "loss=vse": "nnnnny",
 }
+MODELS, LOSSES = model_names(), loss_choices()
 KINDS = {"allowed": "y", "hard": "h", "refused": "n"}
 PAIRS = [
     (model, loss, letter)
     for loss, letters in EXPECTED.items()
-    for model, letter in zip(MODELS, letters, strict=True)
+    for model, letter in zip(JUDGED, letters, strict=True)
+]
+UNJUDGED = [  # pairs of a new model or loss: whatever the suite allows has to train
+    (model, loss, None)
+    for model in MODELS
+    for loss in LOSSES
+    if model not in JUDGED or loss not in EXPECTED
 ]
 ALLOWED = [(model, loss, letter) for model, loss, letter in PAIRS if letter != "n"]
 REFUSED = [(model, loss) for model, loss, letter in PAIRS if letter == "n"]
@@ -69,10 +77,10 @@ def roots() -> dict[str, DictConfig]:
 
 
 def test_the_printed_table_is_up_to_date_and_whole() -> None:
-    assert tuple(EXPECTED) == LOSSES
+    assert set(EXPECTED) <= set(LOSSES)
     files = {path.stem for path in (CONF / "loss").glob("*.yaml")}
     assert files == {loss.split()[0].removeprefix("loss=") for loss in LOSSES}
-    assert set(MODELS) == {path.stem for path in (CONF / "model").glob("*.yaml")}
+    assert set(JUDGED) <= set(MODELS)
     assert (ROOT / "docs" / "losses.md").read_text() == table(), "itr losses > ..."
 
 
@@ -86,14 +94,19 @@ def test_a_chosen_loss_is_what_hydra_makes_of_it(roots: dict[str, DictConfig]) -
         assert with_loss(roots[model], loss) == whole
 
 
-@pytest.mark.parametrize(("model", "loss", "letter"), ALLOWED)
+@pytest.mark.parametrize(("model", "loss", "letter"), [*ALLOWED, *UNJUDGED])
 def test_an_allowed_pair_trains(
-    roots: dict[str, DictConfig], model: str, loss: str, letter: str
+    roots: dict[str, DictConfig], model: str, loss: str, letter: str | None
 ) -> None:
     """Two steps with a repeated image, then a batch of one image: finite, nothing asks the device,
     and whoever does not sleep gets a gradient and moves."""
     values = with_loss(roots[model], loss)
-    assert KINDS[verdict(values).kind] == letter
+    found = verdict(values)
+    if letter is None and found.kind == "refused":
+        assert found.reason
+        return
+    letter = KINDS[found.kind] if letter is None else letter
+    assert KINDS[found.kind] == letter
     steps = Steps(model, made := build_from(values))
     said = notes(made)
     assert bool(said) == (letter == "h") and all("distillation" in line for line in said)
