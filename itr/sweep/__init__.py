@@ -1,1 +1,1 @@
-"""Sweeps: files in the format of Weights & Biases, run here by a pool of processes."""
+"""Sweeps: files in the format of Weights & Biases, run by a local pool of processes."""

@@ -1,4 +1,4 @@
-"""Run a sweep file here: itr sweep sweeps/hrem_relations.yaml jobs=2 [key=value ...]."""
+"""``python -m itr.sweep FILE ...`` is ``itr sweep FILE ...``."""
 
 import sys
 

@@ -13,36 +13,41 @@ from itr.command import INTERRUPTED, USER_ERROR, command
 from itr.errors import ConfigError
 from itr.instantiate import nearest
 from itr.jobs import run_dir
-from itr.sweep import run_files
-from itr.sweep.grid import Job, corner_choices, grid_jobs, make_job
-from itr.sweep.optuna_search import Search, run_search
-from itr.sweep.process_pool import Pool, make_slots, visible_gpus
-from itr.sweep.progress import Board
+from itr.sweep import optuna_search, run_files
+from itr.sweep.display import SweepDisplay
+from itr.sweep.grid import SweepJob, grid_jobs, make_job, one_at_a_time
+from itr.sweep.process_pool import ProcessPool, make_slots, visible_gpus
 from itr.sweep.runner import Runner, run_grid
 from itr.sweep.seed_table import DONE, FAILED, make_rows, sorted_rows, table
 from itr.sweep.spec import Sweep, read_sweep
 
 ALL_DONE, SOME_FAILED = 0, 1  # exit codes, beside those of `itr.command`
 DEFAULT_METRIC = "val/rsum"
-HELP = """Run a sweep file, the same that `wandb sweep` reads.
+HELP = """Run the jobs of a sweep file. `wandb sweep` reads the same file.
 
   itr sweep FILE [option=value ...] [key=value ...]
 
-  jobs=N           jobs at a time (default: as many as GPUs serve, else 1)
+  jobs=N           concurrent jobs (default: as many as the GPUs allow; 1 without GPUs)
   retries=1        how often a failed job is tried again
   dry=true         only print the jobs, their state and their commands
   out=DIR          runs go to DIR/<run>, the table to DIR/sweeps/<sweep> (default: runs)
-  method=optuna    search instead of a grid; trials=N of them in all
-  pruner=median    of a search: median | hyperband | none
+  method=optuna    search instead of a grid; trials=N in total
+  pruner=median    for a search: median | hyperband | none
 
-Every other key=value goes to train.py and wins over the file; key=a,b,c runs all three.
-Finished runs are skipped, unfinished ones go on, so the same command goes on after anything.
-Exit code: 0 all done, 1 some jobs failed, 2 a mistake to mend, 130 interrupted."""
+Every other key=value is passed to train.py and wins over the file; key=a,b,c runs all three.
+Finished runs are skipped and unfinished ones resumed: repeat the command to continue a sweep.
+Exit code: 0 all done, 1 some jobs failed, 2 invalid input, 130 interrupted."""
+CHOICES = {
+    "dry": ("true", "false"),
+    "method": ("grid", "optuna"),
+    "pruner": ("median", "hyperband", "none"),
+}
+COUNTS = {"jobs": 1, "retries": 0, "trials": 1}  # option -> smallest value
 
 
 @dataclass
-class Options:
-    """What is said on the command line."""
+class SweepOptions:
+    """The command line of ``itr sweep``."""
 
     file: Path
     jobs: int | None = None
@@ -55,46 +60,53 @@ class Options:
     overrides: list[str] = field(default_factory=list)
 
 
-def parse(arguments: Sequence[str]) -> Options:
-    """The command line. Raises ConfigError that says what to type."""
+def parse(arguments: Sequence[str]) -> SweepOptions:
+    """The options in ``arguments``. Raises ConfigError for anything malformed."""
     files = [word for word in arguments if "=" not in word]
     if len(files) != 1 or files[0].startswith("-"):
-        found = f"found {' '.join(files)}" if files else "found none"
         raise ConfigError(
-            f"expected one sweep file, {found}; e.g. itr sweep sweeps/methods_losses.yaml jobs=2"
+            f"expected one sweep file, got {' '.join(files) or 'none'}; e.g. "
+            "itr sweep sweeps/methods_losses.yaml jobs=2"
         )
-    options = Options(Path(files[0]))
+    options = SweepOptions(Path(files[0]))
     for word in arguments:
-        key, separator, value = word.partition("=")
-        if not separator:
+        key, _, value = word.partition("=")
+        if word in files:
             continue
-        if key in ("jobs", "retries", "trials"):
-            if not value.isdecimal() or (int(value) == 0 and key != "retries"):
-                raise ConfigError(f"{key}: '{value}' is no whole number above 0")
-            setattr(options, key, int(value))
-        elif key == "dry":
-            if value.lower() not in ("true", "false"):
-                raise ConfigError(f"dry: '{value}'; expected true or false")
-            options.dry = value.lower() == "true"
+        if key in COUNTS:
+            setattr(options, key, _count(key, value))
+        elif key in CHOICES:
+            choice = _choice(key, value)
+            setattr(options, key, choice == "true" if key == "dry" else choice)
         elif key == "out":
             options.out = Path(value)
-        elif key in ("method", "pruner"):
-            known = ("grid", "optuna") if key == "method" else ("median", "hyperband", "none")
-            if value not in known:
-                raise ConfigError(
-                    f"{key}: '{value}' is unknown{nearest(value, known)} ({', '.join(known)})"
-                )
-            setattr(options, key, value)
         else:
             options.overrides.append(word)
     if options.method == "grid" and (options.trials or options.pruner):
-        raise ConfigError("trials and pruner belong to a search; type method=optuna")
+        raise ConfigError("trials and pruner are options of a search; also pass method=optuna")
+    if options.method == "optuna" and options.trials is None:
+        raise ConfigError("method=optuna needs a number of trials; pass trials=30")
+    if options.method == "optuna" and options.dry:
+        raise ConfigError("dry=true: a search has no list of jobs; pass it without method=optuna")
     return options
+
+
+def _count(key: str, value: str) -> int:
+    if not value.isdecimal() or int(value) < COUNTS[key]:
+        raise ConfigError(f"{key}={value}: expected a whole number of at least {COUNTS[key]}")
+    return int(value)
+
+
+def _choice(key: str, value: str) -> str:
+    value, known = value.lower(), CHOICES[key]
+    if value not in known:
+        raise ConfigError(f"{key}={value}: expected {' or '.join(known)}{nearest(value, known)}")
+    return value
 
 
 @command
 def main(arguments: Sequence[str]) -> int:
-    """Run what ``arguments`` say; returns the exit code."""
+    """Run a sweep; returns the exit code."""
     console = Console()
     if not arguments or "--help" in arguments or "-h" in arguments:
         console.print(HELP, markup=False, highlight=False)
@@ -102,77 +114,73 @@ def main(arguments: Sequence[str]) -> int:
     return _run(parse(arguments), console)
 
 
-def _run(options: Options, console: Console) -> int:
+def _run(options: SweepOptions, console: Console) -> int:
     sweep = read_sweep(options.file).replace(options.overrides)
-    folder = options.out / "sweeps" / sweep.name
     if options.method == "optuna":
-        return _search(options, sweep, folder, console)
+        return _search(options, sweep, console)
     jobs = grid_jobs(sweep, options.out)
     if options.dry:
-        _list(jobs, Pool(sweep.program, [], folder), console)
+        _list_jobs(jobs, ProcessPool(sweep.program, [], options.out), console)
         return ALL_DONE
-    runner = _runner(options, sweep, folder, jobs, console)
+    runner = _runner(options, sweep, jobs, console)
     console.print(f"{sweep.name}: {len(jobs)} jobs", highlight=False)
     interrupted = run_grid(runner, jobs)
     console.print(table(sweep, make_rows(runner.outcomes.values()), sweep.name))
-    return conclude(runner, interrupted)
+    return _conclude(runner, interrupted)
 
 
-def _search(options: Options, sweep: Sweep, folder: Path, console: Console) -> int:
-    if options.trials is None:
-        raise ConfigError("method=optuna: how many trials in all? type trials=30")
-    metric = sweep.metric or DEFAULT_METRIC
-    tried = [make_job(sweep, choices.items(), options.out) for choices in corner_choices(sweep)]
-    if options.dry:
-        raise ConfigError("dry=true: a search decides on its jobs as it goes")
-    runner = _runner(options, sweep, folder, tried, console)
-    search = Search(runner, sweep, options.out, metric, options.trials, options.pruner)
-    console.print(f"{sweep.name}: {options.trials} trials for the best {metric}", highlight=False)
-    try:
-        interrupted = run_search(search)
-    finally:
-        search.close()
-    outcomes = list(runner.outcomes.values())
-    rows = sorted_rows(outcomes, sweep.maximize)
+def _search(options: SweepOptions, sweep: Sweep, console: Console) -> int:
+    metric, trials = sweep.metric or DEFAULT_METRIC, options.trials or 0
+    # Composed now so that a mistake in any value is reported before the first trial.
+    jobs = [make_job(sweep, choices.items(), options.out) for choices in one_at_a_time(sweep)]
+    runner = _runner(options, sweep, jobs, console)
+    with optuna_search.exclusive(runner.folder):
+        search = optuna_search.OptunaSearch(
+            runner, sweep, options.out, metric, trials, options.pruner
+        )
+        console.print(f"{sweep.name}: {trials} trials for the best {metric}", highlight=False)
+        interrupted = optuna_search.run_search(search)
+    rows = sorted_rows(list(runner.outcomes.values()), sweep.maximize)
     console.print(table(sweep, rows, sweep.name, searched=True))
     best = search.best()
     if best is not None:
         command = shlex.join(["python", sweep.program, *best.job.arguments])
-        runner.board.say(f"best {metric} {best.value:.4g}: {command}")
-    return conclude(runner, interrupted)
+        runner.display.print(f"best {metric} {best.value:.4g}: {command}")
+    return _conclude(runner, interrupted)
 
 
 def _runner(
-    options: Options, sweep: Sweep, folder: Path, jobs: Sequence[Job], console: Console
+    options: SweepOptions, sweep: Sweep, jobs: Sequence[SweepJob], console: Console
 ) -> Runner:
     width = max(job.devices for job in jobs)
     gpus = [] if all(job.on_cpu for job in jobs) else visible_gpus()
-    slots, told = make_slots(options.jobs, width, gpus)
-    console.print(told, highlight=False)
-    board = Board(console, len(slots), sweep.metric or DEFAULT_METRIC)
-    return Runner(sweep, Pool(sweep.program, slots, folder), folder, options.retries, board)
+    slots, summary = make_slots(options.jobs, width, gpus)
+    console.print(summary, highlight=False)
+    folder = options.out / "sweeps" / sweep.name
+    pool = ProcessPool(sweep.program, slots, folder)
+    searching = options.method == "optuna"
+    return Runner(sweep, pool, folder, options.retries, SweepDisplay(console), searching)
 
 
-def conclude(runner: Runner, interrupted: bool) -> int:
-    """Say how it ended and where the table is; the exit code."""
-    outcomes = list(runner.outcomes.values())
-    failed = sum(outcome.state == FAILED for outcome in outcomes)
-    done = sum(outcome.state == DONE for outcome in outcomes)
-    runner.board.say(f"{done} of {len(outcomes)} jobs done; table: {runner.folder}/table.md")
+def _conclude(runner: Runner, interrupted: bool) -> int:
+    """Print how the sweep ended and where its table is; returns the exit code."""
+    states = [outcome.state for outcome in runner.outcomes.values()]
+    done, failed = states.count(DONE), states.count(FAILED)
+    runner.display.print(f"{done} of {len(states)} jobs done; table: {runner.folder}/table.md")
     if interrupted:
-        runner.board.say("interrupted; the same command goes on", "yellow")
+        runner.display.print("interrupted; repeat the command to continue", "yellow")
         return INTERRUPTED
     if failed:
-        runner.board.say(
-            f"{failed} jobs failed, their logs are in {runner.folder}/jobs; the same command tries "
-            "them again",
+        runner.display.print(
+            f"{failed} of {len(states)} jobs failed; logs: {runner.folder}/jobs; repeat the "
+            "command to try them again",
             "red",
         )
         return SOME_FAILED
     return ALL_DONE
 
 
-def _list(jobs: Sequence[Job], pool: Pool, console: Console) -> None:
+def _list_jobs(jobs: Sequence[SweepJob], pool: ProcessPool, console: Console) -> None:
     for job in jobs:
         state = "missing"
         if job.run.exists():

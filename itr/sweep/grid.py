@@ -1,4 +1,4 @@
-"""From a sweep to its jobs: every combination composed and checked before the first one starts."""
+"""Expands a sweep into jobs. All configurations are checked before the first job starts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from itr.compose import CONF
 from itr.errors import ConfigError
 from itr.jobs import run_dir
 from itr.jobs.entry import explain
-from itr.sweep.spec import Parameter, Sweep, argument
+from itr.sweep.spec import Sweep, SweepParameter, argument
 from itr.training.config import check_config
 
 SEED = "seed"
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run: its ``arguments`` for train.py and the run directory they lead to."""
+class SweepJob:
+    """One run: its ``arguments`` for train.py and its run directory."""
 
     arguments: tuple[str, ...]
-    choices: dict[str, Any]  # what it has of the keys that the sweep varies
+    choices: dict[str, Any]  # its values of the keys that the sweep varies
     run: Path
     devices: int = 1
     on_cpu: bool = False
@@ -42,27 +42,27 @@ class Job:
 
     @property
     def label(self) -> str:
-        """The choices, as a person types them."""
+        """The varied keys as command-line arguments."""
         return " ".join(argument(*choice) for choice in self.choices.items()) or self.run.name
 
 
 def compose(overrides: Sequence[str], where: str) -> dict[str, Any]:
     """The resolved and checked configuration of ``train.py`` with ``overrides``.
 
-    Raises ConfigError that begins with ``where`` and names the key and its nearest neighbours.
+    Raises ConfigError that begins with ``where`` and names the key and its nearest neighbors.
     """
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             config = hydra.compose("train", overrides=list(overrides))
-        found = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except HydraException as error:
         raise ConfigError(f"{where}: {explain(error, 'train', list(overrides))}") from error
     except OmegaConfBaseException as error:
         text = str(error).splitlines()[0]
         raise ConfigError(f"{where}: {error.full_key or 'configuration'}: {text}") from error
-    assert isinstance(found, dict)
-    values = {str(key): value for key, value in found.items()}
+    assert isinstance(container, dict)
+    values = {str(key): value for key, value in container.items()}
     try:
         check_config(values)
     except ConfigError as error:
@@ -70,12 +70,12 @@ def compose(overrides: Sequence[str], where: str) -> dict[str, Any]:
     return values
 
 
-def make_job(sweep: Sweep, choices: Iterable[tuple[str, Any]], out: Path) -> Job:
+def make_job(sweep: Sweep, choices: Iterable[tuple[str, Any]], out: Path) -> SweepJob:
     """The job with these values of all parameters. Raises ConfigError if it cannot run."""
     chosen = dict(choices)
     arguments = [*(argument(*choice) for choice in chosen.items()), *sweep.extra]
     values = compose(arguments, f"{sweep.path} ({' '.join(arguments)})")
-    return Job(
+    return SweepJob(
         tuple(arguments),
         {key: value for key, value in chosen.items() if key in sweep.varied},
         out / run_dir.locate_run({**values, "out": None}).name,
@@ -85,51 +85,52 @@ def make_job(sweep: Sweep, choices: Iterable[tuple[str, Any]], out: Path) -> Job
     )
 
 
-def grid_jobs(sweep: Sweep, out: Path) -> list[Job]:
-    """Every combination of the values, in the file's order, the last key fastest and the seed
-    faster still. Raises ConfigError for a sweep that is no grid or a job that cannot run.
+def grid_jobs(sweep: Sweep, out: Path) -> list[SweepJob]:
+    """Every combination of the values in the order of the file. The last key varies fastest, the
+    seed faster still.
+
+    Raises ConfigError for a sweep that is not a grid or a job that cannot run.
     """
     ranged = [key for key, parameter in sweep.parameters.items() if not parameter.values]
     if sweep.method != "grid" or ranged:
-        found = f"parameters.{ranged[0]} has no list of values" if ranged else sweep.method
+        reason = f"parameters.{ranged[0]} is a range" if ranged else f"method is {sweep.method}"
         raise ConfigError(
-            f"{sweep.path}: method: a grid is run here, found {found}; for a search type "
-            "method=optuna trials=30"
+            f"{sweep.path}: not a grid ({reason}); pass method=optuna trials=30 for a search"
         )
     keys = sorted(sweep.parameters, key=lambda key: key == SEED)
     jobs = [
         make_job(sweep, zip(keys, values, strict=True), out)
         for values in itertools.product(*(sweep.parameters[key].values for key in keys))
     ]
-    _refuse_doubles(sweep, jobs)
+    _refuse_equal_runs(sweep, jobs)
     return jobs
 
 
-def spread(parameter: Parameter) -> tuple[Any, ...]:
-    """The values of ``parameter``, or the ends of its range."""
+def endpoints(parameter: SweepParameter) -> tuple[Any, ...]:
+    """The values of ``parameter``, or the two ends of its range."""
     if parameter.values:
         return parameter.values
     kind = int if parameter.distribution == "int_uniform" else float
     return tuple(kind(end) for end in (parameter.low, parameter.high) if end is not None)
 
 
-def corner_choices(sweep: Sweep) -> list[dict[str, Any]]:
-    """The first value of everything, then each other one with the first of the rest."""
-    first = {key: spread(parameter)[0] for key, parameter in sweep.parameters.items()}
+def one_at_a_time(sweep: Sweep) -> list[dict[str, Any]]:
+    """The first value of every key, then each other value with the first value of the rest."""
+    first = {key: endpoints(parameter)[0] for key, parameter in sweep.parameters.items()}
     others = [
         {**first, key: value}
         for key, parameter in sweep.parameters.items()
-        for value in spread(parameter)[1:]
+        for value in endpoints(parameter)[1:]
     ]
     return [first, *others]
 
 
-def _refuse_doubles(sweep: Sweep, jobs: Sequence[Job]) -> None:
-    seen: dict[Path, Job] = {}
+def _refuse_equal_runs(sweep: Sweep, jobs: Sequence[SweepJob]) -> None:
+    seen: dict[Path, SweepJob] = {}
     for job in jobs:
         other = seen.setdefault(job.run, job)
         if other is not job:
             raise ConfigError(
-                f"{sweep.path}: '{other.label}' and '{job.label}' are one and the same run "
-                f"({job.run.name}); take one out"
+                f"{sweep.path}: '{other.label}' and '{job.label}' resolve to the same run "
+                f"({job.run.name}); remove one of them"
             )

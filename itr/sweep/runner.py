@@ -1,146 +1,178 @@
-"""Runs the jobs of a sweep to their end: skips, resumes, retries, reports."""
+"""Runs the jobs of a sweep until each has results or has failed for good."""
 
 from __future__ import annotations
 
 import signal
+import threading
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from itr.jobs.entry import PREEMPTED
 from itr.sweep import run_files
-from itr.sweep.grid import Job
-from itr.sweep.process_pool import Ended, Pool
-from itr.sweep.progress import Board
-from itr.sweep.seed_table import DONE, FAILED, MISSING, RUNNING, Outcome, write_report
+from itr.sweep.display import SweepDisplay, duration
+from itr.sweep.grid import SweepJob
+from itr.sweep.process_pool import GRACE, POLL, ProcessPool, Slot, lock_job
+from itr.sweep.seed_table import DONE, FAILED, MISSING, PRUNED, RUNNING, JobOutcome, write_report
 from itr.sweep.spec import Sweep
-
-POLL = 0.2  # seconds between two looks at the processes
-GRACE = 300.0  # seconds that a job may take to save when it is told to stop
 
 
 class Interrupt:
-    """Counts SIGINT and SIGTERM: one asks for an orderly end, two for an end at once."""
+    """Counts SIGINT and SIGTERM: the first asks for an orderly end, the second for a kill."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self.before[number] = signal.signal(number, self._caught)
+            self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _caught(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
 
 
 class Runner:
-    """Keeps the slots of a pool busy until every job is done or has failed for good."""
+    """Runs jobs in the slots of ``pool``, retries failed ones and keeps the table up to date."""
 
-    def __init__(self, sweep: Sweep, pool: Pool, folder: Path, retries: int, board: Board):
+    def __init__(
+        self,
+        sweep: Sweep,
+        pool: ProcessPool,
+        folder: Path,
+        retries: int,
+        display: SweepDisplay,
+        searching: bool = False,
+    ):
         self.sweep, self.pool, self.folder, self.retries = sweep, pool, folder, retries
-        self.board = board
+        self.display, self.searching = display, searching
+        self.outcomes: dict[Path, JobOutcome] = {}
+        self._saving = threading.Lock()
         pool.folder.mkdir(parents=True, exist_ok=True)
-        self.outcomes: dict[Path, Outcome] = {}
-        self.waiting: deque[Job] = deque()
 
-    def add(self, job: Job) -> Outcome:
-        """Take ``job`` on: a finished one is done at once, any other waits for a slot."""
-        outcome = self.outcomes[job.run] = Outcome(job)
-        results = run_files.results_of(job.run)
+    def add(self, job: SweepJob) -> JobOutcome:
+        """Register ``job``; it is done at once if its run is finished."""
+        outcome = self.outcomes[job.run] = JobOutcome(job)
+        self._take_results(outcome)
+        return outcome
+
+    def run(self, outcome: JobOutcome, hopeless: Callable[[], bool] | None = None) -> None:
+        """Run a job until it is done, failed for good or pruned, or until the sweep stops.
+
+        Once ``hopeless()`` is true, the job is stopped and counts as pruned.
+        """
+        announced = False
+        with self.pool.slot() as slot:
+            while not self.pool.stopping.is_set():
+                with lock_job(outcome.job.run) as lock:
+                    if outcome.state not in (MISSING, RUNNING):
+                        return
+                    if lock is not None:
+                        if not self._take_results(outcome):  # another runner was faster
+                            self._attempt(outcome, slot, lock, hopeless)
+                        self.save()
+                        continue
+                if not announced:
+                    announced, outcome.state = True, RUNNING
+                    self.display.event("wait", outcome, "already running, started elsewhere")
+                time.sleep(POLL)
+        if outcome.state == RUNNING:  # stopped while waiting for another runner
+            outcome.state = MISSING
+
+    def _attempt(
+        self, outcome: JobOutcome, slot: Slot, lock: int, hopeless: Callable[[], bool] | None
+    ) -> None:
+        pruned = False
+
+        def prune() -> bool:
+            nonlocal pruned
+            pruned = hopeless is not None and hopeless()
+            return pruned
+
+        outcome.state = RUNNING
+        outcome.attempts += 1
+        gpus = "" if slot is None else f"on GPU {slot} "
+        attempt = f"(attempt {outcome.attempts})" if outcome.attempts > 1 else ""
+        self.display.event("start", outcome, gpus + attempt)
+        began = time.monotonic()
+        code = self.pool.run(outcome.job, slot, lock, prune)
+        outcome.seconds += time.monotonic() - began
+        if self._take_results(outcome):
+            rsum = outcome.results.get("test/rsum")
+            number = "" if rsum is None else f"test rSum {rsum:.1f}  "
+            self.display.event("done", outcome, number + duration(outcome.seconds), "green")
+        elif pruned:
+            outcome.state = PRUNED
+            self.display.event("pruned", outcome)
+        elif code is None or self.pool.stopping.is_set():
+            outcome.state = MISSING
+        elif code == PREEMPTED:  # stopped from outside; not an attempt that failed
+            outcome.state = MISSING
+            outcome.attempts -= 1
+        else:
+            self._fail(outcome, code)
+
+    def _fail(self, outcome: JobOutcome, code: int) -> None:
+        log = self.pool.log_path(outcome.job)
+        outcome.reason = run_files.failure_reason(log, code)
+        again = outcome.attempts <= self.retries
+        outcome.state = MISSING if again else FAILED
+        word, style = ("retry", "yellow") if again else ("failed", "red")
+        self.display.event(word, outcome, f"{outcome.reason}  [{log}]", style)
+
+    def _take_results(self, outcome: JobOutcome) -> bool:
+        """Mark a job as done if its run has results."""
+        results = run_files.results_of(outcome.job.run)
         if results is None:
-            self.waiting.append(job)
-        else:
-            outcome.state, outcome.results = DONE, results
-        return outcome
+            return False
+        outcome.state, outcome.results, outcome.reason = DONE, results, ""
+        return True
 
-    def fill(self) -> None:
-        """Start waiting jobs in free slots."""
-        while self.waiting and (slot := self.pool.free()) is not None:
-            job = self.waiting.popleft()
-            outcome = self.outcomes[job.run]
-            results = run_files.results_of(job.run)
-            if results is not None:  # another runner was faster
-                outcome.state, outcome.results = DONE, results
-                continue
-            outcome.state = RUNNING
-            if self.pool.start(job, slot):
-                outcome.attempts += 1
-                self.board.started(outcome, slot)
-            else:
-                self.board.elsewhere(outcome)
-
-    def settle(self, ended: Ended, stopping: bool = False) -> Outcome:
-        """Judge a job by what it left: done, to be tried again, or failed."""
-        outcome = self.outcomes[ended.job.run]
-        outcome.seconds += ended.seconds
-        results = run_files.results_of(ended.job.run)
-        if results is not None:
-            outcome.state, outcome.results, outcome.reason = DONE, results, ""
-            self.board.done(outcome)
-        elif stopping:
-            outcome.state = MISSING
-        elif ended.code in (None, PREEMPTED):  # another runner's, or told to stop from outside
-            outcome.state = MISSING
-            outcome.attempts -= ended.code == PREEMPTED
-            self.waiting.appendleft(ended.job)
-        else:
-            outcome.reason = run_files.reason_of(self.pool.log_of(ended.job), ended.code)
-            again = outcome.attempts <= self.retries
-            outcome.state = MISSING if again else FAILED
-            if again:
-                self.waiting.append(ended.job)
-            self.board.failed(outcome, again, self.pool.log_of(ended.job))
-        return outcome
-
-    def save(self, searched: bool = False) -> None:
-        """Write the tables as they stand."""
-        write_report(self.folder, self.sweep, list(self.outcomes.values()), searched)
-
-    def stop(self, interrupt: Interrupt) -> None:
-        """Tell the jobs to save and end, wait for them; at once after a second interrupt."""
-        others = self.pool.others()
-        own = len(self.pool.running) - len(others)
-        if own:
-            self.board.say(
-                f"stopping: {own} jobs save and end (interrupt again to end them at once)"
-            )
-        for job, process in others:
-            known = f" (process {process})" if process is not None else ""
-            self.board.say(f"{job.label} goes on by itself{known}")
-        self.pool.tell_all(signal.SIGTERM)
-        began, killed = time.monotonic(), False
-        while len(self.pool.running) > len(self.pool.others()):
-            if not killed and (interrupt.count > 1 or time.monotonic() - began > GRACE):
-                killed = True
-                self.pool.tell_all(signal.SIGKILL)
-            for ended in self.pool.poll():
-                self.settle(ended, stopping=True)
-            time.sleep(POLL)
+    def save(self) -> None:
+        """Write the tables."""
+        with self._saving:
+            write_report(self.folder, self.sweep, list(self.outcomes.values()), self.searching)
 
 
-def run_grid(runner: Runner, jobs: Sequence[Job]) -> bool:
-    """Run every job that is not finished; True if an interrupt ended it before its time."""
-    for job in jobs:
-        runner.add(job)
-    runner.board.begin(list(runner.outcomes.values()))
-    with Interrupt() as interrupt, runner.board:
-        while (runner.waiting or runner.pool.running) and not interrupt.count:
-            runner.fill()
-            for ended in runner.pool.poll():
-                runner.settle(ended)
-                runner.save()
-            runner.board.refresh(runner.outcomes.values())
-            time.sleep(POLL)
-        if interrupt.count:
-            runner.stop(interrupt)
+def run_grid(runner: Runner, jobs: Sequence[SweepJob]) -> bool:
+    """Run every job that is not finished; True if an interrupt ended the sweep early."""
+    outcomes = [runner.add(job) for job in jobs]
+    runner.display.begin(outcomes, len(outcomes))
+    with ThreadPoolExecutor(runner.pool.size) as threads:
+        work = [threads.submit(runner.run, o) for o in outcomes if o.state != DONE]
+        interrupted = wait_for_work(runner, work)
     runner.save()
-    return bool(interrupt.count)
+    return interrupted
+
+
+def wait_for_work(runner: Runner, work: Sequence[Future[None]]) -> bool:
+    """Wait for the threads in ``work``; on an interrupt, or if one of them raises, stop the jobs.
+
+    Returns True after an interrupt. Raises what a thread raised.
+    """
+    deadline, killed = None, False
+    with Interrupt() as interrupt, runner.display:
+        while wait(work, POLL).not_done:
+            runner.display.update(list(runner.outcomes.values()))
+            failed = any(future.done() and future.exception() for future in work)
+            if deadline is None and (interrupt.count or failed):
+                deadline = time.monotonic() + GRACE
+                stopped = runner.pool.stop()
+                runner.display.print(
+                    f"stopping: {stopped} jobs save and end (interrupt again to kill them)"
+                )
+            elif deadline is not None and not killed:
+                killed = interrupt.count > 1 or time.monotonic() > deadline
+                if killed:
+                    runner.pool.stop(kill=True)
+    for future in work:
+        future.result()
+    return interrupt.count > 0

@@ -1,11 +1,10 @@
-"""What a sweep found: rows over seeds, as a table for people and as files."""
+"""Results of a sweep as a table: one row per combination, averaged over seeds."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,9 @@ from typing import Any
 
 from rich.table import Table
 
-from itr.errors import TrainingError
+from itr import files
 from itr.results.terminal_tables import plain_table
-from itr.sweep.grid import SEED, Job
+from itr.sweep.grid import SEED, SweepJob
 from itr.sweep.spec import Sweep
 
 RECALLS = tuple(
@@ -27,28 +26,28 @@ DONE, FAILED, RUNNING, MISSING, PRUNED = "done", "failed", "running", "missing",
 
 
 @dataclass
-class Outcome:
-    """What became of one job. ``reason`` says why it failed."""
+class JobOutcome:
+    """State and results of one job. ``reason`` says why it failed."""
 
-    job: Job
+    job: SweepJob
     state: str = MISSING
-    attempts: int = 0  # of this call of the runner
+    attempts: int = 0  # by this runner
     seconds: float = 0.0
     reason: str = ""
     results: dict[str, Any] = field(default_factory=dict)
-    value: float | None = None  # of a search: what it was judged by
+    value: float | None = None  # of the metric that a search optimizes
 
 
 @dataclass
-class Row:
-    """The jobs that differ in nothing but the seed."""
+class SeedRow:
+    """The jobs that differ only in the seed."""
 
     choices: dict[str, Any]
-    outcomes: list[Outcome]
+    outcomes: list[JobOutcome]
 
     @property
     def state(self) -> str:
-        """``done``, or how many of its runs are in which state."""
+        """``done``, or the number of runs in each state."""
         counts: dict[str, int] = {}
         for outcome in self.outcomes:
             counts[outcome.state] = counts.get(outcome.state, 0) + 1
@@ -59,23 +58,25 @@ class Row:
 
     def numbers(self, key: str) -> list[float]:
         """The values of result ``key`` in the runs that have it."""
-        found = (outcome.results.get(key) for outcome in self.outcomes)
-        return [float(value) for value in found if isinstance(value, int | float)]
+        values = (outcome.results.get(key) for outcome in self.outcomes)
+        return [float(value) for value in values if isinstance(value, int | float)]
 
     def cell(self, key: str) -> str:
-        """Mean, and with two runs or more the sample's standard deviation, of ``key``."""
-        found = self.numbers(key)
-        if len(found) < 2:
-            return f"{found[0]:.1f}" if found else ""
-        return f"{statistics.fmean(found):.1f} ± {statistics.stdev(found):.1f}"
+        """Mean of ``key`` and, for two or more runs, the sample standard deviation."""
+        values = self.numbers(key)
+        if len(values) < 2:
+            return f"{values[0]:.1f}" if values else ""
+        return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
-def make_rows(outcomes: Iterable[Outcome]) -> list[Row]:
-    """One row for each combination without its seed, in the order of the jobs."""
-    rows: dict[str, Row] = {}
+def make_rows(outcomes: Iterable[JobOutcome]) -> list[SeedRow]:
+    """One row for each combination of values without the seed, in the order of the jobs."""
+    rows: dict[str, SeedRow] = {}
     for outcome in outcomes:
         choices = {k: v for k, v in outcome.job.choices.items() if k != SEED}
-        rows.setdefault(json.dumps(choices, default=str), Row(choices, [])).outcomes.append(outcome)
+        rows.setdefault(json.dumps(choices, default=str), SeedRow(choices, [])).outcomes.append(
+            outcome
+        )
     return list(rows.values())
 
 
@@ -85,32 +86,32 @@ def headings(sweep: Sweep, searched: bool) -> list[str]:
     return [*keys, "runs", *(["value"] if searched else [])]
 
 
-def cells(sweep: Sweep, row: Row, searched: bool) -> list[str]:
-    """One row's cells under `headings` and the numbers (of the test split)."""
+def cells(sweep: Sweep, row: SeedRow, searched: bool) -> list[str]:
+    """The cells of one row: `headings`, then the recalls of the test split."""
     names = [str(row.choices[key]) for key in sweep.varied if key != SEED]
     done = sum(outcome.state == DONE for outcome in row.outcomes)
     runs = row.state if done != len(row.outcomes) else str(done)
     value = row.outcomes[0].value
-    judged = ["" if value is None else f"{value:.4g}"] if searched else []
-    return [*names, runs, *judged, *(row.cell(f"test/{key}") for key, _ in HEADINGS)]
+    objective = ["" if value is None else f"{value:.4g}"] if searched else []
+    return [*names, runs, *objective, *(row.cell(f"test/{key}") for key, _ in HEADINGS)]
 
 
-def table(sweep: Sweep, rows: Sequence[Row], title: str, searched: bool = False) -> Table:
-    """The rows for a terminal."""
-    shown = plain_table(title)
+def table(sweep: Sweep, rows: Sequence[SeedRow], title: str, searched: bool = False) -> Table:
+    """The rows as a table for the terminal."""
+    grid = plain_table(title)
     for heading in headings(sweep, searched):
-        shown.add_column(short(heading, sweep.varied), overflow="fold", vertical="bottom")
+        grid.add_column(short(heading, sweep.varied), overflow="fold", vertical="bottom")
     for _, heading in HEADINGS:
         name = heading.replace(" ", "\n")
-        shown.add_column(name, justify="right", vertical="bottom", no_wrap=True)
+        grid.add_column(name, justify="right", vertical="bottom", no_wrap=True)
     for row in rows:
-        shown.add_row(*(cell.replace(" ± ", "\n±") for cell in cells(sweep, row, searched)))
-    shown.caption = "\n".join(remarks(rows))
-    return shown
+        grid.add_row(*(cell.replace(" ± ", "\n±") for cell in cells(sweep, row, searched)))
+    grid.caption = "\n".join(remarks(rows))
+    return grid
 
 
 def short(key: str, keys: Sequence[str]) -> str:
-    """The end of ``key`` that tells it from the other ``keys``."""
+    """The shortest dotted ending of ``key`` that no other of ``keys`` has."""
     parts = key.split(".")
     for count in range(1, len(parts) + 1):
         name = ".".join(parts[-count:])
@@ -119,8 +120,8 @@ def short(key: str, keys: Sequence[str]) -> str:
     return name
 
 
-def remarks(rows: Sequence[Row]) -> list[str]:
-    """What a reader of the numbers must know: how they were made, and what failed why."""
+def remarks(rows: Sequence[SeedRow]) -> list[str]:
+    """Notes below the table: the test split, the averaging, the jobs that failed and why."""
     outcomes = [outcome for row in rows for outcome in row.outcomes]
     done = [outcome for outcome in outcomes if outcome.state == DONE]
     lines = []
@@ -133,14 +134,14 @@ def remarks(rows: Sequence[Row]) -> list[str]:
     if any(len(row.numbers("test/rsum")) > 1 for row in rows):
         lines.append("mean ± standard deviation (n - 1) over seeds")
     if any(outcome.results.get("select_on") == "test" for outcome in done):
-        lines.append("some checkpoints were chosen on the TEST split: optimistic")
+        lines.append("some checkpoints were selected on the TEST split: optimistic")
     for outcome in outcomes:
         if outcome.state == FAILED:
             lines.append(f"failed: {outcome.job.label}: {outcome.reason}")
     return lines
 
 
-def markdown(sweep: Sweep, rows: Sequence[Row], searched: bool) -> str:
+def markdown(sweep: Sweep, rows: Sequence[SeedRow], searched: bool) -> str:
     """The rows as a Markdown page."""
     names = [*headings(sweep, searched), *(heading for _, heading in HEADINGS)]
     lines = [f"# {sweep.name}", ""]
@@ -157,11 +158,11 @@ def _line(words: Iterable[str]) -> str:
 
 
 def write_report(
-    folder: Path, sweep: Sweep, outcomes: Sequence[Outcome], searched: bool = False
-) -> list[Row]:
-    """Write table.md, table.csv (one line a run) and table.json to ``folder``; returns the rows.
+    folder: Path, sweep: Sweep, outcomes: Sequence[JobOutcome], searched: bool = False
+) -> list[SeedRow]:
+    """Write table.md, table.csv (one line per run) and table.json to ``folder``; returns the rows.
 
-    Raises TrainingError if they cannot be written.
+    Raises TrainingError if a file cannot be written.
     """
     rows = sorted_rows(outcomes, sweep.maximize) if searched else make_rows(outcomes)
     runs = [_flat(outcome) for outcome in outcomes]
@@ -179,37 +180,32 @@ def write_report(
         for row in rows
     ]
     whole = {"sweep": sweep.name, "file": str(sweep.path), "rows": summary, "runs": runs}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (
-            ("table.md", markdown(sweep, rows, searched)),
-            ("table.csv", _csv(runs)),
-            ("table.json", json.dumps(whole, indent=2, default=str) + "\n"),
-        ):
-            temporary = folder / f".{name}.{os.getpid()}.tmp"
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, folder / name)
-    except OSError as error:
-        raise TrainingError(f"{folder}: the table could not be saved ({error})") from error
+    for name, text in (
+        ("table.md", markdown(sweep, rows, searched)),
+        ("table.csv", _csv(runs)),
+        ("table.json", json.dumps(whole, indent=2, default=str) + "\n"),
+    ):
+        with files.replacing(folder / name, "the table") as handle:
+            handle.write(text.encode())
     return rows
 
 
-def sorted_rows(outcomes: Iterable[Outcome], maximize: bool) -> list[Row]:
-    """The rows of a search: finished trials from the best to the worst, then the others."""
+def sorted_rows(outcomes: Iterable[JobOutcome], maximize: bool) -> list[SeedRow]:
+    """The rows of a search: finished trials from best to worst, then the others."""
 
-    def place(row: Row) -> tuple[bool, float]:
+    def order(row: SeedRow) -> tuple[bool, float]:
         value = row.outcomes[0].value or 0.0
         return row.state != DONE, -value if maximize else value
 
-    return sorted(make_rows(outcomes), key=place)
+    return sorted(make_rows(outcomes), key=order)
 
 
-def _moments(found: Sequence[float]) -> dict[str, float | None]:
-    deviation = statistics.stdev(found) if len(found) > 1 else None
-    return {"mean": statistics.fmean(found), "deviation": deviation}
+def _moments(values: Sequence[float]) -> dict[str, float | None]:
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "deviation": deviation}
 
 
-def _flat(outcome: Outcome) -> dict[str, Any]:
+def _flat(outcome: JobOutcome) -> dict[str, Any]:
     numbers: Mapping[str, Any] = outcome.results
     return {
         **outcome.job.choices,

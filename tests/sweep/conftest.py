@@ -1,4 +1,4 @@
-"""A sweep file of tiny runs, and a way to run it as a user does."""
+"""Fixtures for sweeps: a sweep file of tiny runs, a stand-in for train.py, a sweep process."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ import yaml
 from tests.conftest import ROOT, TINY
 
 COMMAND = ["${env}", "python", "${program}", "${args_no_hyphens}"]
+DEADLINE = 1800.0  # seconds; only a test that hangs reaches it
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160", "PYTHONPATH": str(ROOT)}
 
 
 def plain(overrides: list[str]) -> dict[str, Any]:
-    """``key=value`` as a sweep file writes it."""
+    """``key=value`` arguments as entries of a sweep file."""
     pairs = (override.partition("=") for override in overrides)
     return {key: {"value": yaml.safe_load(value)} for key, _, value in pairs}
 
 
 @pytest.fixture
 def sweep_file(world: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes a sweep over ``parameters`` of tiny runs; ``options`` win over the usual keys."""
+    """Writes a sweep file of tiny runs over ``parameters``; ``options`` replace other keys."""
 
     def write(parameters: dict[str, Any], /, name: str = "tiny", **options: Any) -> Path:
-        whole = {
+        content = {
             "program": "train.py",
             "method": "grid",
             "metric": {"name": "val/rsum", "goal": "maximize"},
@@ -45,22 +46,22 @@ def sweep_file(world: Path, tmp_path: Path) -> Callable[..., Path]:
             **options,
         }
         path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(whole, sort_keys=False))
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
         return path
 
     return write
 
 
 @pytest.fixture
-def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the quick train.py, which a sweep that is started there runs."""
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory whose train.py is the stand-in; a sweep started there runs it."""
     shutil.copy(ROOT / "tests" / "sweep" / "stand_in" / "train.py", tmp_path / "train.py")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
 
 
 def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    """``itr sweep`` in a process of its own."""
+    """Start ``itr sweep`` in another process."""
     return subprocess.Popen(
         [sys.executable, "-m", "itr.sweep", *arguments],
         cwd=cwd,
@@ -71,15 +72,15 @@ def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[st
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 900) -> tuple[int, str]:
-    """Its exit code and what it printed."""
-    printed, _ = process.communicate(timeout=timeout)
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """The exit code and output of a process."""
+    printed, _ = process.communicate(timeout=DEADLINE)
     return process.returncode, printed
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
-    """Until ``condition`` holds."""
-    end = time.monotonic() + seconds
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Return once ``condition()`` is true."""
+    end = time.monotonic() + DEADLINE
     while not condition():
-        assert time.monotonic() < end, "waited too long"
+        assert time.monotonic() < end, f"no result after {DEADLINE:.0f} s"
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""A sweep file with a mistake ends with a sentence that names it; the command line wins."""
+"""Mistakes in a sweep file or on its command line are named; the command line wins."""
 
 from __future__ import annotations
 
@@ -18,63 +18,73 @@ Write = Callable[..., Path]
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"metod": "grid"}, "metod: unknown key; nearest: method"),
-        ({"method": "brute"}, "'brute' is unknown; expected one of grid, random, bayes"),
-        ({"program": "training.py"}, "program: 'training.py'; expected train.py"),
+        ({"metod": "grid"}, "nearest: method"),
+        ({"method": "brute"}, "grid, random, bayes"),
+        ({"program": "training.py"}, "'training.py'"),
         ({"command": ["${env}", "python", "${program}", "${args}"]}, "${args_no_hyphens}"),
-        ({"command": None}, "command: ['${env}', python"),
-        ({"metric": {"name": "val/rsum", "goal": "up"}}, "metric: expected"),
-        ({"parameters": {}}, "parameters: expected"),
-        ({"parameters": {"seed": {"values": []}}}, "parameters.seed.values: []"),
-        ({"parameters": {"seed": {"values": 3}}}, "parameters.seed.values: 3"),
-        ({"parameters": {"seed": 3}}, "write seed: {value: 3}"),
-        ({"parameters": {"seed": {"value": 1, "values": [1]}}}, "keep one"),
-        ({"parameters": {"seed": {"values": [0, 1, 0]}}}, "seed=0 stands there twice"),
-        ({"parameters": {"trainer.max_steps": {"values": [None, 3]}}}, 'write "null"'),
+        ({"command": None}, "['${env}', python"),
+        ({"metric": {"name": "val/rsum", "goal": "up"}}, "metric:"),
+        ({"parameters": {}}, "parameters:"),
+        ({"parameters": {"seed": {"values": []}}}, "got []"),
+        ({"parameters": {"seed": {"values": 3}}}, "got 3"),
+        ({"parameters": {"seed": 3}}, "{value: 3}"),
+        ({"parameters": {"seed": {"value": 1, "values": [1]}}}, "parameters.seed:"),
+        ({"parameters": {"seed": {"values": [0, 1, 0]}}}, "seed=0"),
+        ({"parameters": {"trainer.max_steps": {"values": [None, 3]}}}, '"null"'),
         ({"parameters": {"seed": {"valeus": [0]}}}, "nearest: values"),
-        ({"parameters": {"optim": {"parameters": {}}}}, "nested keys are written with dots"),
-        ({"parameters": {"optim.lr": {"min": 2.0, "max": 1.0}}}, "min 2.0 is not below max 1.0"),
-        ({"parameters": {"out": {"value": "x"}}}, "each job has a run directory of its own"),
+        ({"parameters": {"optim": {"parameters": {}}}}, "parameters.optim.parameters"),
+        ({"parameters": {"optim.lr": {"min": 2.0, "max": 1.0}}}, "max 1.0"),
+        ({"parameters": {"out": {"value": "x"}}}, "out=DIR"),
     ],
 )
-def test_a_mistake_in_the_file(options: dict[str, Any], told: str, sweep_file: Write) -> None:
+def test_a_mistake_in_the_file(options: dict[str, Any], message: str, sweep_file: Write) -> None:
     path = sweep_file({}, **options)
     with pytest.raises(ConfigError) as caught:
         read_sweep(path)
-    assert told in str(caught.value) and str(path) in str(caught.value)
+    assert message in str(caught.value) and str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("parameters", "told"),
+    ("parameters", "message"),
     [
         ({"trainer.epoch": {"value": 1}}, "nearest: trainer.epochs"),
         ({"loss": {"values": ["infonse"]}}, "nearest: infonce"),
         ({"loss.slots.bass.margin": {"value": 0.1}}, "bass"),
         ({"model.graph.topk": {"values": ["many"]}}, "model.graph.topk"),
         ({"optim.lr": {"min": 0.1, "max": 1.0}}, "method=optuna trials=30"),
-        ({"data.root": {"values": ["a", "b"]}}, "one and the same run"),
+        ({"data.root": {"values": ["a", "b"]}}, "data.root=a"),
     ],
 )
 def test_a_job_that_cannot_run(
-    parameters: dict[str, Any], told: str, sweep_file: Write, tmp_path: Path
+    parameters: dict[str, Any], message: str, sweep_file: Write, tmp_path: Path
 ) -> None:
     path = sweep_file(parameters)
     with pytest.raises(ConfigError) as caught:
         grid_jobs(read_sweep(path), tmp_path)
-    assert told in str(caught.value) and str(path) in str(caught.value)
+    assert message in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_all_mistakes_are_told_at_once(sweep_file: Write) -> None:
+@pytest.mark.parametrize(
+    "text", ["seed: {value: 1}\n  seed: {value: 2}", "x: {value: 1, value: 2}"]
+)
+def test_a_key_twice(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(f"program: train.py\nmethod: grid\nparameters:\n  {text}\n")
+    with pytest.raises(ConfigError, match=r"(?s)twice.yaml.*duplicate key.*line"):
+        read_sweep(path)
+
+
+def test_all_mistakes_are_reported_at_once(sweep_file: Write) -> None:
     path = sweep_file({}, parameters={"seed": {"values": []}, "out": {"value": 1}}, runcap=3)
     with pytest.raises(ConfigError) as caught:
         read_sweep(path)
     assert len(str(caught.value).splitlines()) == 3
     (path.parent / "broken.yaml").write_text("program: [")
-    with pytest.raises(ConfigError, match="cannot be read as YAML"):
+    with pytest.raises(ConfigError, match="broken.yaml"):
         read_sweep(path.parent / "broken.yaml")
-    with pytest.raises(ConfigError, match=f"nearest: {path}"):
+    with pytest.raises(ConfigError, match=str(path)):
         read_sweep(path.parent / "tinny.yaml")
 
 
@@ -94,7 +104,7 @@ def test_a_grid_is_every_combination_with_the_seed_fastest(
     labels = [job.label for job in grid_jobs(again, tmp_path)]
     assert labels == ["loss=triplet", "loss=infonce"]
     (same,) = [job for job in grid_jobs(again, tmp_path) if job.label == "loss=infonce"]
-    assert same.run == jobs[3].run  # threads are no part of what a run is
+    assert same.run == jobs[3].run  # the number of threads is not part of the hash
 
 
 def test_overrides_are_in_hydras_grammar() -> None:
@@ -107,27 +117,30 @@ def test_overrides_are_in_hydras_grammar() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], ""),
-        (["jobs=2"], "expected one sweep file"),
-        (["a.yaml", "b.yaml"], "found a.yaml b.yaml"),
-        (["a.yaml", "jobs=two"], "jobs: 'two' is no whole number"),
+        (["jobs=2"], "sweep file"),
+        (["a.yaml", "b.yaml"], "a.yaml b.yaml"),
+        (["a.yaml", "jobs=two"], "jobs=two"),
         (["a.yaml", "method=optunna"], "nearest: optuna"),
-        (["a.yaml", "trials=3"], "type method=optuna"),
-        (["a.yaml", "dry=maybe"], "expected true or false"),
-        (["nowhere.yaml"], "nowhere.yaml: no such sweep file"),
+        (["a.yaml", "trials=3"], "method=optuna"),
+        (["a.yaml", "dry=maybe"], "true or false"),
+        (["nowhere.yaml"], "nowhere.yaml"),
     ],
 )
 def test_a_mistake_on_the_command_line(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
-    shown = capsys.readouterr()
-    assert told in shown.err.replace("\n", " ") if told else "itr sweep" in shown.out
+    printed = capsys.readouterr()
+    if message:
+        assert message in printed.err
+    else:
+        assert "itr sweep" in printed.out
 
 
-def test_options_and_overrides_are_told_apart() -> None:
+def test_options_and_overrides_are_distinguished() -> None:
     options = parse(["jobs=3", "sweeps/a.yaml", "seed=0,1", "retries=0", "out=there"])
     assert (options.jobs, options.retries, options.out) == (3, 0, Path("there"))
     assert options.overrides == ["seed=0,1"]
