@@ -112,16 +112,11 @@ class ProcessPool:
             if self.stopping.is_set():
                 return None
             process = self._processes[job.run] = self._start(job, slot, lock)
-        deadline = None
-        while (code := process.poll()) is None:
-            if deadline is None and hopeless():
-                deadline = time.monotonic() + GRACE
-                _send(process, signal.SIGTERM)
-            elif deadline is not None and time.monotonic() > deadline:
-                _send(process, signal.SIGKILL)
-            time.sleep(POLL)
-        del self._processes[job.run]
-        return code
+        try:
+            return _wait(process, hopeless)
+        finally:
+            _send(process, signal.SIGTERM)  # still running only if an error was raised here
+            del self._processes[job.run]
 
     def _start(self, job: SweepJob, slot: Slot, lock: int) -> subprocess.Popen[bytes]:
         command = self.command(job)
@@ -192,6 +187,18 @@ def lock_file(path: Path) -> Iterator[int | None]:
         yield descriptor if locked else None
     finally:
         os.close(descriptor)
+
+
+def _wait(process: subprocess.Popen[bytes], hopeless: Callable[[], bool]) -> int:
+    deadline = None
+    while (code := process.poll()) is None:
+        if deadline is None and hopeless():
+            deadline = time.monotonic() + GRACE
+            _send(process, signal.SIGTERM)
+        elif deadline is not None and time.monotonic() > deadline:
+            _send(process, signal.SIGKILL)
+        time.sleep(POLL)
+    return code
 
 
 def _send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
