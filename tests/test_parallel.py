@@ -30,7 +30,7 @@ def loss_of(everyone: Tensor) -> Tensor:
 def broken_counts(rank: int) -> list[int]:
     """How many broken pictures all ranks know after each round; -1: too many."""
     records = [Record(n, f"{n}.jpg", ("a",), (n,)) for n in range(9)]
-    broken = BrokenPictures(Split("train", "table", records, may_break=3), known={7})
+    broken = BrokenPictures(Split("train", "table", records, broken_limit=3), known={7})
     counts = [broken.count()]
     for seen in (([4], []), ([], [2, 4]), ([], []), ([7], [8])):
         broken.see(seen[rank])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 OTHER_CAPTION = "other_caption"  # Split.second: another caption of the same image
-NUMBERED = "numbered"  # key of a record's extra: no file gives its image_id, a running number
+SEQUENTIAL_ID = "numbered"  # key of a record's extra: no file gives its image_id, a running number
 
 
 class Slice(NamedTuple):
@@ -46,7 +46,7 @@ class Split:
     regions: np.ndarray | None = None  # memory-mapped [rows, R, D], float32 or float16
     guides: np.ndarray | None = None  # [rows, G] float32: one vector more, beside the regions
     second: Sequence[str] | None = None  # a second text for each image, or OTHER_CAPTION
-    may_break: int = 0  # pictures that training leaves out if they cannot be decoded
+    broken_limit: int = 0  # pictures that training leaves out if they cannot be decoded
     decoder: str = "torchvision"  # of pictures, see itr/data/images.py
     source: str = ""  # where it was read from, for logs and messages
     notes: tuple[str, ...] = ()  # things worth a line in the log
@@ -70,9 +70,9 @@ class Split:
         return len(self.text_to_image)
 
     @property
-    def shards(self) -> np.ndarray | None:
+    def shard_ids(self) -> np.ndarray | None:
         """Which shard each image lies in, int64 [N]; None: it is not read from shards."""
-        return getattr(self.records, "shards", None)
+        return getattr(self.records, "shard_ids", None)
 
     @property
     def texts(self) -> Sequence[str]:

@@ -12,12 +12,12 @@ import torch
 
 from itr import parallel
 from itr.data.checks import fingerprint
-from itr.data.checks.decodable import broken_pictures, left_out, require_pictures
+from itr.data.checks.decodable import broken_image_warnings, find_broken_images, require_decodable
 from itr.data.checks.leaks import check_leaks
 from itr.data.config import DataConfig
 from itr.data.images.regions import keep_resident
-from itr.data.layouts.precomp import check_same_width, check_split
-from itr.data.layouts.registry import open_split, require_readers
+from itr.data.layouts.precomp import check_regions_finite, check_same_width
+from itr.data.layouts.registry import open_split, require_enough_shards
 from itr.data.loading.loader import TrainLoader
 from itr.data.loading.second_text import open_second
 from itr.data.records import Split
@@ -62,7 +62,7 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     splits = _open_splits(config, data, view)
     tokenizer, model, told = _build_model(config, values, view, splits["train"], device)
     cache = Path(data.cache)
-    broken = broken_pictures(splits["train"], data.cache)
+    broken = find_broken_images(splits["train"], data.cache)
 
     def table(name: str, text: TextView) -> TokenTable:
         return build_table(tokenizer, splits[name].texts, text, cache)
@@ -106,7 +106,7 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
         if name != "train"
     }
     held = {name: fingerprint.describe(split) for name, split in splits.items()}
-    faults = left_out(train, broken)
+    faults = broken_image_warnings(train, broken)
     return Parts(
         splits, tokenizer, model, loader, evaluators, device, precision, told, held, faults
     )
@@ -119,15 +119,15 @@ def _open_splits(config: TrainConfig, data: DataConfig, view: View) -> dict[str,
     asked = config.runtime.workers
     workers = 0 if isinstance(asked, str) else asked  # auto: no more than there are tars
     # Before hours of listing:
-    require_readers(data, view.kind, wants_second, parallel.world_size(), workers)
+    require_enough_shards(data, view.kind, wants_second, parallel.world_size(), workers)
     splits = {
         name: open_split(data, name, view.kind, second=wants_second and name == "train")
         for name in names
     }
     for split in splits.values():
-        check_split(split, data.cache)
+        check_regions_finite(split, data.cache)
     for name in names[1:]:
-        splits[name] = require_pictures(splits[name], data.cache)
+        splits[name] = require_decodable(splits[name], data.cache)
     check_same_width(list(splits.values()))
     check_leaks(splits)
     return splits

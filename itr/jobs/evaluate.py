@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 
 from itr import parallel
-from itr.data.checks.decodable import require_pictures
-from itr.data.layouts.precomp import check_split
+from itr.data.checks.decodable import require_decodable
+from itr.data.layouts.precomp import check_regions_finite
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.data.text.open import build_table
 from itr.errors import CheckpointError, ConfigError
@@ -315,8 +315,8 @@ def make_evaluator(
     if bank:
         split = dataclasses.replace(split, records=split.records[: config.hubness.bank_size])
     else:
-        check_split(split, data.cache)
-        told, split = len(split.notes), require_pictures(split, data.cache)
+        check_regions_finite(split, data.cache)
+        told, split = len(split.notes), require_decodable(split, data.cache)
         for note in split.notes[told:]:
             log.warning("%s: %s", name, note)
     width = None if split.regions is None else int(split.regions.shape[2])

@@ -18,7 +18,7 @@ import torch
 from omegaconf import OmegaConf
 
 from itr import parallel
-from itr.data.checks.fingerprint import changed
+from itr.data.checks.fingerprint import changed_splits
 from itr.errors import ConfigError, DataError, TrainingError
 from itr.jobs.lock import LOCK, RunLock
 from itr.results.terminal_tables import read_results
@@ -214,7 +214,7 @@ def keep_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Write what the splits hold. Raises DataError if a run that goes on began with other data,
     TrainingError if it cannot be written."""
     file = path / DATA
-    if file.is_file() and (names := changed(json.loads(file.read_text()), manifest)):
+    if file.is_file() and (names := changed_splits(json.loads(file.read_text()), manifest)):
         raise DataError(
             f"{', '.join(manifest[name]['source'] for name in names)}: not the data that {path} "
             f"began with (content of {', '.join(names)} differs from {file}); put it back, or type "

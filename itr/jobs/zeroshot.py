@@ -11,7 +11,7 @@ from torch import Tensor
 
 from itr.batch import Batch
 from itr.data.checks.fingerprint import DIGITS
-from itr.data.classification.dataset import Classes, ClassesConfig
+from itr.data.classification.dataset import ClassificationConfig, ClassificationDataset
 from itr.data.loading.loader import caption_batches
 from itr.data.records import Record, Split
 from itr.errors import ConfigError
@@ -49,7 +49,7 @@ def classify(config: Asked, progress: Progress) -> dict[str, Any]:
             "data.set=cifar10 data.root=DIR"
         )
     device = pick_device(config.device)
-    classes = Classes(check(given, ClassesConfig, "data"))
+    classes = ClassificationDataset(check(given, ClassificationConfig, "data"))
     loaded = load_checkpoint(config.checkpoints[0], config.model, device)
     if loaded.model.view.kind != "pixels":
         raise ConfigError(

@@ -23,7 +23,7 @@ from itr.command import command
 from itr.data.layouts.precomp import GUIDES, read_split, splits_in
 from itr.data.loading.loader import image_batches
 from itr.data.records import Record, Split
-from itr.data.tools.features import picture_splits
+from itr.data.tools.features import image_splits
 from itr.errors import ConfigError, DataError
 from itr.models.alip import ALIP
 from itr.official.load import load_official
@@ -119,7 +119,7 @@ def write_guides(asked: argparse.Namespace) -> None:
     if there := [name for name in names if (folder / f"{name}{GUIDES}").exists()]:
         raise ConfigError(f"{folder / there[0]}{GUIDES}: exists already; remove it first")
     regions = {name: read_split(folder, name) for name in names}
-    pictures = picture_splits(asked.images, asked.name)
+    pictures = image_splits(asked.images, asked.name)
     places = {name: _places(split, pictures) for name, split in regions.items()}
     tower = open_tower(asked.clip, asked.device)
     vectors = _encode(tower, pictures, places, asked)

@@ -52,7 +52,7 @@ class BrokenPictures:
                         len(self.numbers),
                     )
             self.fresh.clear()
-        found, allowed = len(self.numbers), self.split.may_break
+        found, allowed = len(self.numbers), self.split.broken_limit
         if found > allowed:
             raise DataError(
                 f"{self.split.source}: {found} of {self.split.n_images} pictures are broken; that "

@@ -44,8 +44,8 @@ def pick_workers(asked: int | str, split: Split, device: torch.device) -> int:
     if device.type != "cuda" or split.regions is not None:
         return 0
     workers = min(len(os.sched_getaffinity(0)) // parallel.local_world(), MOST)
-    if split.shards is not None:
-        workers = min(workers, len(np.unique(split.shards)) // parallel.world_size())
+    if split.shard_ids is not None:
+        workers = min(workers, len(np.unique(split.shard_ids)) // parallel.world_size())
     return workers
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from itr.data.checks.fingerprint import content_hash
-from itr.data.layouts.precomp import check_split, read_split
+from itr.data.layouts.precomp import check_regions_finite, read_split
 from itr.data.loading.loader import TrainLoader
 from itr.data.text.open import Tokenizer
 from itr.view import RegionView, TextView, View
@@ -44,7 +44,7 @@ def main() -> None:
     split_folder, before = Path(sys.argv[1]), anonymous()
     split = read_split(split_folder, "train")
     peak = anonymous()
-    check_split(split)
+    check_regions_finite(split)
     content_hash(split)
     peak = max(peak, anonymous())
     tokenizer = Tokenizer.from_captions(split.captions(), 200)

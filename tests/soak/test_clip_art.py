@@ -16,8 +16,8 @@ import pytest
 
 from itr.data.__main__ import main
 from itr.data.images.decode import read_bytes
-from itr.data.layouts.registry import DataConfig, open_split, places_in
-from itr.data.records import NUMBERED
+from itr.data.layouts.registry import DataConfig, find_layouts, open_split
+from itr.data.records import SEQUENTIAL_ID
 from itr.jobs.train import train
 from tests.conftest import ROOT, compose
 from tests.data.test_every_layout_trains import REGIONS, SIZES, SMALL
@@ -72,7 +72,7 @@ def seen(split, ids=True):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_layout_gives_the_same_records_in_their_order(clip_art, part):
-    assert set(places_in(DataConfig(NAME, str(clip_art)))) == {*LAYOUTS, "precomp"}
+    assert set(find_layouts(DataConfig(NAME, str(clip_art)))) == {*LAYOUTS, "precomp"}
     found = {layout: opened(clip_art, part, layout=layout) for layout in LAYOUTS[:4]}
     first = seen(found["karpathy"], ids=False)
     assert len({name for name, *_ in first}) == len(first)
@@ -85,7 +85,7 @@ def test_every_layout_gives_the_same_records_in_their_order(clip_art, part):
     if part == "train":
         assert [record.image_id for record in found["lists"].records] == ids
     else:  # evaluation lists hold none
-        assert all(NUMBERED in record.extra for record in found["lists"].records)
+        assert all(SEQUENTIAL_ID in record.extra for record in found["lists"].records)
 
     splits = {**ON_DISK}
     data = DataConfig(NAME, str(clip_art), splits=splits)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from itr.data.layouts.shards.packed_strings import Strings
-from itr.data.layouts.shards.samples import Samples
+from itr.data.layouts.shards.packed_strings import PackedStrings
+from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Record, Split
 from itr.errors import ConfigError
 from itr.jobs.run_dir import config_hash, identity
@@ -120,9 +120,9 @@ def test_workers_of_their_own_accord() -> None:
     assert pick_workers("auto", pictures, cuda) == cores
     assert pick_workers("auto", pictures, cpu) == pick_workers("auto", regions, cuda) == 0
     assert [pick_workers(3, pictures, cpu), pick_workers(0, pictures, cuda)] == [3, 0]
-    none = Strings.of([""])
+    none = PackedStrings.of([""])
     one = np.zeros(1, np.int64)
-    samples = Samples(
+    samples = ShardSamples(
         ["a.tar"], one, np.zeros((1, 2), np.int64), one, one > 0, one + 1, one, *[none] * 4
     )
     assert pick_workers("auto", Split("train", "shards", samples), cuda) == 1

@@ -24,7 +24,7 @@ from rich.progress import track
 
 from itr.data.images.decode import JPEG, PNG, decode, name_of, read_bytes
 from itr.data.kept import keep
-from itr.data.layouts.shards.samples import Samples
+from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Slice, Split
 from itr.errors import DataError
 
@@ -37,24 +37,24 @@ SHOWN = 3
 SEEN_WHILE_LISTING = "shards"  # their reader looks at each picture's ends
 
 
-def broken_pictures(split: Split, cache: str | Path | None = None) -> dict[int, str]:
+def find_broken_images(split: Split, cache: str | Path | None = None) -> dict[int, str]:
     """The images whose pictures training has to leave out: number -> what is wrong.
 
-    Raises DataError, naming the first few, if they are more than ``split.may_break``.
+    Raises DataError, naming the first few, if they are more than ``split.broken_limit``.
     """
     if split.regions is not None or split.layout == SEEN_WHILE_LISTING:
         return {}
     found = _look(split, _ends, cache)
-    if len(found) > split.may_break:
+    if len(found) > split.broken_limit:
         raise DataError(
             f"{split.source}: {len(found)} of {split.n_images} pictures are broken: "
-            f"{_listed(found)}. That is more than data.max_broken allows ({split.may_break}); "
+            f"{_listed(found)}. That is more than data.max_broken allows ({split.broken_limit}); "
             "repair them, or type a larger data.max_broken"
         )
     return found
 
 
-def require_pictures(split: Split, cache: str | Path | None = None) -> Split:
+def require_decodable(split: Split, cache: str | Path | None = None) -> Split:
     """``split``, if every picture of it can be decoded; a few that cannot, inside shards (from
     which nobody removes a member), are left out and noted.
 
@@ -66,12 +66,12 @@ def require_pictures(split: Split, cache: str | Path | None = None) -> Split:
     if not found:
         return split
     told = f"{split.source}, split {split.name}: {len(found)} of {split.n_images} pictures cannot"
-    if not isinstance(split.records, Samples):
+    if not isinstance(split.records, ShardSamples):
         raise DataError(f"{told} be used, and evaluation needs every one: {_listed(found)}")
-    if len(found) > min(split.may_break, split.n_images - 1):
+    if len(found) > min(split.broken_limit, split.n_images - 1):
         raise DataError(
             f"{told} be used: {_listed(found)}. That is more than data.max_broken allows "
-            f"({split.may_break}); write that tar anew without them, or type a larger "
+            f"({split.broken_limit}); write that tar anew without them, or type a larger "
             "data.max_broken"
         )
     sound = np.ones(split.n_images, bool)
@@ -87,7 +87,7 @@ def _listed(found: dict[int, str]) -> str:
     return "; ".join(faults[:SHOWN]) + more
 
 
-def left_out(split: Split, broken: dict[int, str]) -> list[str]:
+def broken_image_warnings(split: Split, broken: dict[int, str]) -> list[str]:
     """What to warn of where pictures of ``split`` are ``broken``; nothing if none is."""
     if not broken:
         return []

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from itr.data.layouts.shards.samples import Samples
+from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Record, Slice, Split
 
 ROWS = 64  # of a region array that are hashed, evenly spread
@@ -35,13 +35,13 @@ def describe(split: Split) -> dict[str, Any]:
 def content_hash(split: Split) -> str:
     """Sixteen hex digits that name what ``split`` holds."""
     digest = hashlib.sha256()
-    if isinstance(split.records, Samples):  # millions of them, kept as arrays
+    if isinstance(split.records, ShardSamples):  # millions of them, kept as arrays
         for block in _blocks(split.records):
             digest.update(block)
     else:
         for line in _lines(split.records):
             digest.update(line)
-    own = split.records.second if isinstance(split.records, Samples) else None
+    own = split.records.second if isinstance(split.records, ShardSamples) else None
     if split.second is not own:  # from a table, or a side file
         for text in split.second_texts():
             digest.update(json.dumps(text).encode() + b"\n")
@@ -54,9 +54,9 @@ def content_hash(split: Split) -> str:
     return digest.hexdigest()[:DIGITS]
 
 
-def _blocks(samples: Samples) -> Iterable[bytes]:
+def _blocks(samples: ShardSamples) -> Iterable[bytes]:
     yield json.dumps([os.path.basename(path) for path in samples.paths]).encode()
-    for numbers in (samples.shards, samples.images, samples.ids, samples.text_ids):
+    for numbers in (samples.shard_ids, samples.images, samples.ids, samples.text_ids):
         yield numbers.astype(np.int64).tobytes()
     for texts in (samples.texts, samples.second):
         yield np.diff(texts.offsets).tobytes()
@@ -76,7 +76,7 @@ def _lines(records: Iterable[Record]) -> Iterable[bytes]:
         yield json.dumps(line).encode() + b"\n"
 
 
-def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_splits(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Names of the splits whose content differs between two manifests (split -> `describe`)."""
     return [
         name

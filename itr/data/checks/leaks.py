@@ -10,8 +10,8 @@ from pathlib import PurePath
 import numpy as np
 
 from itr.data.images.decode import read_bytes
-from itr.data.layouts.shards.samples import Samples
-from itr.data.records import NUMBERED, Record, Slice, Split
+from itr.data.layouts.shards.samples import ShardSamples
+from itr.data.records import SEQUENTIAL_ID, Record, Slice, Split
 from itr.errors import DataError
 
 SHOWN = 3
@@ -70,7 +70,7 @@ def _in_tars(train: Split, split: Split) -> list[str]:
     Only pictures of as many bytes are read; where those are many, only with a text, name or id that
     is equal, too.
     """
-    whole = isinstance(train.records, Samples) and isinstance(split.records, Samples)
+    whole = isinstance(train.records, ShardSamples) and isinstance(split.records, ShardSamples)
     if whole and train.records.paths == split.records.paths:  # type: ignore[attr-defined]
         return []  # parts of the same tars, which never overlap
     own = _sizes(split.records)
@@ -95,7 +95,7 @@ def _is_wanted(record: Record, wanted: Set[tuple[int, object]]) -> bool:
 
 def _sizes(records: Sequence[Record]) -> np.ndarray:
     """Bytes of each picture inside a tar, int64 [N]."""
-    if isinstance(records, Samples):
+    if isinstance(records, ShardSamples):
         return records.images[:, 1]
     return np.array([_size(record) for record in records], np.int64)
 
@@ -109,7 +109,7 @@ def _marks(record: Record) -> Iterator[object]:
     """What two records of one picture may share."""
     file = _file(record)
     yield "name", PurePath(file).name
-    if NUMBERED not in record.extra:
+    if SEQUENTIAL_ID not in record.extra:
         yield "id", record.image_id
     if isinstance(record.image, Slice):
         yield "text", record.captions[0]

@@ -27,7 +27,7 @@ FOLDER = "folder"
 
 
 @dataclass
-class ClassesConfig:
+class ClassificationConfig:
     """Options of ``data=imagefolder`` and ``data=torchvision``."""
 
     name: str
@@ -38,10 +38,10 @@ class ClassesConfig:
     decoder: str = "torchvision"
 
 
-class Classes:
+class ClassificationDataset:
     """``names`` of the K classes, the pictures, and the ``templates`` of their prompts."""
 
-    def __init__(self, config: ClassesConfig):
+    def __init__(self, config: ClassificationConfig):
         root = Path(config.root).expanduser()
         if not root.is_dir():
             raise DataError(f"data.root={config.root}: no such folder; type data.root=DIR")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from itr.data.doctor.report import NOTE, REFUSED, WARNING, Report
 from itr.data.images.decode import decode, name_of, read_bytes
-from itr.data.layouts.shards.samples import Samples
+from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Slice, Split
 from itr.errors import DataError
 
@@ -169,12 +169,12 @@ def check_pictures(split: Split, report: Report, workers: int, advance: Advance)
 def _report_broken(split: Split, broken: list[str], report: Report) -> None:
     if not broken:
         return
-    left_out = split.name.startswith("train") or isinstance(split.records, Samples)
-    level = WARNING if left_out and len(broken) <= split.may_break else REFUSED
+    left_out = split.name.startswith("train") or isinstance(split.records, ShardSamples)
+    level = WARNING if left_out and len(broken) <= split.broken_limit else REFUSED
     fate = (
         "they are left out"
         if level == WARNING
-        else f"more than the {split.may_break} that data.max_broken allows; training stops"
+        else f"more than the {split.broken_limit} that data.max_broken allows; training stops"
         if left_out
         else "evaluation needs every picture and refuses"
     )

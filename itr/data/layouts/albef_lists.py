@@ -20,7 +20,7 @@ from itr.data.layouts.json_annotations import (
     require_apart,
     text_in,
 )
-from itr.data.records import NUMBERED, Record, Split
+from itr.data.records import SEQUENTIAL_ID, Record, Split
 from itr.errors import DataError
 
 FOLDERS = ("", "data", "annotations", "albef")  # below data.root
@@ -95,7 +95,7 @@ def _record(image: str, own_id: int | None, place: int, captions: list[tuple[int
     """The ``place``-th image, whose id is its place where it has none."""
     texts, numbers = tuple(text for _, text in captions), tuple(number for number, _ in captions)
     if own_id is None:
-        return Record(place, image, texts, numbers, {NUMBERED: True})
+        return Record(place, image, texts, numbers, {SEQUENTIAL_ID: True})
     return Record(own_id, image, texts, numbers)
 
 

@@ -22,7 +22,7 @@ from itr.data.layouts.json_annotations import (
     require_apart,
     text_in,
 )
-from itr.data.records import NUMBERED, Record, Split
+from itr.data.records import SEQUENTIAL_ID, Record, Split
 from itr.errors import DataError
 
 PREFIX = "dataset_"
@@ -133,7 +133,7 @@ def _record(where: str, image: Any, number: int, first_caption: int) -> tuple[st
         image=os.path.join(folder, name),
         captions=tuple(captions),
         caption_ids=tuple(ids),
-        extra={NUMBERED: True} if all(image.get(key) is None for key in IDS) else {},
+        extra={SEQUENTIAL_ID: True} if all(image.get(key) is None for key in IDS) else {},
     )
 
 

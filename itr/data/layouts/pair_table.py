@@ -18,7 +18,7 @@ from itr.data.config import DataConfig
 from itr.data.layout import coco_id, find_files, root_of, split_in
 from itr.data.layouts.json_annotations import kind, place_pictures, require_apart
 from itr.data.layouts.tabular import ENDINGS, read_rows
-from itr.data.records import NUMBERED, Record, Split
+from itr.data.records import SEQUENTIAL_ID, Record, Split
 from itr.errors import ConfigError, DataError
 
 # What people call a column; data.columns names others. The first that a table has counts.
@@ -172,7 +172,7 @@ def _record(number: int, image: str, found: Mapping[str, Any]) -> Record:
         own = number if named is None else named
     extra = {} if found[SECOND] is None else {SECOND: found[SECOND]}
     if found["id"] is None and coco_id(image) is None:
-        extra[NUMBERED] = True
+        extra[SEQUENTIAL_ID] = True
     return Record(own, image, tuple(found["texts"]), tuple(found["ids"]), extra)
 
 

@@ -40,7 +40,7 @@ def read_split(folder: str | Path, split: str, dev_captions: int | None = None) 
 
     ``dev_captions`` cuts a split named ``dev`` to its first captions (the authors' habit). Raises
     DataError that names the file for anything that cannot be used; of the features only a sample
-    is looked at here, `check_split` looks at all.
+    is looked at here, `check_regions_finite` looks at all.
     """
     folder = Path(folder)
     ims, caps = folder / f"{split}{IMS}", folder / f"{split}{CAPS}"
@@ -166,7 +166,7 @@ def _header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
     return shape, dtype, start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
 
-def check_split(split: Split, cache_dir: str | Path | None = None) -> None:
+def check_regions_finite(split: Split, cache_dir: str | Path | None = None) -> None:
     """Look at every region of ``split`` for NaN and infinity, in chunks of about 64 MB.
 
     With ``cache_dir`` a file that passed is remembered by its path, size and time of change.

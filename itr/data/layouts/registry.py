@@ -30,7 +30,7 @@ from itr.data.records import OTHER_CAPTION, Record, Split
 from itr.errors import ConfigError, DataError
 from itr.instantiate import nearest
 
-__all__ = ["KINDS", "LAYOUTS", "DataConfig", "open_split", "places_in", "require_readers"]
+__all__ = ["KINDS", "LAYOUTS", "DataConfig", "open_split", "find_layouts", "require_enough_shards"]
 
 FINDERS: dict[str, Callable[[DataConfig], Place | None]] = {
     "precomp": precomp_layout.find,
@@ -74,11 +74,11 @@ def open_split(data: DataConfig, split: str, kind: str, second: bool = False) ->
     if split == "train":
         opened = mismatch(opened, data)
         if kind == "pixels":  # one bad picture does not end a run of hours
-            opened.may_break = max(opened.may_break, int(data.max_broken * opened.n_images))
+            opened.broken_limit = max(opened.broken_limit, int(data.max_broken * opened.n_images))
     return opened
 
 
-def require_readers(
+def require_enough_shards(
     data: DataConfig, kind: str, second: bool, world: int, workers: int, split: str = "train"
 ) -> None:
     """Raise ConfigError if ``world`` x ``workers`` readers outnumber the tars of ``split``.
@@ -91,10 +91,10 @@ def require_readers(
     if isinstance(place, reader.Shards):
         names = data.splits.get(split, split).split("+")
         count = sum(len(place.paths(name)) for name in names)
-        reader.require_readers(count, world, workers, str(place.path))
+        reader.require_enough_shards(count, world, workers, str(place.path))
 
 
-def places_in(data: DataConfig) -> dict[str, Place]:
+def find_layouts(data: DataConfig) -> dict[str, Place]:
     """Every layout that ``data`` names or that lies below ``data.root``, by name, in `ORDER`."""
     if data.train is not None:
         names: tuple[str, ...] = ("table",)
@@ -167,7 +167,7 @@ def _read(place: Place, names: str) -> Split:
         name=names,
         records=records,
         second=list(itertools.chain(*seconds)) if all(seconds) else None,
-        may_break=sum(split.may_break for split in splits),
+        broken_limit=sum(split.broken_limit for split in splits),
         source=" + ".join(dict.fromkeys(split.source for split in splits)),
         notes=tuple(dict.fromkeys(note for split in splits for note in split.notes)),
     )

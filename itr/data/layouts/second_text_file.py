@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from itr.data.layouts.shards.samples import Samples
+from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.layouts.tabular import ENDINGS, read_rows
-from itr.data.records import NUMBERED, OTHER_CAPTION, Record, Split
+from itr.data.records import OTHER_CAPTION, SEQUENTIAL_ID, Record, Split
 from itr.errors import DataError
 
 SHOWN = 3
@@ -62,12 +62,12 @@ def join_second(path: Path, split: Split, max_broken: float) -> Split:
     if len(second) == len(found):
         return dataclasses.replace(split, second=second)
     samples, lost = split.records, np.flatnonzero(~having)
-    tars = isinstance(samples, Samples)
+    tars = isinstance(samples, ShardSamples)
     called = [_called(samples[int(n)]) for n in lost[:SHOWN]]
     more = ", ..." if len(lost) > SHOWN else ""
     names = f"{called[0][0]}s {', '.join(name for _, name in called)}{more}"
     told = f"{path}: no caption for {len(lost)} of {len(found)} images ({names})"
-    if not isinstance(samples, Samples) or len(lost) > max_broken * len(found):
+    if not isinstance(samples, ShardSamples) or len(lost) > max_broken * len(found):
         more = f", more than data.max_broken={max_broken} allows" if tars else ""
         raise DataError(f"{told}{more}; its keys look like {', '.join(keys) or 'nothing'}")
     return dataclasses.replace(
@@ -82,14 +82,14 @@ def _called(record: Record) -> tuple[str, str]:
     """What to call an image in a message: kind of name, name."""
     if key := record.extra.get("key"):
         return "key", str(key)
-    if NUMBERED not in record.extra:
+    if SEQUENTIAL_ID not in record.extra:
         return "id", str(record.image_id)
     return "file", Path(str(record.extra.get("file") or record.image)).name
 
 
 def _all_names(records: Sequence[Record]) -> Iterator[Names]:
     """What each record is called; samples of shards, which are many, are not made for it."""
-    if isinstance(records, Samples):
+    if isinstance(records, ShardSamples):
         rows = zip(
             records.keys, records.names, records.ids.tolist(), records.given.tolist(), strict=True
         )
@@ -99,7 +99,7 @@ def _all_names(records: Sequence[Record]) -> Iterator[Names]:
                 str(record.extra.get("key", "")),
                 str(record.extra.get("file") or _path(record)),
                 record.image_id,
-                NUMBERED not in record.extra,
+                SEQUENTIAL_ID not in record.extra,
             )
             for record in records
         )  # type: ignore[assignment]

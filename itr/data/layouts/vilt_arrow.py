@@ -17,7 +17,7 @@ import numpy as np
 from itr.data.config import DataConfig
 from itr.data.layout import coco_id, find_files, root_of, split_in
 from itr.data.layouts.json_annotations import require_apart
-from itr.data.records import NUMBERED, Record, Slice, Split
+from itr.data.records import SEQUENTIAL_ID, Record, Slice, Split
 from itr.errors import DataError
 
 FOLDERS = ("", "arrow")  # below data.root
@@ -91,7 +91,7 @@ def _records(path: Path, number: int, caption: int) -> Iterator[tuple[str, str, 
             ids = tuple(own_ids or range(caption, caption + len(texts)))
             if len(ids) != len(texts):
                 raise DataError(f"{where}: {len(ids)} caption ids for {len(texts)} captions")
-            extra = {"file": file} | ({NUMBERED: True} if own_id is None else {})
+            extra = {"file": file} | ({SEQUENTIAL_ID: True} if own_id is None else {})
             record = Record(number if own_id is None else own_id, image, texts, ids, extra)
             yield where, str(columns["split"][row]) if "split" in columns else "", record
             number, caption = number + 1, caption + len(texts)

@@ -20,7 +20,7 @@ from itr.batch import Batch
 from itr.data import counter_rng
 from itr.data.images.pixels import BrokenPicture, Pixels
 from itr.data.images.regions import Regions
-from itr.data.layouts.shards.reader import require_readers
+from itr.data.layouts.shards.reader import require_enough_shards
 from itr.data.loading.prefetch import run_ahead, threads
 from itr.data.loading.second_text import SecondTexts
 from itr.data.loading.shuffle import bucketed, shuffled
@@ -82,11 +82,11 @@ class TrainLoader:
                 f"batch_size={self.samples} or less"
             )
         self.batch_size = batch_size
-        self.shards = split.shards  # of each image
+        self.shards = split.shard_ids  # of each image
         if self.shards is not None and not self.by_image:
             self.shards = self.shards[split.text_to_image]
-        if split.shards is not None:
-            require_readers(len(np.unique(split.shards)), world, workers, split.source)
+        if split.shard_ids is not None:
+            require_enough_shards(len(np.unique(split.shard_ids)), world, workers, split.source)
         self.rank, self.share = rank, batch_size // world
         self.workers, self.pin_memory = workers, pin_memory
         self.pixels = Pixels(split, view.pixels, late) if view.kind == "pixels" else None
@@ -154,7 +154,7 @@ class TrainLoader:
                 return self._batch(epoch, drawn)
             except BrokenPicture as error:
                 self.broken.add(error.number)
-                if len(self.broken) > min(self.split.may_break, self.split.n_images - 1):
+                if len(self.broken) > min(self.split.broken_limit, self.split.n_images - 1):
                     raise
                 log.warning("%s; left out (broken so far: %d)", error, len(self.broken))
 

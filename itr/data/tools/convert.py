@@ -24,7 +24,7 @@ from itr.data.layouts.karpathy import PREFIX
 from itr.data.layouts.precomp import IMS
 from itr.data.layouts.precomp_ids import IDS, MAPPING
 from itr.data.layouts.precomp_layout import ENDING, Precomp
-from itr.data.layouts.registry import KINDS, ORDER, places_in
+from itr.data.layouts.registry import KINDS, ORDER, find_layouts
 from itr.data.layouts.tabular import ENDINGS
 from itr.data.records import Split
 from itr.data.tools.write_precomp import write_precomp
@@ -152,7 +152,7 @@ def _source(asked: argparse.Namespace) -> DataConfig:
 def _place(data: DataConfig, to: str, asked: argparse.Namespace) -> Place:
     """The layout to read; where TARGET holds regions, regions."""
     holds = "regions" if to == "precomp" and asked.regions is None else "pixels"
-    places = places_in(data)
+    places = find_layouts(data)
     for name in ORDER:
         if name in places and KINDS[name] == holds:
             return places[name]

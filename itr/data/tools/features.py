@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from itr.command import command
 from itr.data.config import DataConfig
 from itr.data.layouts.precomp_layout import ENDING
-from itr.data.layouts.registry import KINDS, places_in
+from itr.data.layouts.registry import KINDS, find_layouts
 from itr.data.loading.loader import image_batches
 from itr.data.records import Record, Split
 from itr.data.tools.write_precomp import Source, write_precomp
@@ -104,7 +104,7 @@ def extract(asked: argparse.Namespace) -> None:
     target = Path(asked.out).expanduser()
     if target.exists():
         raise ConfigError(f"--out {target}: exists already; name a folder that does not")
-    splits = picture_splits(asked.images, asked.name)
+    splits = image_splits(asked.images, asked.name)
     grid = open_grid(asked.backbone, asked.weights, asked.size, asked.grid, asked.device)
     for part, split in splits.items():
         print(f"{part}: {split.n_images:,} pictures, {split.layout} layout, {split.source}")
@@ -123,9 +123,9 @@ def extract(asked: argparse.Namespace) -> None:
     print(*told, sep="\n")
 
 
-def picture_splits(folder: str, name: str | None) -> dict[str, Split]:
+def image_splits(folder: str, name: str | None) -> dict[str, Split]:
     """train, val and test of the data set with pictures in ``folder``."""
-    places = places_in(DataConfig(name or "?", folder))
+    places = find_layouts(DataConfig(name or "?", folder))
     place = next((place for key, place in places.items() if KINDS[key] == "pixels"), None)
     if place is None:
         raise DataError(

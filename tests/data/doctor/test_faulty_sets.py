@@ -12,10 +12,10 @@ import shutil
 
 import pytest
 
-from itr.data.checks.decodable import require_pictures
+from itr.data.checks.decodable import require_decodable
 from itr.data.doctor.cli import main
 from itr.data.layouts.json_annotations import load_json
-from itr.data.layouts.precomp import check_split, open_regions, read_captions
+from itr.data.layouts.precomp import check_regions_finite, open_regions, read_captions
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.errors import DataError
 from itr.jobs.build import build_parts
@@ -127,25 +127,25 @@ def test_a_cache_that_cannot_be_used_stops_nothing(sound, tmp_path):
     """What is kept of pictures and regions: damaged, or in a place where nothing can be written."""
     data = DataConfig("coco", str(sound / "karpathy"))
     split = open_split(data, "val", "pixels")
-    require_pictures(split, tmp_path)
+    require_decodable(split, tmp_path)
     (kept,) = tmp_path.iterdir()
     for damage in (b"{", b"[1]", b'{"a": 1}'):
         kept.write_bytes(damage)
-        require_pictures(split, tmp_path)
+        require_decodable(split, tmp_path)
         assert kept.read_bytes() == b"{}"
     kept.write_bytes(b'{"0": "a fault"}')
     with pytest.raises(DataError, match="a fault"):  # it is read
-        require_pictures(split, tmp_path)
+        require_decodable(split, tmp_path)
     other = dataclasses.replace(split, decoder="pillow")  # whose faults are its own
-    require_pictures(other, tmp_path)
+    require_decodable(other, tmp_path)
     kept.unlink()
     kept.mkdir()  # neither read nor replaced
-    require_pictures(split, tmp_path)
+    require_decodable(split, tmp_path)
     (tmp_path / "file").write_text("")
     regions = open_split(
         DataConfig("coco", str(sound / "precomp"), splits={"val": "dev"}), "val", "regions"
     )
-    for check, found in ((require_pictures, split), (check_split, regions)):
+    for check, found in ((require_decodable, split), (check_regions_finite, regions)):
         check(found, tmp_path / "file" / "cache")
 
 

@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from itr.data.layouts.precomp import check_same_width, check_split, read_split
+from itr.data.layouts.precomp import check_regions_finite, check_same_width, read_split
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.errors import ConfigError, DataError
 
@@ -26,7 +26,7 @@ def write(folder, split, images=4, captions=5, regions=3, width=6, dtype=np.floa
 
 def fails(folder, *words, split="train"):
     with pytest.raises(DataError) as error:
-        check_split(read_split(folder, split))
+        check_regions_finite(read_split(folder, split))
     for word in words:
         assert word in str(error.value), f"{word!r} not in: {error.value}"
 
@@ -47,7 +47,7 @@ def test_one_row_an_image(tmp_path, dtype, captions):
         first = number * captions
         assert record.caption_ids == tuple(range(first, first + captions))
         np.testing.assert_array_equal(split.regions[record.image], array[number])
-    check_split(split)
+    check_regions_finite(split)
 
 
 @pytest.mark.parametrize("images", [1, 2, 300])
@@ -180,20 +180,20 @@ def test_full_check_finds_what_the_sample_missed_and_remembers_what_passed(tmp_p
     split = read_split(tmp_path, "train")  # row 501 is not in the sample
     monkeypatch.setattr("itr.data.layouts.precomp.CHUNK_BYTES", 100 * array[0].nbytes)
     with pytest.raises(DataError, match="row 501, region 1, column 1"):
-        check_split(split, tmp_path / "cache")
+        check_regions_finite(split, tmp_path / "cache")
     array[501, 1, 1] = 0
     np.save(tmp_path / "train_ims.npy", array)
     split = read_split(tmp_path, "train")
-    check_split(split, tmp_path / "cache")
+    check_regions_finite(split, tmp_path / "cache")
     stamps = list((tmp_path / "cache").iterdir())
     assert len(stamps) == 1
     monkeypatch.setattr(
         "itr.data.layouts.precomp._require_finite", None
     )  # would fail if it were called
-    check_split(split, tmp_path / "cache")
+    check_regions_finite(split, tmp_path / "cache")
     os.utime(tmp_path / "train_ims.npy", (1, 1))
     with pytest.raises(TypeError):
-        check_split(split, tmp_path / "cache")
+        check_regions_finite(split, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from itr.data.images.decode import read_bytes
-from itr.data.layouts.registry import DataConfig, open_split, places_in
+from itr.data.layouts.registry import DataConfig, find_layouts, open_split
 from itr.errors import ConfigError, DataError
 from tests.data import worlds
 from tests.data.worlds import PARTS, PIXEL_LAYOUTS, make_items
@@ -47,7 +47,7 @@ def test_every_layout_gives_the_same_records(tmp_path, layout):
         if layout not in ("lists", "arrow"):  # which hold no ids of captions
             ids = [item.sentids for item in items if item.part == part]
             assert [list(record.caption_ids) for record in split.records] == ids
-    (place,) = places_in(config(tmp_path)).values()
+    (place,) = find_layouts(config(tmp_path)).values()
     parts = sorted(name.rstrip("2014") for name in place.splits())
     assert parts == sorted(PARTS)
 
@@ -91,7 +91,7 @@ def test_of_several_layouts_the_first_is_read_and_the_others_are_named(tmp_path)
         assert chosen.layout == layout and seen(chosen) == expected(items, "val")
         assert not any("also there" in note for note in chosen.notes)
     assert open_split(config(tmp_path), "train", "pixels", second=True).layout == "table"
-    assert list(places_in(config(tmp_path))) == list(PIXEL_LAYOUTS)
+    assert list(find_layouts(config(tmp_path))) == list(PIXEL_LAYOUTS)
 
 
 @pytest.mark.parametrize("layout", ["karpathy", "lists", "arrow", "precomp"])
@@ -175,7 +175,7 @@ def test_splits_in_tables_of_their_own_and_columns_of_other_names(tmp_path):
     data = DataConfig("table", str(tmp_path), **options)
     sizes = [open_split(data, part, "pixels").n_images for part in PARTS]
     assert sizes == [8, 2, 2]
-    assert places_in(data)["table"].splits() == ["test", "train", "val"]
+    assert find_layouts(data)["table"].splits() == ["test", "train", "val"]
     with pytest.raises(DataError, match=r"no column image or filepath.*its columns: photo, words"):
         open_split(DataConfig("table", str(tmp_path)), "train", "pixels")
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from itr.data.layouts.shards.packed_strings import Strings
+from itr.data.layouts.shards.packed_strings import PackedStrings
 from itr.data.text import tokenizer as tokenizer_module
 from itr.data.text.open import SPECIALS, Tokenizer, augment, build_table
 from itr.errors import CheckpointError, ConfigError
@@ -278,7 +278,7 @@ def test_pieces_of_captions_give_the_same_ids_and_the_same_file(tmp_path, tokeni
     for size in (1, 2, 100_000):
         with monkeypatch.context() as patch:
             patch.setattr(tokenizer_module, "CHUNK", size)
-            for captions in (CAPTIONS, Strings.of(["before", *CAPTIONS, "after"])[1:-1]):
+            for captions in (CAPTIONS, PackedStrings.of(["before", *CAPTIONS, "after"])[1:-1]):
                 assert same(tokenizer.tokenize(captions, TextView()), whole)
                 assert same(build_table(tokenizer, captions, TextView(), tmp_path), whole)
     assert [path.name for path in tmp_path.iterdir()] == [f"tokens-{named}.npz"]

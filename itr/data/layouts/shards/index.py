@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from itr.data.kept import keep
-from itr.data.layouts.shards.packed_strings import Strings
+from itr.data.layouts.shards.packed_strings import PackedStrings
 from itr.data.layouts.shards.tar import Broken, Members, Usable, usable
 from itr.errors import DataError
 
@@ -33,10 +33,10 @@ class ShardList:
     ids: np.ndarray  # [N] int64: image_id of the .json; -1: none
     counts: np.ndarray  # [N] int64: captions of each; one, as a rule
     text_ids: np.ndarray  # [C] int64: caption ids; -1: none
-    keys: Strings  # [N]
-    names: Strings  # [N]: of the pictures' files
-    texts: Strings  # [C]
-    second: Strings  # [N]: empty strings where there is none
+    keys: PackedStrings  # [N]
+    names: PackedStrings  # [N]: of the pictures' files
+    texts: PackedStrings  # [C]
+    second: PackedStrings  # [N]: empty strings where there is none
     broken: dict[str, int] = field(default_factory=dict)  # reason -> samples left out
     examples: dict[str, str] = field(default_factory=dict)  # reason -> the first such key
     fault: str = ""  # of the tar itself; what follows it is not read
@@ -102,10 +102,10 @@ def _make(path: Path, size: int, second_key: str) -> ShardList:
         ids=np.array([s.image_id for s in found], np.int64),
         counts=np.array([len(s.captions) for s in found], np.int64),
         text_ids=np.array([number for s in found for number in s.caption_ids], np.int64),
-        keys=Strings.of(s.key for s in found),
-        names=Strings.of(s.name for s in found),
-        texts=Strings.of(caption for s in found for caption in s.captions),
-        second=Strings.of(s.second for s in found),
+        keys=PackedStrings.of(s.key for s in found),
+        names=PackedStrings.of(s.name for s in found),
+        texts=PackedStrings.of(caption for s in found for caption in s.captions),
+        second=PackedStrings.of(s.second for s in found),
         broken=dict(broken),
         examples=examples,
         fault=members.fault,
@@ -122,7 +122,7 @@ def _read(path: Path) -> ShardList | None:
             rest = json.loads(file["rest"].tobytes())
             parts: dict[str, Any] = {key: file[key] for key in ARRAYS}
             for key in STRINGS:
-                parts[key] = Strings(file[f"{key}_block"], file[f"{key}_offsets"])
+                parts[key] = PackedStrings(file[f"{key}_block"], file[f"{key}_offsets"])
             return ShardList(**parts, **rest)
     except FileNotFoundError:
         return None

@@ -18,7 +18,7 @@ from itr.data.config import DataConfig
 from itr.data.layout import ALIASES, root_of
 from itr.data.layouts.shards.build_index import list_shards
 from itr.data.layouts.shards.damage import Losses
-from itr.data.layouts.shards.samples import Samples
+from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Split
 from itr.errors import ConfigError, DataError
 
@@ -85,7 +85,7 @@ class Shards:
             self.layout,
             samples,
             second=second,
-            may_break=int(self.max_broken * len(samples)),
+            broken_limit=int(self.max_broken * len(samples)),
             decoder=self.decoder,
             source=str(paths[0] if len(paths) == 1 else paths[0].parent),
             notes=tuple(notes),
@@ -100,7 +100,7 @@ class Shards:
 class Whole:
     """All samples of some tars, and what they lack."""
 
-    samples: Samples
+    samples: ShardSamples
     losses: Losses
 
 
@@ -115,7 +115,7 @@ def _opened(paths: Sequence[Path], second_key: str, cache: str | Path | None) ->
     found = _in_memory.get(key)
     if found is None:
         lists = list_shards(paths, second_key, cache)
-        found = _in_memory[key] = Whole(Samples.of(paths, lists), Losses.of(paths, lists))
+        found = _in_memory[key] = Whole(ShardSamples.of(paths, lists), Losses.of(paths, lists))
     return found
 
 
@@ -191,7 +191,7 @@ def _part(split: str, total: int, held_out: float, source: str) -> slice:
     return slice(first, last)
 
 
-def require_readers(count: int, world: int, workers: int, source: str) -> None:
+def require_enough_shards(count: int, world: int, workers: int, source: str) -> None:
     """Raise ConfigError where readers outnumber ``count`` shards: they would wait for one file."""
     readers = world * max(1, workers)
     if readers > count:

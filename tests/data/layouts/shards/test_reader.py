@@ -13,7 +13,7 @@ import torch
 from itr.data.images.decode import decode, read_bytes
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.data.layouts.shards import build_index, index
-from itr.data.layouts.shards.packed_strings import Strings
+from itr.data.layouts.shards.packed_strings import PackedStrings
 from itr.data.layouts.shards.reader import find_shards
 from itr.data.loading.loader import TrainLoader, image_batches
 from itr.data.loading.second_text import open_second
@@ -326,7 +326,7 @@ def test_the_parts_of_a_place_share_what_was_read(tmp_path, monkeypatch):
         val, test = (opened(tmp_path, name, held_out=2) for name in ("val", "test"))
     whole = train.records.whole.samples
     assert len(whole) == 12
-    for name in ("shards", "images", "ids", "text_ids"):
+    for name in ("shard_ids", "images", "ids", "text_ids"):
         assert np.shares_memory(getattr(train.records, name), getattr(whole, name))
         assert not np.shares_memory(getattr(val.records, name), getattr(whole, name))
     for part in (val, test):
@@ -460,14 +460,17 @@ def test_pictures_that_cannot_be_decoded_give_way(tmp_path, caplog):
         list(strict.epoch(0))
 
 
-# Strings
+# PackedStrings
 
 
 def test_strings_are_a_sequence():
     texts = ["", "é漢", "a", "", "end"]
-    strings = Strings.of(texts)
+    strings = PackedStrings.of(texts)
     assert list(strings) == texts and strings[-1] == "end" and list(strings[1:3]) == texts[1:3]
-    assert list(Strings.joined([strings, Strings.of([]), strings[2:]])) == [*texts, *texts[2:]]
-    assert len(Strings.joined([])) == 0
+    assert list(PackedStrings.joined([strings, PackedStrings.of([]), strings[2:]])) == [
+        *texts,
+        *texts[2:],
+    ]
+    assert len(PackedStrings.joined([])) == 0
     with pytest.raises(IndexError):
         strings[5]
