@@ -1,6 +1,6 @@
-"""Who else trains, and what they hold: rank, world, gathering. W ranks, B rows of one rank.
+"""Distributed helpers: rank, world size, collectives. W ranks, B rows per rank.
 
-Every function works without a process group, where it answers for one process.
+Without a process group every function behaves as for a single process.
 """
 
 from __future__ import annotations
@@ -18,218 +18,231 @@ from torch import Tensor
 
 from itr.errors import Stopped
 
-Gradient = Literal["none", "own", "full"]
+GatherGradient = Literal["none", "local", "full"]
 T = TypeVar("T")
-PATIENCE = timedelta(days=2)  # how long ranks wait for one that prepares data
-_waiting: Any = None  # the group of those that wait so long
-_alone = False
+PREPARATION_TIMEOUT = timedelta(days=2)  # ranks wait this long while rank 0 prepares data
+_preparation_group: Any = None  # the process group with that timeout
+_single_process = False
 
 
-def launched() -> bool:
-    """Whether somebody started this process as one of several (torchrun sets these)."""
+def is_launched() -> bool:
+    """Whether a launcher started this process (torchrun and Slurm jobs set these variables)."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def planned_world(devices: int, nodes: int) -> int:
-    """How many processes will train together: what the launcher says, else what was asked for."""
-    return int(os.environ["WORLD_SIZE"]) if launched() else devices * nodes
+def planned_world_size(devices: int, nodes: int) -> int:
+    """The world size of this training: the launcher's, or ``devices * nodes`` without one."""
+    return int(os.environ["WORLD_SIZE"]) if is_launched() else devices * nodes
 
 
 def local_rank() -> int:
-    """This process's number on its machine, from 0: the GPU that is its own."""
+    """Rank of this process on its node, from 0; it is also the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def local_world() -> int:
-    """How many processes this machine runs."""
+def local_world_size() -> int:
+    """Number of processes on this node."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def join(cuda: bool, timeout: float) -> None:
-    """Meet the other processes that were launched; nothing for a process on its own, or twice.
+def init(cuda: bool, timeout: float) -> None:
+    """Join the process group of a launched process; no effect otherwise, or when called again.
 
-    A collective that takes more than ``timeout`` seconds fails. Tensors of the CPU travel by gloo,
-    those of a GPU by NCCL.
+    A collective that takes more than ``timeout`` seconds fails. CPU tensors use gloo, CUDA tensors
+    NCCL.
     """
-    global _waiting
-    if not launched() or _grouped():
+    global _preparation_group
+    if not is_launched() or _has_process_group():
         return
     if cuda:
         torch.cuda.set_device(local_rank())
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout)
     )
-    _waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
-    atexit.register(leave)
+    _preparation_group = dist.new_group(backend="gloo", timeout=PREPARATION_TIMEOUT)
+    atexit.register(shutdown)
 
 
-def leave() -> None:
-    """Part from the others."""
-    global _waiting
-    if _grouped():
-        _waiting = None
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    global _preparation_group
+    if _has_process_group():
+        _preparation_group = None
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """This process's number, from 0."""
-    return dist.get_rank() if _grouped() else 0
+    """Rank of this process, from 0."""
+    return dist.get_rank() if _has_process_group() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if _grouped() else 1
+    """Number of processes that train together."""
+    return dist.get_world_size() if _has_process_group() else 1
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Inside, this process takes itself for the only one (a trial pass, which must not wait)."""
-    global _alone
-    _alone = True
+def single_process() -> Iterator[None]:
+    """Inside this context the process group is ignored: rank 0 of 1, no communication.
+
+    For trial passes that only one rank makes.
+    """
+    global _single_process
+    _single_process = True
     try:
         yield
     finally:
-        _alone = False
+        _single_process = False
 
 
 @contextmanager
-def first_alone() -> Iterator[None]:
-    """The others begin when rank 0 has done what is inside, so that they find its files."""
-    if rank() != 0 and _waiting is not None:
-        dist.barrier(_waiting)
+def rank0_first() -> Iterator[None]:
+    """Rank 0 runs the block before all other ranks, which then see the files that it wrote."""
+    if rank() != 0 and _preparation_group is not None:
+        dist.barrier(_preparation_group)
     yield
-    if rank() == 0 and _waiting is not None:
-        dist.barrier(_waiting)
+    if rank() == 0 and _preparation_group is not None:
+        dist.barrier(_preparation_group)
 
 
-def decided(decide: Callable[[], T]) -> T:
-    """What ``decide`` gives on rank 0, on every rank; or its exception, on every rank. They wait
-    for it as long as it takes."""
+def broadcast_from_rank0(function: Callable[[], T]) -> T:
+    """Call ``function`` on rank 0 only; return its result, or raise its exception, on every rank.
+
+    The other ranks wait up to `PREPARATION_TIMEOUT`.
+    """
     if world_size() == 1:
-        return decide()
-    found: list[Any] = [None, None]
+        return function()
+    outcome: list[Any] = [None, None]  # result, exception
     if rank() == 0:
         try:
-            found[0] = decide()
+            outcome[0] = function()
         except Exception as error:
-            found[1] = error
-    dist.broadcast_object_list(found, src=0, group=_waiting, device=torch.device("cpu"))
-    if found[1] is not None:
-        raise found[1]
-    return found[0]
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0, group=_preparation_group, device=torch.device("cpu"))
+    result, failure = outcome
+    if failure is not None:
+        raise failure
+    return result
 
 
-def gather_objects(own: T) -> list[T]:
-    """What every rank holds, in rank order."""
+def all_gather_objects(value: T) -> list[T]:
+    """``value`` of every rank, in rank order."""
     if world_size() == 1:
-        return [own]
-    everyone: list[Any] = [None] * world_size()
-    dist.all_gather_object(everyone, own)
-    return everyone
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 @contextmanager
-def left_together() -> Iterator[None]:
-    """Where a rank raises Stopped inside, all ranks do behind it; there they wait for each other.
+def stop_all_ranks() -> Iterator[None]:
+    """If any rank raises `Stopped` inside this context, every rank raises it on exit.
 
-    Ranks that share work have unequal numbers of batches: one that left alone would leave the
-    others in a collective.
+    Synchronizes all ranks on exit. Ranks that share work may have different numbers of batches; a
+    rank that stopped by itself would leave the others waiting in a collective.
     """
-    asked = None
+    own: Stopped | None = None
     try:
         yield
-    except Stopped as stopped:
-        asked = stopped
-    for told in gather_objects(asked):
-        if told is not None:
-            raise told
+    except Stopped as error:
+        own = error
+    for stopped in all_gather_objects(own):
+        if stopped is not None:
+            raise stopped
 
 
-def add_up(own: Tensor) -> Tensor:
-    """The sum of ``own`` over all ranks, in place."""
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum of ``tensor`` over all ranks, in place."""
     if world_size() > 1:
-        dist.all_reduce(own)
-    return own
+        dist.all_reduce(tensor)
+    return tensor
 
 
-def copy_first(tensors: Iterable[Tensor]) -> None:
-    """Each of ``tensors`` becomes what rank 0 has, in place."""
+def all_reduce_mean(tensors: Iterable[Tensor]) -> None:
+    """Mean of each tensor over all ranks, in place; one collective per dtype and device."""
+    if world_size() == 1:
+        return
+    not_empty = [tensor for tensor in tensors if tensor.numel()]
+    for kind in dict.fromkeys((t.dtype, t.device) for t in not_empty):
+        group = [t for t in not_empty if (t.dtype, t.device) == kind]
+        flat = torch.cat([t.flatten() for t in group])
+        flat = all_reduce_sum(flat).div_(world_size())
+        means = flat.split([t.numel() for t in group])
+        torch._foreach_copy_(group, [m.view_as(t) for m, t in zip(means, group, strict=True)])
+
+
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
+    """Copy each tensor of rank 0 to all ranks, in place."""
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
-class Agreement:
-    """The largest number that any rank named in the round before: nobody waits for a late one."""
+class DelayedMax:
+    """Maximum over ranks of the previous call's value (one call stale, so it never blocks)."""
 
     def __init__(self) -> None:
-        self.asked: tuple[Any, Tensor] | None = None
+        self._pending: tuple[Any, Tensor] | None = None  # collective in flight, its tensor
 
-    def __call__(self, own: int) -> int:
-        """Names ``own``; gives the answer of the round before (alone: of this one)."""
+    def __call__(self, value: int) -> int:
+        """Submit ``value``; return the maximum of the previous call, 0 at the first.
+
+        A single process gets ``value`` back.
+        """
         if world_size() == 1:
-            return own
-        answer = 0
-        if self.asked is not None:
-            self.asked[0].wait()
-            answer = int(self.asked[1])
-        value = torch.tensor(own)
-        work = dist.all_reduce(value, op=dist.ReduceOp.MAX, async_op=True)
-        self.asked = work, value
-        return answer
+            return value
+        previous = 0
+        if self._pending is not None:
+            work, maximum = self._pending
+            work.wait()
+            previous = int(maximum)
+        tensor = torch.tensor(value)
+        self._pending = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True), tensor
+        return previous
 
 
-def average(tensors: Iterable[Tensor]) -> None:
-    """Each of ``tensors`` becomes its mean over all ranks, in place."""
-    if world_size() == 1:
-        return
-    kept = [tensor for tensor in tensors if tensor.numel()]
-    for kind in dict.fromkeys((t.dtype, t.device) for t in kept):
-        alike = [t for t in kept if (t.dtype, t.device) == kind]
-        flat = torch.cat([t.flatten() for t in alike])
-        flat = add_up(flat).div_(world_size())
-        parts = flat.split([t.numel() for t in alike])
-        torch._foreach_copy_(alike, [p.view_as(t) for p, t in zip(parts, alike, strict=True)])
+def all_gather(rows: Tensor, gradient: GatherGradient = "none") -> Tensor:
+    """Concatenate the rows of all ranks in rank order: [B, ...] -> [W * B, ...], equal B.
 
+    ``gradient`` selects what flows back into ``rows``:
 
-def gather(own: Tensor, gradient: Gradient = "none") -> Tensor:
-    """The rows of all ranks, in rank order: [B, ...] -> [W * B, ...], B equal on all ranks.
+    - ``none``: nothing;
+    - ``local``: the gradient of this rank's rows in this rank's graph;
+    - ``full``: the gradient of this rank's rows in the graphs of all ranks, summed.
 
-    ``gradient`` says what flows back into ``own``: ``none``; ``own``, what comes through this
-    rank's rows in this rank's graph; ``full``, what comes through them in the graphs of all ranks,
-    summed. Where every rank computes the same loss of the gathered rows and gradients are averaged
-    over ranks, ``full`` is the gradient of that loss, and ``own`` 1/W of it.
+    If every rank computes the same loss of the gathered rows and gradients are averaged over ranks,
+    ``full`` gives the gradient of that loss and ``local`` 1/W of it.
     """
     if world_size() == 1:
-        return own.detach() if gradient == "none" else own
+        return rows.detach() if gradient == "none" else rows
     if gradient == "full":
-        return _GatherFull.apply(own)
-    everyone = _gathered(own)
-    if gradient == "own":
-        first = rank() * len(own)
-        return torch.cat([everyone[:first], own, everyone[first + len(own) :]])
-    return everyone
+        return _GatherFull.apply(rows)
+    gathered = _all_gather(rows)
+    if gradient == "local":
+        first = rank() * len(rows)
+        return torch.cat([gathered[:first], rows, gathered[first + len(rows) :]])
+    return gathered
 
 
-def _grouped() -> bool:
-    return not _alone and dist.is_available() and dist.is_initialized()
+def _has_process_group() -> bool:
+    return not _single_process and dist.is_available() and dist.is_initialized()
 
 
 @torch.no_grad()
-def _gathered(own: Tensor) -> Tensor:
-    own = own.detach().contiguous()
-    everyone = own.new_empty((world_size() * len(own), *own.shape[1:]))
-    dist.all_gather_into_tensor(everyone, own)
-    return everyone
+def _all_gather(rows: Tensor) -> Tensor:
+    rows = rows.detach().contiguous()
+    gathered = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
+    dist.all_gather_into_tensor(gathered, rows)
+    return gathered
 
 
 class _GatherFull(torch.autograd.Function):
-    """`gather` whose backward sums the gradients of all ranks and keeps this rank's rows."""
+    """`all_gather` whose backward sums the gradients of all ranks and returns this rank's rows."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        ctx.rows = len(own)
-        return _gathered(own)
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.rows = len(rows)
+        return _all_gather(rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from itr.batch import Batch
 from itr.errors import DataError
 from itr.models.base import Encoded, RetrievalModel
-from itr.parallel import add_up, gather_objects, left_together, world_size
+from itr.parallel import all_gather_objects, all_reduce_sum, stop_all_ranks, world_size
 
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Progress = Callable[[str, int, int], None]  # name of the stage, number done, total
@@ -59,7 +59,7 @@ class Encoder:
         tokens = _RowBuffer(total, self.dtype or torch.float32, 0)
         masks = _RowBuffer(total, torch.bool, False)
         done = 0
-        with torch.inference_mode(), eval_mode(self.model), left_together():
+        with torch.inference_mode(), eval_mode(self.model), stop_all_ranks():
             for batch in batches:
                 rows = batch.image_id if side == "images" else batch.caption_id
                 assert rows is not None
@@ -116,7 +116,7 @@ class _RowBuffer:
         """Give every process rank all rows. Each row is written once, so a sum copies exactly."""
         if world_size() == 1:
             return
-        shapes_by_rank = gather_objects(
+        shapes_by_rank = all_gather_objects(
             None if self.values is None else tuple(self.values.shape[1:])
         )
         shapes = [shape for shape in shapes_by_rank if shape is not None]
@@ -128,7 +128,7 @@ class _RowBuffer:
         if self.values is not None:
             rows = torch.cat(self.own)
             merged[rows, : self.values.shape[1]] = self.values[rows].to(kind)
-        self.values = add_up(merged).to(self.dtype)
+        self.values = all_reduce_sum(merged).to(self.dtype)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from itr.evaluation.retrieval_set import Subset
 from itr.evaluation.score_tables import EmbeddingTable
 from itr.evaluation.shortlists import Shortlist, ShortlistTable, nearest_candidates
 from itr.models.base import Encoded, RetrievalModel
-from itr.parallel import add_up, left_together, rank, world_size
+from itr.parallel import all_reduce_sum, rank, stop_all_ranks, world_size
 
 LENGTH_GROUPS = 8  # groups of captions of similar length
 
@@ -125,7 +125,7 @@ class _PairScorer:
         count, device = len(texts.pooled), texts.pooled.device
         values, turn = torch.zeros(len(keys), device=device), 0
         trimmed = not model.view.padding_is_arithmetic
-        with left_together():
+        with stop_all_ranks():
             for group, cut_texts in by_length(texts, keys % count, trimmed):
                 images_of = keys[group] // count
                 for block in pair_blocks(images_of, model.rerank_block, self.batch_size):
@@ -138,7 +138,7 @@ class _PairScorer:
                         values[indices[new].to(device)] = scored[new.to(scored.device)]
                     turn += 1
                     counter.add(len(new))
-        return add_up(values)
+        return all_reduce_sum(values)
 
 
 def by_length(texts: Encoded, text_of: Tensor, trimmed: bool) -> Iterator[tuple[Tensor, Encoded]]:

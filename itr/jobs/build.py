@@ -50,7 +50,7 @@ class Parts:
 
 def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     """Open and check the data, build tokenizer and model."""
-    with parallel.first_alone():  # what is made on first use is made once
+    with parallel.rank0_first():  # what is made on first use is made once
         return _build_parts(config, values)
 
 

@@ -57,10 +57,10 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     check_options(config)
     keep = tracked(config.tracker)
     cuda = pick_device(config.device).type == "cuda"
-    if config.devices > 1 and not parallel.launched():
+    if config.devices > 1 and not parallel.is_launched():
         return launch(evaluate, values, config.devices, 1, cuda)
     if config.task.name == "retrieval" and config.scores is None:  # what processes can share
-        parallel.join(cuda, config.runtime.collective_timeout)
+        parallel.init(cuda, config.runtime.collective_timeout)
     share_threads(config.runtime.threads)
     console = Console(quiet=parallel.rank() > 0)
     kept: Kept | None = None
@@ -187,7 +187,7 @@ def _evaluate_checkpoints(config: EvalConfig, console: Console) -> tuple[dict[st
     for source in config.checkpoints:
         loaded = load_checkpoint(source, config.model, device)
         loaded.origin |= {} if config.trained_on is None else {"trained_on": config.trained_on}
-        with parallel.first_alone():  # what is made on first use is made once
+        with parallel.rank0_first():  # what is made on first use is made once
             evaluator = make_evaluator(config, loaded, config.split, device)
         with Display(console, 0, training=False) as display:
             members.append(_encode(config, loaded, evaluator, display.evaluation))
@@ -246,7 +246,7 @@ def _encode(config: EvalConfig, loaded: Loaded, evaluator: Evaluator, progress: 
         path, provenance = Path(config.embeddings), evaluator.provenance(loaded.origin)
         if "image_size" in loaded.origin:
             provenance["image_size"] = loaded.origin["image_size"]
-        if parallel.decided(path.exists):
+        if parallel.broadcast_from_rank0(path.exists):
             log.info("embeddings are read from %s", path)
             encoded = stored_embeddings.load(path, provenance, tokens, evaluator.device)
         else:

@@ -33,7 +33,7 @@ def departures(config: TrainConfig) -> list[str]:
 
 def _other_share(config: TrainConfig, theirs: int) -> str | None:
     """Where negatives are drawn among the pairs of a device, their number is part of the method."""
-    world = parallel.planned_world(config.devices, config.nodes)
+    world = parallel.planned_world_size(config.devices, config.nodes)
     own = config.batch_size // world
     if own == theirs:
         return None

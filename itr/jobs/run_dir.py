@@ -162,7 +162,7 @@ def taken(path: Path) -> Iterator[None]:
                 half.unlink(missing_ok=True)
             shutil.rmtree(path / RANKS, ignore_errors=True)
 
-        parallel.decided(take)  # rank 0 holds it for all
+        parallel.broadcast_from_rank0(take)  # rank 0 holds it for all
         yield
 
 

@@ -40,10 +40,10 @@ def train(values: dict[str, Any]) -> dict[str, Any]:
     """
     config = check_config(values)
     cuda = pick_device(config.device).type == "cuda"
-    if config.devices * config.nodes > 1 and not parallel.launched():
+    if config.devices * config.nodes > 1 and not parallel.is_launched():
         return launch(train, values, config.devices, config.nodes, cuda)
     with StopRequest() as stop:
-        parallel.join(cuda, config.runtime.collective_timeout)
+        parallel.init(cuda, config.runtime.collective_timeout)
         results = _train(config, values, stop)
         stop.check("stopped by a signal when the run was finished")  # a multirun goes no farther
     return results
@@ -51,7 +51,7 @@ def train(values: dict[str, Any]) -> dict[str, Any]:
 
 def _train(config: TrainConfig, values: dict[str, Any], stop: StopRequest) -> dict[str, Any]:
     console = Console(quiet=parallel.rank() > 0)
-    folder, finished = parallel.decided(lambda: run_dir.open_run(values))
+    folder, finished = parallel.broadcast_from_rank0(lambda: run_dir.open_run(values))
     if finished is not None:
         console.print(f"{folder} is finished already; overwrite=true trains it again")
         console.print(results_table(finished, str(folder)))
@@ -60,7 +60,9 @@ def _train(config: TrainConfig, values: dict[str, Any], stop: StopRequest) -> di
     open_log(None, console)
     try:
         parts = build_parts(config, values)
-        sizes = parallel.decided(lambda: checkpointing.check_space(folder, parts.model))
+        sizes = parallel.broadcast_from_rank0(
+            lambda: checkpointing.check_space(folder, parts.model)
+        )
         with run_dir.taken(folder):
             if parallel.rank() == 0:
                 run_dir.keep_manifest(folder, parts.manifest)
@@ -86,7 +88,9 @@ def _run(
     """Train, test the chosen checkpoint, keep what came of it."""
     last: Path | None = None
     if config.resume == "auto":
-        last = parallel.decided(lambda: checkpointing.find_last(folder / "checkpoints"))
+        last = parallel.broadcast_from_rank0(
+            lambda: checkpointing.find_last(folder / "checkpoints")
+        )
     with _open_trackers(config, folder, values, last is not None) as tracker:
         trainer = Trainer(
             config,

@@ -126,7 +126,7 @@ def _work(job: Job, values: dict[str, Any], folder: str) -> dict[str, Any] | Sto
         _go(FAILED)
     except KeyboardInterrupt:  # or torch's wrapper would call it a success
         _go(INTERRUPTED)
-    parallel.leave()
+    parallel.shutdown()
     return outcome
 
 

@@ -353,9 +353,9 @@ class ALBEF(RetrievalModel):
         if self.pending is None:
             return
         (keys, ids), self.pending = self.pending, None
-        self.image_queue.enqueue(parallel.gather(keys.images))
-        gathered = None if self.pretrains else parallel.gather(ids)
-        self.text_queue.enqueue(parallel.gather(keys.texts), gathered)
+        self.image_queue.enqueue(parallel.all_gather(keys.images))
+        gathered = None if self.pretrains else parallel.all_gather(ids)
+        self.text_queue.enqueue(parallel.all_gather(keys.texts), gathered)
 
     # 3.2 and 3.3 Image-text contrast with momentum distillation
 

@@ -41,7 +41,7 @@ from itr.view import Facts, PixelView, TextView, View
 
 POSITIONS = "images.positional_embedding"
 MAX_LOG_SCALE = math.log(100.0)
-GATHER: dict[str, parallel.Gradient] = {"full": "full", "local": "own"}
+GATHER: dict[str, parallel.GatherGradient] = {"full": "full", "local": "local"}
 
 
 @dataclass
@@ -283,8 +283,8 @@ class ALIP(RetrievalModel):
         ``positive_pairs`` are counted over all ranks (0: not counted)."""
         gradient = GATHER[self.config.gather_grad]
         with torch.autocast(ids.device.type, enabled=False):
-            x, t, c = parallel.gather(torch.stack([x, t, c], dim=1), gradient).unbind(dim=1)
-            ids = parallel.gather(ids)
+            x, t, c = parallel.all_gather(torch.stack([x, t, c], dim=1), gradient).unbind(dim=1)
+            ids = parallel.all_gather(ids)
             gates = self.gates(x, t, c)
             terms = Terms({}, self._report(gates))
             for name, texts, pair in (("raw", t, gates.raw), ("caption", c, gates.caption)):

@@ -35,7 +35,7 @@ from itr.nn.attention import TransformerLayer
 from itr.nn.bert.bert import TextConfig, bert_states, build_bert, settled
 from itr.nn.pooling import masked_mean, masked_top2_mean, unit_length
 from itr.nn.region_layers import RegionMLP
-from itr.parallel import gather, world_size
+from itr.parallel import all_gather, world_size
 from itr.view import CaptionAugment, Facts, RegionView, TextView, View
 
 
@@ -397,16 +397,16 @@ class HREM(RetrievalModel):
         if world_size() > 1:  # the graph, and the sampler, see the pairs of all ranks
             graph = not self._graph_sleeps(clock)
             images, texts = self._meet(images, graph), self._meet(texts, graph)
-            ids, pairs = gather(ids), batch.shared_pairs
+            ids, pairs = all_gather(ids), batch.shared_pairs
         return self.criterion(images, texts, ids, pairs, clock, draws)
 
     def _meet(self, side: Side, graph: bool) -> Side:
         """``side`` of all ranks; fragments, which carry no gradient, only for the ``graph``."""
-        unit = gather(side.unit, "full")
+        unit = all_gather(side.unit, "full")
         if not graph:
             return Side(unit, unit, side.fragments, side.mask)
-        raw = unit if self.config.graph.norm_input else gather(side.raw, "full")
-        return Side(unit, raw, gather(side.fragments), gather(side.mask))
+        raw = unit if self.config.graph.norm_input else all_gather(side.raw, "full")
+        return Side(unit, raw, all_gather(side.fragments), all_gather(side.mask))
 
     def criterion(
         self,

@@ -111,9 +111,9 @@ class Side(NamedTuple):
 def with_wrong(side: Side, wrong: Tensor) -> Side:
     """``side``'s rows and, behind them, the rows ``wrong`` [B] of those that all ranks hold, with
     the gradient of every rank's loss."""
-    embeds, mask = parallel.gather(side.embeds, gradient="full").index_select(0, wrong), None
+    embeds, mask = parallel.all_gather(side.embeds, gradient="full").index_select(0, wrong), None
     if side.mask is not None:
-        mask = torch.cat([side.mask, parallel.gather(side.mask).index_select(0, wrong)])
+        mask = torch.cat([side.mask, parallel.all_gather(side.mask).index_select(0, wrong)])
     return Side(side.feats, torch.cat([side.embeds, embeds]), mask)
 
 
@@ -331,7 +331,7 @@ class MultiSEA(RetrievalModel):
     ) -> Terms:
         """Both terms over one micro-batch; ``ids`` [B] say which pairs share an image."""
         terms = Terms({}, {"temp": self.temp.detach(), "alpha": self.alpha.detach()})
-        gather = parallel.gather
+        gather = parallel.all_gather
         self.pending = everyone = gather(images.feats), gather(texts.feats), gather(ids)
         if self.wants("itc"):
             loss = self.slots["itc"]

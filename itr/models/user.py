@@ -29,7 +29,7 @@ from itr.models.vse import VSE, VSEConfig
 from itr.nn.momentum import MomentumTwin, with_copies
 from itr.nn.pooling import unit_length
 from itr.nn.queue import FeatureQueue
-from itr.parallel import gather
+from itr.parallel import all_gather
 from itr.view import Facts
 
 ENHANCEMENTS = ("none", "sge", "cge", "sge+cge")
@@ -279,8 +279,8 @@ class USER(VSE):
         images, texts = self.encode_images(batch).pooled, self.encode_texts(batch).pooled
         terms = self.batch_terms(images, texts, batch, clock, draws)
         if self.wants("queue"):
-            keys = self.pending = Keys(*map(gather, self.keys(batch)))
-            images, texts = gather(images, "full"), gather(texts, "full")
+            keys = self.pending = Keys(*map(all_gather, self.keys(batch)))
+            images, texts = all_gather(images, "full"), all_gather(texts, "full")
             scores = queue_scores(images, keys.texts, keys.image_id, self.text_queue)
             scores.back = queue_scores(texts, keys.images, keys.image_id, self.image_queue)
             self.add_term(terms, "queue", scores, clock, draws)

@@ -32,7 +32,7 @@ from itr.nn.bert.bert import TextConfig, bert_states, build_bert, settled
 from itr.nn.gpo import GPO
 from itr.nn.pooling import FirstPool, MeanPool, unit_length
 from itr.nn.region_layers import RegionMLP
-from itr.parallel import gather, world_size
+from itr.parallel import all_gather, world_size
 from itr.view import CaptionAugment, Facts, RegionView, TextView, View
 
 IMAGE_POOLS: dict[str, type[nn.Module]] = {"gpo": GPO, "mean": MeanPool}
@@ -182,9 +182,9 @@ class VSE(RetrievalModel):
         terms = Terms({})
         if self.wants("batch"):
             assert batch.image_id is not None
-            images, texts = gather(images, "full"), gather(texts, "full")
+            images, texts = all_gather(images, "full"), all_gather(texts, "full")
             pairs = batch.positive_pairs if world_size() == 1 else batch.shared_pairs
-            scores = pair_scores(images, texts, gather(batch.image_id), pairs or None)
+            scores = pair_scores(images, texts, all_gather(batch.image_id), pairs or None)
             self.add_term(terms, "batch", scores, clock, draws)
         return terms
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from itr.parallel import gather, world_size
+from itr.parallel import all_gather, world_size
 
 
 class CrossRankBatchNorm(_BatchNorm):
@@ -32,7 +32,7 @@ class CrossRankBatchNorm(_BatchNorm):
             axes = [axis for axis in range(x.dim()) if axis != 1]
             variance, mean = torch.var_mean(x, axes, correction=0)  # [C] each
             # The law of total variance; sums of squares would lose digits.
-            variances, means = gather(torch.stack([variance, mean])[None], "full").unbind(1)
+            variances, means = all_gather(torch.stack([variance, mean])[None], "full").unbind(1)
             mean = means.mean(dim=0)
             variance = variances.mean(dim=0) + (means - mean).square().mean(dim=0)
             self._remember(mean.detach(), variance.detach(), world_size() * x.numel() // len(mean))

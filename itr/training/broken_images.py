@@ -36,8 +36,8 @@ class BrokenPictures:
 
         Raises DataError on all of them if it is more than the split allows.
         """
-        if int(parallel.add_up(torch.tensor(len(self.fresh)))):
-            for rank, own in enumerate(parallel.gather_objects(sorted(self.fresh))):
+        if int(parallel.all_reduce_sum(torch.tensor(len(self.fresh)))):
+            for rank, own in enumerate(parallel.all_gather_objects(sorted(self.fresh))):
                 self.numbers.update(own)
                 if own and rank != parallel.rank():  # this rank's loader has told of its own
                     named = [name_of(self.split.records[number].image) for number in own[:SHOWN]]

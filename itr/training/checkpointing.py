@@ -98,8 +98,8 @@ def save_last(
     chance = {"cpu": torch.get_rng_state(), "draws": draws.get_state()}
     if draws.generator.device.type == "cuda":
         chance["cuda"] = torch.cuda.get_rng_state()
-    everyone = parallel.gather_objects(chance)
-    sums = parallel.gather_objects({key: value.cpu() for key, value in window.items()})
+    everyone = parallel.all_gather_objects(chance)
+    sums = parallel.all_gather_objects({key: value.cpu() for key, value in window.items()})
     if parallel.rank() != 0:
         return
     tensors = {f"model/{k}": v for k, v in model.state_dict().items()}

@@ -162,7 +162,7 @@ def check_config(values: Mapping[str, Any]) -> TrainConfig:
     minutes = config.trainer.checkpoint_minutes
     if minutes is not None and minutes <= 0:
         raise ConfigError(f"trainer.checkpoint_minutes={minutes:g}: expected more than 0, or null")
-    world = parallel.planned_world(config.devices, config.nodes)
+    world = parallel.planned_world_size(config.devices, config.nodes)
     if config.batch_size % world:
         lower = config.batch_size // world * world
         raise ConfigError(

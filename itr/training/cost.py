@@ -91,7 +91,7 @@ def step_cost(
     """
     before = dict(vars(model))
     try:
-        with parallel.alone():
+        with parallel.single_process():
             cost = _count(model, batch, clock, dtype)
             if chunk is not None:
                 pieces = _count(_Pieces(model, chunk), batch, clock, dtype, backward=False)

@@ -22,7 +22,7 @@ def pick_device(name: str) -> torch.device:
         return pick_device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device={name}: no CUDA device is visible; type device=cpu")
-    if name == "cuda" and parallel.launched():
+    if name == "cuda" and parallel.is_launched():
         name = f"cuda:{parallel.local_rank()}"
     try:
         return torch.device(name)

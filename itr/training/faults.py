@@ -44,7 +44,7 @@ class Guard:
 
     def accepts(self, value: Tensor) -> bool:
         """Whether ``value`` is finite on every rank; else it is counted and the buffers go back."""
-        bad = parallel.add_up((~torch.isfinite(value.detach())).float())
+        bad = parallel.all_reduce_sum((~torch.isfinite(value.detach())).float())
         buffers = dict(self.model.named_buffers())
         if bad.item() == 0:
             if self.changing is None:  # by value: batch normalisation counts no version

@@ -43,7 +43,7 @@ class CachedStep(Step):
     def wrap(self, first: bool) -> torch.nn.Module:
         """The model itself: pieces go backward one by one, and gradients are averaged after."""
         if first:
-            parallel.copy_first([*self.model.parameters(), *self.model.buffers()])
+            parallel.broadcast_tensors([*self.model.parameters(), *self.model.buffers()])
         return self.model
 
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> tuple[Tensor, Terms]:
@@ -85,7 +85,7 @@ class CachedStep(Step):
         self.pieces, self.cached = [], {}
         if self.last:
             gradients = (p.grad for p in self.model.parameters() if p.grad is not None)
-            parallel.average(gradients)
+            parallel.all_reduce_mean(gradients)
 
     def quietly(self, last: bool) -> Any:
         """As `Step.quietly`."""

@@ -39,7 +39,7 @@ class Window:
         some rank (or None)."""
         keys = list(self.sums)
         flat = torch.stack([self.sums[key] for key in keys] + self.totals)
-        parallel.average([flat])
+        parallel.all_reduce_mean([flat])
         numbers = flat.tolist()
         means = {key: numbers[i] / self.counts[key] for i, key in enumerate(keys)}
         totals = torch.tensor(numbers[len(keys) :])
@@ -59,7 +59,7 @@ def name_batch(split: Split, images: Tensor, captions: Tensor) -> dict[str, list
     """The data set's own ids of one batch, that of all ranks; ``images`` and ``captions`` [B]
     count inside ``split``."""
     records, owner = split.records, split.text_to_image
-    shares = parallel.gather_objects((images.tolist(), captions.tolist()))
+    shares = parallel.all_gather_objects((images.tolist(), captions.tolist()))
     image_ids = [records[i].image_id for share in shares for i in share[0]]
     caption_ids = [
         records[int(owner[c])].caption_ids[c - int(split.first_caption[owner[c]])]

@@ -20,8 +20,8 @@ MOST = 16  # threads of `pick_workers`: each holds a batch of pictures
 
 def share_threads(threads: int | None) -> None:
     """So many threads for this process; None: its share of the machine's."""
-    if threads is None and parallel.local_world() > 1 and "OMP_NUM_THREADS" not in os.environ:
-        threads = max(1, (os.cpu_count() or 1) // parallel.local_world())
+    if threads is None and parallel.local_world_size() > 1 and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, (os.cpu_count() or 1) // parallel.local_world_size())
     if threads:
         torch.set_num_threads(threads)
 
@@ -43,7 +43,7 @@ def pick_workers(asked: int | str, split: Split, device: torch.device) -> int:
         return asked
     if device.type != "cuda" or split.regions is not None:
         return 0
-    workers = min(len(os.sched_getaffinity(0)) // parallel.local_world(), MOST)
+    workers = min(len(os.sched_getaffinity(0)) // parallel.local_world_size(), MOST)
     if split.shard_ids is not None:
         workers = min(workers, len(np.unique(split.shard_ids)) // parallel.world_size())
     return workers

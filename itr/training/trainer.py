@@ -84,7 +84,7 @@ class Trainer:
         self.window = Window()
         self.guard = faults.Guard(model) if config.trainer.skip_nonfinite else None
         self.broken = BrokenPictures(split, loader.broken)
-        self.stop, self.agree = stop, parallel.Agreement()
+        self.stop, self.agree = stop, parallel.DelayedMax()
         self.beats = faults.Beats(folder)
         self.saved_at, self.saved_time = -1, time.monotonic()
         self.unvalidated = False  # a signal came in the middle of the validation that is due
@@ -302,7 +302,7 @@ class Trainer:
     def _validate(self, display: Display) -> None:
         started = time.perf_counter()
         if not self.config.runtime.sync_batchnorm:
-            parallel.copy_first(statistics(self.model))
+            parallel.broadcast_tensors(statistics(self.model))
         try:
             with self.explained(evaluating=True):
                 progress = self.stop.watching(display.evaluation)
