@@ -1,7 +1,6 @@
-"""One checkpoint = one safetensors file whose header holds the JSON that makes it self-contained.
+"""Reads and writes checkpoints: one safetensors file, with a JSON header that describes the model.
 
-The file is written under a temporary name, flushed to disk and renamed, so a reader finds the old
-file or the new one and never half of one. Reading executes no code.
+Files are written atomically. Reading executes no code.
 """
 
 from __future__ import annotations
@@ -18,31 +17,28 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from itr.errors import CheckpointError, TrainingError
+from itr.files import atomic_path
 
 FORMAT = "itr-checkpoint"
 FORMAT_VERSION = 1
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write ``tensors`` and ``meta`` (JSON-able) to ``path`` atomically.
+    """Write ``tensors`` and ``meta`` (JSON-serializable) to ``path`` atomically.
 
-    Raises TrainingError if the disk is full or not writable; what stood at ``path`` survives.
+    Raises TrainingError if the disk is full or not writable; an older file at ``path`` is then
+    unchanged.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     header = {"format": FORMAT, "version": str(FORMAT_VERSION), "meta": json.dumps(meta)}
     try:
-        save_file(_storable(tensors), temporary, metadata=header)
-        os.chmod(temporary, 0o666 & ~_umask())  # safetensors makes it readable by its owner only
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        with atomic_path(path) as temporary:
+            save_file(_storable(tensors), temporary, metadata=header)
+            os.chmod(temporary, 0o666 & ~_umask())  # safetensors creates files of mode 0600
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        state = "the one written before is untouched" if path.exists() else "nothing was written"
+        state = "the previous one is unchanged" if path.exists() else "nothing was written"
         raise TrainingError(
             f"{path}: the checkpoint could not be saved ({error}); {state}. Free some space or "
-            "choose another disk with out=DIR, then go on with resume=auto"
+            "choose another disk with out=DIR, then resume with resume=auto"
         ) from error
 
 
@@ -72,7 +68,8 @@ def _open(path: Path, device: str = "cpu") -> Any:
         return safe_open(path, framework="pt", device=device)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: not a readable checkpoint ({error}); it is truncated or no safetensors file"
+            f"{path}: not a readable checkpoint ({error}); "
+            "the file is truncated or not in safetensors format"
         ) from error
 
 
@@ -83,33 +80,36 @@ def read_meta(path: Path) -> dict[str, Any]:
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: a safetensors file, but not a checkpoint of this suite; convert an authors' "
-            "file with: itr official convert IN OUT"
+            "checkpoint with: itr official convert IN OUT"
         )
     if int(header["version"]) > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: format version {header['version']}, this version reads up to "
-            f"{FORMAT_VERSION}; update the suite"
+            f"{path}: checkpoint format {header['version']}, but this version of the suite reads "
+            f"formats up to {FORMAT_VERSION}; update the suite"
         )
     return json.loads(header["meta"])
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors whose names start with ``prefix``, by the rest of their names."""
+    """The tensors whose names start with ``prefix``, by name without the prefix."""
     with _open(path) as handle:
         names = [name for name in handle.keys() if name.startswith(prefix)]  # noqa: SIM118
         return {name[len(prefix) :]: handle.get_tensor(name) for name in names}
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Load ``weights`` strictly. Raises CheckpointError that lists every missing, unexpected and
-    misshapen weight."""
-    own = model.state_dict()
-    missing = sorted(set(own) - set(weights))
-    unexpected = sorted(set(weights) - set(own))
+    """Load ``weights`` strictly.
+
+    Raises CheckpointError that lists every missing weight, every unexpected weight and every weight
+    of another shape. ``source`` names their origin in that message.
+    """
+    expected = model.state_dict()
+    missing = sorted(set(expected) - set(weights))
+    unexpected = sorted(set(weights) - set(expected))
     shapes = [
-        f"{name} {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in sorted(set(own) & set(weights))
-        if own[name].shape != weights[name].shape
+        f"{name} {tuple(weights[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in sorted(set(expected) & set(weights))
+        if expected[name].shape != weights[name].shape
     ]
     if missing or unexpected or shapes:
         lines = [f"{source}: the weights do not fit this model"]

@@ -83,8 +83,8 @@ class QueryLog:
                 arrays |= {f"{kind}/{name}/{way}": getattr(ranks, way) for way in DIRECTIONS}
         for direction, top in self.top_candidates.items():
             arrays |= {f"top/{direction}/{key}": value for key, value in top._asdict().items()}
-        with files.replacing(path, "the queries") as handle:
-            np.savez_compressed(handle, **arrays)
+        with files.explain_write_error(path, "the queries"), files.atomic_write(path) as file:
+            np.savez_compressed(file, **arrays)
         return path
 
     @property

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 from pathlib import Path
 from typing import IO
+
+from filelock import lock_descriptor
 
 from itr.errors import ConfigError
 
@@ -23,15 +24,21 @@ class RunLock:
         folder.mkdir(parents=True, exist_ok=True)
         self.handle: IO[str] = open(folder / LOCK, "a+")
         try:
-            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = lock_descriptor(self.handle.fileno(), blocking=False)
         except OSError as error:
+            self.handle.close()
+            raise ConfigError(
+                f"{folder}: cannot be locked ({error}); choose a folder on another disk with "
+                "out=DIR"
+            ) from error
+        if not locked:
             self.handle.seek(0)
             holder = self.handle.read().strip() or "another process"
             self.handle.close()
             raise ConfigError(
                 f"{folder}: is being trained by {holder}; wait for it, stop it, or name another "
                 "folder with out=DIR"
-            ) from error
+            )
         self.handle.truncate(0)
         self.handle.write(f"process {os.getpid()} on {platform.node()}\n")
         self.handle.flush()

@@ -10,9 +10,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from itr import files
 from itr.errors import DataError
 from itr.evaluation.statistics import Interval
+from itr.files import atomic_write, explain_write_error
 
 RESULTS = "results.json"
 DIRECTIONS = ("i2t", "t2i")
@@ -27,8 +27,8 @@ def write_results(run_dir: Path, results: Mapping[str, Any]) -> Path:
     """
     path = Path(run_dir) / RESULTS
     text = json.dumps(results, indent=2) + "\n"
-    with files.replacing(path, "the results") as handle:
-        handle.write(text.encode())
+    with explain_write_error(path, "the results"), atomic_write(path) as file:
+        file.write(text.encode())
     return path
 
 

@@ -8,7 +8,6 @@ that job instead of starting it twice. A run trained by hand in that directory i
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import queue
 import shlex
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from filelock import lock_descriptor
 
 from itr.compose import CONF
 from itr.errors import ConfigError
@@ -176,15 +176,10 @@ def lock_job(run: Path) -> Iterator[int | None]:
 @contextlib.contextmanager
 def lock_file(path: Path) -> Iterator[int | None]:
     """An open file descriptor that holds the lock on ``path``; None if another process has it."""
-    # Not the filelock package: a child process must be able to inherit the descriptor.
+    # Not filelock.FileLock: a child process must be able to inherit the descriptor.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
-        except BlockingIOError:
-            locked = False
-        yield descriptor if locked else None
+        yield descriptor if lock_descriptor(descriptor, blocking=False) else None
     finally:
         os.close(descriptor)
 

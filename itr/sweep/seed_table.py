@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from itr import files
+from itr.files import atomic_write, explain_write_error
 from itr.results.terminal_tables import plain_table
 from itr.sweep.grid import SEED, SweepJob
 from itr.sweep.spec import Sweep
@@ -180,13 +180,15 @@ def write_report(
         for row in rows
     ]
     whole = {"sweep": sweep.name, "file": str(sweep.path), "rows": summary, "runs": runs}
-    for name, text in (
-        ("table.md", markdown(sweep, rows, searched)),
-        ("table.csv", _csv(runs)),
-        ("table.json", json.dumps(whole, indent=2, default=str) + "\n"),
-    ):
-        with files.replacing(folder / name, "the table") as handle:
-            handle.write(text.encode())
+    texts = {
+        "table.md": markdown(sweep, rows, searched),
+        "table.csv": _csv(runs),
+        "table.json": json.dumps(whole, indent=2, default=str) + "\n",
+    }
+    for name, text in texts.items():
+        path = folder / name
+        with explain_write_error(path, "the table"), atomic_write(path) as file:
+            file.write(text.encode())
     return rows
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from itr import parallel
 from itr.clock import Clock
 from itr.errors import RankLost, TrainingError
+from itr.files import atomic_write
 from itr.models.base import RetrievalModel
 from itr.models.build import model_class
 from itr.training.config import TrainConfig
@@ -83,11 +84,8 @@ class Beats:
         if parallel.world_size() == 1 or now < self.next:
             return
         self.next = now + self.every
-        new = self.path.with_suffix(".new")  # a process may be stopped in the middle of writing
-        with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            new.write_text(f"{os.getpid()} {updates} {platform.node()}")
-            os.replace(new, self.path)
+        with contextlib.suppress(OSError), atomic_write(self.path, durable=False) as file:
+            file.write(f"{os.getpid()} {updates} {platform.node()}".encode())
 
     def forget(self) -> None:
         """This rank is through; the last one takes the folder with it."""

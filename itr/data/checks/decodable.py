@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.progress import track
 
 from itr.data.images.decode import JPEG, PNG, decode, name_of, read_bytes
-from itr.data.kept import keep
 from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Slice, Split
 from itr.errors import DataError
+from itr.files import atomic_write_or_warn
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,9 @@ def _look(split: Split, look: Look, cache: str | Path | None) -> dict[int, str]:
         )
         found = {number: fault for number, fault in enumerate(faults) if fault}
     if kept is not None:
-        keep(kept, lambda file: file.write(json.dumps(found).encode()), "faults of pictures")
+        atomic_write_or_warn(
+            kept, lambda file: file.write(json.dumps(found).encode()), "faults of pictures"
+        )
     return found
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ import numpy as np
 from itr.data.config import DataConfig
 from itr.data.records import Record, Split
 from itr.errors import ConfigError, DataError
+from itr.files import atomic_write
 
 SEED = 0  # the noise is the same whatever the seed of a run is
 NEAR = (
@@ -120,12 +119,9 @@ def _load(path: Path, split: Split) -> np.ndarray:
 
 
 def _save(path: Path, shown: np.ndarray) -> None:
-    """Written under a temporary name, then renamed: two jobs may do so at once."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
+        with atomic_write(path) as file:
             np.save(file, shown)
-        os.replace(file.name, path)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written ({error.strerror}); type data.noise_file=FILE"

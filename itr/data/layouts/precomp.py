@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from itr.data.kept import keep
 from itr.data.layouts.precomp_ids import read_ids
 from itr.data.records import Record, Split
 from itr.errors import DataError
+from itr.files import atomic_write_or_warn
 from itr.instantiate import nearest
 
 IMS, CAPS, GUIDES = "_ims.npy", "_caps.txt", "_clip.npy"
@@ -181,7 +181,7 @@ def check_regions_finite(split: Split, cache_dir: str | Path | None = None) -> N
     for first, chunk in _chunks(split.regions):
         _require_finite(path, chunk, np.arange(len(chunk)), first)
     if stamp is not None:
-        keep(stamp, lambda file: None, "checked regions")
+        atomic_write_or_warn(stamp, lambda file: None, "checked regions")
 
 
 def _stamp(path: Path, cache_dir: str | Path | None) -> Path | None:

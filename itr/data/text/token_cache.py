@@ -8,12 +8,13 @@ import logging
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from itr.data.kept import keep
 from itr.data.text.token_table import TokenTable
 from itr.data.text.tokenizer import Tokenizer, chunks
+from itr.files import atomic_write_or_warn
 from itr.view import TextView
 
 log = logging.getLogger(__name__)
@@ -39,8 +40,12 @@ def build_table(
     table = _read_table(path, len(captions), tokenizer.pad_id)
     if table is None:
         table = tokenizer.tokenize(captions, view)
-        arrays = {"flat": table.flat, "words": table.words, "offsets": table.offsets}
-        keep(path, lambda file: np.savez(file, **arrays), "token ids")  # type: ignore[arg-type]
+        arrays: dict[str, Any] = {
+            "flat": table.flat,
+            "words": table.words,
+            "offsets": table.offsets,
+        }
+        atomic_write_or_warn(path, lambda file: np.savez(file, **arrays), "token ids")
     return table
 
 

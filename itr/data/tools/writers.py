@@ -25,6 +25,7 @@ from itr.data.layouts.shards.tar import picture_endings
 from itr.data.layouts.tabular import SEPARATORS
 from itr.data.records import OTHER_CAPTION, Record, Slice, Split
 from itr.errors import DataError
+from itr.files import atomic_write
 
 ROWS = 500  # of an arrow file that are in memory at a time
 IMAGES = "images"  # folder of pictures that are written out
@@ -155,7 +156,8 @@ def write_karpathy(target: Path, splits: dict[str, Split], options: Options) -> 
                 }
             )
     content = {"images": images, "dataset": options.name}
-    _whole(target, json.dumps(content, ensure_ascii=False).encode())
+    with atomic_write(target) as out:
+        out.write(json.dumps(content, ensure_ascii=False).encode())
     return [train_with(target.parent, options.name), *_second_file(splits, target.parent)]
 
 
@@ -173,7 +175,8 @@ def write_table(target: Path, splits: dict[str, Split], options: Options) -> lis
                 row |= {"image_id": record.image_id, "caption_id": number}
                 rows.append(row if second is None else {**row, options.second_key: second})
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    _whole(target, _table(target.suffix, columns, rows))
+    with atomic_write(target) as file:
+        file.write(_table(target.suffix, columns, rows))
     return [f"train with: data=table data.train={target}"]
 
 
@@ -281,12 +284,6 @@ def _second_file(splits: dict[str, Split], folder: Path) -> list[str]:
     }
     if not texts:
         return []
-    _whole(folder / "second.json", json.dumps(texts, ensure_ascii=False).encode())
+    with atomic_write(folder / "second.json") as file:
+        file.write(json.dumps(texts, ensure_ascii=False).encode())
     return [f"second texts: data.second_text={folder / 'second.json'}"]
-
-
-def _whole(path: Path, content: bytes) -> None:
-    """Written under a temporary name, then renamed."""
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_bytes(content)
-    os.replace(draft, path)

@@ -5,7 +5,6 @@ Listing is Python's own work (headers, JSON, UTF-8), so that threads would wait 
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import logging
 import multiprocessing
@@ -19,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import lock_descriptor
 from rich.console import Console
 from rich.progress import track
 
@@ -120,10 +120,9 @@ def _alone(cache: Path) -> Iterator[None]:
         return
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: waiting for another process that lists shards", cache)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if not lock_descriptor(file.fileno(), blocking=False):
+                log.info("%s: waiting for another process that lists shards", cache)
+                lock_descriptor(file.fileno())
         except OSError:  # a file system without locks: the work may be done twice
             pass
         yield

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from itr.data.kept import keep
 from itr.data.layouts.shards.packed_strings import PackedStrings
 from itr.data.layouts.shards.tar import Broken, Members, Usable, usable
 from itr.errors import DataError
+from itr.files import atomic_write_or_warn
 
 log = logging.getLogger(__name__)
 
@@ -139,4 +139,6 @@ def _write(path: Path, made: ShardList) -> None:
         strings = getattr(made, key)
         arrays |= {f"{key}_block": strings.block, f"{key}_offsets": strings.offsets}
     arrays["rest"] = np.frombuffer(json.dumps(rest).encode(), np.uint8)
-    keep(path, lambda file: np.savez(file, **arrays), "the samples listed in a shard")
+    atomic_write_or_warn(
+        path, lambda file: np.savez(file, **arrays), "the samples listed in a shard"
+    )
