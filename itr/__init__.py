@@ -1,8 +1,9 @@
 """An experiment suite for image-text retrieval: published methods, one trainer, one evaluator.
 
-``model = itr.load(RUN_DIR or "albef.pth")`` gives a model with ``model.encode_images(paths)``
-[N, D] and ``model.encode_texts(list)`` [C, D]; ``itr.evaluate(scores, text_to_image)`` gives the
-field's metrics of any score matrix [N, C].
+``model = itr.load("RUN_DIR or a checkpoint file")`` loads a trained model;
+``model.encode_images(paths)`` and ``model.encode_texts(captions)`` return embeddings [N, D] and
+[C, D]. ``itr.evaluate(scores, text_to_image)`` computes the retrieval metrics of any score matrix
+[N, C].
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import the two functions when they are asked for: most who import a part need neither."""
+    """Import `load` and `evaluate` lazily: importing a submodule must not import them all."""
     if name == "load":
         from itr.jobs.retriever import load
 

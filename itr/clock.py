@@ -1,4 +1,4 @@
-"""Where training stands: the one source of warm-ups, ramps and schedules."""
+"""The training clock: the counters from which all schedules, warm-ups and ramps are computed."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 
 @dataclass
 class Clock:
-    """Counters of a run. ``epoch`` and ``batch`` count from 0; all are plain integers.
+    """Counters of a run, all plain integers; ``epoch`` and ``batch`` count from 0.
 
-    ``forwards`` counts micro-batches ever seen by the model, ``updates`` optimiser updates. A
-    schedule is a pure function of a clock, so a resumed run needs nothing but these numbers.
+    Every schedule is a pure function of the clock. A resumed run therefore needs only these
+    numbers.
     """
 
     epoch: int = 0
-    batch: int = 0  # micro-batch inside the epoch
-    batches_per_epoch: int = 0
-    forwards: int = 0
-    updates: int = 0
+    batch: int = 0  # micro-batch within the epoch
+    batches_per_epoch: int = 0  # micro-batches
+    forwards: int = 0  # micro-batches since the start of training
+    updates: int = 0  # optimizer updates since the start of training
     total_updates: int = 0
     total_epochs: int = 0
-    accumulate: int = 1  # micro-batches an update; an epoch's last update may have fewer
+    accumulate: int = 1  # micro-batches per update; the last update of an epoch may have fewer
 
     @property
     def progress(self) -> float:
-        """Fraction of the planned updates done, in [0, 1]."""
+        """Fraction of the planned updates that are done, in [0, 1]."""
         return min(1.0, self.updates / self.total_updates) if self.total_updates else 0.0
 
     def state_dict(self) -> dict[str, int]:
@@ -34,5 +34,5 @@ class Clock:
 
     @classmethod
     def from_state(cls, state: dict[str, int]) -> Clock:
-        """The clock that ``state_dict`` described."""
+        """The clock of a `state_dict`."""
         return cls(**state)

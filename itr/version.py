@@ -1,3 +1,3 @@
-"""The version, where every part may read it: the package itself imports the whole house."""
+"""The version of the package."""
 
 __version__ = "0.1.0"

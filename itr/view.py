@@ -1,4 +1,7 @@
-"""How a model wants its data. The data side interprets these and knows nothing else of models."""
+"""What a model requires of its input data, and what it needs to know about the data.
+
+The data pipeline reads a `View` and knows nothing else about models.
+"""
 
 from __future__ import annotations
 
@@ -9,79 +12,85 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class CaptionAugment:
-    """Per word (all pieces share the decision): touched with ``probability``; a touched word is
-    masked with share ``mask``, replaced piece by piece by uniform ids with share ``random``, and
-    deleted otherwise. Source: VSE-infinity's caption augmentation, as HREM and USER use it."""
+    """Random changes to the words of a training caption.
 
-    probability: float = 0.20
-    mask: float = 0.5
-    random: float = 0.1
+    A word is selected with ``probability``; all its pieces share its fate. A selected word is
+    masked, replaced (each piece by a uniformly drawn id) or deleted. Source: the caption
+    augmentation of VSE-infinity (Chen et al., CVPR 2021), used by HREM and USER.
+    """
+
+    probability: float = 0.20  # that a word is selected
+    mask: float = 0.5  # fraction of the selected words that are masked
+    random: float = 0.1  # fraction that is replaced; the rest is deleted
 
 
 @dataclass(frozen=True)
 class TextView:
-    """How a caption becomes token ids. Lengths count every id, [CLS] and [SEP] included."""
+    """How a caption becomes token ids. Lengths count all ids, including [CLS] and [SEP]."""
 
     cleaner: str = "none"  # none | albef | clip
-    prompt: str = ""
-    max_length: int | None = None  # cut to this many ids; None: no cut
-    pad_to: int | None = None  # pad every batch to this many ids; None: its longest caption
+    prompt: str = ""  # prepended to the caption
+    max_length: int | None = None  # truncate to this many ids; None: never
+    pad_to: int | None = None  # pad to this many ids; None: to the longest caption of the batch
     min_pad: int = 0  # pad to at least this many ids
     augment: CaptionAugment | None = None
-    end: bool = True  # False: no [SEP] after the last piece (ALBEF)
+    end: bool = True  # append [SEP]; False for ALBEF
 
 
 @dataclass(frozen=True)
 class RegionView:
-    """How pre-extracted regions are read."""
+    """How pre-extracted region features are read."""
 
-    drop: float = 0.0  # probability with which a region is left out (the order of the others stays)
-    min_pad: int = 0  # pad to at least this many rows
+    drop: float = 0.0  # probability of dropping a region; the others keep their order
+    min_pad: int = 0  # pad to at least this many regions
 
 
 @dataclass(frozen=True)
 class PixelView:
-    """How a picture becomes a tensor: resize (or crop), flip, RandAugment, normalise."""
+    """How an image becomes a tensor: resize or crop, flip, RandAugment, normalize."""
 
-    size: int = 224
-    interpolation: str = "bicubic"  # bicubic | bilinear, both antialiased
-    resize: str = "squash"  # squash | shortest (then centre crop) | random_crop
+    size: int = 224  # height and width in pixels
+    interpolation: str = "bicubic"  # bicubic | bilinear, antialiased
+    resize: str = "squash"  # squash | shortest (then center crop) | random_crop
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    flip: bool = False
+    flip: bool = False  # horizontally, with probability 1/2
     randaugment: bool = False
-    crop_scale: tuple[float, float] = (0.5, 1.0)  # of random_crop: share of the area
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # of random_crop: width / height
-    premultiply: bool = False  # resize with the alpha channel, premultiplied, then drop it
-    wrapping: bool = False  # the authors' RandAugment, whose 8-bit arithmetic wraps around
+    crop_scale: tuple[float, float] = (0.5, 1.0)  # random_crop: fraction of the area
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random_crop: width / height
+    premultiply: bool = False  # resize with premultiplied alpha, then drop the alpha channel
+    wrapping: bool = False  # ALBEF's own RandAugment, whose 8-bit arithmetic overflows
 
 
 @dataclass(frozen=True)
 class View:
-    """What one model asks of any data set; written into checkpoints as JSON."""
+    """What a model requires of any dataset; stored in its checkpoints as JSON.
+
+    The ``*_eval`` fields apply to evaluation, their counterparts to training.
+    """
 
     kind: Literal["regions", "pixels"]
-    # Built from the training captions: wordpiece | clip-from-captions | roberta-from-captions; or
-    # the name or directory of a BERT, RoBERTa or CLIP, told apart by its files.
+    # wordpiece | clip-from-captions | roberta-from-captions: learned from the training captions.
+    # Otherwise a hub name or a directory with the tokenizer files of a BERT, RoBERTa or CLIP.
     tokenizer: str
-    unit: Literal["caption", "image", "pair"] = "caption"  # what one epoch runs over
+    unit: Literal["caption", "image", "pair"] = "caption"  # what an epoch iterates over
     text: TextView = field(default_factory=TextView)
     text_eval: TextView = field(default_factory=TextView)
     regions: RegionView = field(default_factory=RegionView)
     regions_eval: RegionView = field(default_factory=RegionView)
     pixels: PixelView = field(default_factory=PixelView)
     pixels_eval: PixelView = field(default_factory=PixelView)
-    second_text: TextView | None = None
-    padding_is_arithmetic: bool = False  # padding changes the numbers: never bucket or pack
-    vocabulary_size: int = 4000  # of a tokenizer built from captions
+    second_text: TextView | None = None  # None: the model reads no second text
+    padding_is_arithmetic: bool = False  # padding changes the results: never bucket or pack
+    vocabulary_size: int = 4000  # size of a tokenizer learned from captions
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able values."""
+        """JSON-serializable values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> View:
-        """The view that `to_dict` wrote."""
+        """The view of a `to_dict`."""
 
         def text(value: dict[str, Any] | None) -> TextView | None:
             if value is None:
@@ -103,10 +112,10 @@ class View:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a model must know of the data to be built; written into checkpoints as JSON."""
+    """Properties of the data that determine a model's sizes; stored in its checkpoints as JSON."""
 
     vocabulary: int  # number of token ids
     region_width: int | None = None  # D of the region arrays; None for pixel models
-    regions: int | None = None  # R of the region arrays; None: not known
-    guide_width: int | None = None  # G of the vectors beside the regions; None: there are none
-    mask_id: int | None = None  # id of [MASK]; None: the tokenizer has none, or it is not known
+    regions: int | None = None  # R of the region arrays; None: unknown
+    guide_width: int | None = None  # G of the guide vectors; None: there are none
+    mask_id: int | None = None  # id of [MASK]; None: no such token, or unknown

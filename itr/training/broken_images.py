@@ -27,9 +27,9 @@ class BrokenPictures:
         self.numbers = set(known)  # images, as far as every rank knows
         self.fresh: set[int] = set()  # those that only this rank knows
 
-    def see(self, gave_way: Iterable[int]) -> None:
-        """A batch of this rank left out the images ``gave_way``."""
-        self.fresh.update(number for number in gave_way if number not in self.numbers)
+    def see(self, replaced: Iterable[int]) -> None:
+        """Record the broken images that a batch of this rank ``replaced``."""
+        self.fresh.update(number for number in replaced if number not in self.numbers)
 
     def count(self) -> int:
         """How many there are on all ranks together, which have to ask at the same time.

@@ -172,7 +172,7 @@ class Trainer:
         assert batch.image_id is not None and batch.caption_id is not None
         self.window.batches.append((batch.image_id, batch.caption_id))
         self.window.pairs += len(batch) * parallel.world_size()
-        self.broken.see(batch.gave_way)
+        self.broken.see(batch.replaced)
         self.step.wake_and_sleep(self.clock)
         batch = batch.to(self.device)
         self.model.train()

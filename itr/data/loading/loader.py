@@ -173,7 +173,7 @@ class TrainLoader:
             caption_id=torch.from_numpy(captions.copy()),
             positive_pairs=_repeats(images),
             shared_pairs=_repeats(self.split.text_to_image[drawn]),
-            gave_way=tuple(gone),
+            replaced=tuple(gone),
             **self.image_fields(epoch, whole, images, mine),
             **self.texts.pad(own_ids, lengths[mine], int(lengths.max())),
             **self.second_fields(epoch, captions),
