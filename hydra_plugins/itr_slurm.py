@@ -1,4 +1,4 @@
-"""The launcher of conf/hydra/launcher/slurm.yaml, for Hydra; `itr.jobs.slurm` does the work."""
+"""Hydra launcher of conf/hydra/launcher/slurm.yaml; itr.jobs.launch.slurm does the work."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ class SlurmLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Submit the jobs and, unless ``wait`` is false, wait for all of them."""
-        from itr.jobs.slurm import launch  # on use: Hydra imports every plugin
+        from itr.jobs.launch.slurm import launch  # on use: Hydra imports every plugin
 
         return launch(self.options, self.context, self.task, self.config, job_overrides)

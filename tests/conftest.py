@@ -83,10 +83,10 @@ def tiny(world: Path, tmp_path: Path) -> list[str]:
 
 def compose(config_name: str, overrides: list[str]) -> dict[str, Any]:
     """The resolved configuration as the entry points hand it on."""
-    from itr.jobs.eval_config import typed_model
+    from itr.jobs.eval.config import keep_typed_options
 
     values = copy.deepcopy(_composed(config_name, tuple(overrides)))
-    return typed_model(values, overrides) if config_name == "eval" else values
+    return keep_typed_options(values, overrides) if config_name == "eval" else values
 
 
 @functools.cache  # a second each

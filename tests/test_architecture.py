@@ -47,7 +47,7 @@ P90_FUNCTION, P90_FILE = 25, 300  # lines
 ROLES = {"__init__", "__main__", "cli", "config"}
 METHODS = {"hrem", "user", "vse", "alip", "albef", "multisea"}  # in models/ and official/
 # Being renamed or moved; these lists shrink to nothing.
-OPEN_MODULES = {"compose", "build", "progress", "zeroshot"}
+OPEN_MODULES = {"compose"}
 OPEN_CLASSES = set(
     "Asked Attention SelfAttention TextConfig Gallery Place Report Options Row Side ImageEncoder "
     "TextEncoder Keys Picture".split()

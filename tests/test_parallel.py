@@ -12,7 +12,7 @@ from torch.multiprocessing import spawn
 from itr import parallel
 from itr.data.records import Record, Split
 from itr.errors import DataError
-from itr.training.broken_images import BrokenPictures
+from itr.training.faults.broken_images import BrokenImages
 
 WORLD, ROWS, WIDTH = 2, 3, 4
 
@@ -30,14 +30,14 @@ def loss_of(gathered: Tensor) -> Tensor:
 def broken_counts(rank: int) -> list[int]:
     """Number of broken images that all ranks know of after each round; -1: too many."""
     records = [Record(n, f"{n}.jpg", ("a",), (n,)) for n in range(9)]
-    broken = BrokenPictures(Split("train", "table", records, broken_limit=3), known={7})
+    broken = BrokenImages(Split("train", "table", records, broken_limit=3), known={7})
     counts = [broken.count()]
     for seen in (([4], []), ([], [2, 4]), ([], []), ([7], [8])):
-        broken.see(seen[rank])
+        broken.add(seen[rank])
         try:
-            counts.append(broken.count())
+            counts.append(broken.synchronize())
         except DataError as error:
-            assert "4 of 9 pictures are broken" in str(error)
+            assert "4 of 9 images" in str(error)
             counts.append(-1)
     return counts
 

@@ -15,7 +15,7 @@ from itr.data.records import Split
 from itr.data.text.token_table import TokenTable
 from itr.models.alip import ALIP
 from itr.nn.clip.towers import CLIPTextTransformer
-from itr.training.block_wrappers import recompute
+from itr.training.block_wrappers import checkpoint_activations
 
 MOMENTUM = 0.99
 
@@ -41,7 +41,7 @@ class Literal:
     def __init__(self, model: ALIP, checkpointing: bool = True):
         self.model, self.length = model, model.config.text.context_length
         if checkpointing:
-            recompute(model)
+            checkpoint_activations(model)
         self.means = [torch.tensor(model.config.gates.start) for _ in range(3)]
         self.shown: list[float] = []
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from itr import checkpoint
 from itr.command import command
 from itr.errors import DataError
-from itr.jobs.retriever import Retriever, load, pictures_in
-from itr.training.progress import Display, close_log, open_log
+from itr.jobs.retriever import Retriever, find_images, load
+from itr.training.console import Display, close_log, open_log
 
 KIND = "embedded files"
 
@@ -121,7 +121,7 @@ def _encode_folder(
     if retriever.model.view.kind == "regions":
         names = sorted(str(path) for path in folder.rglob("*.npy"))
     else:
-        names, skipped = retriever.readable(pictures_in(folder))
+        names, skipped = retriever.readable(find_images(folder))
     if skipped:
         console.print(f"skipped {len(skipped)} of {len(names) + len(skipped)} pictures:")
         for reason in skipped.values():

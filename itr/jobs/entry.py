@@ -161,10 +161,10 @@ def train(arguments: Sequence[str]) -> None:
 @command
 def evaluate(arguments: Sequence[str]) -> None:
     """``itr eval``, ``eval.py``: Hydra reads ``arguments`` (default: those of the process)."""
-    from itr.jobs.eval_config import typed_model
+    from itr.jobs.eval.config import keep_typed_options
     from itr.jobs.evaluate import evaluate as job
 
-    _enter("eval", arguments, job, "test/rsum", typed_model)
+    _enter("eval", arguments, job, "test/rsum", keep_typed_options)
 
 
 def _enter(

@@ -29,16 +29,16 @@ from itr.evaluation.score_matrices import evaluate_file
 from itr.evaluation.score_tables import EmbeddingTable, MeanTable, ScoreTable
 from itr.evaluation.statistics import Interval, prefixed_intervals
 from itr.instantiate import check
-from itr.jobs.eval_config import EvalConfig, check_options
-from itr.jobs.eval_tracking import track, tracked
-from itr.jobs.load_checkpoint import Loaded, load_checkpoint
-from itr.jobs.workers import launch
-from itr.jobs.zeroshot import classify
+from itr.jobs.eval.classify import classify
+from itr.jobs.eval.config import EvalConfig, check_options
+from itr.jobs.eval.tracking import track, tracked
+from itr.jobs.launch.workers import launch
+from itr.jobs.load_checkpoint import LoadedCheckpoint, load_checkpoint
 from itr.models.base import Encoded
 from itr.results.terminal_tables import results_table, write_results
-from itr.training.device import keep_queries, pick_device, pick_precision, prepare_data
-from itr.training.process_setup import pick_workers, share_threads
-from itr.training.progress import Display, close_log, open_log
+from itr.training.console import Display, close_log, open_log
+from itr.training.device import keep_queries, prepare_data, resolve_device, resolve_precision
+from itr.training.process_setup import resolve_num_workers, set_threads
 
 log = logging.getLogger("itr")
 # Fields of results that are of the checkpoint or file, not of a split.
@@ -56,12 +56,12 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     config: EvalConfig = check(values, EvalConfig, "")
     check_options(config)
     keep = tracked(config.tracker)
-    cuda = pick_device(config.device).type == "cuda"
+    cuda = resolve_device(config.device).type == "cuda"
     if config.devices > 1 and not parallel.is_launched():
         return launch(evaluate, values, config.devices, 1, cuda)
     if config.task.name == "retrieval" and config.scores is None:  # what processes can share
         parallel.init(cuda, config.runtime.collective_timeout)
-    share_threads(config.runtime.threads)
+    set_threads(config.runtime.threads)
     console = Console(quiet=parallel.rank() > 0)
     kept: Kept | None = None
     logs: list[QueryLog] = []
@@ -160,7 +160,7 @@ def remarks(results: dict[str, Any]) -> list[str]:
 class Member:
     """A checkpoint's embeddings of the split."""
 
-    loaded: Loaded
+    loaded: LoadedCheckpoint
     evaluator: Evaluator
     images: Encoded
     texts: Encoded
@@ -177,12 +177,12 @@ class Kept(NamedTuple):
 
     evaluator: Evaluator
     data: DataConfig
-    loaded: list[Loaded]
+    loaded: list[LoadedCheckpoint]
 
 
 def _evaluate_checkpoints(config: EvalConfig, console: Console) -> tuple[dict[str, Any], Kept]:
     """Flat results, and what holds their queries."""
-    device, members, found = pick_device(config.device), [], {}
+    device, members, found = resolve_device(config.device), [], {}
     keep = bool(config.out) or tracked(config.tracker)
     for source in config.checkpoints:
         loaded = load_checkpoint(source, config.model, device)
@@ -232,7 +232,9 @@ def _hubness(config: EvalConfig, members: Sequence[Member], table: ScoreTable) -
     return {f"{stage}{key}": value for key, value in rows.items()}
 
 
-def _encode(config: EvalConfig, loaded: Loaded, evaluator: Evaluator, progress: Progress) -> Member:
+def _encode(
+    config: EvalConfig, loaded: LoadedCheckpoint, evaluator: Evaluator, progress: Progress
+) -> Member:
     """Embeddings, from ``embeddings=FILE`` where they are stored; else they are stored there."""
     model, tokens = loaded.model, evaluator.reranks(loaded.model)
     if config.ensemble and tokens:
@@ -273,7 +275,7 @@ def _require_same(members: Sequence[Member]) -> None:
         )
 
 
-def _origin(members: Sequence[Loaded]) -> dict[str, Any]:
+def _origin(members: Sequence[LoadedCheckpoint]) -> dict[str, Any]:
     """Where the weights are from; of several, what they share and each one's file."""
     if len(members) == 1:
         return dict(members[0].origin)
@@ -289,7 +291,7 @@ def _origin(members: Sequence[Loaded]) -> dict[str, Any]:
     return {**shared, "ensemble": len(members)}
 
 
-def data_config(config: EvalConfig, loaded: Loaded) -> DataConfig:
+def data_config(config: EvalConfig, loaded: LoadedCheckpoint) -> DataConfig:
     """``data=...`` where it is chosen; else the checkpoint's, with what is not null replaced."""
     given = {key: value for key, value in config.data.items() if value is not None}
     chosen = "name" in given and "splits" in given
@@ -304,7 +306,11 @@ def data_config(config: EvalConfig, loaded: Loaded) -> DataConfig:
 
 
 def make_evaluator(
-    config: EvalConfig, loaded: Loaded, name: str, device: torch.device, bank: bool = False
+    config: EvalConfig,
+    loaded: LoadedCheckpoint,
+    name: str,
+    device: torch.device,
+    bank: bool = False,
 ) -> Evaluator:
     """An evaluator of the split ``name``; ``bank``: of its first images, whatever the protocol.
 
@@ -334,8 +340,8 @@ def make_evaluator(
         batch_size=config.runtime.eval_batch_size,
         tie_break=config.ties or loaded.ties,
         device=device,
-        precision=pick_precision(config.precision or loaded.precision, device),
+        precision=resolve_precision(config.precision or loaded.precision, device),
         strict=config.protocol is not None and not bank,
-        workers=pick_workers(config.runtime.workers, split, device),
+        workers=resolve_num_workers(config.runtime.workers, split, device),
         rerank=check({**loaded.rerank_on(data.name), **given}, RerankConfig, "rerank"),
     )

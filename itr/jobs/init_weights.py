@@ -42,7 +42,7 @@ def stored_tokenizer(source: str | None) -> Tokenizer | None:
     return None if stored is None else Tokenizer.from_json(stored)
 
 
-def without_hub(node: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], Facts]:
+def skip_pretrained(node: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], Facts]:
     """A model ``node`` and the data's ``facts``, changed for a run that starts from the weights of
     its ``init``: no pre-trained ones are looked for, since all would be overwritten.
 
@@ -58,7 +58,7 @@ def without_hub(node: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], 
         return settled, facts
     meta = checkpoint.read_meta(path)
     if meta.get("model_name") != node["name"]:
-        return settled, facts  # `start_from` refuses it
+        return settled, facts  # `initialize_from` refuses it
     for part, keys in BROUGHT.items():
         stored, own = meta["model_config"].get(part), settled.get(part)
         if own is not None:
@@ -66,7 +66,7 @@ def without_hub(node: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], 
     return settled, dataclasses.replace(facts, vocabulary=meta["facts"]["vocabulary"])
 
 
-def start_from(model: RetrievalModel, name: str, source: str) -> list[str]:
+def initialize_from(model: RetrievalModel, name: str, source: str) -> list[str]:
     """Take the weights of ``source`` (``model.init``) that ``model``, of method ``name``, has.
 
     Returns lines for the log: what an importer did, what was taken, changed, not used and left as

@@ -28,7 +28,7 @@ log = logging.getLogger("itr")
 
 
 @dataclass
-class Loaded:
+class LoadedCheckpoint:
     """A checkpoint, ready to be evaluated, and how it was evaluated in training."""
 
     model: RetrievalModel
@@ -49,7 +49,7 @@ class Loaded:
 
 def load_checkpoint(
     source: str | Path, told: dict[str, Any] | None = None, device: torch.device | str = "cpu"
-) -> Loaded:
+) -> LoadedCheckpoint:
     """The model of ``source``: a run directory, a checkpoint of ours, or an authors' file.
 
     ``told`` is what the user says of the model, a part of its node: ``name``, what an authors' file
@@ -74,7 +74,7 @@ def load_checkpoint(
     return loaded
 
 
-def _load_ours(path: Path, told: dict[str, Any]) -> Loaded:
+def _load_ours(path: Path, told: dict[str, Any]) -> LoadedCheckpoint:
     meta = checkpoint.read_meta(path)
     if "model_name" not in meta:
         raise CheckpointError(f"{path}: holds no model; expected a checkpoint or a run directory")
@@ -100,7 +100,7 @@ def _load_ours(path: Path, told: dict[str, Any]) -> Loaded:
         "trained_on": (run.get("data") or {}).get("name"),
         "seedless_hash": run_dir.config_hash({**run, "seed": None}) if run else None,
     }
-    return Loaded(
+    return LoadedCheckpoint(
         model,
         tokenizer,
         path,
@@ -113,7 +113,7 @@ def _load_ours(path: Path, told: dict[str, Any]) -> Loaded:
     )
 
 
-def _load_official(path: Path, told: dict[str, Any]) -> Loaded:
+def _load_official(path: Path, told: dict[str, Any]) -> LoadedCheckpoint:
     name = told.get("name") or recognise(path)
     importer, cls = importer_of(name)
     _require_known(path, told, cls, importer.TOLD)
@@ -123,7 +123,7 @@ def _load_official(path: Path, told: dict[str, Any]) -> Loaded:
     origin = {"checkpoint": str(path), "model": name, "data": None, "official": True}
     origin |= {f"official/{key}": value for key, value in imported.info.items() if key != "opt"}
     tokenizer = Tokenizer.from_files(model.view.tokenizer)
-    return Loaded(model, tokenizer, path, None, origin, depth=imported.depth)
+    return LoadedCheckpoint(model, tokenizer, path, None, origin, depth=imported.depth)
 
 
 def _require_known(

@@ -16,9 +16,9 @@ from itr.data.loading.loader import caption_batches, image_batches
 from itr.data.records import Record, Split
 from itr.errors import ConfigError, DataError
 from itr.evaluation.encode import AUTOCAST, Encoder, Progress
-from itr.jobs.load_checkpoint import Loaded, load_checkpoint
+from itr.jobs.load_checkpoint import LoadedCheckpoint, load_checkpoint
 from itr.models.base import RetrievalModel
-from itr.training.device import pick_device, pick_precision
+from itr.training.device import resolve_device, resolve_precision
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
@@ -33,13 +33,13 @@ class Retriever:
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: LoadedCheckpoint,
         device: torch.device,
         precision: str | None = None,
         batch_size: int = 64,
         workers: int = 0,
     ):
-        precision = pick_precision(precision or loaded.precision, device)
+        precision = resolve_precision(precision or loaded.precision, device)
         if precision not in AUTOCAST:
             raise ConfigError(f"precision: '{precision}'; expected one of {', '.join(AUTOCAST)}")
         self.loaded, self.device, self.precision = loaded, device, precision
@@ -145,13 +145,13 @@ def load(
     not say it. ``precision`` is as for `Retriever`. Raises CheckpointError for a file that is
     missing, broken or of another method, ConfigError for a device that is not there.
     """
-    place = pick_device(device)
+    place = resolve_device(device)
     told: dict[str, Any] = {"name": model, "text": {"tokenizer": tokenizer}}
     loaded = load_checkpoint(source, told, place)
     return Retriever(loaded, place, precision, batch_size)
 
 
-def pictures_in(folder: str | Path) -> list[Path]:
+def find_images(folder: str | Path) -> list[Path]:
     """The picture files below ``folder``, sorted. Raises DataError if there is none."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():

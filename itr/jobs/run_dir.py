@@ -23,7 +23,7 @@ from itr.errors import ConfigError, DataError, TrainingError
 from itr.jobs.lock import LOCK, RunLock
 from itr.results.terminal_tables import read_results
 from itr.training.checkpointing import half_written
-from itr.training.faults import RANKS
+from itr.training.faults.heartbeat import RANKS
 
 ROOT = Path("runs")
 CONFIG, METRICS, RESULTS, LOG, VERSIONS, DATA = (
@@ -113,7 +113,7 @@ def config_hash(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def locate_run(values: Mapping[str, Any]) -> Path:
+def run_path(values: Mapping[str, Any]) -> Path:
     """``out`` where it is given, else runs/<model>-<data>-<loss>-<hash>."""
     if values.get("out"):
         return Path(values["out"])
@@ -127,7 +127,7 @@ def open_run(values: Mapping[str, Any]) -> tuple[Path, dict[str, Any] | None]:
     Raises ConfigError where the directory holds an unfinished run (without ``resume=auto`` or
     ``overwrite=true``), a run of another configuration, or something that is no run.
     """
-    path = locate_run(values)
+    path = run_path(values)
     config = path / CONFIG
     if not path.exists() or all(child.name == LOCK for child in path.iterdir()):
         return path, None
@@ -188,7 +188,7 @@ def _refuse_other_run(path: Path, config: Path, values: Mapping[str, Any]) -> No
         )
 
 
-def describe_run(path: Path, values: Mapping[str, Any]) -> None:
+def write_config(path: Path, values: Mapping[str, Any]) -> None:
     """Write the resolved configuration and the versions of the environment.
 
     Raises TrainingError if they cannot be written.
@@ -210,7 +210,7 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def keep_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Write what the splits hold. Raises DataError if a run that goes on began with other data,
     TrainingError if it cannot be written."""
     file = path / DATA

@@ -14,9 +14,9 @@ from itr.errors import Stopped
 from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.stored_embeddings import file_hash
 from itr.jobs import run_dir
-from itr.jobs.build import Parts, build_parts
+from itr.jobs.assemble import RunComponents, assemble_run
+from itr.jobs.launch.workers import launch
 from itr.jobs.recipe_notes import departures, precision_line
-from itr.jobs.workers import launch
 from itr.models import compatibility
 from itr.models.base import RetrievalModel
 from itr.models.build import model_meta
@@ -26,9 +26,9 @@ from itr.results.terminal_tables import results_table, write_results
 from itr.results.trackers.tracker import NullTracker, Tracker, open_trackers
 from itr.training import checkpointing
 from itr.training.config import TrainConfig, check_config
-from itr.training.device import keep_queries, pick_device, prepare_data
-from itr.training.process_setup import set_up_torch
-from itr.training.progress import Display, close_log, log, open_log
+from itr.training.console import Display, close_log, log, open_log
+from itr.training.device import keep_queries, prepare_data, resolve_device
+from itr.training.process_setup import configure_torch
 from itr.training.signals import StopRequest
 from itr.training.trainer import Trainer
 
@@ -39,7 +39,7 @@ def train(values: dict[str, Any]) -> dict[str, Any]:
     Raises a UserError for whatever the user can mend: before training wherever it can be known.
     """
     config = check_config(values)
-    cuda = pick_device(config.device).type == "cuda"
+    cuda = resolve_device(config.device).type == "cuda"
     if config.devices * config.nodes > 1 and not parallel.is_launched():
         return launch(train, values, config.devices, config.nodes, cuda)
     with StopRequest() as stop:
@@ -56,17 +56,17 @@ def _train(config: TrainConfig, values: dict[str, Any], stop: StopRequest) -> di
         console.print(f"{folder} is finished already; overwrite=true trains it again")
         console.print(results_table(finished, str(folder)))
         return finished
-    set_up_torch(config)
+    configure_torch(config)
     open_log(None, console)
     try:
-        parts = build_parts(config, values)
+        parts = assemble_run(config, values)
         sizes = parallel.broadcast_from_rank0(
             lambda: checkpointing.check_space(folder, parts.model)
         )
         with run_dir.taken(folder):
             if parallel.rank() == 0:
-                run_dir.keep_manifest(folder, parts.manifest)
-                run_dir.describe_run(folder, values)
+                run_dir.write_manifest(folder, parts.manifest)
+                run_dir.write_config(folder, values)
                 open_log(folder / run_dir.LOG, console)
             _announce(config, folder, parts, sizes)
             results = _run(config, values, folder, parts, console, stop)
@@ -81,7 +81,7 @@ def _run(
     config: TrainConfig,
     values: dict[str, Any],
     folder: Path,
-    parts: Parts,
+    parts: RunComponents,
     console: Console,
     stop: StopRequest,
 ) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _run(
             "updates": trainer.clock.updates,
             "train_seconds": round(seconds, 1),
             "resumed_at": first or None,
-            "broken_pictures": trainer.broken.count(),
+            "broken_pictures": trainer.broken.synchronize(),
             **{f"{config.select_on}/{key}": value for key, value in best["results"].items()},
             **{f"test/{key}": value for key, value in test.items()},
         }
@@ -138,7 +138,7 @@ def _run(
     return results
 
 
-def _meta(config: TrainConfig, values: dict[str, Any], parts: Parts) -> dict[str, Any]:
+def _meta(config: TrainConfig, values: dict[str, Any], parts: RunComponents) -> dict[str, Any]:
     """What a checkpoint says of itself, so that nothing else is needed to use it."""
     return {
         **model_meta(parts.model),
@@ -191,7 +191,7 @@ def _load_best(folder: Path, model: RetrievalModel) -> dict[str, Any]:
 
 
 def _identity(
-    config: TrainConfig, values: Mapping[str, Any], folder: Path, parts: Parts
+    config: TrainConfig, values: Mapping[str, Any], folder: Path, parts: RunComponents
 ) -> dict[str, Any]:
     return {
         "run": folder.name,
@@ -210,7 +210,9 @@ def _identity(
     }
 
 
-def _announce(config: TrainConfig, folder: Path, parts: Parts, sizes: tuple[int, int]) -> None:
+def _announce(
+    config: TrainConfig, folder: Path, parts: RunComponents, sizes: tuple[int, int]
+) -> None:
     log.info("run directory: %s", folder)
     if config.recipe.name:
         log.info("recipe: %s (%s)", config.recipe.name, config.recipe.source)

@@ -78,7 +78,7 @@ def make_job(sweep: Sweep, choices: Iterable[tuple[str, Any]], out: Path) -> Swe
     return SweepJob(
         tuple(arguments),
         {key: value for key, value in chosen.items() if key in sweep.varied},
-        out / run_dir.locate_run({**values, "out": None}).name,
+        out / run_dir.run_path({**values, "out": None}).name,
         int(values["devices"]) * int(values["nodes"]),
         values["device"] == "cpu",
         values,

@@ -1,4 +1,4 @@
-"""What is done to the repeated blocks of a model's towers: recomputing them, compiling them."""
+"""Activation checkpointing and compilation of the repeated blocks of a model's encoders."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from itr.nn.batch_norm import batch_norms
 from itr.nn.momentum import MomentumTwin
 
 
-def tower_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The blocks of ``model``'s towers by name: members of its outermost lists (or sequences) of
-    modules of one class that have parts of their own. Momentum encoders and blocks with batch
-    statistics, which would count a batch twice, are left out."""
-    found: dict[str, nn.Module] = {}
+def encoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The repeated blocks of ``model``'s encoders by name.
+
+    These are the members of each outermost ``ModuleList`` or ``Sequential`` whose members share one
+    class and have submodules. Momentum encoders are excluded, and so are blocks with batch
+    normalization, which would count a batch twice when it is recomputed.
+    """
+    blocks: dict[str, nn.Module] = {}
 
     def walk(module: nn.Module, name: str) -> None:
         if isinstance(module, MomentumTwin):
             return
-        if isinstance(module, nn.ModuleList | nn.Sequential) and _repeats(module):
-            blocks = ((f"{name}.{key}", block) for key, block in module.named_children())
-            found.update((key, block) for key, block in blocks if not batch_norms(block))
+        if isinstance(module, nn.ModuleList | nn.Sequential) and _is_stack(module):
+            members = ((f"{name}.{key}", block) for key, block in module.named_children())
+            blocks.update((key, block) for key, block in members if not batch_norms(block))
             return
         for key, child in module.named_children():
             walk(child, f"{name}.{key}" if name else key)
 
     walk(model, "")
-    return found
+    return blocks
 
 
-def _repeats(modules: nn.Module) -> bool:
+def _is_stack(modules: nn.Module) -> bool:
     members = list(modules.children())
     return (
         bool(members)
@@ -42,25 +45,29 @@ def _repeats(modules: nn.Module) -> bool:
     )
 
 
-def recompute(model: nn.Module) -> int:
-    """Keep only what enters each tower block, and compute the rest again in the backward pass: the
-    same numbers, dropout included. How many blocks there are."""
-    blocks = tower_blocks(model)
+def checkpoint_activations(model: nn.Module) -> int:
+    """Recompute each encoder block in the backward pass; returns the number of blocks.
+
+    Only the inputs of a block are stored. Numbers do not change, dropout included.
+    """
+    blocks = encoder_blocks(model)
     for block in blocks.values():
-        block.forward = functools.partial(_recomputed, block.forward)
+        block.forward = functools.partial(_checkpointed, block.forward)
     return len(blocks)
 
 
-def _recomputed(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+def _checkpointed(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     if not any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
         return forward(*inputs, **options)
     return checkpoint(forward, *inputs, use_reentrant=False, **options)
 
 
-def compile_towers(model: nn.Module) -> int:
-    """Let torch.compile make each tower block faster; how many there are. Blocks of one class
-    share what was compiled. Weights keep their names."""
-    blocks = tower_blocks(model)
+def compile_blocks(model: nn.Module) -> int:
+    """Compile each encoder block with torch.compile; returns the number of blocks.
+
+    Blocks of one class share the compiled code. Parameter names do not change.
+    """
+    blocks = encoder_blocks(model)
     for block in blocks.values():
         block.compile()
     return len(blocks)

@@ -15,8 +15,8 @@ from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import CheckpointError, TrainingError
 from itr.models.base import RetrievalModel
+from itr.training.console import log
 from itr.training.optim import load_state_tensors, state_tensors
-from itr.training.progress import log
 
 BEST, LAST, PREVIOUS = "best.safetensors", "last.safetensors", "previous.safetensors"
 

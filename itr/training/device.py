@@ -16,10 +16,10 @@ from itr.evaluation.evaluator import Evaluator
 from itr.instantiate import build
 
 
-def pick_device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """``auto``: a GPU where there is one. Raises ConfigError for a device that is not there."""
     if name == "auto":
-        return pick_device("cuda" if torch.cuda.is_available() else "cpu")
+        return resolve_device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device={name}: no CUDA device is visible; type device=cpu")
     if name == "cuda" and parallel.is_launched():
@@ -30,7 +30,7 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(f"device={name}: unknown; expected auto, cpu or cuda") from error
 
 
-def pick_precision(name: str, device: torch.device) -> str:
+def resolve_precision(name: str, device: torch.device) -> str:
     """``auto``: bf16 on a GPU that has it, else fp32. From here on this process multiplies float32
     matrices in TF32 for ``tf32``, and in full for every other."""
     if name == "auto":

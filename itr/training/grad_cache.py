@@ -23,7 +23,7 @@ from itr.nn.batch_norm import batch_norms
 from itr.training.step import Step
 
 
-class CachedStep(Step):
+class GradCacheStep(Step):
     """As `Step`, with ``chunk`` pairs in the encoders at once. A model's dropout is drawn anew for
     each piece, and is the same in both of its passes. Raises ConfigError for batch statistics."""
 
@@ -87,10 +87,10 @@ class CachedStep(Step):
             gradients = (p.grad for p in self.model.parameters() if p.grad is not None)
             parallel.all_reduce_mean(gradients)
 
-    def quietly(self, last: bool) -> Any:
-        """As `Step.quietly`."""
+    def no_sync(self, last: bool) -> Any:
+        """As `Step.no_sync`."""
         self.last = last
-        return super().quietly(last)
+        return super().no_sync(last)
 
 
 class Chance:

@@ -35,7 +35,7 @@ class Step:
         self.asleep: frozenset[str] | None = None
         self.wrapped: nn.Module | None = None
 
-    def wake_and_sleep(self, clock: Clock) -> None:
+    def set_requires_grad(self, clock: Clock) -> None:
         """Parameters of sleeping modules get no gradient, hence no update and no decay."""
         asleep = self.model.sleeping(clock)
         if asleep == self.asleep:
@@ -76,7 +76,7 @@ class Step:
         """Add the gradients of ``total`` / ``accumulate``."""
         self.scaler.scale(total / accumulate).backward()
 
-    def quietly(self, last: bool) -> Any:
+    def no_sync(self, last: bool) -> Any:
         """A context: ranks exchange gradients in the ``last`` micro-batch of an update only."""
         if last or not isinstance(self.wrapped, DistributedDataParallel):
             return nullcontext()

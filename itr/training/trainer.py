@@ -23,15 +23,23 @@ from itr.evaluation.evaluator import Evaluator
 from itr.models.base import RetrievalModel
 from itr.nn.batch_norm import statistics
 from itr.results.trackers.tracker import Tracker
-from itr.training import checkpointing, faults
-from itr.training.broken_images import BrokenPictures
+from itr.training import checkpointing
 from itr.training.config import TrainConfig
+from itr.training.console import Display, log
 from itr.training.cost import describe, step_cost
-from itr.training.grad_cache import CachedStep
-from itr.training.log_window import Window, keep_ids, name_batch, not_finite
+from itr.training.faults.broken_images import BrokenImages
+from itr.training.faults.explain import explain_errors
+from itr.training.faults.heartbeat import Heartbeat
+from itr.training.faults.nonfinite import (
+    NonFiniteGuard,
+    append_batch_ids,
+    batch_ids,
+    nonfinite_error,
+)
+from itr.training.grad_cache import GradCacheStep
+from itr.training.log_window import LogWindow
 from itr.training.optim import apply_schedule, build_optimizer, clip_gradients
 from itr.training.process_setup import SEED_STRIDE
-from itr.training.progress import Display, log
 from itr.training.signals import PREEMPTION, StopRequest
 from itr.training.step import Step
 
@@ -67,7 +75,7 @@ class Trainer:
         )
         parts = (model, device, AUTOCAST[precision], self.scaler)
         chunk = config.grad_cache
-        self.step = Step(*parts) if chunk is None else CachedStep(chunk, *parts)
+        self.step = Step(*parts) if chunk is None else GradCacheStep(chunk, *parts)
         # Where ranks have losses of their own, they have draws of their own.
         own = 0 if model.one_loss else parallel.rank()
         self.draws = Draws(config.seed + own * SEED_STRIDE, device)
@@ -81,11 +89,11 @@ class Trainer:
             accumulate=self.accumulate,
         )
         self.best: dict[str, Any] = {}
-        self.window = Window()
-        self.guard = faults.Guard(model) if config.trainer.skip_nonfinite else None
-        self.broken = BrokenPictures(split, loader.broken)
+        self.window = LogWindow()
+        self.guard = NonFiniteGuard(model) if config.trainer.skip_nonfinite else None
+        self.broken = BrokenImages(split, loader.broken)
         self.stop, self.agree = stop, parallel.DelayedMax()
-        self.beats = faults.Beats(folder)
+        self.heartbeat = Heartbeat(folder)
         self.saved_at, self.saved_time = -1, time.monotonic()
         self.unvalidated = False  # a signal came in the middle of the validation that is due
 
@@ -103,8 +111,8 @@ class Trainer:
         self.window.restore(sums, meta.get("window", {"counts": {}, "pairs": 0}))
         if self.guard is not None:
             self.guard.skipped = meta.get("skipped", 0)
-        self.broken.numbers.update(meta.get("broken", []))
-        self.loader.broken.update(self.broken.numbers)
+        self.broken.indices.update(meta.get("broken", []))
+        self.loader.broken.update(self.broken.indices)
         self.unvalidated = meta.get("unvalidated", False)
         self.tracker.rewind(meta["metrics_offset"])
 
@@ -115,14 +123,14 @@ class Trainer:
         not finite, memory that runs out and ranks that do not answer.
         """
         self.stop.wait()
-        self.beats.tell(self.clock.updates)
+        self.heartbeat.write(self.clock.updates)
         with self.explained():
             self._fit(display)
-        self.beats.forget()
+        self.heartbeat.remove()
 
     def explained(self, evaluating: bool = False) -> AbstractContextManager[None]:
         """A context in which errors of memory and of other ranks say what to do."""
-        return faults.explained(self.clock, self.config, self.beats, evaluating)
+        return explain_errors(self.clock, self.config, self.heartbeat, evaluating)
 
     def _fit(self, display: Display) -> None:
         if self.unvalidated:
@@ -151,7 +159,7 @@ class Trainer:
 
     def _estimate(self) -> None:
         """Log what a step will cost; a model that runs in pieces or compiled is counted whole."""
-        self.step.wake_and_sleep(self.clock)
+        self.step.set_requires_grad(self.clock)
         if parallel.rank() > 0 or self.finished or not self.config.runtime.estimate:
             return
         batch = next(iter(self.loader.epoch(0))).to(self.device)
@@ -172,14 +180,14 @@ class Trainer:
         assert batch.image_id is not None and batch.caption_id is not None
         self.window.batches.append((batch.image_id, batch.caption_id))
         self.window.pairs += len(batch) * parallel.world_size()
-        self.broken.see(batch.replaced)
-        self.step.wake_and_sleep(self.clock)
+        self.broken.add(batch.replaced)
+        self.step.set_requires_grad(self.clock)
         batch = batch.to(self.device)
         self.model.train()
         self.model.before_step(self.clock)
         if self.guard is not None:
-            self.guard.remember()
-        with self.step.quietly(last):
+            self.guard.snapshot()
+        with self.step.no_sync(last):
             total, terms = self.step.forward(batch, self.clock, self.draws)
             taken = self.guard is None or self.guard.accepts(total)
             if taken:
@@ -222,8 +230,8 @@ class Trainer:
         assert self.guard is not None and self.config.trainer.skip_nonfinite is not None
         if self.guard.skipped > self.config.trainer.skip_nonfinite:
             self._stop_at(place)
-        ids = name_batch(self.split, *self.window.batches[place])
-        keep_ids(self.folder / NOT_FINITE, self.clock.updates, ids)
+        ids = batch_ids(self.split, *self.window.batches[place])
+        append_batch_ids(self.folder / NOT_FINITE, self.clock.updates, ids)
         log.warning(
             "update %d: a batch whose loss or gradient is not finite is left out (%d of at most "
             "%d); its ids are in %s",
@@ -236,7 +244,7 @@ class Trainer:
     def _save_or_stop(self) -> None:
         """Save where it is time to; save and raise Stopped if a rank got a signal. Both happen on
         all ranks after the same update."""
-        self.beats.tell(self.clock.updates)
+        self.heartbeat.write(self.clock.updates)
         number = self.agree(self.stop.number or SAVE * self._time_to_save())
         if number and self.saved_at != self.clock.updates:
             self._save_last()
@@ -287,17 +295,17 @@ class Trainer:
         values = {f"train/{key}": value for key, value in means.items()}
         values["train/lr"] = self.optimizer.param_groups[0]["lr"]
         values["train/pairs_per_second"] = self.window.pairs / seconds
-        if broken := self.broken.count():
+        if broken := self.broken.synchronize():
             values["train/broken_pictures"] = broken
         self.tracker.log({"epoch": self.clock.epoch, **values}, step=self.clock.updates)
         display.numbers(self.clock.epoch, self.clock.updates, values)
-        self.window = Window()
+        self.window = LogWindow()
 
     def _stop_at(self, place: int) -> NoReturn:
         path, updates = self.folder / NOT_FINITE, self.clock.updates
-        ids = name_batch(self.split, *self.window.batches[place])
-        keep_ids(path, updates, ids)
-        raise not_finite(updates, len(self.window.batches), ids, path)
+        ids = batch_ids(self.split, *self.window.batches[place])
+        append_batch_ids(path, updates, ids)
+        raise nonfinite_error(updates, len(self.window.batches), ids, path)
 
     def _validate(self, display: Display) -> None:
         started = time.perf_counter()
@@ -343,14 +351,14 @@ class Trainer:
     def _save_last(self) -> None:
         self.saved_at, self.saved_time = self.clock.updates, time.monotonic()
         sums, window = self._checked_window()
-        self.broken.count()
+        self.broken.synchronize()
         meta = {
             **self.meta,
             "best": self.best,
             "metrics_offset": self.tracker.offset(),
             "window": window,
             "skipped": self.guard.skipped if self.guard is not None else 0,
-            "broken": sorted(self.broken.numbers),
+            "broken": sorted(self.broken.indices),
             "unvalidated": self.unvalidated,
         }
         path = self.folder / "checkpoints" / checkpointing.LAST

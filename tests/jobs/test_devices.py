@@ -14,8 +14,8 @@ from itr import checkpoint
 from itr.errors import ConfigError
 from itr.evaluation.query_log import read_queries
 from itr.jobs.evaluate import evaluate
+from itr.jobs.launch.workers import launch
 from itr.jobs.train import train
-from itr.jobs.workers import launch
 from itr.training.config import check_config
 from tests.conftest import compose
 from tests.training.sizes import CALM, overrides
@@ -72,7 +72,7 @@ def test_two_processes_leave_one_run(places: tuple[Path, Path]) -> None:
     one, two = (place / "hrem" for place in places)
     assert {p.name for p in two.iterdir()} == {p.name for p in one.iterdir()}
     log = (two / "train.log").read_text()
-    assert "2 processes: 10 pairs each of a batch of 20, which share one loss" in log
+    assert "2 processes with 10 pairs each (batch_size=20), one loss" in log
     assert log.count("run directory") == 1
 
 

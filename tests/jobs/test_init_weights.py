@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from itr import checkpoint
-from itr.jobs.init_weights import start_from, without_hub
+from itr.jobs.init_weights import initialize_from, skip_pretrained
 from itr.models.base import RetrievalModel
 from itr.models.build import build_model, model_meta
 from itr.nn.queue import NO_ID
@@ -32,7 +32,7 @@ def test_queued_features_come_without_the_ids_of_their_images(name: str, tmp_pat
     for key in queued:
         source.get_buffer(key).copy_(torch.arange(len(source.get_buffer(key))))
     model = build(name, "seed=1")
-    told = start_from(model, name, str(saved(name, source, tmp_path)))
+    told = initialize_from(model, name, str(saved(name, source, tmp_path)))
     assert queued and all((model.get_buffer(key) == NO_ID).all() for key in queued)
     features = queued[0].replace(".ids", ".features")
     assert torch.equal(model.get_buffer(features), source.get_buffer(features))
@@ -48,7 +48,7 @@ def test_momentum_copies_that_a_checkpoint_lacks_are_copied_from_its_weights(
     with torch.no_grad():
         for weight in source.fusion.parameters():  # type: ignore[union-attr]
             weight.add_(1.0)
-    told = start_from(model, "albef", str(saved("albef", source, tmp_path)))
+    told = initialize_from(model, "albef", str(saved("albef", source, tmp_path)))
     own = model.state_dict()
     for key, value in source.fusion.state_dict().items():  # type: ignore[union-attr]
         assert torch.equal(own[f"twin.fusion.{key}"], value)
@@ -69,10 +69,10 @@ def test_no_pretrained_weights_are_looked_for_where_a_checkpoint_is_given(
     for part in ("text", "image"):
         values["model"].get(part, {})["name"] = "/nowhere"
     fewer = dataclasses.replace(facts_for(name), vocabulary=30)  # as a tokenizer may know
-    node, facts = without_hub(values["model"], fewer)
+    node, facts = skip_pretrained(values["model"], fewer)
     model = build_model(node, values["loss"], facts)
     assert "left as initialised" not in " ".join(
-        line for line in start_from(model, name, str(path)) if "_queue.ids" not in line
+        line for line in initialize_from(model, name, str(path)) if "_queue.ids" not in line
     )
     plain = {**values["model"], "init": None}
-    assert without_hub(plain, facts_for(name)) == (plain, facts_for(name))
+    assert skip_pretrained(plain, facts_for(name)) == (plain, facts_for(name))

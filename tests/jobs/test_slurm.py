@@ -13,7 +13,7 @@ import pytest
 
 from itr.errors import ConfigError
 from itr.instantiate import check
-from itr.jobs.slurm import SlurmConfig, _results, make_executor
+from itr.jobs.launch.slurm import SlurmConfig, _results, make_executor
 from tests.conftest import ROOT, TINY
 
 # What the cluster's own programs do, as far as a submission goes: the script is kept.

@@ -17,7 +17,7 @@ from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import CheckpointError, ConfigError, DataError
 from itr.jobs.evaluate import evaluate
-from itr.jobs.init_weights import start_from
+from itr.jobs.init_weights import initialize_from
 from itr.jobs.train import train
 from itr.models.alip import ALIP, AdaptiveGates, GateConfig
 from itr.official import alip as official
@@ -283,11 +283,11 @@ def test_openais_archive_is_evaluated_and_starts_a_run(
             found, expected = (one.eval().encode_images(given).pooled for one in (loaded, model))
         torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
     fresh = build("model.quick_gelu=true", "model.image_size=24", f"model.init={path}")
-    told = start_from(fresh, "alip", str(path))
+    told = initialize_from(fresh, "alip", str(path))
     assert "resized (1): images.positional_embedding" in " ".join(told)
     assert torch.equal(fresh.texts.text_projection, halves["text_projection"].float())
     with pytest.raises(CheckpointError, match="model.quick_gelu=true, and another activation"):
-        start_from(build(), "alip", str(path))
+        initialize_from(build(), "alip", str(path))
     path.write_bytes(path.read_bytes()[:3000])
     assert main(["inspect", str(path)]) == 2
     assert "ViT-B-32.pt" in capsys.readouterr().err

@@ -17,9 +17,9 @@ from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import CheckpointError, ConfigError
-from itr.jobs.build import build_parts
+from itr.jobs.assemble import assemble_run
 from itr.jobs.evaluate import evaluate
-from itr.jobs.init_weights import start_from
+from itr.jobs.init_weights import initialize_from
 from itr.jobs.losses_cli import model_names
 from itr.jobs.train import train
 from itr.models.base import RetrievalModel
@@ -130,7 +130,7 @@ def test_pretrained_weights_with_fewer_positions_cut_the_captions(
         f"data.cache={world / 'cache'}",
     ]
     values = compose("train", overrides)
-    parts = build_parts(check_config(values), values)
+    parts = assemble_run(check_config(values), values)
     given = next(iter(parts.loader.epoch(0)))
     assert given.tokens is not None and given.tokens.shape[1] == 7
     with torch.no_grad():
@@ -161,14 +161,14 @@ def test_a_checkpoint_of_another_method_or_size(name: str, tmp_path: Path) -> No
     _, path = saved(name, tmp_path)
     other = MODELS[MODELS.index(name) - 1]
     with pytest.raises(CheckpointError, match=f"a checkpoint of model={name}, not of {other}"):
-        start_from(build(other), other, str(path))
+        initialize_from(build(other), other, str(path))
     with pytest.raises(CheckpointError, match=r"weights of another size: .*expected.*set the mod"):
-        start_from(build(name, WIDER[name]), name, str(path))
+        initialize_from(build(name, WIDER[name]), name, str(path))
     with pytest.raises(
         CheckpointError, match=f"a checkpoint of model={name}, not of model={other}"
     ):
         evaluate(compose("eval", [f"model={other}", f"checkpoint={path}", "device=cpu"]))
-    told = start_from(build(name), name, str(path))
+    told = initialize_from(build(name), name, str(path))
     own = build(name).state_dict()
     taken = [key for key in own if not key.endswith("_queue.ids")]
     share = f"all {len(own)}" if len(taken) == len(own) else f"{len(taken)} of {len(own)}"
@@ -188,9 +188,9 @@ def test_an_authors_file_of_another_method_or_size(name: str) -> None:
     path = ROOT / "tests" / "golden" / OFFICIAL[name]
     other = "vse" if name != "vse" else "user"
     with pytest.raises(CheckpointError, match=f"a checkpoint of model={name}, not of {other}"):
-        start_from(build(other), other, str(path))
+        initialize_from(build(other), other, str(path))
     with pytest.raises(CheckpointError, match=r"weights of another size: .*expected"):
-        start_from(build(name), name, str(path))
+        initialize_from(build(name), name, str(path))
     with pytest.raises(CheckpointError, match="not a checkpoint of the authors of"):
         given = [f"model={other}", "data=f30k", f"checkpoint={path}", "device=cpu"]
         evaluate(compose("eval", given))

@@ -209,7 +209,7 @@ class Steps:
         self.model, self.clock, self.draws = model.train(), Clock(batches_per_epoch=4), Draws()
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         self.step = Step(model, torch.device("cpu"), None, scaler)
-        self.step.wake_and_sleep(self.clock)
+        self.step.set_requires_grad(self.clock)
         self.optimizer = build_optimizer(model, self.optim)
 
     def sleeps(self, parameter: str) -> bool:

@@ -13,9 +13,9 @@ import torch
 from itr import checkpoint
 from itr.data.text.tokenizer import BytePairs, Tokenizer
 from itr.errors import ConfigError
-from itr.jobs.build import Parts, build_parts
+from itr.jobs.assemble import RunComponents, assemble_run
 from itr.jobs.evaluate import evaluate
-from itr.jobs.load_checkpoint import Loaded, load_checkpoint
+from itr.jobs.load_checkpoint import LoadedCheckpoint, load_checkpoint
 from itr.models.build import model_meta
 from itr.nn.position import resize_positions
 from itr.official.__main__ import main as official
@@ -44,7 +44,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> Path:
     return folder
 
 
-def exported(name: str, parts: Parts, folder: Path) -> Path:
+def exported(name: str, parts: RunComponents, folder: Path) -> Path:
     """An authors' file of the untrained model of ``parts``, as ``itr.official export`` writes."""
     ours, theirs = folder / "ours.safetensors", folder / "theirs.pth"
     meta = {**model_meta(parts.model), "model_name": name, "loss": None, "tokenizer": None}
@@ -70,7 +70,7 @@ def test_the_recalls_of_an_authors_file_are_those_of_its_model(
     more = ["batch_size=20", f"rerank.k={DEPTHS.get(name, 12)}", *SAME.get(name, [])]
     values = compose("train", ["data=scenes", *overrides(name, world, *more)])
     torch.manual_seed(0)
-    parts = build_parts(check_config(values), values)
+    parts = assemble_run(check_config(values), values)
     expected = parts.evaluators["test"].run(parts.model.eval())
     tokenizer = save_tokenizer(parts.tokenizer, tmp_path / "tokenizer")
     theirs = exported(name, parts, tmp_path)
@@ -104,7 +104,7 @@ def test_the_depth_of_files_that_do_not_say_it(tmp_path: Path) -> None:
     torch.save({"model": IMPORTERS["albef"][0].official_state(model)}, path)
     told = {"num_attention_heads": 2, "image_heads": 3}
     depth = load_official(path, "albef", told)[1].depth
-    loaded = Loaded(model, None, path, None, {}, depth=depth)  # type: ignore[arg-type]
+    loaded = LoadedCheckpoint(model, None, path, None, {}, depth=depth)  # type: ignore[arg-type]
     asked = [loaded.rerank_on(data) for data in ("coco", "f30k", "table")]
     assert asked == [{"k": 256}, {"k": 128}, {}]
     assert dataclasses.replace(loaded, rerank={"k": 20}).rerank_on("coco") == {"k": 20}

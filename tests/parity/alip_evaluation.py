@@ -21,8 +21,8 @@ from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.metrics import retrieval_metrics as metrics_of
 from itr.evaluation.ranks import Ranks, rank_embeddings, rank_scores
 from itr.evaluation.zeroshot import accuracies, class_embeddings, class_logits, predictions
-from itr.jobs.load_checkpoint import Loaded
-from itr.jobs.zeroshot import encode_prompts
+from itr.jobs.eval.classify import encode_prompts
+from itr.jobs.load_checkpoint import LoadedCheckpoint
 from tests.parity.alip_build import load_official, model_of
 from tests.parity.harness import Case, Runner
 from tests.parity.pixel_data_cases import padded
@@ -100,7 +100,7 @@ def zeroshot(case: Case) -> None:
     whole = Case(case.path.with_name(f"{case.data['state_from']}.json"))
     model = model_of(case).eval()
     load_official(model, whole.below("state."))
-    loaded = Loaded(model, Tokenizer.from_files("open_clip"), case.path, None, {})
+    loaded = LoadedCheckpoint(model, Tokenizer.from_files("open_clip"), case.path, None, {})
     encoder = Encoder(model, torch.device("cpu"))
     names = case.data["class_names"]
     classifier = class_embeddings(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from itr.training import faults
+from itr.training.faults.heartbeat import RANKS, read_heartbeats
 from tests.conftest import TINY
 from tests.soak.runs import (
     TORCHRUN,
@@ -50,8 +50,8 @@ def test_a_rank_that_hangs_is_named(outside: bool, common: list[str], tmp_path: 
     arguments = [*common, f"out={run}", "runtime.collective_timeout=60"]
     if outside:
         process = start(arguments, before=TORCHRUN)
-        wait_until(lambda: 1 in faults.whereabouts(run / faults.RANKS), process)
-        rank = faults.whereabouts(run / faults.RANKS)[1].process
+        wait_until(lambda: 1 in read_heartbeats(run / RANKS), process)
+        rank = read_heartbeats(run / RANKS)[1].process
     else:
         process = start([*arguments, "devices=2"])
         wait_for(run / "metrics.jsonl", '"step": 6', process)
@@ -163,7 +163,7 @@ def test_torchrun_from_outside(world: Path, tmp_path: Path) -> None:
     finish(start([*arguments, f"out={tmp_path / 'outside'}"], before=TORCHRUN))
     finish(start([*arguments, "devices=2", f"out={tmp_path / 'inside'}"]))
     assert_equal(tmp_path / "outside", tmp_path / "inside")
-    assert not (tmp_path / "outside" / faults.RANKS).exists()
+    assert not (tmp_path / "outside" / RANKS).exists()
 
 
 @pytest.mark.parametrize("model", ["vse", "albef"])

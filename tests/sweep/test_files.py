@@ -11,7 +11,7 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from itr.errors import ConfigError
-from itr.jobs.run_dir import describe_run, open_run
+from itr.jobs.run_dir import open_run, write_config
 from itr.sweep.grid import compose, endpoints
 from itr.sweep.spec import RESUME, Sweep, argument, read_sweep
 from tests.conftest import CONF, ROOT
@@ -63,7 +63,7 @@ def test_an_agent_resumes_a_killed_run(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     values = compose(["model=hrem", "data=f30k", RESUME], "agent")
     run, _ = open_run(values)
-    describe_run(run, values)  # killed right after
+    write_config(run, values)  # killed right after
     assert open_run(values) == (run, None)
     with pytest.raises(ConfigError, match=RESUME):
         open_run(values | {"resume": None})

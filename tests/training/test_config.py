@@ -14,7 +14,7 @@ from itr.data.records import Record, Split
 from itr.errors import ConfigError
 from itr.jobs.run_dir import config_hash, identity
 from itr.training.config import check_config, check_workers
-from itr.training.process_setup import MOST, pick_workers
+from itr.training.process_setup import MAX_AUTO_WORKERS, resolve_num_workers
 from tests.conftest import CONF, compose
 
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
@@ -112,20 +112,24 @@ def test_files_that_were_moved_are_the_same_run_and_other_files_another() -> Non
 
 def test_workers_of_their_own_accord() -> None:
     """On a GPU pictures get the cores of the rank, and no more readers than there are tars."""
-    cores = min(len(os.sched_getaffinity(0)), MOST)
+    cores = min(len(os.sched_getaffinity(0)), MAX_AUTO_WORKERS)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     record = Record(0, "a.jpg", ("a",), (0,))
     pictures = Split("train", "karpathy", [record])
     regions = Split("train", "precomp", [record], regions=np.zeros((1, 2, 3), np.float32))
-    assert pick_workers("auto", pictures, cuda) == cores
-    assert pick_workers("auto", pictures, cpu) == pick_workers("auto", regions, cuda) == 0
-    assert [pick_workers(3, pictures, cpu), pick_workers(0, pictures, cuda)] == [3, 0]
+    assert resolve_num_workers("auto", pictures, cuda) == cores
+    assert (
+        resolve_num_workers("auto", pictures, cpu)
+        == resolve_num_workers("auto", regions, cuda)
+        == 0
+    )
+    assert [resolve_num_workers(3, pictures, cpu), resolve_num_workers(0, pictures, cuda)] == [3, 0]
     none = PackedStrings.of([""])
     one = np.zeros(1, np.int64)
     samples = ShardSamples(
         ["a.tar"], one, np.zeros((1, 2), np.int64), one, one > 0, one + 1, one, *[none] * 4
     )
-    assert pick_workers("auto", Split("train", "shards", samples), cuda) == 1
+    assert resolve_num_workers("auto", Split("train", "shards", samples), cuda) == 1
     for wrong in ("many", -1):
         with pytest.raises(ConfigError, match=f"runtime.workers={wrong}: expected auto"):
             check_workers(wrong)

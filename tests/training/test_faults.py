@@ -17,12 +17,15 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from itr import checkpoint
 from itr.clock import Clock
 from itr.errors import DataError, RankLost, Stopped, TrainingError
-from itr.jobs import run_dir, workers
+from itr.jobs import run_dir
+from itr.jobs.launch import workers
 from itr.jobs.train import train
-from itr.training import checkpointing, faults
+from itr.training import checkpointing
 from itr.training.config import check_config
-from itr.training.log_window import keep_ids
-from itr.training.progress import log
+from itr.training.console import log
+from itr.training.faults.explain import explain_errors
+from itr.training.faults.heartbeat import Heartbeat
+from itr.training.faults.nonfinite import append_batch_ids
 from itr.training.signals import StopRequest
 from tests.conftest import compose
 from tests.training.sizes import overrides
@@ -158,7 +161,7 @@ def test_no_memory_is_told_with_what_this_model_can_do(
     )
     with (
         pytest.raises(TrainingError, match=told) as caught,
-        faults.explained(Clock(updates=7), config, faults.Beats(tmp_path), evaluating),
+        explain_errors(Clock(updates=7), config, Heartbeat(tmp_path), evaluating),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert not any(word in str(caught.value) for word in missing.split("|"))
@@ -171,10 +174,10 @@ def test_the_error_that_a_rank_met_itself_is_told(tmp_path: Path) -> None:
     failures = {0: ProcessFailure(local_rank=0, pid=1, exitcode=workers.FAILED, error_file="")}
     error = ChildFailedError("train", failures)
     for number in (0, signal.SIGTERM, signal.SIGINT):
-        assert "a.jpg" in str(workers._explained(error, tmp_path, number))
+        assert "a.jpg" in str(workers.root_cause(error, tmp_path, number))
     (tmp_path / "error-1").unlink()
-    assert "do not answer" in str(workers._explained(error, tmp_path, 0))
-    assert isinstance(workers._explained(error, tmp_path, signal.SIGTERM), Stopped)
+    assert "do not answer" in str(workers.root_cause(error, tmp_path, 0))
+    assert isinstance(workers.root_cause(error, tmp_path, signal.SIGTERM), Stopped)
 
 
 def test_a_disk_that_cannot_be_written_is_told(
@@ -182,7 +185,7 @@ def test_a_disk_that_cannot_be_written_is_told(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(TrainingError, match="the run directory cannot be written .*out=DIR"):
-        run_dir.describe_run(tmp_path / "file" / "run", {"seed": 0})
+        run_dir.write_config(tmp_path / "file" / "run", {"seed": 0})
     monkeypatch.setattr(log, "propagate", True)  # an earlier run's log may have kept it
-    keep_ids(tmp_path / "file" / "ids.json", 3, {"image_ids": [1], "caption_ids": [2]})
-    assert "the ids of a batch could not be written" in caplog.text
+    append_batch_ids(tmp_path / "file" / "ids.json", 3, {"image_ids": [1], "caption_ids": [2]})
+    assert str(tmp_path / "file" / "ids.json") in caplog.text

@@ -12,12 +12,12 @@ import torch
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError
-from itr.jobs.build import Parts, build_parts
+from itr.jobs.assemble import RunComponents, assemble_run
 from itr.models.base import RetrievalModel
-from itr.training.block_wrappers import recompute, tower_blocks
+from itr.training.block_wrappers import checkpoint_activations, encoder_blocks
 from itr.training.config import check_config
 from itr.training.cost import step_cost
-from itr.training.grad_cache import CachedStep
+from itr.training.grad_cache import GradCacheStep
 from itr.training.step import Step
 from tests.conftest import compose
 from tests.training.sizes import CALM, SIZES, overrides
@@ -25,27 +25,27 @@ from tests.training.sizes import CALM, SIZES, overrides
 TERMS = {"albef": ("task=pretrain",)}  # with masked words, too
 
 
-def parts_of(model: str, world: Path, *more: str) -> Parts:
+def parts_of(model: str, world: Path, *more: str) -> RunComponents:
     values = compose("train", overrides(model, world, "batch_size=20", *more))
     torch.manual_seed(0)
-    return build_parts(check_config(values), values)
+    return assemble_run(check_config(values), values)
 
 
-def clock_of(parts: Parts) -> Clock:
+def clock_of(parts: RunComponents) -> Clock:
     return Clock(batch=1, batches_per_epoch=parts.loader.batches_per_epoch, forwards=100)
 
 
-def gradients(parts: Parts, chunk: int | None = None) -> dict[str, Any]:
+def gradients(parts: RunComponents, chunk: int | None = None) -> dict[str, Any]:
     """Losses and gradients of the first batch, at a clock at which everything is awake."""
     model, device = parts.model.train(), torch.device("cpu")
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     rest = (model, device, None, scaler)
-    step = Step(*rest) if chunk is None else CachedStep(chunk, *rest)
+    step = Step(*rest) if chunk is None else GradCacheStep(chunk, *rest)
     clock, batch = clock_of(parts), next(iter(parts.loader.epoch(0)))
     torch.manual_seed(1)
-    step.wake_and_sleep(clock)
+    step.set_requires_grad(clock)
     model.before_step(clock)
-    with step.quietly(last=True):
+    with step.no_sync(last=True):
         total, terms = step.forward(batch, clock, Draws())
         step.backward(total, 1)
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -105,7 +105,7 @@ def test_nobody_forgot_to_say_that_it_sleeps(model: str, world: Path) -> None:
             if model == "user" and not chosen["queue"]:
                 continue  # built without queues
             step.asleep = None
-            step.wake_and_sleep(clock)
+            step.set_requires_grad(clock)
             parts.model.train().zero_grad(set_to_none=True)
             parts.model.before_step(clock)
             step.forward(batch, clock, draws)[0].backward()
@@ -121,9 +121,9 @@ def test_recomputed_blocks_give_the_same_gradient(model: str, world: Path) -> No
     plain = gradients(parts)
     parts.model.load_state_dict(state)
     parts.model.zero_grad(set_to_none=True)
-    blocks = tower_blocks(parts.model)
+    blocks = encoder_blocks(parts.model)
     assert blocks and not any(name.startswith("twin") for name in blocks)
-    assert recompute(parts.model) == len(blocks)
+    assert checkpoint_activations(parts.model) == len(blocks)
     for name, value in gradients(parts).items():
         assert torch.equal(value, plain[name]), name
 

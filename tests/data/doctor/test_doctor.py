@@ -14,7 +14,7 @@ from itr.data.doctor import cli
 from itr.data.doctor.cli import main
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.errors import DataError
-from itr.jobs.run_dir import keep_manifest
+from itr.jobs.run_dir import write_manifest
 from itr.jobs.train import train
 from tests.conftest import compose
 from tests.data import worlds
@@ -268,9 +268,9 @@ def test_the_hash_is_of_second_texts_too(tmp_path):
 
 def test_a_run_goes_on_with_its_own_data_only(tmp_path):
     began = {"train": {"hash": "a", "source": "x.json"}, "val": {"hash": "b", "source": "y.json"}}
-    keep_manifest(tmp_path / "run", began)
-    keep_manifest(tmp_path / "run", began)
+    write_manifest(tmp_path / "run", began)
+    write_manifest(tmp_path / "run", began)
     assert json.loads((tmp_path / "run" / "data.json").read_text()) == began
     now = {**began, "val": {"hash": "c", "source": "z.json"}}
     with pytest.raises(DataError, match="z.json: not the data .* began with .content of val"):
-        keep_manifest(tmp_path / "run", now)
+        write_manifest(tmp_path / "run", now)

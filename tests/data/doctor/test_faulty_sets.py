@@ -18,7 +18,7 @@ from itr.data.layouts.json_annotations import load_json
 from itr.data.layouts.precomp import check_regions_finite, open_regions, read_captions
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.errors import DataError
-from itr.jobs.build import build_parts
+from itr.jobs.assemble import assemble_run
 from itr.jobs.train import train
 from itr.training.config import check_config
 from tests.conftest import compose
@@ -110,7 +110,7 @@ def test_the_doctor_names_it_and_training_does_as_it_says(
     values = run_of(configurations, fault.layout, root, tmp_path, fault.options)
     if fault.level == REFUSED:
         with pytest.raises(DataError) as refusal:
-            build_parts(check_config(values), values)
+            assemble_run(check_config(values), values)
         assert all(word in str(refusal.value) for word in fault.words), refusal.value
         return
     results = train(values)

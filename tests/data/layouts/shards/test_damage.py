@@ -11,7 +11,7 @@ import pytest
 from itr.data.loading.substitute import without_broken
 from itr.data.records import Record, Split
 from itr.errors import ConfigError, DataError
-from itr.jobs.build import build_parts
+from itr.jobs.assemble import assemble_run
 from itr.jobs.evaluate import evaluate
 from itr.jobs.train import train
 from itr.training.config import check_config
@@ -64,13 +64,13 @@ def test_they_are_left_out_and_counted(root):
 def test_too_many_are_refused_with_a_way_out(root):
     values = run_of(root, "data.max_broken=0.2")
     with pytest.raises(DataError, match=r"split val: 1 of 4 .*00001.tar.*a larger data.max_broken"):
-        build_parts(check_config(values), values)
+        assemble_run(check_config(values), values)
 
 
 def test_more_readers_than_tars_are_refused_before_they_are_listed(root):
     values = run_of(root, "runtime.workers=7")
     with pytest.raises(ConfigError, match="6 shards for 1 devices x 7 workers = 7 readers"):
-        build_parts(check_config(values), values)
+        assemble_run(check_config(values), values)
     assert not list(root.glob("cache/shard-*"))
 
 

@@ -18,8 +18,8 @@ from itr.errors import ConfigError
 from itr.evaluation.encode import Encoder, Progress
 from itr.evaluation.zeroshot import accuracies, class_embeddings, class_logits, predictions
 from itr.instantiate import check
-from itr.jobs.load_checkpoint import Loaded, load_checkpoint
-from itr.training.device import pick_device, pick_precision
+from itr.jobs.load_checkpoint import LoadedCheckpoint, load_checkpoint
+from itr.training.device import resolve_device, resolve_precision
 
 
 class Asked(Protocol):
@@ -48,7 +48,7 @@ def classify(config: Asked, progress: Progress) -> dict[str, Any]:
             "task=zeroshot: type data=imagefolder data.root=DIR, or data=torchvision "
             "data.set=cifar10 data.root=DIR"
         )
-    device = pick_device(config.device)
+    device = resolve_device(config.device)
     classes = ClassificationDataset(check(given, ClassificationConfig, "data"))
     loaded = load_checkpoint(config.checkpoints[0], config.model, device)
     if loaded.model.view.kind != "pixels":
@@ -56,7 +56,7 @@ def classify(config: Asked, progress: Progress) -> dict[str, Any]:
             f"task=zeroshot: {type(loaded.model).__name__} reads regions of a detector, and these "
             "are pictures; name a checkpoint of a model that reads pixels"
         )
-    precision = pick_precision(config.precision or loaded.precision, device)
+    precision = resolve_precision(config.precision or loaded.precision, device)
     encoder = Encoder(loaded.model, device, precision, progress=progress)
     size = config.runtime.eval_batch_size
     prompts = class_embeddings(
@@ -85,7 +85,9 @@ def classify(config: Asked, progress: Progress) -> dict[str, Any]:
     }
 
 
-def encode_prompts(loaded: Loaded, encoder: Encoder, texts: list[str], size: int) -> Tensor:
+def encode_prompts(
+    loaded: LoadedCheckpoint, encoder: Encoder, texts: list[str], size: int
+) -> Tensor:
     """Embeddings [C, D] of whole sentences: without the prompt that captions get in retrieval."""
     view = loaded.model.view
     view = dataclasses.replace(view, text_eval=dataclasses.replace(view.text_eval, prompt=""))

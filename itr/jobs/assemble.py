@@ -23,17 +23,17 @@ from itr.data.loading.second_text import open_second
 from itr.data.records import Split
 from itr.data.text.open import Tokenizer, TokenTable, build_table, open_tokenizer
 from itr.evaluation.evaluator import Evaluator
-from itr.jobs.init_weights import start_from, stored_tokenizer, without_hub
+from itr.jobs.init_weights import initialize_from, skip_pretrained, stored_tokenizer
 from itr.models.base import RetrievalModel
 from itr.models.build import build_model, model_class, model_config
 from itr.training.config import TrainConfig
-from itr.training.device import pick_device, pick_precision, prepare_data
-from itr.training.process_setup import pick_workers, prepare_model
+from itr.training.device import prepare_data, resolve_device, resolve_precision
+from itr.training.process_setup import prepare_model, resolve_num_workers
 from itr.view import Facts, TextView, View
 
 
 @dataclass
-class Parts:
+class RunComponents:
     """All that a run is made of; built, and thereby checked, before anything is written."""
 
     splits: dict[str, Split]
@@ -48,15 +48,15 @@ class Parts:
     warnings: list[str]  # of the data
 
 
-def build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
+def assemble_run(config: TrainConfig, values: Mapping[str, Any]) -> RunComponents:
     """Open and check the data, build tokenizer and model."""
     with parallel.rank0_first():  # what is made on first use is made once
         return _build_parts(config, values)
 
 
-def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
-    device = pick_device(config.device)
-    precision = pick_precision(config.precision, device)
+def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> RunComponents:
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
     data = prepare_data(config.data)
     view = model_class(config.model).view_for(model_config(config.model))
     splits = _open_splits(config, data, view)
@@ -79,7 +79,7 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
         tokenizer,
         config.batch_size,
         config.seed,
-        workers=pick_workers(runtime.workers, train, device),
+        workers=resolve_num_workers(runtime.workers, train, device),
         rank=parallel.rank(),
         world=parallel.world_size(),
         pin_memory=device.type == "cuda",
@@ -99,7 +99,7 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
             tie_break=config.ties,
             device=device,
             precision=precision,
-            workers=pick_workers(runtime.workers, split, device),
+            workers=resolve_num_workers(runtime.workers, split, device),
             rerank=config.rerank,
         )
         for name, split in splits.items()
@@ -107,7 +107,7 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> Parts:
     }
     held = {name: fingerprint.describe(split) for name, split in splits.items()}
     faults = broken_image_warnings(train, broken)
-    return Parts(
+    return RunComponents(
         splits, tokenizer, model, loader, evaluators, device, precision, told, held, faults
     )
 
@@ -141,9 +141,9 @@ def _build_model(
     init = config.model.get("init")
     tokenizer = stored_tokenizer(init) or open_tokenizer(view, itertools.chain(train.texts, second))
     facts = Facts(tokenizer.vocabulary_size, mask_id=tokenizer.mask_id, **_region_shape(train))
-    node, facts = without_hub(config.model, facts)
+    node, facts = skip_pretrained(config.model, facts)
     model = build_model(node, values["loss"], facts).to(device)
-    told = [] if init is None else start_from(model, config.model["name"], init)
+    told = [] if init is None else initialize_from(model, config.model["name"], init)
     told += prepare_model(config, model)
     model.check_batch(config.batch_size // parallel.world_size())
     return tokenizer, model, told

@@ -28,7 +28,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from itr import parallel
 from itr.errors import ConfigError, RankLost, Stopped, TrainingError, UserError
-from itr.training import faults
+from itr.training.faults.heartbeat import HEARTBEAT_DIR, read_heartbeats
 from itr.training.signals import PREEMPTION, StopRequest
 
 Job = Callable[[dict[str, Any]], dict[str, Any]]
@@ -75,7 +75,7 @@ def launch(job: Job, values: dict[str, Any], count: int, nodes: int, cuda: bool)
             try:
                 returned = elastic_launch(config, _work)(job, values, folder)
             except ChildFailedError as error:
-                raise _explained(error, Path(folder), stop.number) from error
+                raise root_cause(error, Path(folder), stop.number) from error
     outcome = returned[0]
     if isinstance(outcome, Stopped):
         raise outcome
@@ -115,7 +115,7 @@ class Teller:
 def _work(job: Job, values: dict[str, Any], folder: str) -> dict[str, Any] | Stopped:
     """What each process does; an error is left in ``folder`` for the launcher."""
     os.setpgrp()  # Ctrl-C on a terminal reaches the launcher, which passes it on once
-    os.environ[faults.BEATS] = folder
+    os.environ[HEARTBEAT_DIR] = folder
     try:
         outcome: dict[str, Any] | Stopped = job(values)
     except Stopped as stopped:
@@ -137,7 +137,7 @@ def _go(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _explained(error: ChildFailedError, folder: Path, stopped_by: int) -> BaseException:
+def root_cause(error: ChildFailedError, folder: Path, stopped_by: int) -> BaseException:
     """The error that a worker told (what it met itself, before what the others met of it); else
     that it was stopped by a signal; else which one died of what, and how far it had come."""
     told = [_read(note) for note in sorted(folder.glob("error-*"))]
@@ -151,7 +151,7 @@ def _explained(error: ChildFailedError, folder: Path, stopped_by: int) -> BaseEx
     killed = [(r, f) for r, f in sorted(error.failures.items()) if f.exitcode < 0]
     rank, failure = killed[0] if killed else error.get_first_failure()
     if failure.exitcode < 0:
-        at = faults.whereabouts(folder).get(rank)
+        at = read_heartbeats(folder).get(rank)
         name = signal.Signals(-failure.exitcode).name
         memory = " (often: the machine has no memory left)" if name == "SIGKILL" else ""
         where = f"after update {at.updates}" if at else "before the first update"

@@ -56,7 +56,7 @@ class EvalConfig:
         return [self.protocol] if isinstance(self.protocol, str) else list(self.protocol)
 
 
-def typed_model(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+def keep_typed_options(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """``values``, of whose model node is left what ``overrides`` of the command line say: its name
     and single options. The node's other values are defaults, which no checkpoint asked for."""
     whole, typed = OmegaConf.create(values["model"]), OmegaConf.create({})

@@ -26,7 +26,7 @@ from itr.instantiate import check
 from itr.jobs.entry import PREEMPTED, USER_ERROR
 from itr.training.config import check_config
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LINGER = 30.0  # seconds that other ranks stay: a task that ends early may end the first one
 POLL = 2.0
 

@@ -1,0 +1,1 @@
+"""Parts of the evaluation job: its options, tracking, and zero-shot classification."""

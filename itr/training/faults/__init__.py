@@ -1,0 +1,1 @@
+"""Detects and reports faults during training: bad samples, lost ranks, exhausted memory."""
