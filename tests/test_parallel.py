@@ -31,7 +31,7 @@ def broken_counts(rank: int) -> list[int]:
     """Number of broken images that all ranks know of after each round; -1: too many."""
     records = [Record(n, f"{n}.jpg", ("a",), (n,)) for n in range(9)]
     broken = BrokenImages(Split("train", "table", records, broken_limit=3), known={7})
-    counts = [broken.count()]
+    counts = [broken.synchronize()]
     for seen in (([4], []), ([], [2, 4]), ([], []), ([7], [8])):
         broken.add(seen[rank])
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from itr import parallel
+from itr.files import atomic_write
 
 HEARTBEAT_DIR = "ITR_HEARTBEAT_DIR"  # environment variable set by our own launcher
 RANKS = "ranks"  # folder in the run directory, used under any other launcher
@@ -40,11 +41,8 @@ class Heartbeat:
         if parallel.world_size() == 1 or now < self.next_write:
             return
         self.next_write = now + self.interval
-        temporary = self.path.with_suffix(".new")  # the process may be killed while writing
-        with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(f"{os.getpid()} {updates} {platform.node()}")
-            os.replace(temporary, self.path)
+        with contextlib.suppress(OSError), atomic_write(self.path, durable=False) as file:
+            file.write(f"{os.getpid()} {updates} {platform.node()}".encode())
 
     def remove(self) -> None:
         """Delete the file of this rank; the last rank also deletes the folder."""
