@@ -64,7 +64,7 @@ def test_overrides_win_over_the_recipe() -> None:
         ("optim.schedule.milestones=[9,3]", "must be in rising order"),
         ("devices=0", "devices: 0 must be at least 1"),
         ("devices=7", "cannot be shared evenly by 7 devices; type batch_size="),
-        ("model._target_=os.system", "is no part of this package"),
+        ("model._target_=os.system", "os.system"),
         ("loss.slots.base._target_=itr.clock.Clock", "is not a ScoreLoss"),
         ("resume=yes", "resume"),
     ],
