@@ -97,10 +97,10 @@ def _sizes(key: str, **values: Any) -> tuple[str, ...]:
 def _bert(width: int, layers: int, **more: Any) -> tuple[str, ...]:
     return _sizes(
         "model.text",
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=max(2, width // 64),
+        width=width,
+        mlp_width=4 * width,
+        depth=layers,
+        heads=max(2, width // 64),
         **more,
     )
 
@@ -135,9 +135,9 @@ VSE = replace(
     no_dropout=("model.text.dropout=0",),
 )
 ALIP_SIZES = (
-    "model.embed_dim=256",
-    *_sizes("model.vision", layers=4, width=256),
-    *_sizes("model.text", layers=4, width=256, heads=4),
+    "model.embed_size=256",
+    *_sizes("model.image", depth=4, width=256),
+    *_sizes("model.text", depth=4, width=256, heads=4),
 )
 ALIP = Case(
     name="alip",
@@ -148,7 +148,7 @@ ALIP = Case(
     words=Words(49408, shortest=8, longest=32, first=49406, last=49407),
     pairs=64,
     images=200,
-    picture="image_size",
+    picture="image.size",
 )
 ALBEF = Case(
     name="albef",
@@ -161,7 +161,7 @@ ALBEF = Case(
         *_sizes("model.image", size=96, patch=8, width=64, depth=4, heads=2),
         *_bert(64, 4, fusion_layer=2),
         "model.embed_size=64",
-        "model.queue=256",
+        "model.queue_size=256",
     ),
     no_dropout=("model.text.dropout=0",),
     words=Words(30522, shortest=8, longest=24, first=101),
@@ -182,14 +182,14 @@ MULTISEA = Case(
     train=(
         "model.embed_size=128",
         "model.aformer.heads=4",
-        *_sizes("model.image", width=128, layers=5, head_width=32),
+        *_sizes("model.image", width=128, depth=5, head_width=32),
         *_bert(128, 2),
     ),
     evaluate=(
         "model.embed_size=64",
         "model.aformer.heads=4",
-        *_sizes("model.image", image_size=64, patch_size=8, width=64, layers=3, head_width=32),
-        "model.image.trained_layers=2",
+        *_sizes("model.image", size=64, patch=8, width=64, depth=3, head_width=32),
+        "model.image.trained_depth=2",
         *_bert(64, 2),
     ),
     no_dropout=(
@@ -200,7 +200,7 @@ MULTISEA = Case(
     words=Words(4000, shortest=9, longest=32, pad=1, first=0, last=2),
     pairs=20,
     images=60,
-    picture="image.image_size",
+    picture="image.size",
     rerank_k=16,
 )
 CASES = {case.name: case for case in (HREM, USER, VSE, ALIP, ALBEF, MULTISEA)}
@@ -220,18 +220,23 @@ def tiny(case: Case) -> Case:
         "user": (*small, "model.embed_size=32", "model.queue_size=48"),
         "vse": (*small, "model.embed_size=32"),
         "alip": (
-            "model.image_size=32",
-            "model.embed_dim=16",
-            *_sizes("model.vision", layers=1, width=16, patch_size=8, head_width=8),
-            *_sizes("model.text", layers=1, width=16, heads=2),
+            "model.image.size=32",
+            "model.embed_size=16",
+            *_sizes("model.image", depth=1, width=16, patch=8, head_width=8),
+            *_sizes("model.text", depth=1, width=16, heads=2),
         ),
-        "albef": (*vit, *_bert(16, 4, fusion_layer=2), "model.embed_size=16", "model.queue=48"),
+        "albef": (
+            *vit,
+            *_bert(16, 4, fusion_layer=2),
+            "model.embed_size=16",
+            "model.queue_size=48",
+        ),
         "multisea": (
             "model.embed_size=16",
-            "model.queue=30",
-            *_sizes("model.aformer", heads=2, layers=2, mlp_ratio=2),
-            *_sizes("model.image", width=16, layers=2, head_width=8, image_size=32, patch_size=8),
-            "model.image.trained_layers=1",
+            "model.queue_size=30",
+            *_sizes("model.aformer", heads=2, depth=2, mlp_ratio=2),
+            *_sizes("model.image", width=16, depth=2, head_width=8, size=32, patch=8),
+            "model.image.trained_depth=1",
             *small,
         ),
     }[case.name]

@@ -50,12 +50,12 @@ def parts(both: Twosome) -> Iterator[Part]:
     yield (
         "clipping and AdamW",
         lambda: _update(both),
-        lambda: update(both.literal.model, both.literal_optimizer, both.config.optim.clip_norm),
+        lambda: update(both.literal.model, both.literal_optimizer, both.config.optim.max_norm),
     )
 
 
 def _update(both: Twosome) -> None:
-    clip_gradients(both.model.parameters(), both.config.optim.clip_norm)
+    clip_gradients(both.model.parameters(), both.config.optim.max_norm)
     both.optimizer.step()
 
 
@@ -164,7 +164,7 @@ def _alip(both: Twosome) -> Iterator[Part]:
     model, batch = both.model, both.batch
     assert isinstance(model, ALIP) and batch.image_id is not None
     ids = batch.image_id
-    x, t, c = (leaf(len(batch), model.config.embed_dim, unit=True, seed=n) for n in (1, 2, 3))
+    x, t, c = (leaf(len(batch), model.config.embed_size, unit=True, seed=n) for n in (1, 2, 3))
 
     def ours() -> None:
         terms = model.criterion(x, t, c, ids, batch.positive_pairs, both.clock, both.draws)
@@ -196,7 +196,7 @@ def _albef(both: Twosome) -> Iterator[Part]:
     count = len(batch)
     tokens = 1 + model.vision.patch_embed.num_patches
     images = leaf(count, tokens, model.config.image.width)
-    texts = leaf(*mask.shape, model.config.text.hidden_size)
+    texts = leaf(*mask.shape, model.config.text.width)
     i2t = scores.values.detach()
     t2i = scores.reverse().values.detach()
 

@@ -31,14 +31,14 @@ def build() -> ALBEF:
     """A model of two fusion layers, 32 wide."""
     config = ALBEFConfig(
         pretrained=False,
-        queue=60,
+        queue_size=60,
         embed_size=16,
         image=ImageConfig(width=WIDTH, depth=1, heads=2, patch=16, size=64),
         text=FusionTextConfig(
-            hidden_size=WIDTH,
-            intermediate_size=4 * WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=2,
+            width=WIDTH,
+            mlp_width=4 * WIDTH,
+            depth=3,
+            heads=2,
             fusion_layer=1,
         ),
     )

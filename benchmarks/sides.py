@@ -114,14 +114,14 @@ class Twosome:
     def ours(self) -> None:
         """A whole step."""
         self.ours_backward()
-        clip_gradients(self.model.parameters(), self.config.optim.clip_norm)
+        clip_gradients(self.model.parameters(), self.config.optim.max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def literally(self) -> None:
         """A whole step."""
         self.literal_backward()
-        update(self.literal.model, self.literal_optimizer, self.config.optim.clip_norm)
+        update(self.literal.model, self.literal_optimizer, self.config.optim.max_norm)
         self.literal_optimizer.zero_grad()
 
 

@@ -96,8 +96,8 @@ def overlap(
     regions: Tensor,
     region_lengths: Tensor,
     k: int,
-    scan: bool = True,
-    use_region_lengths: bool = False,
+    scan_similarity: bool = True,
+    mask_padded_regions: bool = False,
 ) -> dict[str, Tensor]:
     """Pair by pair: p [query, key] and q [query, key, k] both ways."""
     b = len(words)
@@ -111,10 +111,10 @@ def overlap(
         length = int(word_lengths[c])
         kept = words[c, : min(max(length, k), words.shape[1])]
         for i in range(b):
-            end = int(region_lengths[i]) if use_region_lengths else regions.shape[1]
+            end = int(region_lengths[i]) if mask_padded_regions else regions.shape[1]
             s = torch.stack([F.cosine_similarity(w[None], regions[i], eps=1e-12) for w in kept])
             z = y = s
-            if scan:
+            if scan_similarity:
                 s = torch.where(s > 0, s, 0.1 * s)
                 z, y = F.normalize(s, dim=0), F.normalize(s, dim=1)
             row, column = z[:, :end].max(dim=1).values, y[:length, :end].max(dim=0).values

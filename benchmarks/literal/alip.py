@@ -39,7 +39,7 @@ class Literal:
     """
 
     def __init__(self, model: ALIP, checkpointing: bool = True):
-        self.model, self.length = model, model.config.text.context_length
+        self.model, self.length = model, model.config.text.max_positions
         if checkpointing:
             checkpoint_activations(model)
         self.means = [torch.tensor(model.config.gates.start) for _ in range(3)]

@@ -19,7 +19,7 @@ class DataConfig:
         default_factory=lambda: {"train": "train", "val": "dev", "test": "test"}
     )
     protocols: list[str] = field(default_factory=list)  # how the test split is evaluated
-    dev_captions: int | None = None  # authors' habit: a split `dev` is cut to 5000; None: all
+    max_dev_captions: int | None = None  # authors' habit: a split `dev` is cut to 5000; None: all
     unique_captions: bool = False  # authors' habit: a caption that an image has twice counts once
     images: str | None = None  # folder of the pictures; None: found beside the annotations
     decoder: str = "torchvision"  # of pictures; pillow: the authors' arithmetic, slower

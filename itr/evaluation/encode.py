@@ -86,7 +86,7 @@ def _require_finite(name: str, embeddings: Tensor) -> None:
         raise DataError(
             f"{int(bad.sum())} of {len(embeddings)} embeddings of the {name} are not finite (first "
             f"index: {int(bad.int().argmax())}): the weights have diverged or half precision "
-            "overflowed; pass precision=fp32, a lower optim.lr or optim.clip_norm, or use an "
+            "overflowed; pass precision=fp32, a lower optim.lr or optim.max_norm, or use an "
             "earlier checkpoint"
         )
 

@@ -35,7 +35,7 @@ class HubnessConfig:
     rows: list[str] = field(default_factory=list)  # of METHODS
     beta: float = 20.0  # inverse temperature of inverted softmax and QB-Norm
     k: int = 10  # neighbors in CSLS
-    bank: str | None = None  # split that provides the bank's queries; None: the evaluated queries
+    bank_split: str | None = None  # split that provides the queries; None: the evaluated ones
     bank_size: int = 5000  # number of images of that split, with their captions
 
 
@@ -50,10 +50,10 @@ def check_hubness(config: HubnessConfig) -> None:
     for key, value in (("beta", config.beta), ("k", config.k), ("bank_size", config.bank_size)):
         if value <= 0:
             raise ConfigError(f"hubness.{key}: {value}; expected a number above 0")
-    if "qb_norm" in config.rows and config.bank is None:
+    if "qb_norm" in config.rows and config.bank_split is None:
         raise ConfigError(
             "hubness.rows: qb_norm needs a bank of other queries (with the evaluated queries it is "
-            "the same as inverted_softmax); pass hubness.bank=train"
+            "the same as inverted_softmax); pass hubness.bank_split=train"
         )
 
 
@@ -88,7 +88,7 @@ def hubness_rows(
         results |= {f"hubness_{method}/{key}": value for key, value in metrics.items()}
         if ranks_by_name is not None:
             ranks_by_name |= {f"hubness_{method}/{name}": each for name, each in ranks.items()}
-    bank = f"split {config.bank}" if banks else "the evaluated queries"
+    bank = f"split {config.bank_split}" if banks else "the evaluated queries"
     return results | ({"hubness_bank": bank} if config.rows else {})
 
 

@@ -90,8 +90,10 @@ def evaluate_file(
     Errors name the file.
     """
     arrays = _read(path)
-    if hubness is not None and hubness.bank is not None:
-        raise ConfigError("hubness.bank: a score file has no other queries; pass hubness.bank=null")
+    if hubness is not None and hubness.bank_split is not None:
+        raise ConfigError(
+            "hubness.bank_split: a score file has no other queries; pass hubness.bank_split=null"
+        )
     try:
         results = evaluate(
             arrays["scores"],

@@ -70,8 +70,8 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> RunComponent
     view = model.view  # pre-trained weights may have fewer positions than was thought
     runtime, train = config.runtime, splits["train"]
     resident = None
-    if runtime.resident is not None:
-        resident = keep_resident(train, device, runtime.resident)
+    if runtime.cache_on_device is not None:
+        resident = keep_resident(train, device, runtime.cache_on_device)
     loader = TrainLoader(
         train,
         view,
@@ -79,14 +79,14 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> RunComponent
         tokenizer,
         config.batch_size,
         config.seed,
-        workers=resolve_num_workers(runtime.workers, train, device),
+        workers=resolve_num_workers(runtime.num_workers, train, device),
         rank=parallel.rank(),
         world=parallel.world_size(),
         pin_memory=device.type == "cuda",
         second=open_second(train, view, tokenizer, data.cache),
         late=device.type == "cuda",
         resident=resident,
-        bucket=config.trainer.bucket,
+        bucket=config.trainer.length_bucket_batches,
         broken=broken,
     )
     evaluators = {
@@ -96,10 +96,10 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> RunComponent
             table(name, view.text_eval),
             protocols=data.protocols,
             batch_size=runtime.eval_batch_size,
-            tie_break=config.ties,
+            tie_break=config.tie_break,
             device=device,
             precision=precision,
-            workers=resolve_num_workers(runtime.workers, split, device),
+            workers=resolve_num_workers(runtime.num_workers, split, device),
             rerank=config.rerank,
         )
         for name, split in splits.items()
@@ -116,7 +116,7 @@ def _open_splits(config: TrainConfig, data: DataConfig, view: View) -> dict[str,
     """The splits that a run reads, the training split first, and checked together."""
     names = ("train", "test") if config.select_on == "test" else ("train", "val", "test")
     wants_second = view.second_text is not None
-    asked = config.runtime.workers
+    asked = config.runtime.num_workers
     workers = 0 if isinstance(asked, str) else asked  # auto: no more than there are tars
     # Before hours of listing:
     require_enough_shards(data, view.kind, wants_second, parallel.world_size(), workers)

@@ -73,7 +73,7 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
             title = config.checkpoints[0]
         elif config.scores is not None:
             found = evaluate_file(
-                Path(config.scores), config.protocols, config.ties, config.hubness, logs
+                Path(config.scores), config.protocols, config.tie_break, config.hubness, logs
             )
             results, title = _below(config.split, found), config.scores
             log.info(
@@ -257,8 +257,10 @@ def _encode(
                 stored_embeddings.save(path, *encoded, provenance)
                 log.info("embeddings are kept in %s (%.0f MB)", path, path.stat().st_size / 1e6)
         member = Member(loaded, evaluator, *encoded)
-    if config.hubness.rows and config.hubness.bank is not None:
-        other = make_evaluator(config, loaded, config.hubness.bank, evaluator.device, bank=True)
+    if config.hubness.rows and config.hubness.bank_split is not None:
+        other = make_evaluator(
+            config, loaded, config.hubness.bank_split, evaluator.device, bank=True
+        )
         member.bank = other.encode(model, progress)
     return member
 
@@ -338,10 +340,10 @@ def make_evaluator(
         build_table(tokenizer, split.texts, model.view.text_eval, Path(data.cache)),
         protocols=["full"] if bank else data.protocols,
         batch_size=config.runtime.eval_batch_size,
-        tie_break=config.ties or loaded.ties,
+        tie_break=config.tie_break or loaded.ties,
         device=device,
         precision=resolve_precision(config.precision or loaded.precision, device),
         strict=config.protocol is not None and not bank,
-        workers=resolve_num_workers(config.runtime.workers, split, device),
+        workers=resolve_num_workers(config.runtime.num_workers, split, device),
         rerank=check({**loaded.rerank_on(data.name), **given}, RerankConfig, "rerank"),
     )

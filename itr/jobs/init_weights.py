@@ -24,7 +24,7 @@ QUEUED = "_queue.ids"  # of what stands in a queue: other images than those of t
 # Sizes of the towers, by the names that the methods give them.
 BROUGHT = {
     "text": (*SIZES, "pad_id", "fusion_layer"),
-    "image": "patch_size patch width layers depth heads head_width mlp_ratio".split(),
+    "image": "patch width depth heads head_width mlp_ratio".split(),
 }
 
 

@@ -107,7 +107,7 @@ def _load_ours(path: Path, told: dict[str, Any]) -> LoadedCheckpoint:
         run.get("data"),
         origin,
         precision=meta.get("precision", "fp32"),
-        ties=run.get("ties", "pessimistic"),
+        ties=run.get("tie_break", "pessimistic"),
         rerank=run.get("rerank", {}),
         depth=meta.get("depth", {}),
     )

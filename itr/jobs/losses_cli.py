@@ -35,7 +35,7 @@ that `model=NAME` sets.
 Options that are not listed do not change their row. Options of a model may change it:
 `model=multisea model.distill=true` offers soft targets (**hard**, as albef), and
 `model=albef model.distill=false` does not (**yes**). Without normalization
-(`model.normalise=false`, `model.normalise_images=false`), hrem, user and vse refuse losses that
+(`model.normalize_images=false`), hrem, user and vse refuse losses that
 need cosine similarities, as multisea does.
 """
 

@@ -21,7 +21,9 @@ def precision_line(recipe: RecipeConfig, precision: str) -> str:
 def departures(config: TrainConfig) -> list[str]:
     """What makes this another training than the recipe's, though nobody may have meant it."""
     recipe, told = config.recipe, []
-    if recipe.device_pairs is not None and (line := _other_share(config, recipe.device_pairs)):
+    if recipe.pairs_per_device is not None and (
+        line := _other_share(config, recipe.pairs_per_device)
+    ):
         told.append(line)
     if recipe.init is not None and config.model.get("init") is None:
         told.append(

@@ -42,7 +42,7 @@ NOT_IDENTITY = (
     "nodes",
     "resume",
     "overwrite",
-    "runtime.workers",
+    "runtime.num_workers",
     "runtime.threads",
     "runtime.eval_batch_size",
     "runtime.deterministic",
@@ -64,7 +64,7 @@ SHARDS = "data.shards"  # the name of a pattern of tars; a folder of them is lik
 # Settings with values that change no number, by key; another value is another run.
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "runtime.sync_batchnorm": (True,),
-    "runtime.resident": (None, "fp32"),
+    "runtime.cache_on_device": (None, "fp32"),
 }
 PACKAGES = (
     "torch",

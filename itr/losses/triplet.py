@@ -135,18 +135,18 @@ class Triplet(ScoreLoss):
     """Hinge against the own match: relu(margin + s_ij - s_i,own), both directions added.
 
     ``negatives``: ``sum`` over all, only the ``hardest`` (VSE++, Faghri et al. 2018, eq. 5), or
-    ``warmup``: the sum for ``warmup_epochs``, the hardest after. ``mask_repeats`` takes repeats of
-    the query's image out of the negatives; without it only the own match is.
+    ``warmup``: the sum for ``warmup_epochs``, the hardest after. ``mask_same_image`` takes repeats
+    of the query's image out of the negatives; without it only the own match is.
     """
 
-    variants = ("negatives=sum", "negatives=hardest", "mask_repeats=false")
+    variants = ("negatives=sum", "negatives=hardest", "mask_same_image=false")
 
     def __init__(
         self,
         margin: float = 0.2,
         negatives: str = "hardest",
         warmup_epochs: int = 1,
-        mask_repeats: bool = True,
+        mask_same_image: bool = True,
     ):
         super().__init__()
         if negatives not in ("hardest", "sum", "warmup"):
@@ -154,7 +154,7 @@ class Triplet(ScoreLoss):
                 f"negatives: '{negatives}' is unknown; expected hardest, sum or warmup"
             )
         self.margin, self.negatives = margin, negatives
-        self.warmup_epochs, self.mask_repeats = warmup_epochs, mask_repeats
+        self.warmup_epochs, self.mask_same_image = warmup_epochs, mask_same_image
 
     def forward(self, scores: Scores, clock: Clock, draws: Draws) -> Tensor:
         """The sum of both directions, a scalar."""
@@ -168,7 +168,7 @@ class Triplet(ScoreLoss):
         values, own = scores.values.float(), scores.own[:, None]
         cost = F.relu(self.margin + values - values.gather(1, own))
         columns = torch.arange(values.shape[1], device=values.device)
-        masked = scores.match if self.mask_repeats else columns == own
+        masked = scores.match if self.mask_same_image else columns == own
         cost = cost.masked_fill(masked, 0.0)
         cost = cost.max(dim=1).values if hardest else cost.sum(dim=1)
         return (cost if scores.weight is None else cost * scores.weight).sum()

@@ -17,24 +17,33 @@ class UTO(ScoreLoss):
 
     The first part is counted in both directions. The second is counted once where both directions
     share their positives (square scores) and twice where they differ (a queue, ``Scores.back``).
-    The own match stays in the sum with a score of 0 (``own="zero"``, USER's batch form) or not at
-    all (``"drop"``, its queue form); other captions of the query's image are negatives, as in the
-    paper, unless ``mask_repeats``. Cosines only. ``report`` holds the fraction of positives at or
-    below 0, which no gradient pulls up.
+    The positive stays in the sum with a score of 0 (``positive="zero"``, USER's batch form) or is
+    left out (``"drop"``, its queue form); other captions of the query's image are negatives, as in
+    the paper, unless ``mask_same_image``. Cosines only. ``report`` holds the fraction of positives
+    at or below 0, which no gradient pulls up.
     """
 
     needs_cosine = True
-    variants = ("own=drop", "mask_repeats=true")
+    variants = ("positive=drop", "mask_same_image=true")
 
     def __init__(
-        self, mu: float = 90.0, gamma: float = 0.5, own: str = "zero", mask_repeats: bool = False
+        self,
+        mu: float = 90.0,
+        gamma: float = 0.5,
+        positive: str = "zero",
+        mask_same_image: bool = False,
     ):
         super().__init__()
-        if own not in ("zero", "drop"):
-            raise ConfigError(f"own: '{own}' is unknown; expected zero or drop")
+        if positive not in ("zero", "drop"):
+            raise ConfigError(f"positive: '{positive}' is unknown; expected zero or drop")
         if mu <= 0:
             raise ConfigError(f"mu={mu}: expected more than 0")
-        self.mu, self.gamma, self.own, self.mask_repeats = mu, gamma, own, mask_repeats
+        self.mu, self.gamma, self.positive, self.mask_same_image = (
+            mu,
+            gamma,
+            positive,
+            mask_same_image,
+        )
 
     def forward(self, scores: Scores, clock: Clock, draws: Draws) -> Tensor:
         """A scalar, not below -log 2 for each time that the positives count."""
@@ -49,9 +58,9 @@ class UTO(ScoreLoss):
 
     def _negatives(self, scores: Scores) -> Tensor:
         values, own = scores.values.float(), scores.own[:, None]
-        if self.mask_repeats:
+        if self.mask_same_image:
             values = values.masked_fill(scores.match, -torch.inf)
-        values = values.scatter(1, own, 0.0 if self.own == "zero" else -torch.inf)
+        values = values.scatter(1, own, 0.0 if self.positive == "zero" else -torch.inf)
         with_one = F.pad(self.mu * (values - self.gamma), (1, 0))  # exp(0) = 1
         return _mean(scores, with_one.logsumexp(dim=1) / self.mu)
 

@@ -68,26 +68,27 @@ class ALBEFConfig:
     pretrained: bool = True
     init: str | None = None  # a checkpoint to start from; read by whoever builds the model
     embed_size: int = 256
-    queue: int = 65536
+    queue_size: int = 65536
     temperature: float = 0.07  # at the start; learnt
     temperature_lr_factor: float = 1.0  # a high rate must not reach it: 0.07 is soon 0.01
     clamp_temperature: bool = True  # false: free in fine-tuning, as the authors' is
     momentum: float = 0.995
     momentum_fusion: bool = False  # also keep momentum copies that fine-tuning never uses
-    teacher_eval: bool = False  # true: no dropout in the momentum encoders
+    momentum_eval_mode: bool = False  # true: no dropout in the momentum encoders
     distill: bool = True
     distill_words: bool = True  # false: only the contrast has soft targets (ablation)
-    alpha: float = 0.4  # share of the momentum encoders' opinion in the targets
-    alpha_warmup: bool = True  # it grows from 0 during the first epoch
+    distill_weight: float = 0.4  # share of the momentum encoders' opinion in the targets
+    distill_warmup: bool = True  # it grows from 0 during the first epoch
     hard_negatives: bool = True  # false: ITM negatives are drawn evenly (ablation)
     negative_floor: float = 1e-4  # 0: as the authors; a confident row may then have no candidate
     mask_probability: float = 0.15
     train_length: int | None = None  # ids of a training caption; None: as many as BERT takes
     eval_length: int = 30
-    crop_scale: float = 0.5  # least share of the picture in a random crop
+    # Least and largest share of a training image's area in a random crop.
+    crop_scale: list[float] = field(default_factory=lambda: [0.5, 1.0])
     flip: bool = True
     randaugment: bool = True
-    wrapping_randaugment: bool = False  # true: the authors' 8-bit arithmetic, which wraps around
+    randaugment_wraparound: bool = False  # true: the authors' 8-bit arithmetic, which wraps around
     image: ImageConfig = field(default_factory=ImageConfig)
     text: FusionTextConfig = field(default_factory=FusionTextConfig)
 
@@ -157,21 +158,23 @@ class ALBEF(RetrievalModel):
         self.text = text_half(text, self.facts.vocabulary)
         self.fusion = fusion_half(text, image.width)
         self.vision_proj = nn.Linear(image.width, config.embed_size)
-        self.text_proj = nn.Linear(text.hidden_size, config.embed_size)
-        self.itm_head = nn.Linear(text.hidden_size, 2)
+        self.text_proj = nn.Linear(text.width, config.embed_size)
+        self.itm_head = nn.Linear(text.width, 2)
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
-        self.image_queue = FeatureQueue(config.embed_size, config.queue)
-        self.text_queue = FeatureQueue(config.embed_size, config.queue, with_ids=not self.pretrains)
+        self.image_queue = FeatureQueue(config.embed_size, config.queue_size)
+        self.text_queue = FeatureQueue(
+            config.embed_size, config.queue_size, with_ids=not self.pretrains
+        )
         if self.pretrains:
             self.words = WordHead(
-                text.hidden_size, self.facts.vocabulary, text.layer_norm_eps, text.initializer_range
+                text.width, self.facts.vocabulary, text.layer_norm_eps, text.init_std
             )
         if whole is not None:
             load_halves(whole, self.text, self.fusion, self.words if self.pretrains else None)
         self.twin = MomentumTwin(
             {name: self.get_submodule(name) for name in self._copied()},
             config.momentum,
-            training=not config.teacher_eval,
+            training=not config.momentum_eval_mode,
         )
         self.pending: tuple[Keys, Tensor] | None = None
 
@@ -193,13 +196,15 @@ class ALBEF(RetrievalModel):
                 f"model.task: '{config.task}' is unknown; expected one of {', '.join(TASKS)} "
                 "(task=pretrain sets it)"
             )
-        if config.queue < 0:
-            raise ConfigError(f"model.queue={config.queue}: expected 0 (no queue) or more")
-        if not 0 < text.fusion_layer < text.num_hidden_layers:
+        if config.queue_size < 0:
+            raise ConfigError(
+                f"model.queue_size={config.queue_size}: expected 0 (no queue) or more"
+            )
+        if not 0 < text.fusion_layer < text.depth:
             raise ConfigError(
                 f"model.text.fusion_layer: {text.fusion_layer} must lie between 1 and "
-                f"{text.num_hidden_layers - 1}, so that BERT's {text.num_hidden_layers} layers "
-                "(model.text.num_hidden_layers) give a text half and a fusion half"
+                f"{text.depth - 1}, so that BERT's {text.depth} layers "
+                "(model.text.depth) give a text half and a fusion half"
             )
         if self.slots and not (self.pretrains or self.wants("itc") or self.wants("itm")):
             raise ConfigError(
@@ -220,7 +225,7 @@ class ALBEF(RetrievalModel):
     def view_for(cls, config: ALBEFConfig) -> View:
         """Pixels; captions as epochs' unit, in pre-training images with a drawn caption."""
         text, size = config.text, config.image.size
-        longest = min(config.train_length or text.max_position_embeddings, _positions(config))
+        longest = min(config.train_length or text.max_positions, _positions(config))
         return View(
             kind="pixels",
             tokenizer=text.tokenizer or text.name,
@@ -232,10 +237,10 @@ class ALBEF(RetrievalModel):
             pixels=PixelView(
                 size=size,
                 resize="random_crop",
-                crop_scale=(config.crop_scale, 1.0),
+                crop_scale=(config.crop_scale[0], config.crop_scale[1]),
                 flip=config.flip,
                 randaugment=config.randaugment,
-                wrapping=config.wrapping_randaugment,
+                wrapping=config.randaugment_wraparound,
             ),
             pixels_eval=PixelView(size=size),
             vocabulary_size=text.vocabulary_size,
@@ -290,9 +295,9 @@ class ALBEF(RetrievalModel):
 
     def alpha(self, clock: Clock) -> float:
         """Share of the momentum encoders in the soft targets at ``clock``."""
-        if not (self.config.alpha_warmup and clock.epoch == 0 and clock.batches_per_epoch):
-            return self.config.alpha
-        return self.config.alpha * min(1.0, clock.batch / clock.batches_per_epoch)
+        if not (self.config.distill_warmup and clock.epoch == 0 and clock.batches_per_epoch):
+            return self.config.distill_weight
+        return self.config.distill_weight * min(1.0, clock.batch / clock.batches_per_epoch)
 
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
         """Terms ``itc``, ``itm`` and, in pre-training, ``mlm``."""
@@ -511,4 +516,4 @@ class ALBEF(RetrievalModel):
 
 
 def _positions(config: ALBEFConfig) -> int:
-    return config.text.max_position_embeddings
+    return config.text.max_positions

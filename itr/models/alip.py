@@ -46,11 +46,12 @@ GATHER: dict[str, parallel.GatherGradient] = {"full": "full", "local": "local"}
 
 @dataclass
 class VisionConfig:
-    """The image tower: a ViT, or CLIP's ResNet where ``layers`` are the blocks of four stages."""
+    """The image tower: a ViT, or CLIP's ResNet where ``depth`` is the blocks of four stages."""
 
-    layers: Any = 12  # a number, or four
+    size: int = 224  # pixels of a side
+    depth: Any = 12  # a number, or four
     width: int = 768
-    patch_size: int | None = 32
+    patch: int | None = 32
     head_width: int = 64
     mlp_ratio: float = 4.0
 
@@ -61,10 +62,10 @@ class TextConfig:
 
     tokenizer: str = "openai/clip-vit-base-patch32"  # or "clip-from-captions"
     vocabulary_size: int = 4000  # of a tokenizer built from the captions
-    context_length: int = 77
+    max_positions: int = 77
     width: int = 512
     heads: int = 8
-    layers: int = 12
+    depth: int = 12
 
 
 @dataclass
@@ -86,17 +87,16 @@ class ALIPConfig:
 
     pretrained: bool = False  # its towers are trained from random weights; others: `init`
     init: str | None = None  # a checkpoint to start from; read by whoever builds the model
-    embed_dim: int = 512
-    image_size: int = 224
+    embed_size: int = 512
     quick_gelu: bool = False  # true: the activation of OpenAI's own weights
     temperature: float = 0.07  # at the start
     # Least and largest share of a training image's area that is cut out.
-    crop: list[float] = field(default_factory=lambda: [0.7, 1.0])
+    crop_scale: list[float] = field(default_factory=lambda: [0.7, 1.0])
     flip: bool = True  # mirror training images, whatever the texts say of left and right
     prompt: str = "a photo of "  # before a caption in evaluation
     gather_grad: str = "full"  # local: the authors' habit, 1/W of the towers' true gradient
     decay_all: bool = False  # true: the authors' habit, weight decay on gains, biases, temperature
-    vision: VisionConfig = field(default_factory=VisionConfig)
+    image: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     gates: GateConfig = field(default_factory=GateConfig)
 
@@ -155,7 +155,7 @@ class ALIP(RetrievalModel):
     Config = ALIPConfig
     slot_names = ("raw", "caption")
     term_names = ("raw", "caption")
-    size_key = "image_size"
+    size_key = "image.size"
     config: ALIPConfig
 
     def __init__(
@@ -166,12 +166,12 @@ class ALIP(RetrievalModel):
         text = config.text
         self.images = image_tower(config)
         self.texts = CLIPTextTransformer(
-            text.context_length,
+            text.max_positions,
             facts.vocabulary,
             text.width,
-            text.layers,
+            text.depth,
             text.heads,
-            config.embed_dim,
+            config.embed_size,
             config.quick_gelu,
         )
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
@@ -190,9 +190,13 @@ class ALIP(RetrievalModel):
                 f"model.gather_grad: '{config.gather_grad}' is unknown; expected one of "
                 f"{', '.join(GATHER)}"
             )
-        if len(config.crop) != 2 or not 0.0 < config.crop[0] <= config.crop[1] <= 1.0:
+        if (
+            len(config.crop_scale) != 2
+            or not 0.0 < config.crop_scale[0] <= config.crop_scale[1] <= 1.0
+        ):
             raise ConfigError(
-                f"model.crop: {config.crop}; expected two shares of the area, as in [0.7, 1.0]"
+                f"model.crop_scale: {config.crop_scale}; expected two shares of the area, as in "
+                "[0.7, 1.0]"
             )
         if not 0.01 <= config.temperature <= 1.0:
             raise ConfigError(
@@ -207,7 +211,7 @@ class ALIP(RetrievalModel):
     def view_for(cls, config: ALIPConfig) -> View:
         """Pixels; an image with one raw text and one synthetic caption; a prompt in evaluation."""
         text = config.text
-        plain = TextView(cleaner="clip", max_length=text.context_length)
+        plain = TextView(cleaner="clip", max_length=text.max_positions)
         return View(
             kind="pixels",
             tokenizer=text.tokenizer,
@@ -216,14 +220,14 @@ class ALIP(RetrievalModel):
             text_eval=dataclasses.replace(plain, prompt=config.prompt),
             second_text=plain,
             pixels=PixelView(
-                size=config.image_size,
+                size=config.image.size,
                 interpolation="bilinear",
                 resize="random_crop",
-                crop_scale=(config.crop[0], config.crop[1]),
+                crop_scale=(config.crop_scale[0], config.crop_scale[1]),
                 crop_ratio=(0.8, 1.25),
                 flip=config.flip,
             ),
-            pixels_eval=PixelView(size=config.image_size, resize="shortest"),
+            pixels_eval=PixelView(size=config.image.size, resize="shortest"),
             vocabulary_size=text.vocabulary_size,
         )
 
@@ -345,28 +349,28 @@ class ALIP(RetrievalModel):
 
 
 def image_tower(config: ALIPConfig) -> CLIPVisionTransformer | CLIPResNet:
-    """The image tower that ``config.vision`` describes. Raises ConfigError for impossible sizes."""
-    vision, size = config.vision, config.image_size
-    residual = not isinstance(vision.layers, int)
-    attention = vision.width * 32 if residual else vision.width
-    if vision.head_width < 1 or attention % vision.head_width:
+    """The image tower that ``config.image`` describes. Raises ConfigError for impossible sizes."""
+    image, size = config.image, config.image.size
+    residual = not isinstance(image.depth, int)
+    attention = image.width * 32 if residual else image.width
+    if image.head_width < 1 or attention % image.head_width:
         raise ConfigError(
-            f"model.vision.head_width: {vision.head_width} does not divide {attention}, the width "
+            f"model.image.head_width: {image.head_width} does not divide {attention}, the width "
             "of the image tower's attention"
         )
-    heads = attention // vision.head_width
+    heads = attention // image.head_width
     if residual:
-        return CLIPResNet(size, vision.width, list(vision.layers), heads, config.embed_dim)
-    if not vision.patch_size:
-        raise ConfigError("model.vision.patch_size: has no value; a ViT needs one, e.g. 32")
+        return CLIPResNet(size, image.width, list(image.depth), heads, config.embed_size)
+    if not image.patch:
+        raise ConfigError("model.image.patch: has no value; a ViT needs one, e.g. 32")
     return CLIPVisionTransformer(
         size,
-        vision.patch_size,
-        vision.width,
-        vision.layers,
+        image.patch,
+        image.width,
+        image.depth,
         heads,
-        config.embed_dim,
-        vision.mlp_ratio,
+        config.embed_size,
+        image.mlp_ratio,
         config.quick_gelu,
     )
 

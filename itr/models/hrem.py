@@ -44,16 +44,16 @@ class GraphConfig:
     """The graph over the instances of a batch (section 3.3 of the paper); training only."""
 
     warmup: int | None = 8000  # steps before it is switched on; None: never
-    layers: int = 1
+    depth: int = 1
     topk: int = 10
     threshold: float = 0.5  # share of the batch that a node is connected with
     mask_weight: float = 1.0  # lambda: relevance against attention
-    norm_input: bool = True
+    normalize_nodes: bool = True
     sigma: float = 1.0
     temperature: float = 1.0  # of the regulariser
-    scan: bool = True  # LeakyReLU and both normalisations of the fragment similarities
+    scan_similarity: bool = True  # LeakyReLU and both normalisations of the fragment similarities
     residual: bool = True  # add the mean fragment similarity to the learned relevance
-    use_region_lengths: bool = False  # leave padded regions out of maxima, means and top-k
+    mask_padded_regions: bool = False  # leave padded regions out of maxima, means and top-k
     intra_connection: str = "intra"  # "cross": as the public code did until October 2023
 
 
@@ -67,21 +67,16 @@ class HREMConfig:
     heads: int = 16
     dropout: float = 0.1
     residual_weight: float = 0.8  # beta: pooled fragments against pooled related fragments
-    normalise: bool = True  # embeddings have unit length
-    normalise_texts: bool | None = None  # of captions; None: as `normalise`
+    normalize_images: bool = True  # embeddings have unit length
+    normalize_texts: bool = True
     region_drop: float = 0.2
     caption_augment: bool = True
     cutoff: float = 1.7  # read by conf/loss/hrem.yaml
     bert_lr_factor: float = 0.1
     graph_lr_factor: float = 1.0
-    shrinking_k: bool = False  # the authors' pooling falls to top-1 after a sample of length 1
+    shrinking_top2: bool = False  # the authors' pooling falls to top-1 after a sample of length 1
     text: TextConfig = field(default_factory=TextConfig)
     graph: GraphConfig = field(default_factory=GraphConfig)
-
-
-def unit_texts(config: HREMConfig) -> bool:
-    """Whether caption embeddings have unit length."""
-    return config.normalise if config.normalise_texts is None else config.normalise_texts
 
 
 class Side(NamedTuple):
@@ -104,7 +99,7 @@ class FragmentRelation(nn.Module):
         size = config.embed_size
         self.layer = TransformerLayer(size, config.heads, size, config.dropout)
         self.beta, self.normalise = config.residual_weight, normalise
-        self.shrinking = config.shrinking_k
+        self.shrinking = config.shrinking_top2
 
     def forward(self, fragments: Tensor, mask: Tensor) -> Side:
         """[B, M, D], [B, M] bool -> the encoded side."""
@@ -124,7 +119,7 @@ class ImageEncoder(nn.Module):
         for linear in (self.project, self.mlp.inner, self.mlp.outer):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
-        self.relation = FragmentRelation(config, config.normalise)
+        self.relation = FragmentRelation(config, config.normalize_images)
 
     def forward(self, regions: Tensor, mask: Tensor) -> Side:
         """[B, R, width], [B, R] bool -> the image side."""
@@ -138,7 +133,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.bert = build_bert(config.text, config.pretrained, vocabulary)
         self.project = nn.Linear(self.bert.config.hidden_size, config.embed_size)
-        self.relation = FragmentRelation(config, unit_texts(config))
+        self.relation = FragmentRelation(config, config.normalize_texts)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Side:
         """[B, L], [B, L] bool -> the caption side."""
@@ -198,21 +193,21 @@ def _overlap_of(
     order = torch.arange(mask.shape[1], device=mask.device)
     counted = (order < lengths.clamp(min=config.topk)[:, None])[:, :, None]  # [c, L, 1]
     s = (words.flatten(0, 1) @ regions.flatten(0, 1).t()).view(*words.shape[:2], *regions.shape[:2])
-    if config.scan:
+    if config.scan_similarity:
         s = F.leaky_relu_(s, 0.1)
         by_word = (s * counted[..., None]).norm(dim=1, keepdim=True).clamp_(min=1e-12)
         by_region = s.norm(dim=3, keepdim=True).clamp_(min=1e-12)
         over_words, over_regions = s / by_word, s.div_(by_region)
     else:
         over_words, over_regions = s, s.clone()
-    if config.use_region_lengths:
+    if config.mask_padded_regions:
         over_words = over_words.masked_fill(~region_mask, -torch.inf)
     rows = over_words.amax(dim=3)  # [c, L, I]: each word's best region
     over_regions.masked_fill_(~mask[:, :, None, None], -torch.inf)
     columns = over_regions.amax(dim=1)  # [c, I, R]: each region's best word
     q_t2i = rows.masked_fill(~counted, -torch.inf).topk(config.topk, dim=1).values
     p_t2i = (rows * mask[:, :, None]).sum(dim=1) / lengths[:, None]
-    if config.use_region_lengths:
+    if config.mask_padded_regions:
         best = columns.masked_fill(~region_mask, -torch.inf).topk(config.topk, dim=2).values
         q_i2t = best.masked_fill(best == -torch.inf, 0.0)
         p_i2t = (columns * region_mask).sum(dim=2) / region_mask.sum(dim=1)
@@ -277,9 +272,12 @@ class FusionGraph(nn.Module):
         size = config.embed_size
         self.layers = nn.ModuleList(
             TransformerLayer(size, config.heads, size, config.dropout)
-            for _ in range(config.graph.layers)
+            for _ in range(config.graph.depth)
         )
-        self.mask_weight, self.norm_input = config.graph.mask_weight, config.graph.norm_input
+        self.mask_weight, self.normalize_nodes = (
+            config.graph.mask_weight,
+            config.graph.normalize_nodes,
+        )
 
     def bias(self, relations: Relations) -> Tensor:
         """[2B, 2B], images first: lambda * relevance where connected, else -inf."""
@@ -290,7 +288,7 @@ class FusionGraph(nn.Module):
 
     def nodes(self, images: Side, texts: Side) -> Tensor:
         """[2B, D]: what enters the Transformer."""
-        if self.norm_input:
+        if self.normalize_nodes:
             return torch.cat([images.unit, texts.unit])
         return torch.cat([images.raw, texts.raw])
 
@@ -337,7 +335,7 @@ class HREM(RetrievalModel):
                 f"model.graph.intra_connection: '{graph.intra_connection}' is unknown; "
                 "expected intra or cross"
             )
-        positions = self.config.text.max_position_embeddings
+        positions = self.config.text.max_positions
         if not 1 <= graph.topk <= positions:
             raise ConfigError(
                 f"model.graph.topk={graph.topk}: captions are padded to it, so it must lie between "
@@ -357,7 +355,7 @@ class HREM(RetrievalModel):
     def view_for(cls, config: HREMConfig) -> View:
         """Regions; captions as epochs' unit; padded at least to the K that the graph compares."""
         text, topk = config.text, config.graph.topk
-        plain = TextView(max_length=text.max_position_embeddings, min_pad=topk)
+        plain = TextView(max_length=text.max_positions, min_pad=topk)
         augment = CaptionAugment() if config.caption_augment else None
         return View(
             kind="regions",
@@ -373,8 +371,8 @@ class HREM(RetrievalModel):
     @classmethod
     def slot_scores(cls, config: HREMConfig, slot: str) -> SlotScores:
         """Cosines where embeddings are normalised."""
-        both = config.normalise and unit_texts(config)
-        return SlotScores(both, mend="model.normalise=true model.normalise_texts=null")
+        both = config.normalize_images and config.normalize_texts
+        return SlotScores(both, mend="model.normalize_images=true model.normalize_texts=true")
 
     def encode_images(self, batch: Batch) -> Encoded:
         """Unit vectors [B, D] of the regions."""
@@ -405,7 +403,7 @@ class HREM(RetrievalModel):
         unit = all_gather(side.unit, "full")
         if not graph:
             return Side(unit, unit, side.fragments, side.mask)
-        raw = unit if self.config.graph.norm_input else all_gather(side.raw, "full")
+        raw = unit if self.config.graph.normalize_nodes else all_gather(side.raw, "full")
         return Side(unit, raw, all_gather(side.fragments), all_gather(side.mask))
 
     def criterion(

@@ -61,7 +61,7 @@ TEMP_RANGE, ALPHA_RANGE = (0.1, 3.0), (0.2, 0.8)
 class AFormerConfig:
     """The A-Former (stages 2 and 3); ``hidden`` is its width times ``mlp_ratio``."""
 
-    layers: int = 4
+    depth: int = 4
     heads: int = 12
     mlp_ratio: float = 4.0
     agents: int = 40  # 0: plain cross-attention (ablation)
@@ -82,7 +82,7 @@ class MultiSEAConfig:
     text_padding: int = 40  # every caption is cut and padded to this: its padding is arithmetic
     enhance: bool = True  # stage 2; false: raw projections go straight to the losses (ablation)
     itm_depths: list[int] = field(default_factory=lambda: [2, 0])  # layers before the last
-    queue: int = 1000  # negatives of the contrastive loss beside the batch; 0: none
+    queue_size: int = 1000  # negatives of the contrastive loss beside the batch; 0: none
     negatives: str = "all"  # all ranks' | local: candidates for the hard negatives
     # Added to each candidate's share. Confident rows whose other shares underflow still have a
     # negative, far below any other; more draws negatives more evenly.
@@ -91,7 +91,7 @@ class MultiSEAConfig:
     distill_weight: float = 0.4
     encoder_lr_factor: float = 0.1
     alpha_lr: float = 1e-4  # of their own, whatever optim.lr is
-    temp_lr: float = 5e-4
+    temperature_lr: float = 5e-4
     image: CLIPConfig = field(default_factory=lambda: CLIPConfig(trained_layers=4))
     text: RobertaTextConfig = field(default_factory=RobertaTextConfig)
     aformer: AFormerConfig = field(default_factory=AFormerConfig)
@@ -164,7 +164,7 @@ class MultiSEA(RetrievalModel):
     slot_names = ("itc",)
     one_loss = False
     term_names = ("itc", "itm")
-    size_key = "image.image_size"
+    size_key = "image.size"
     config: MultiSEAConfig
 
     def __init__(
@@ -183,7 +183,7 @@ class MultiSEA(RetrievalModel):
             width=width,
             heads=part.heads,
             hidden=int(width * part.mlp_ratio),
-            layers=part.layers,
+            layers=part.depth,
             attention_dropout=part.attention_dropout,
             dropout=part.dropout,
             agents=part.agents,
@@ -194,9 +194,9 @@ class MultiSEA(RetrievalModel):
         self.itm_head = nn.Linear(width, 2)
         self.temp = nn.Parameter(torch.tensor(1.0))
         self.alpha = nn.Parameter(torch.tensor(0.7))
-        if config.queue:
+        if config.queue_size:
             queue = functools.partial(
-                FeatureQueue, width, config.queue, init="uniform", overflow="clip"
+                FeatureQueue, width, config.queue_size, init="uniform", overflow="clip"
             )
             self.image_queue, self.text_queue = queue(with_ids=True), queue()
         self.pending: Gathered | None = None  # of the last step, to be queued
@@ -209,20 +209,22 @@ class MultiSEA(RetrievalModel):
             raise ConfigError(
                 f"model.negatives: '{config.negatives}' is unknown; expected all or local"
             )
-        if config.queue < 0:
-            raise ConfigError(f"model.queue={config.queue}: expected at least 0 (no queue)")
-        layers = config.aformer.layers
+        if config.queue_size < 0:
+            raise ConfigError(
+                f"model.queue_size={config.queue_size}: expected at least 0 (no queue)"
+            )
+        layers = config.aformer.depth
         if not config.itm_depths or not all(0 <= d <= layers for d in config.itm_depths):
             raise ConfigError(
                 f"model.itm_depths: {config.itm_depths}; expected numbers of layers before the "
-                f"last, each from 0 to model.aformer.layers={layers}"
+                f"last, each from 0 to model.aformer.depth={layers}"
             )
         if text.tokenizer == "wordpiece" and text.pad_id != 0:
             raise ConfigError(
                 "model.text.tokenizer=wordpiece: its padding has id 0; type model.text.pad_id=0 "
                 "or model.text.tokenizer=roberta-from-captions"
             )
-        room = text.max_position_embeddings - text.pad_id - 1
+        room = text.max_positions - text.pad_id - 1
         if not config.pretrained and config.text_padding > room:
             raise ConfigError(
                 f"model.text_padding={config.text_padding}: the text encoder has positions for "
@@ -248,7 +250,7 @@ class MultiSEA(RetrievalModel):
         """Pixels, never augmented; an epoch is every image with one drawn caption; captions cut
         and padded to a fixed length, because padded rows are agents, too."""
         text = TextView(max_length=config.text_padding, pad_to=config.text_padding)
-        pixels = PixelView(size=config.image.image_size, resize="shortest", premultiply=True)
+        pixels = PixelView(size=config.image.size, resize="shortest", premultiply=True)
         return View(
             kind="pixels",
             tokenizer=config.text.tokenizer or config.text.name,
@@ -347,13 +349,13 @@ class MultiSEA(RetrievalModel):
     def scores(self, images: Side, texts: Side, ids: Tensor, clock: Clock) -> Scores:
         """Dot products with the batch and the queue, both ways. Only queries get a gradient: what
         they are compared with is detached."""
-        all_ids = torch.cat([ids, self.image_queue.ids]) if self.config.queue else ids
+        all_ids = torch.cat([ids, self.image_queue.ids]) if self.config.queue_size else ids
         match = ids[:, None] == all_ids[None, :]
         own, scale = torch.arange(len(ids), device=ids.device), 1.0 / self.temp
 
         def one_way(queries: Tensor, keys: Tensor, queue: str) -> Scores:
             keys = keys.detach()
-            if self.config.queue:
+            if self.config.queue_size:
                 keys = torch.cat([keys, getattr(self, queue).features])
             values = queries @ keys.t()
             soft = self._soft_targets(values * scale, match, clock)
@@ -440,7 +442,7 @@ class MultiSEA(RetrievalModel):
     def after_step(self, clock: Clock) -> None:
         """Queue the feats of the step's whole batch; what does not fit in before the end of the
         queue is dropped."""
-        if self.pending is None or not self.config.queue:
+        if self.pending is None or not self.config.queue_size:
             return
         images, texts, ids = self.pending
         self.image_queue.enqueue(images, ids)
@@ -482,7 +484,7 @@ class MultiSEA(RetrievalModel):
         names: set[str] = set()
         if image.trained_layers is not None:
             frozen = ["class_embedding", "positional_embedding", "conv1", "ln_pre"]
-            first = image.layers - image.trained_layers
+            first = image.depth - image.trained_layers
             frozen += [f"transformer.resblocks.{i}" for i in range(first)]
             names |= {f"images.tower.{name}" for name in frozen}
         soft = self.config.distill and self.slots["itc"].uses_soft  # they carry its gradient
@@ -492,7 +494,7 @@ class MultiSEA(RetrievalModel):
             names.add("temp")
         if not self.wants("itm"):
             names.add("itm_head")
-            names |= {f"aformer.{kind}.{i}.cross" for kind in KINDS for i in range(part.layers)}
+            names |= {f"aformer.{kind}.{i}.cross" for kind in KINDS for i in range(part.depth)}
         if not self.config.enhance:
             names |= {"aformer.pooler", "alpha"}
         return frozenset(names)
@@ -507,7 +509,7 @@ class MultiSEA(RetrievalModel):
             ("default", names_below(self, heads), lr, weight_decay),
             ("encoder", names_below(self, encoders), lr * config.encoder_lr_factor, weight_decay),
             ("alpha", ("alpha",), config.alpha_lr, weight_decay),
-            ("temp", ("temp",), config.temp_lr, weight_decay),
+            ("temp", ("temp",), config.temperature_lr, weight_decay),
             ("loss", names_below(self, [self.slots]), lr, 0.0),
         )
         return [ParameterGroup(*group) for group in groups if group[1]]

@@ -46,8 +46,8 @@ class VSEConfig:
     pretrained: bool = True
     init: str | None = None  # a checkpoint to start from; read by whoever builds the model
     embed_size: int = 1024
-    normalise_images: bool = True
-    normalise_texts: bool = True
+    normalize_images: bool = True
+    normalize_texts: bool = True
     region_drop: float = 0.2
     caption_augment: bool = True
     bert_lr_factor: float = 0.1
@@ -70,7 +70,7 @@ class ImageEncoder(nn.Module):
         nn.init.zeros_(self.project.bias)
         self.mlp = RegionMLP(region_width, config.embed_size)
         self.pool = IMAGE_POOLS[config.image_pool]()
-        self.normalise = config.normalise_images
+        self.normalise = config.normalize_images
 
     def forward(
         self, regions: Tensor, mask: Tensor, shortest: int = 0, guides: Tensor | None = None
@@ -90,7 +90,7 @@ class TextEncoder(nn.Module):
         self.bert = build_bert(config.text, config.pretrained, vocabulary)
         self.project = nn.Linear(self.bert.config.hidden_size, config.embed_size)
         self.pool = TEXT_POOLS[config.text_pool]()
-        self.normalise = config.normalise_texts
+        self.normalise = config.normalize_texts
 
     def forward(self, tokens: Tensor, mask: Tensor, shortest: int = 0) -> Tensor:
         """[B, L], [B, L] bool -> [B, D] float32; ``shortest`` as `GPO` takes it."""
@@ -140,7 +140,7 @@ class VSE(RetrievalModel):
     @classmethod
     def view_for(cls, config: VSEConfig) -> View:
         """Regions, a fifth of them left out in training; captions as epochs' unit."""
-        plain = TextView(max_length=config.text.max_position_embeddings)
+        plain = TextView(max_length=config.text.max_positions)
         augment = CaptionAugment() if config.caption_augment else None
         return View(
             kind="regions",
@@ -155,8 +155,8 @@ class VSE(RetrievalModel):
     def slot_scores(cls, config: VSEConfig, slot: str) -> SlotScores:
         """Cosines where both sides are normalised."""
         return SlotScores(
-            cosine=config.normalise_images and config.normalise_texts,
-            mend="model.normalise_images=true model.normalise_texts=true",
+            cosine=config.normalize_images and config.normalize_texts,
+            mend="model.normalize_images=true model.normalize_texts=true",
         )
 
     def encode_images(self, batch: Batch) -> Encoded:

@@ -38,7 +38,7 @@ TOLD = {**TEXT_TOLD, "image.heads": "image_heads"}
 DEPTH = {"coco": 256, "f30k": 128}  # k_test of the authors' options, for files without them
 POINTER, IDS = "queue_ptr", "idx_queue"
 QUEUES = ("image_queue", "text_queue")
-TEXT_HEADS = ("text.num_attention_heads", "--heads")
+TEXT_HEADS = ("text.heads", "--heads")
 IMAGE_HEADS = ("image.heads", "--image-heads")
 SAME = ("vision_proj", "text_proj")
 TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
@@ -73,7 +73,7 @@ def name_table(text_layers: int, layers: int, pretrains: bool) -> NameTable:
 def table_of(config: ALBEFConfig) -> NameTable:
     """The table for a model of ``config``."""
     text = config.text
-    return name_table(text.fusion_layer, text.num_hidden_layers, config.task == "pretrain")
+    return name_table(text.fusion_layer, text.depth, config.task == "pretrain")
 
 
 def weights_in(payload: Any) -> dict[str, Tensor] | None:
@@ -97,7 +97,7 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
     """Read an authors' file: pre-training (a model of ``task=pretrain``) or fine-tuned.
 
     ``text`` gives what no weight tells: ``tokenizer`` and ``name`` (bert-base-uncased),
-    ``num_attention_heads`` (64 wide each), ``dropout``, and ``image_heads``. Momentum weights that
+    ``heads`` (64 wide each), ``dropout``, and ``image_heads``. Momentum weights that
     the file lacks are copies of the others, queues that it lacks begin at random. Raises
     CheckpointError for a file of another method and for weights that do not fit.
     """
@@ -181,7 +181,7 @@ def official_state(model: ALBEF, tensors: Mapping[str, Tensor] | None = None) ->
 def _repeated(model: ALBEF, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the authors' code writes twice or holds as a constant."""
     found: dict[str, Tensor] = {}
-    count = model.config.text.max_position_embeddings
+    count = model.config.text.max_positions
     for suffix in ("", "_m"):
         text = f"text_encoder{suffix}." + ("bert." if model.pretrains else "")
         found[f"{text}embeddings.position_ids"] = torch.arange(count)[None]
@@ -202,13 +202,13 @@ def export(model: ALBEF, epoch: int = 0) -> dict[str, Any]:
     config = model.config
     options = {
         "image_res": config.image.size,
-        "queue_size": config.queue,
+        "queue_size": config.queue_size,
         "embed_dim": config.embed_size,
         "vision_width": config.image.width,
         "momentum": config.momentum,
-        "alpha": config.alpha,
+        "alpha": config.distill_weight,
         "distill": config.distill,
-        "warm_up": config.alpha_warmup,
+        "warm_up": config.distill_warmup,
         "temp": config.temperature,
     }
     if model.pretrains:
@@ -241,15 +241,15 @@ def _architecture(
         task="pretrain" if pretrains else "retrieval",
         pretrained=False,
         embed_size=embed_size,
-        queue=theirs["image_queue"].shape[1] if "image_queue" in theirs else base.queue,
+        queue_size=theirs["image_queue"].shape[1] if "image_queue" in theirs else base.queue_size,
         momentum=option("momentum", base.momentum),
         momentum_fusion=any(k.startswith("text_encoder_m.") and fusion in k for k in theirs),
         distill=option("distill", base.distill),
-        alpha=option("alpha", base.alpha),
-        alpha_warmup=option("warm_up", base.alpha_warmup),
+        distill_weight=option("alpha", base.distill_weight),
+        distill_warmup=option("warm_up", base.distill_warmup),
         mask_probability=option("mlm_probability", base.mask_probability),
         train_length=25 if pretrains else None,
-        crop_scale=0.2 if pretrains else base.crop_scale,
+        crop_scale=[0.2, 1.0] if pretrains else base.crop_scale,
         image=image,
         text=text,
     )
@@ -279,15 +279,15 @@ def _text(
     vocabulary = len(theirs[f"{embeddings}word_embeddings.weight"])
     fused = [k for k in theirs if k.startswith(layer) and ".crossattention." in k]
     text = FusionTextConfig(
-        hidden_size=width,
-        num_hidden_layers=_count(theirs, layer),
-        intermediate_size=len(theirs[f"{layer}0.intermediate.dense.weight"]),
-        max_position_embeddings=positions,
-        type_vocab_size=len(theirs[f"{embeddings}token_type_embeddings.weight"]),
+        width=width,
+        depth=_count(theirs, layer),
+        mlp_width=len(theirs[f"{layer}0.intermediate.dense.weight"]),
+        max_positions=positions,
+        token_types=len(theirs[f"{embeddings}token_type_embeddings.weight"]),
         fusion_layer=min(_numbers(fused, layer)),
     )
-    heads = told.get("num_attention_heads") or _heads(path, width, "BERT", *TEXT_HEADS)
-    return replace(text, **{**told, "num_attention_heads": heads}), vocabulary
+    heads = told.get("heads") or _heads(path, width, "BERT", *TEXT_HEADS)
+    return replace(text, **{**told, "heads": heads}), vocabulary
 
 
 def _heads(path: Path, width: int, what: str, key: str, flag: str) -> int:

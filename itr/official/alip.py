@@ -47,8 +47,8 @@ HEAD_WIDTH = 64  # of every published CLIP; weights do not tell
 RESNET_STRIDE = 32
 TOLD = {
     "text.tokenizer": "tokenizer",
-    "text.heads": "num_attention_heads",
-    "vision.head_width": "head_width",
+    "text.heads": "heads",
+    "image.head_width": "head_width",
 }
 
 
@@ -75,7 +75,7 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
     """The authors' ``.pt`` in our terms; no code in the file is executed.
 
     ``text`` tells what weights do not: ``tokenizer``, and for towers that are not 64 wide a head,
-    ``num_attention_heads`` of the text tower and ``head_width`` or ``image_heads`` of the image
+    ``heads`` of the text tower and ``head_width`` or ``image_heads`` of the image
     tower. Raises CheckpointError for a damaged or foreign file, and for weights that are missing,
     unexpected or misshapen.
     """
@@ -124,52 +124,51 @@ def _architecture(
     path: Path, theirs: Mapping[str, Tensor], text: Mapping[str, Any]
 ) -> tuple[ALIPConfig, Facts]:
     try:
-        vision, image_size = _vision(theirs)
+        image = _image(theirs)
         vocabulary, width = theirs["token_embedding.weight"].shape
         context = theirs["positional_embedding"].shape[0]
-        embed_dim = theirs["text_projection"].shape[1]
+        embed_size = theirs["text_projection"].shape[1]
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
             f"{path}: cannot tell the model's sizes, the weight {error} is missing or misshapen"
         ) from error
-    heads, attention = text.get("num_attention_heads") or width // HEAD_WIDTH, _attention(vision)
-    vision = replace(vision, head_width=head_width(text, attention, HEAD_WIDTH))
-    if not heads or width % heads or not vision.head_width or attention % vision.head_width:
+    heads, attention = text.get("heads") or width // HEAD_WIDTH, _attention(image)
+    image = replace(image, head_width=head_width(text, attention, HEAD_WIDTH))
+    if not heads or width % heads or not image.head_width or attention % image.head_width:
         raise CheckpointError(
-            f"{path}: towers of width {width} (text) and {vision.width} (image) are not 64 wide a "
+            f"{path}: towers of width {width} (text) and {image.width} (image) are not 64 wide a "
             "head as every published one is, and weights do not tell their number of heads; give "
-            "model.text.heads and model.vision.head_width (itr.official: --heads, --image-heads)"
+            "model.text.heads and model.image.head_width (itr.official: --heads, --image-heads)"
         )
     encoder = TextConfig(
-        context_length=context, width=width, heads=heads, layers=_blocks(theirs, "transformer.")
+        max_positions=context, width=width, heads=heads, depth=_blocks(theirs, "transformer.")
     )
     if text.get("tokenizer"):
         encoder = replace(encoder, tokenizer=str(text["tokenizer"]))
-    config = ALIPConfig(embed_dim=embed_dim, image_size=image_size, vision=vision, text=encoder)
+    config = ALIPConfig(embed_size=embed_size, image=image, text=encoder)
     return config, Facts(vocabulary=vocabulary)
 
 
-def _attention(vision: VisionConfig) -> int:
+def _attention(image: VisionConfig) -> int:
     """Width of the tower's attention."""
-    return vision.width * (1 if isinstance(vision.layers, int) else RESNET_STRIDE)
+    return image.width * (1 if isinstance(image.depth, int) else RESNET_STRIDE)
 
 
-def _vision(theirs: Mapping[str, Tensor]) -> tuple[VisionConfig, int]:
-    """The image tower's sizes but for its heads, and the pixels of a side of its images."""
+def _image(theirs: Mapping[str, Tensor]) -> VisionConfig:
+    """The sizes of the image tower except its heads."""
     if "visual.class_embedding" in theirs:
         width, _, patch, _ = theirs["visual.conv1.weight"].shape
         hidden = theirs["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
         grid = math.isqrt(theirs["visual.positional_embedding"].shape[0] - 1)
         layers = _blocks(theirs, "visual.transformer.")
-        sizes = VisionConfig(layers, width, patch, mlp_ratio=hidden / width)
-        return sizes, grid * patch
+        return VisionConfig(grid * patch, layers, width, patch, mlp_ratio=hidden / width)
     stages = [
         len({n.split(".")[2] for n in theirs if n.startswith(f"visual.layer{stage}.")})
         for stage in range(1, 5)
     ]
     width = theirs["visual.layer1.0.conv1.weight"].shape[0]
     grid = math.isqrt(theirs["visual.attnpool.positional_embedding"].shape[0] - 1)
-    return VisionConfig(stages, width, None), grid * RESNET_STRIDE
+    return VisionConfig(grid * RESNET_STRIDE, stages, width, None)
 
 
 def _blocks(theirs: Mapping[str, Tensor], prefix: str) -> int:

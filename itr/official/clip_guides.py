@@ -62,7 +62,7 @@ def open_tower(source: str, device: str) -> ImageTower:
         model, _ = load_official(path, "alip")  # whose files bear CLIP's names
         assert isinstance(model, ALIP)
         images = model.images.eval().to(device)
-        return ImageTower(images, _view(model.config.image_size), torch.device(device))
+        return ImageTower(images, _view(model.config.image.size), torch.device(device))
     try:
         whole = CLIPVisionModelWithProjection.from_pretrained(str(path), dtype=torch.float32)
     except (OSError, ValueError) as error:

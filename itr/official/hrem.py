@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from itr.models.hrem import HREM, GraphConfig, HREMConfig, unit_texts
+from itr.models.hrem import HREM, GraphConfig, HREMConfig
 from itr.nn.bert.bert import TextConfig
 from itr.official.name_table import TEXT_TOLD, Imported, NameTable
 from itr.official.vse_family import fit, read_sides, sides, text_of, unknown_sizes, written
@@ -77,7 +77,7 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
     with torch.device("meta"):
         expected = HREM(config, nn.ModuleDict(), {"base": 1.0}, facts).state_dict()
     unsaved = {name for name in expected if name.startswith(("relevance.", "graph."))}
-    state, report = fit(path, theirs, name_table(config.graph.layers), expected, unsaved)
+    state, report = fit(path, theirs, name_table(config.graph.depth), expected, unsaved)
     return Imported("hrem", config, facts, state, report, weights, info)
 
 
@@ -108,8 +108,8 @@ def from_options(options: Mapping[str, Any], text: TextConfig, **fields: Any) ->
         pretrained=False,
         **{
             "embed_size": option("embed_size", base.embed_size),
-            "normalise": not options.get("no_imgnorm", False),
-            "normalise_texts": not options.get("no_txtnorm", False),
+            "normalize_images": not options.get("no_imgnorm", False),
+            "normalize_texts": not options.get("no_txtnorm", False),
             **fields,
         },
         heads=option("nhead", base.heads),
@@ -122,18 +122,18 @@ def from_options(options: Mapping[str, Any], text: TextConfig, **fields: Any) ->
         graph=replace(
             graph,
             warmup=option("warmup", 8000),
-            layers=option("num_layers_enc", graph.layers),
+            depth=option("num_layers_enc", graph.depth),
             topk=option("topk", graph.topk),
             threshold=option("threshold", graph.threshold),
             mask_weight=option("mask_weight", graph.mask_weight),
-            norm_input=bool(options.get("norm_input", True)),
+            normalize_nodes=bool(options.get("norm_input", True)),
         ),
     )
 
 
 def official_state(model: HREM) -> dict[str, Tensor]:
     """All weights and buffers of ``model`` by the authors' names, the graph's included."""
-    table = name_table(model.config.graph.layers)
+    table = name_table(model.config.graph.depth)
     named = {table.to_official(name): value for name, value in model.state_dict().items()}
     return {name: value for name, value in named.items() if name is not None}
 
@@ -145,18 +145,18 @@ def export(model: HREM, epoch: int = 0, best_rsum: float = 0.0, updates: int = 0
         dataset="coco" if config.cutoff == CUTOFFS["coco"] else "f30k",
         embed_size=config.embed_size,
         img_dim=model.facts.region_width,
-        no_imgnorm=not config.normalise,
-        no_txtnorm=not unit_texts(config),
+        no_imgnorm=not config.normalize_images,
+        no_txtnorm=not config.normalize_texts,
         size_augment=int(config.region_drop > 0),
         nhead=config.heads,
         dropout=config.dropout,
         residual_weight=config.residual_weight,
         graph_lr_factor=config.graph_lr_factor,
-        num_layers_enc=graph.layers,
+        num_layers_enc=graph.depth,
         topk=graph.topk,
         threshold=graph.threshold,
         mask_weight=graph.mask_weight,
-        norm_input=int(graph.norm_input),
+        norm_input=int(graph.normalize_nodes),
         cross_loss=model.weights.get("cross", 1.0),
         reg_loss_weight=model.weights.get("reg", 10.0),
         warmup=graph.warmup if graph.warmup is not None else 2**62,

@@ -81,7 +81,7 @@ def open_file(
     name = recognise(path)
     if image_heads and not {"image_heads", "head_width"} & set(IMPORTERS[name][0].TOLD.values()):
         raise CheckpointError(f"{path}: --image-heads: model={name} has no image tower")
-    told = {"num_attention_heads": heads, "image_heads": image_heads, "tokenizer": tokenizer}
+    told = {"heads": heads, "image_heads": image_heads, "tokenizer": tokenizer}
     return load_official(path, name, {key: value for key, value in told.items() if value})
 
 

@@ -118,7 +118,7 @@ def _turned(official: str, value: Tensor) -> Tensor:
 
 def official_state(model: MultiSEA) -> dict[str, Tensor]:
     """All weights and buffers of ``model`` by the authors' names and in their layout."""
-    table, state = name_table(model.config.aformer.layers), {}
+    table, state = name_table(model.config.aformer.depth), {}
     for name, value in model.state_dict().items():
         official = table.to_official(name)
         if official is not None:
@@ -148,7 +148,7 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
     theirs: Mapping[str, Tensor] = payload["state_dict"]
     options = plain((payload.get("hyper_parameters") or {}).get("config") or {})
     config, facts = _architecture(path, theirs, options, dict(text or {}))
-    state, report = to_ours(theirs, config.aformer.layers)
+    state, report = to_ours(theirs, config.aformer.depth)
     with torch.device("meta"):
         expected = MultiSEA(config, nn.ModuleDict(), {"itc": 1.0, "itm": 1.0}, facts).state_dict()
     report.missing = require_fit(path, state, expected, optional=set())
@@ -178,11 +178,11 @@ def _architecture(
         raise CheckpointError(
             f"{path}: cannot tell the model's sizes, the weight {error} is missing or misshapen"
         ) from error
-    if roberta["hidden_size"] != 768 and "num_attention_heads" not in text:
+    if roberta["width"] != 768 and "heads" not in text:
         raise CheckpointError(
-            f"{path}: its RoBERTa is {roberta['hidden_size']} wide, not the authors' 768, and "
+            f"{path}: its RoBERTa is {roberta['width']} wide, not the authors' 768, and "
             "weights do not tell the number of attention heads; give "
-            "model.text.num_attention_heads (itr.official: --heads)"
+            "model.text.heads (itr.official: --heads)"
         )
     return from_options(
         options,
@@ -209,14 +209,14 @@ def from_options(
         text_padding=int(
             options.get("text_encoder_config", {}).get("max_text_len", base.text_padding)
         ),
-        queue=int(options.get("queue_size", base.queue)),
+        queue_size=int(options.get("queue_size", base.queue_size)),
         negatives="all" if options.get("negative_all_rank", True) else "local",
         distill=bool(options.get("distill", False)),
         distill_weight=float(options.get("alpha", base.distill_weight)),
         image=image,
         text=text,
         aformer=AFormerConfig(
-            layers=layers or int(options.get("num_top_layer", part.layers)),
+            depth=layers or int(options.get("num_top_layer", part.depth)),
             heads=int(options.get("num_heads", part.heads)),
             mlp_ratio=float(options.get("mlp_ratio", part.mlp_ratio)),
             beta=float(options.get("beta", part.beta)),
@@ -233,11 +233,11 @@ def _roberta_sizes(theirs: Mapping[str, Tensor]) -> dict[str, Any]:
     embeddings, layer = f"{ROBERTA}embeddings.", f"{ROBERTA}encoder.layer."
     positions, hidden = theirs[f"{embeddings}position_embeddings.weight"].shape
     return {
-        "hidden_size": hidden,
-        "max_position_embeddings": positions,
-        "type_vocab_size": theirs[f"{embeddings}token_type_embeddings.weight"].shape[0],
-        "intermediate_size": theirs[f"{layer}0.intermediate.dense.weight"].shape[0],
-        "num_hidden_layers": _layers(theirs, layer),
+        "width": hidden,
+        "max_positions": positions,
+        "token_types": theirs[f"{embeddings}token_type_embeddings.weight"].shape[0],
+        "mlp_width": theirs[f"{layer}0.intermediate.dense.weight"].shape[0],
+        "depth": _layers(theirs, layer),
     }
 
 
@@ -246,11 +246,11 @@ def _image_sizes(theirs: Mapping[str, Tensor], told: Mapping[str, Any]) -> CLIPC
     tower = {name[len(prefix) :]: v for name, v in theirs.items() if name.startswith(prefix)}
     sizes = sizes_in(tower, replace(CLIPConfig(), trained_layers=4))
     patches = tower["positional_embedding"].shape[0] - 1
-    kept = sizes.layers + 1  # here the last block is gone already
+    kept = sizes.depth + 1  # here the last block is gone already
     return replace(
         sizes,
-        image_size=round(patches**0.5) * sizes.patch_size,
-        layers=kept,
+        size=round(patches**0.5) * sizes.patch,
+        depth=kept,
         head_width=head_width(told, sizes.width, sizes.head_width),
         trained_layers=min(4, kept),
     )
@@ -265,7 +265,7 @@ def export(model: MultiSEA, epoch: int = 0, updates: int = 0) -> dict[str, Any]:
     # One zero, shown as many: the file does not grow by what nobody reads.
     state.update({name: torch.zeros(()).expand(shape) for name, shape in CLIP_TEXT.items()})
     state[UNUSED_NORM] = torch.ones(model.config.embed_size)
-    for i in range(model.config.aformer.layers):
+    for i in range(model.config.aformer.depth):
         for theirs, _ in SIDES:
             unused = f"aformer.encoder.layers.{i}.{theirs}.cross_attention.attn.dwc."
             state[f"{unused}weight"] = torch.zeros(1, 1, 3, 3)
@@ -286,19 +286,19 @@ def to_options(model: MultiSEA) -> dict[str, Any]:
     return {
         "arch": "aformer3_swiglu_queue_new",
         "hidden_size": config.embed_size,
-        "num_top_layer": part.layers,
+        "num_top_layer": part.depth,
         "num_heads": part.heads,
         "mlp_ratio": part.mlp_ratio,
         "beta": part.beta,
         "drop_rate": part.attention_dropout,
-        "queue_size": config.queue,
+        "queue_size": config.queue_size,
         "negative_all_rank": config.negatives == "all",
         "distill": config.distill,
         "alpha": config.distill_weight,
         "image_encoder_config": {
             "vit_name": "ViT-B-16",
-            "image_size": config.image.image_size,
-            "patch_size": config.image.patch_size,
+            "image_size": config.image.size,
+            "patch_size": config.image.patch,
         },
         "text_encoder_config": {
             "tokenizer_name": config.text.name,

@@ -21,7 +21,7 @@ SHOWN = 8  # names in a line of the log
 TEXT_TOLD = {
     "text.name": "name",
     "text.tokenizer": "tokenizer",
-    "text.num_attention_heads": "num_attention_heads",
+    "text.heads": "heads",
 }
 
 

@@ -48,8 +48,8 @@ def encoder_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `VSEConfig` that the authors' ``options`` say, or that an import settles."""
     return {
         "pretrained": False,
-        "normalise_images": not options.get("no_imgnorm", False),
-        "normalise_texts": not options.get("no_txtnorm", False),
+        "normalize_images": not options.get("no_imgnorm", False),
+        "normalize_texts": not options.get("no_txtnorm", False),
     }
 
 
@@ -94,8 +94,8 @@ def written_options(model: VSE) -> dict[str, Any]:
     return {
         "embed_size": config.embed_size,
         "img_dim": model.facts.region_width,
-        "no_imgnorm": not config.normalise_images,
-        "no_txtnorm": not config.normalise_texts,
+        "no_imgnorm": not config.normalize_images,
+        "no_txtnorm": not config.normalize_texts,
         "precomp_enc_type": "basic",
     }
 

@@ -70,28 +70,28 @@ def text_of(
     """The text encoder that fits the weights, and its number of token ids.
 
     ``text`` gives what no weight tells: ``tokenizer`` and ``name`` (bert-base-uncased),
-    ``num_attention_heads`` (12), ``dropout``. Raises CheckpointError if the sizes cannot be told.
+    ``heads`` (12), ``dropout``. Raises CheckpointError if the sizes cannot be told.
     """
     text = dict(text or {})
     embeddings, layer = "txt_enc.bert.embeddings.", "txt_enc.bert.encoder.layer."
     try:
         positions, hidden = theirs[f"{embeddings}position_embeddings.weight"].shape
         sizes: dict[str, Any] = {
-            "hidden_size": hidden,
-            "max_position_embeddings": positions,
-            "type_vocab_size": len(theirs[f"{embeddings}token_type_embeddings.weight"]),
-            "intermediate_size": len(theirs[f"{layer}0.intermediate.dense.weight"]),
+            "width": hidden,
+            "max_positions": positions,
+            "token_types": len(theirs[f"{embeddings}token_type_embeddings.weight"]),
+            "mlp_width": len(theirs[f"{layer}0.intermediate.dense.weight"]),
         }
         vocabulary = len(theirs[f"{embeddings}word_embeddings.weight"])
     except (KeyError, ValueError) as error:
         raise unknown_sizes(path, error) from error
-    sizes["num_hidden_layers"] = 1 + max(
+    sizes["depth"] = 1 + max(
         int(name[len(layer) :].split(".")[0]) for name in theirs if name.startswith(layer)
     )
-    if hidden != 768 and "num_attention_heads" not in text:
+    if hidden != 768 and "heads" not in text:
         raise CheckpointError(
             f"{path}: its BERT is {hidden} wide, not the authors' 768, and weights do not tell the "
-            "number of attention heads; give model.text.num_attention_heads (itr.official: --heads)"
+            "number of attention heads; give model.text.heads (itr.official: --heads)"
         )
     return replace(TextConfig(), **sizes, **text), vocabulary
 

@@ -40,18 +40,18 @@ class TrainerConfig:
     checkpoint_every: int | None = None  # updates; None: after every validation
     checkpoint_minutes: float | None = 15.0  # and when the last one is as old; None: not
     log_every: int = 20
-    bucket: int = 0  # windows of as many batches in which captions of like length go together
+    length_bucket_batches: int = 0  # 0: off
     skip_nonfinite: int | None = None  # batches that may be left out; None: the first one stops
-    scale_growth: int = 2000  # fp16: updates without overflow until the loss scale doubles
+    growth_interval: int = 2000  # fp16: updates without overflow until the loss scale doubles
 
 
 @dataclass
 class RuntimeConfig:
-    """What a machine has; it changes no number but by rounding, except ``resident=fp16`` and
+    """What a machine has; it changes no number but by rounding, except ``cache_on_device=fp16`` and
     ``sync_batchnorm=false``, which make another run."""
 
-    workers: int | str = "auto"  # threads that put batches together ahead of time
-    resident: str | None = None  # fp16 or fp32: the training regions are kept on the device
+    num_workers: int | str = "auto"  # threads that put batches together ahead of time
+    cache_on_device: str | None = None  # fp16 or fp32: the training regions are kept on the device
     threads: int | None = None  # CPU threads of torch; None: torch's own choice
     eval_batch_size: int = 128
     deterministic: bool = False
@@ -86,7 +86,7 @@ class RecipeConfig:
     name: str | None = None
     source: str = ""
     precision: str | None = None  # in which they trained
-    device_pairs: int | None = None  # on each of their devices, where these alone share a loss
+    pairs_per_device: int | None = None  # on each of their devices, where these alone share a loss
     init: str | None = None  # the weights that they start from, as model.init takes them
     loss: RecipeLossConfig = field(default_factory=RecipeLossConfig)
 
@@ -117,13 +117,13 @@ class TrainConfig:
     grad_cache: int | None = None
     precision: str = "auto"
     select_on: str = "val"
-    ties: str = "pessimistic"
+    tie_break: str = "pessimistic"
 
 
 def check_workers(workers: int | str) -> None:
-    """Raise ConfigError unless ``runtime.workers`` is a number of threads or ``auto``."""
+    """Raise ConfigError unless ``runtime.num_workers`` is a number of threads or ``auto``."""
     if workers != "auto" and (isinstance(workers, str) or workers < 0):
-        raise ConfigError(f"runtime.workers={workers}: expected auto, or 0 or more threads")
+        raise ConfigError(f"runtime.num_workers={workers}: expected auto, or 0 or more threads")
 
 
 def check_config(values: Mapping[str, Any]) -> TrainConfig:
@@ -131,16 +131,19 @@ def check_config(values: Mapping[str, Any]) -> TrainConfig:
     config: TrainConfig = check(values, TrainConfig, "")
     for key, found, known in (
         ("precision", config.precision, PRECISIONS),
-        ("ties", config.ties, TIES),
+        ("tie_break", config.tie_break, TIES),
         ("select_on", config.select_on, ("val", "test")),
         ("resume", config.resume, (None, "auto")),
     ):
         if found not in known:
             names = ", ".join(str(name) for name in known)
             raise ConfigError(f"{key}: '{found}' is unknown; expected one of {names}")
-    check_workers(config.runtime.workers)
-    if config.trainer.bucket < 0:
-        raise ConfigError(f"trainer.bucket={config.trainer.bucket}: expected 0 (off) or more")
+    check_workers(config.runtime.num_workers)
+    if config.trainer.length_bucket_batches < 0:
+        raise ConfigError(
+            f"trainer.length_bucket_batches={config.trainer.length_bucket_batches}: expected 0 "
+            "(off) or more"
+        )
     for key, number in (
         ("batch_size", config.batch_size),
         ("accumulate", config.accumulate),
@@ -150,7 +153,7 @@ def check_config(values: Mapping[str, Any]) -> TrainConfig:
         ("trainer.validate_every", config.trainer.validate_every),
         ("trainer.checkpoint_every", config.trainer.checkpoint_every),
         ("trainer.skip_nonfinite", config.trainer.skip_nonfinite),
-        ("trainer.scale_growth", config.trainer.scale_growth),
+        ("trainer.growth_interval", config.trainer.growth_interval),
         ("runtime.eval_batch_size", config.runtime.eval_batch_size),
         ("runtime.collective_timeout", config.runtime.collective_timeout),
         ("devices", config.devices),

@@ -21,17 +21,18 @@ STAIR = 100  # updates between two steps of epoch_cosine's warm-up
 @dataclass
 class ScheduleConfig:
     """``step``: times ``decay`` at each milestone; ``cosine`` and ``linear``: to 0 at the end;
-    ``onecycle``: from ``start_factor`` up to 1 during the share ``rise`` of all updates, then down
-    to ``end_factor``, both along a cosine; ``constant``.
+    ``onecycle``: from ``start_factor`` up to 1 during the first ``rise_share`` of all updates, then
+    down to ``end_factor``, both along a cosine; ``constant``.
 
     ``unit`` says what milestones count: ``epoch``, ``update`` or ``progress`` (fraction of all
     updates). ``warmup_updates`` ramps linearly from 0 in front of any of them. ``cycle_beta1``
     (onecycle): the optimiser's first beta at the ends and at the peak; None leaves it alone.
 
     ``warmup_cosine``: a linear ramp over ``warmup_updates`` (or the share ``warmup_share`` of all
-    updates), then ``cycles`` turns of a cosine (0.5: to 0) over the rest. ``whole_updates``
-    computes it for (all micro-batches) // (those of an update), as Multi-SEA's authors do, whose
-    last update of an epoch has fewer: their schedule ends before training does, and goes on.
+    updates), then ``cosine_cycles`` turns of a cosine (0.5: to 0) over the rest.
+    ``floor_total_updates`` computes it for (all micro-batches) // (those of an update), as
+    Multi-SEA's authors do, whose last update of an epoch has fewer: their schedule ends before
+    training does, and goes on.
 
     ``epoch_cosine``: a cosine from 1 to ``end_factor`` that moves between epochs only; in the first
     epoch a warm-up from ``start_factor`` in stairs of 100 updates, ``warmup_updates`` long, which
@@ -43,13 +44,13 @@ class ScheduleConfig:
     decay: float = 0.1
     unit: str = "epoch"
     warmup_updates: int = 0
-    rise: float = 0.1
+    rise_share: float = 0.1
     start_factor: float = 0.04
     end_factor: float = 4e-6
     cycle_beta1: list[float] | None = None
     warmup_share: float = 0.0
-    cycles: float = 0.5
-    whole_updates: bool = False
+    cosine_cycles: float = 0.5
+    floor_total_updates: bool = False
 
 
 @dataclass
@@ -61,7 +62,7 @@ class OptimConfig:
     weight_decay: float = 1e-4
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
-    clip_norm: float | None = 2.0
+    max_norm: float | None = 2.0
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
 
@@ -77,8 +78,10 @@ def check_optim(config: OptimConfig) -> None:
     milestones = config.schedule.milestones
     if milestones != sorted(milestones):
         raise ConfigError(f"optim.schedule.milestones: {milestones} must be in rising order")
-    if not 0.0 < config.schedule.rise < 1.0:
-        raise ConfigError(f"optim.schedule.rise: {config.schedule.rise} must lie between 0 and 1")
+    if not 0.0 < config.schedule.rise_share < 1.0:
+        raise ConfigError(
+            f"optim.schedule.rise_share: {config.schedule.rise_share} must lie between 0 and 1"
+        )
     if not 0.0 <= config.schedule.warmup_share < 1.0:
         raise ConfigError(
             f"optim.schedule.warmup_share: {config.schedule.warmup_share}; expected from 0 to "
@@ -125,7 +128,7 @@ def _one_cycle(
     clock: Clock, schedule: ScheduleConfig, start: float, peak: float, end: float
 ) -> float:
     """Cosine from ``start`` to ``peak``, then to ``end`` (Smith 2018, as torch's OneCycleLR)."""
-    top = schedule.rise * clock.total_updates - 1
+    top = schedule.rise_share * clock.total_updates - 1
     if clock.updates <= top and top > 0:
         return _cosine(start, peak, clock.updates / top)
     return _cosine(peak, end, (clock.updates - top) / (clock.total_updates - 1 - top))
@@ -134,12 +137,12 @@ def _one_cycle(
 def _warmup_cosine(clock: Clock, schedule: ScheduleConfig) -> float:
     """As transformers' get_cosine_schedule_with_warmup."""
     total = clock.total_updates
-    if schedule.whole_updates:
+    if schedule.floor_total_updates:
         total = min(total, clock.total_epochs * clock.batches_per_epoch // clock.accumulate)
     warmup = schedule.warmup_updates or int(schedule.warmup_share * total)
     if clock.updates < warmup:
         return clock.updates / warmup
-    turned = schedule.cycles * (clock.updates - warmup) / max(1, total - warmup)
+    turned = schedule.cosine_cycles * (clock.updates - warmup) / max(1, total - warmup)
     return max(0.0, _cosine(1.0, 0.0, 2.0 * turned))
 
 

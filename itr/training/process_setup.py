@@ -15,7 +15,7 @@ from itr.training.block_wrappers import checkpoint_activations, compile_blocks
 from itr.training.config import TrainConfig
 
 SEED_STRIDE = 1_000_003  # between the seeds of two ranks
-MAX_AUTO_WORKERS = 16  # limit for runtime.workers=auto: each worker holds a batch of images
+MAX_AUTO_WORKERS = 16  # limit for runtime.num_workers=auto: each worker holds a batch of images
 
 
 def set_threads(threads: int | None) -> None:

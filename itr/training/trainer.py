@@ -71,7 +71,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             device.type,
             enabled=precision == "fp16",
-            growth_interval=config.trainer.scale_growth,
+            growth_interval=config.trainer.growth_interval,
         )
         parts = (model, device, AUTOCAST[precision], self.scaler)
         chunk = config.grad_cache
@@ -205,7 +205,7 @@ class Trainer:
     def _update(self) -> None:
         apply_schedule(self.optimizer, self.clock, self.config.optim.schedule)
         self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.model.parameters(), self.config.optim.clip_norm)
+        norm = clip_gradients(self.model.parameters(), self.config.optim.max_norm)
         scaled = self.scaler.is_enabled()  # then it skips such an update, and scales less, itself
         if self.guard is not None and not scaled and not self.guard.accepts(norm):
             self._left_out(len(self.window.batches) - 1)

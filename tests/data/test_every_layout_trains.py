@@ -13,14 +13,14 @@ SMALL = {
     "hrem": ("model.embed_size=16", "model.graph.warmup=1"),
     "user": ("model.embed_size=16", "model.regions=6", "model.queue_size=16"),
     "vse": ("model.embed_size=16",),
-    "alip": ("model.embed_dim=16", "model.image_size=32", "model.text.layers=1"),
-    "albef": ("model.image.size=24", "model.image.depth=1", "model.text.num_hidden_layers=2",
-              "model.text.fusion_layer=1", "model.queue=24"),
-    "multisea": ("model.image.image_size=32", "model.image.layers=1", "model.itm_depths=[0]",
-                 "model.aformer.layers=1", "model.text.num_hidden_layers=1"),
+    "alip": ("model.embed_size=16", "model.image.size=32", "model.text.depth=1"),
+    "albef": ("model.image.size=24", "model.image.depth=1", "model.text.depth=2",
+              "model.text.fusion_layer=1", "model.queue_size=24"),
+    "multisea": ("model.image.size=32", "model.image.depth=1", "model.itm_depths=[0]",
+                 "model.aformer.depth=1", "model.text.depth=1"),
 }  # fmt: skip
-SIZES = ("model.text.hidden_size=16", "model.text.intermediate_size=16",
-         "model.text.num_hidden_layers=1", "model.text.num_attention_heads=2")  # fmt: skip
+SIZES = ("model.text.width=16", "model.text.mlp_width=16",
+         "model.text.depth=1", "model.text.heads=2")  # fmt: skip
 REGIONS = ("hrem", "user", "vse")
 CASES = [(model, "precomp") for model in REGIONS] + [
     (model, layout) for model in SMALL if model not in REGIONS for layout in PIXEL_LAYOUTS

@@ -176,7 +176,7 @@ def test_corrections_for_hubs_as_their_papers_write_them() -> None:
             expected = (soft_row if hub else row).argsort()
             assert torch.equal(found_row.argsort(), expected)
         assert 0 < changed
-    with pytest.raises(ConfigError, match="hubness.rows: qb_norm .*hubness.bank=train"):
+    with pytest.raises(ConfigError, match="hubness.rows: qb_norm .*hubness.bank_split=train"):
         itr.evaluate(matrix(), OWNER, hubness=HubnessConfig(rows=["qb_norm"]))
     with pytest.raises(UserError, match="hubness.rows: .*'csl'.* csls"):
         itr.evaluate(matrix(), OWNER, hubness=HubnessConfig(rows=["csl"]))

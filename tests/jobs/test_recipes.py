@@ -23,7 +23,7 @@ REGIONS = {
     "recipe.precision": "fp32",
     "optim.lr": 5e-4,
     "optim.weight_decay": 1e-4,
-    "optim.clip_norm": 2.0,
+    "optim.max_norm": 2.0,
     "optim.schedule.kind": "step",
     "optim.schedule.unit": "epoch",
     "optim.schedule.decay": 0.1,
@@ -43,10 +43,10 @@ HREM = {
     "model.region_drop": 0.2,
     "model.graph_lr_factor": 1.0,
     "model.graph.warmup": 8000,
-    "model.graph.layers": 1,
+    "model.graph.depth": 1,
     "model.graph.topk": 10,
     "model.graph.threshold": 0.5,
-    "model.graph.norm_input": True,
+    "model.graph.normalize_nodes": True,
     "model.graph.sigma": 1.0,
     "model.graph.temperature": 1.0,
     "loss.slots.base.margin": 0.2,
@@ -67,10 +67,10 @@ USER = {
     "model.momentum": 0.999,
     "loss.slots.batch.mu": 90.0,
     "loss.slots.batch.gamma": 0.5,
-    "loss.slots.batch.own": "zero",
+    "loss.slots.batch.positive": "zero",
     "loss.slots.queue.mu": 90.0,
     "loss.slots.queue.gamma": 0.5,
-    "loss.slots.queue.own": "drop",
+    "loss.slots.queue.positive": "drop",
     "loss.weights.queue": 1.0,
 }
 VSE = {
@@ -82,7 +82,7 @@ VSE = {
     "loss.slots.batch.margin": 0.2,
     "loss.slots.batch.negatives": "warmup",
     "loss.slots.batch.warmup_epochs": 1,
-    "loss.slots.batch.mask_repeats": False,
+    "loss.slots.batch.mask_same_image": False,
     "loss.weights.batch": 1.0,
 }
 ALBEF = {
@@ -90,14 +90,14 @@ ALBEF = {
     "precision": "fp32",
     "recipe.precision": "fp32",
     "optim.weight_decay": 0.02,
-    "optim.clip_norm": None,
+    "optim.max_norm": None,
     "optim.schedule.kind": "epoch_cosine",
     "optim.schedule.end_factor": 0.1,  # 1e-6 of 1e-5, 1e-5 of 1e-4
     "model.momentum": 0.995,
-    "model.alpha": 0.4,
-    "model.alpha_warmup": True,
+    "model.distill_weight": 0.4,
+    "model.distill_warmup": True,
     "model.distill": True,
-    "model.queue": 65536,
+    "model.queue_size": 65536,
     "model.embed_size": 256,
     "model.temperature": 0.07,
     "model.temperature_lr_factor": 1.0,
@@ -111,20 +111,20 @@ ALBEF = {
 FINE_TUNING = {
     **ALBEF,
     "recipe.init": "ALBEF.pth",
-    "recipe.device_pairs": 32,
+    "recipe.pairs_per_device": 32,
     "batch_size": 8 * 32,
     "optim.lr": 1e-5,
     "optim.schedule.start_factor": 1.0,  # warmup_lr 1e-5
     "optim.schedule.warmup_updates": 100,
     "model.image.size": 384,
-    "model.crop_scale": 0.5,
+    "model.crop_scale": [0.5, 1.0],
     "model.train_length": None,
     "model.eval_length": 30,
 }
 MULTISEA = {
     "precision": "auto",
     "recipe.precision": "tf32",
-    "recipe.device_pairs": 20,
+    "recipe.pairs_per_device": 20,
     "batch_size": 20,
     "accumulate": 25,  # 500
     "trainer.epochs": 200,
@@ -132,13 +132,13 @@ MULTISEA = {
     "optim.weight_decay": 0.05,
     "optim.betas": [0.9, 0.98],
     "optim.eps": 1e-8,
-    "optim.clip_norm": 1.0,
+    "optim.max_norm": 1.0,
     "optim.schedule.kind": "warmup_cosine",
     "optim.schedule.warmup_share": 0.15,
-    "optim.schedule.cycles": 0.3,
-    "optim.schedule.whole_updates": True,
+    "optim.schedule.cosine_cycles": 0.3,
+    "optim.schedule.floor_total_updates": True,
     "rerank.k": 64,
-    "model.queue": 1000,
+    "model.queue_size": 1000,
     "model.negatives": "all",
     "model.distill": False,
     "model.distill_weight": 0.4,
@@ -146,10 +146,10 @@ MULTISEA = {
     "model.embed_size": 768,
     "model.itm_depths": [2, 0],
     "model.image.name": "openai/clip-vit-base-patch16",
-    "model.image.image_size": 224,
+    "model.image.size": 224,
     "model.image.trained_layers": 4,
     "model.text.name": "roberta-base",
-    "model.aformer.layers": 4,
+    "model.aformer.depth": 4,
     "model.aformer.heads": 12,
     "model.aformer.mlp_ratio": 4.0,
     "model.aformer.agents": 40,
@@ -192,14 +192,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "albef_coco_retrieval": {**FINE_TUNING, "trainer.epochs": 5, "rerank.k": 256},
     "albef_yfcc_pretrain": {
         **ALBEF,
-        "recipe.device_pairs": 64,
+        "recipe.pairs_per_device": 64,
         "batch_size": 8 * 64,
         "trainer.epochs": 30,
         "optim.lr": 1e-4,
         "optim.schedule.start_factor": 0.1,  # warmup_lr 1e-5
         "optim.schedule.warmup_updates": 2000,
         "model.image.size": 256,
-        "model.crop_scale": 0.2,
+        "model.crop_scale": [0.2, 1.0],
         "model.train_length": 25,
         "model.mask_probability": 0.15,
         "loss.weights.mlm": 1.0,
@@ -207,7 +207,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "alip_yfcc_retrieval": {
         "precision": "fp16",
         "recipe.precision": "fp16",
-        "trainer.scale_growth": 200,
+        "trainer.growth_interval": 200,
         "batch_size": 4096,
         "accumulate": 1,
         "trainer.epochs": 32,
@@ -215,18 +215,18 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "optim.weight_decay": 0.2,
         "optim.betas": [0.9, 0.98],
         "optim.eps": 1e-8,
-        "optim.clip_norm": 1.0,
+        "optim.max_norm": 1.0,
         "optim.schedule.kind": "onecycle",
-        "optim.schedule.rise": 0.1,
+        "optim.schedule.rise_share": 0.1,
         "optim.schedule.start_factor": 0.04,  # 1 / 25
         "optim.schedule.end_factor": 4e-6,  # and 1 / 10,000 of that
         "optim.schedule.cycle_beta1": [0.95, 0.85],
-        "model.embed_dim": 512,
-        "model.image_size": 224,
-        "model.vision.patch_size": 32,
-        "model.text.context_length": 77,
+        "model.embed_size": 512,
+        "model.image.size": 224,
+        "model.image.patch": 32,
+        "model.text.max_positions": 77,
         "model.temperature": 0.07,
-        "model.crop": [0.7, 1.0],
+        "model.crop_scale": [0.7, 1.0],
         "model.gates.momentum": 0.99,
         "model.gates.start": 1.0,
         "model.gates.gamma_sample": 2.0,
@@ -296,7 +296,7 @@ def test_every_group_has_the_papers_rate_and_decay(recipe: str) -> None:
         group: (pytest.approx(lr), decay) for group, (lr, decay) in RATES[name].items()
     }
     if name == "multisea":
-        assert (config.model["alpha_lr"], config.model["temp_lr"]) == (1e-4, 5e-4)
+        assert (config.model["alpha_lr"], config.model["temperature_lr"]) == (1e-4, 5e-4)
 
 
 # What a run says of its recipe

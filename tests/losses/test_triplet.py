@@ -166,14 +166,14 @@ def test_a_column_for_each_cell_is_drawn_as_its_row_says():
     assert ((share - expected).abs() <= 5 * (expected * (1 - expected) / 3000).sqrt()).all()
 
 
-def hinge(scores: Scores, margin: float, hardest: bool, mask_repeats: bool) -> float:
+def hinge(scores: Scores, margin: float, hardest: bool, mask_same_image: bool) -> float:
     """Both directions by double loop."""
     total = 0.0
     for side in (scores, scores.reverse()):
         for i, own in enumerate(side.own.tolist()):
             costs = [0.0]
             for j in range(side.values.shape[1]):
-                if j == own or (mask_repeats and side.match[i, j]):
+                if j == own or (mask_same_image and side.match[i, j]):
                     continue
                 values = side.values.detach()
                 costs.append(max(0.0, margin + float(values[i, j] - values[i, own])))
@@ -183,9 +183,9 @@ def hinge(scores: Scores, margin: float, hardest: bool, mask_repeats: bool) -> f
 
 
 @pytest.mark.parametrize("scores", [square([0, 1, 1, 2, 0], 0.5), queued([0, 1, 1], (6, 2))])
-@pytest.mark.parametrize("mask_repeats", [True, False])
+@pytest.mark.parametrize("mask_same_image", [True, False])
 @pytest.mark.parametrize("weighted", [True, False])
-def test_hinge_equals_the_double_loop(scores: Scores, mask_repeats: bool, weighted: bool):
+def test_hinge_equals_the_double_loop(scores: Scores, mask_same_image: bool, weighted: bool):
     for side in (scores, scores.back):
         if side is not None:
             side.weight = torch.rand(len(side.values)) if weighted else None
@@ -195,10 +195,10 @@ def test_hinge_equals_the_double_loop(scores: Scores, mask_repeats: bool, weight
         ("warmup", 1, False),
         ("warmup", 2, True),
     ):
-        loss = Triplet(0.4, negatives, warmup_epochs=2, mask_repeats=mask_repeats)
+        loss = Triplet(0.4, negatives, warmup_epochs=2, mask_same_image=mask_same_image)
         found = loss(scores, Clock(epoch=epoch), Draws())
         assert float(found.detach()) == pytest.approx(
-            hinge(scores, 0.4, hardest, mask_repeats), rel=1e-5
+            hinge(scores, 0.4, hardest, mask_same_image), rel=1e-5
         )
 
 

@@ -41,14 +41,14 @@ def unit(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize(("mu", "gamma"), [(90.0, 0.5), (5.0, 0.2), (1.0, 0.1)])
 @pytest.mark.parametrize("form", ["zero", "drop"])
-@pytest.mark.parametrize("mask_repeats", [False, True])
-def test_the_batch_form(mu: float, gamma: float, form: str, mask_repeats: bool) -> None:
+@pytest.mark.parametrize("mask_same_image", [False, True])
+def test_the_batch_form(mu: float, gamma: float, form: str, mask_same_image: bool) -> None:
     torch.manual_seed(0)
     v, t, ids = unit(6, 4), unit(6, 4), torch.tensor([0, 1, 1, 2, 3, 1])
-    loss = UTO(mu, gamma, form, mask_repeats)
+    loss = UTO(mu, gamma, form, mask_same_image)
     found = loss(pair_scores(v, t, ids), Clock(), Draws())
     values, own = v.double() @ t.double().t(), list(range(6))
-    skip = (ids[:, None] == ids) & mask_repeats
+    skip = (ids[:, None] == ids) & mask_same_image
     expected = (
         negatives(values, own, skip, mu, gamma, form)
         + negatives(values.t(), own, skip.t(), mu, gamma, form)
@@ -65,13 +65,13 @@ def queue_form(images: Tensor, texts: Tensor, repeats: Tensor) -> Scores:
     return Scores(images, match, own, back=Scores(texts, match, own))
 
 
-@pytest.mark.parametrize("mask_repeats", [False, True])
-def test_the_queue_form_counts_both_positives(mask_repeats: bool) -> None:
+@pytest.mark.parametrize("mask_same_image", [False, True])
+def test_the_queue_form_counts_both_positives(mask_same_image: bool) -> None:
     torch.manual_seed(0)
     i2t, t2i = 2 * torch.rand(5, 9) - 1, 2 * torch.rand(5, 9) - 1
     repeats = torch.rand(5, 8) < 0.3
-    found = UTO(20.0, 0.3, "drop", mask_repeats)(queue_form(i2t, t2i, repeats), Clock(), Draws())
-    skip, own = torch.nn.functional.pad(repeats, (1, 0)) & mask_repeats, [0] * 5
+    found = UTO(20.0, 0.3, "drop", mask_same_image)(queue_form(i2t, t2i, repeats), Clock(), Draws())
+    skip, own = torch.nn.functional.pad(repeats, (1, 0)) & mask_same_image, [0] * 5
     expected = sum(
         negatives(values.double(), own, skip, 20.0, 0.3, "drop") - reward(values.double(), own)
         for values in (i2t, t2i)
@@ -101,7 +101,7 @@ def test_no_negative_and_extreme_scores_give_no_nan(form: str) -> None:
         values = values.requires_grad_()
         scores = Scores(values, torch.ones(3, 3, dtype=torch.bool), torch.arange(3))
         for masked in (True, False):
-            loss = UTO(1000.0, 0.1, form, mask_repeats=masked)(scores, Clock(), Draws())
+            loss = UTO(1000.0, 0.1, form, mask_same_image=masked)(scores, Clock(), Draws())
             (gradient,) = torch.autograd.grad(loss, values)
             assert torch.isfinite(loss) and torch.isfinite(gradient).all()
             if masked:
@@ -110,7 +110,7 @@ def test_no_negative_and_extreme_scores_give_no_nan(form: str) -> None:
 
 
 def test_unknown_options_are_named() -> None:
-    with pytest.raises(ConfigError, match="own: 'keep' is unknown"):
-        UTO(own="keep")
+    with pytest.raises(ConfigError, match="positive: 'keep'"):
+        UTO(positive="keep")
     with pytest.raises(ConfigError, match="mu=0"):
         UTO(mu=0.0)

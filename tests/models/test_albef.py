@@ -110,7 +110,7 @@ def test_alpha_grows_during_the_first_epoch_only() -> None:
     at = [model.alpha(Clock(batch=b, batches_per_epoch=4)) for b in range(4)]
     assert at == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert model.alpha(Clock(epoch=1, batches_per_epoch=4)) == 0.4
-    assert build(alpha_warmup=False).alpha(Clock(batches_per_epoch=4)) == 0.4
+    assert build(distill_warmup=False).alpha(Clock(batches_per_epoch=4)) == 0.4
 
 
 def test_queue_holds_what_the_momentum_encoders_said() -> None:
@@ -295,7 +295,7 @@ def test_missing_towers_stop_the_run(tmp_path: Path) -> None:
 
 # The authors' files
 
-HEADS = {"num_attention_heads": 2, "image_heads": 3}
+HEADS = {"heads": 2, "image_heads": 3}
 
 
 @pytest.mark.parametrize("task", ["retrieval", "pretrain"])

@@ -25,16 +25,16 @@ SMALL = (
     "data.prepare.test=20",
     "batch_size=20",
     "trainer.max_steps=4",
-    "model.queue=40",
+    "model.queue_size=40",
     "model.image.size=32",
     "model.image.patch=16",
     "model.image.mlp_ratio=4",
     "model.image.width=32",
     "model.image.depth=1",
-    "model.text.hidden_size=32",
-    "model.text.num_hidden_layers=2",
+    "model.text.width=32",
+    "model.text.depth=2",
     "model.text.fusion_layer=1",
-    "model.text.intermediate_size=32",
+    "model.text.mlp_width=32",
     "rerank.k=12",
     "tracker=none",
     "device=cpu",
@@ -66,7 +66,7 @@ def test_pretraining_from_web_shards(tmp_path: Path) -> None:
     random = ["model.pretrained=false", "model.text.tokenizer=wordpiece"]
     random += [
         "model.text.vocabulary_size=60",
-        "model.text.num_attention_heads=4",
+        "model.text.heads=4",
         "model.image.heads=4",
     ]
     places = [f"data.shards={tmp_path / 'tars'}", f"data.cache={tmp_path / 'cache'}"]

@@ -123,7 +123,7 @@ def test_texts_may_be_cut_to_their_longest() -> None:
 
 
 def test_a_residual_image_tower_trains() -> None:
-    sizes = ("model.image_size=32", "model.vision.layers=[1,1,1,1]", "model.vision.width=8")
+    sizes = ("model.image.size=32", "model.image.depth=[1,1,1,1]", "model.image.width=8")
     model = build(*sizes)
     given = dataclasses.replace(batch(), pixels=torch.randn(6, 3, 32, 32))
     total_of(model.train(), given).backward()
@@ -258,7 +258,7 @@ def test_files_of_openai_and_open_clip(tmp_path: Path) -> None:
         assert recognise(path) == "alip"
         loaded, imported = load_official(path, "alip")
         assert imported.config.quick_gelu is quick and imported.report.missing == ["gates.means"]
-        assert isinstance(loaded, ALIP) and loaded.config.image_size == PIXELS
+        assert isinstance(loaded, ALIP) and loaded.config.image.size == PIXELS
         for key, value in official.official_state(loaded).items():
             assert value.dtype == torch.float32
             torch.testing.assert_close(value, halves[key].float() if quick else state[key])
@@ -282,7 +282,7 @@ def test_openais_archive_is_evaluated_and_starts_a_run(
             given = batch()
             found, expected = (one.eval().encode_images(given).pooled for one in (loaded, model))
         torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
-    fresh = build("model.quick_gelu=true", "model.image_size=24", f"model.init={path}")
+    fresh = build("model.quick_gelu=true", "model.image.size=24", f"model.init={path}")
     told = initialize_from(fresh, "alip", str(path))
     assert "resized (1): images.positional_embedding" in " ".join(told)
     assert torch.equal(fresh.texts.text_projection, halves["text_projection"].float())
@@ -309,7 +309,7 @@ def test_convert_and_export_give_the_authors_file_back(
 
 
 def test_weights_of_another_resolution_fit() -> None:
-    small, large = build(), build("model.image_size=32")
+    small, large = build(), build("model.image.size=32")
     fitted = large.fit_weights(small.state_dict())
     large.load_state_dict(fitted)
     first = small.state_dict()["images.positional_embedding"]
@@ -330,7 +330,7 @@ def broken(**fields: Any) -> Batch:
     [
         (broken(second_tokens=None), "data.second_text=other_caption or data.second_text=FILE"),
         (broken(tokens=torch.ones(6, LENGTH + 1, dtype=torch.long)), f"has {LENGTH} positions"),
-        (broken(pixels=torch.ones(6, 3, 24, 24)), "24 x 24 pixels.*type model.image_size=24"),
+        (broken(pixels=torch.ones(6, 3, 24, 24)), "24 x 24 pixels.*type model.image.size=24"),
         (broken(pixels=torch.ones(6, 3, 1, 1)), "1 x 1 pixels"),
     ],
 )
@@ -344,13 +344,13 @@ def test_bad_batches(given: Batch, message: str) -> None:
     [
         ("model.gather_grad=none", "model.gather_grad: 'none' is unknown; expected one of full, l"),
         ("model.temperature=0.001", r"model.temperature: 0.001 is outside \[0.01, 1\]"),
-        ("model.crop=[0.9,0.5]", r"model.crop: \[0.9, 0.5\]; expected two shares"),
+        ("model.crop_scale=[0.9,0.5]", r"model.crop_scale: \[0.9, 0.5\]; expected two shares"),
         ("model.gates.momentum=1.5", "model.gates.momentum: 1.5 must lie between 0 and 1"),
-        ("model.image_size=20", "patches of 8 pixels do not divide 20"),
+        ("model.image.size=20", "patches of 8 pixels do not divide 20"),
         ("model.text.heads=5", "5 attention heads do not divide a width of 64"),
-        ("model.vision.patch_size=null", "model.vision.patch_size: has no value"),
-        ("model.vision.layers=[1,1,1]", "a multiple of 32 pixels and four stages"),
-        ("model.vision.head_width=0", "model.vision.head_width"),
+        ("model.image.patch=null", "model.image.patch: has no value"),
+        ("model.image.depth=[1,1,1]", "a multiple of 32 pixels and four stages"),
+        ("model.image.head_width=0", "model.image.head_width"),
         ("model.pretrained=true", "start from OpenAI's CLIP with model.init="),
     ],
 )
@@ -376,7 +376,7 @@ def test_bad_files(tmp_path: Path) -> None:
     assert "unexpected (1): queue" in fault({**good, "module.queue": torch.zeros(2)})
     narrow = {**good, "module.visual.proj": torch.zeros(64, 15)}
     assert "shape (1): images.proj (64, 15), expected (64, 16)" in fault(narrow)
-    assert "do not tell their number of heads" in fault(good, num_attention_heads=5)
+    assert "do not tell their number of heads" in fault(good, heads=5)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="not a readable PyTorch checkpoint"):
         official.read(path)

@@ -62,7 +62,7 @@ def test_pretraining_on_one_image_and_on_one_pair() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [("user", "queue_size"), ("albef", "queue"), ("multisea", "queue")]
+    ("name", "key"), [("user", "queue_size"), ("albef", "queue_size"), ("multisea", "queue_size")]
 )
 @pytest.mark.parametrize("size", [1, 4, 7])
 def test_queues_that_no_batch_divides(name: str, key: str, size: int) -> None:
@@ -77,8 +77,8 @@ def test_queues_that_no_batch_divides(name: str, key: str, size: int) -> None:
     ("name", "override", "message"),
     [
         ("user", "model.queue_size=0", "queue_size=0: expected at least 1.*loss.weights.queue=0"),
-        ("albef", "model.queue=-1", "model.queue=-1: expected 0 .no queue. or more"),
-        ("multisea", "model.queue=-1", "model.queue=-1: expected at least 0"),
+        ("albef", "model.queue_size=-1", "model.queue_size=-1: expected 0 .no queue. or more"),
+        ("multisea", "model.queue_size=-1", "model.queue_size=-1: expected at least 0"),
         ("hrem", "model.graph.topk=0", "topk=0.*between 1 and the text encoder's 32 positions"),
         ("hrem", "model.graph.topk=33", "topk=33"),
     ],
@@ -150,7 +150,7 @@ def saved(name: str, folder: Path, *overrides: str) -> tuple[RetrievalModel, Pat
 
 WIDER = {
     **dict.fromkeys(("hrem", "user", "vse"), "model.embed_size=8"),
-    "alip": "model.embed_dim=8",
+    "alip": "model.embed_size=8",
     "albef": "model.embed_size=16",
     "multisea": "model.embed_size=8",
 }

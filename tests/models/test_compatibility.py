@@ -36,10 +36,10 @@ EXPECTED = {
     "loss=triplet": "hyyyyy",
     "loss=triplet loss.default.negatives=sum": "hyyyyy",
     "loss=triplet loss.default.negatives=hardest": "hyyyyy",
-    "loss=triplet loss.default.mask_repeats=false": "hyyyyy",
+    "loss=triplet loss.default.mask_same_image=false": "hyyyyy",
     "loss=uto": "hyynyy",
-    "loss=uto loss.default.own=drop": "hyynyy",
-    "loss=uto loss.default.mask_repeats=true": "hyynyy",
+    "loss=uto loss.default.positive=drop": "hyynyy",
+    "loss=uto loss.default.mask_same_image=true": "hyynyy",
     "loss=albef": "ynnynn",
     "loss=alip": "nynnnn",
     "loss=hrem": "nnynnn",
@@ -156,10 +156,10 @@ def test_refused_before_any_data_is_read(given: list[str], tmp_path: Path) -> No
         ("multisea", "model.distill=true", "loss=triplet", "h"),
         ("multisea", "model.distill=true", "loss=infonce", "y"),
         ("albef", "model.distill=false", "loss=sigmoid", "y"),
-        ("hrem", "model.normalise=false", "loss=hrem", "n"),
-        ("vse", "model.normalise_texts=false", "loss=uto", "n"),
-        ("user", "model.normalise_images=false", "loss=user", "n"),
-        ("vse", "model.normalise_texts=false", "loss=infonce", "y"),
+        ("hrem", "model.normalize_images=false", "loss=hrem", "n"),
+        ("vse", "model.normalize_texts=false", "loss=uto", "n"),
+        ("user", "model.normalize_images=false", "loss=user", "n"),
+        ("vse", "model.normalize_texts=false", "loss=infonce", "y"),
     ],
 )
 def test_options_of_a_model_count(model: str, option: str, loss: str, letter: str) -> None:
@@ -167,7 +167,7 @@ def test_options_of_a_model_count(model: str, option: str, loss: str, letter: st
     found = verdict(values)
     assert KINDS[found.kind] == letter
     if letter == "n":
-        assert "type model.normalise" in found.reason
+        assert "type model.normalize_images" in found.reason
         return
     assert torch.isfinite(Steps(model, build_from(values))(batch_for(model)))
 

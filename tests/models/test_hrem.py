@@ -22,7 +22,7 @@ from itr.errors import ConfigError
 from itr.losses.infonce import InfoNCE
 from itr.losses.triplet import DistanceWeightedTriplet, Triplet
 from itr.models.hrem import HREM, GraphConfig, HREMConfig, Side, TextConfig
-from itr.nn.bert.bert import bert_states
+from itr.nn.bert.bert import bert_states, library_sizes
 from itr.nn.pooling import masked_mean, masked_top2_mean
 from itr.official.hrem import name_table
 from itr.training.optim import OptimConfig, build_optimizer, clip_gradients
@@ -31,11 +31,11 @@ from tests import naive_hrem as naive
 
 WEIGHTS = {"base": 1.0, "cross": 1.0, "graph": 1.0, "reg": 10.0}
 TEXT = {
-    "hidden_size": 12,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 3,
-    "intermediate_size": 20,
-    "max_position_embeddings": 32,
+    "width": 12,
+    "depth": 1,
+    "heads": 3,
+    "mlp_width": 20,
+    "max_positions": 32,
 }
 
 
@@ -96,7 +96,8 @@ def total(of: HREM, losses: dict[str, Tensor]) -> Tensor:
 def test_training_steps_equal_the_plain_implementation(options: naive.Options):
     """Losses, gradients and three optimiser steps, with the same negatives drawn."""
     torch.manual_seed(1)
-    reference = naive.NaiveHREM(options, BertConfig(vocab_size=50, **TEXT, **NO_DROPOUT)).train()
+    sizes = library_sizes(TextConfig(**TEXT))
+    reference = naive.NaiveHREM(options, BertConfig(vocab_size=50, **sizes, **NO_DROPOUT)).train()
     for parameter in reference.parameters():  # away from the special values of initialisation
         nn.init.normal_(parameter, std=0.3)
     weights = {"cross": options.cross_loss, "reg": options.reg_loss_weight}
@@ -142,11 +143,11 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 def _config_for(options: naive.Options) -> HREMConfig:
     graph = GraphConfig(
         warmup=options.warmup,
-        layers=options.num_layers_enc,
+        depth=options.num_layers_enc,
         topk=options.topk,
         threshold=options.threshold,
         mask_weight=options.mask_weight,
-        norm_input=bool(options.norm_input),
+        normalize_nodes=bool(options.norm_input),
     )
     return HREMConfig(
         pretrained=False,
@@ -154,7 +155,7 @@ def _config_for(options: naive.Options) -> HREMConfig:
         heads=options.nhead,
         dropout=0.0,
         residual_weight=options.residual_weight,
-        shrinking_k=True,
+        shrinking_top2=True,
         text=TextConfig(**TEXT, dropout=0.0),
         graph=graph,
     )
@@ -186,9 +187,9 @@ def _compare_gradients(ours: HREM, reference: nn.Module, table: Any) -> None:
     ("size", "words", "regions", "topk", "switches"),
     [
         (5, 9, 7, 4, {}),
-        (3, 5, 12, 5, {"scan": False}),
-        (6, 11, 10, 3, {"scan": False, "use_region_lengths": True}),
-        (4, 8, 6, 1, {"use_region_lengths": True}),
+        (3, 5, 12, 5, {"scan_similarity": False}),
+        (6, 11, 10, 3, {"scan_similarity": False, "mask_padded_regions": True}),
+        (4, 8, 6, 1, {"mask_padded_regions": True}),
     ],
 )
 @pytest.mark.parametrize("chunk", [1, 2**27])
@@ -442,7 +443,7 @@ def test_pretrained_weights_from_a_directory_and_a_copy_from_config_alone():
     slots = nn.ModuleDict({name: DistanceWeightedTriplet() for name in ("base", "graph")})
     ours = HREM(settings, slots, WEIGHTS, Facts(30522, 10))
     assert ours.texts.bert.embeddings.word_embeddings.weight.dtype == torch.float32
-    assert not ours.config.pretrained and ours.config.text.hidden_size == 384
+    assert not ours.config.pretrained and ours.config.text.width == 384
     again = HREM(copy.deepcopy(ours.config), slots, WEIGHTS, ours.facts)
     again.load_state_dict(ours.state_dict())
     data = batch(4)
@@ -456,7 +457,7 @@ def test_pretrained_weights_from_a_directory_and_a_copy_from_config_alone():
         (HREMConfig(text=TextConfig(name="/no/such/directory")), {}, "model.pretrained=false"),
         (HREMConfig(text=TextConfig(tokenizer="wordpiece")), {}, "model.text.tokenizer"),
         (dataclasses.replace(config(), heads=3), {}, "3 attention heads"),
-        (dataclasses.replace(config(), text=TextConfig(hidden_size=10)), {}, "model.text"),
+        (dataclasses.replace(config(), text=TextConfig(width=10)), {}, "model.text"),
         (config(intra_connection="inter"), {}, "intra_connection"),
         (config(threshold=1.2), {}, "model.graph.threshold=1.2"),
         (config(warmup=3), {"base": 0.0}, "loss.weights.base=0"),

@@ -174,7 +174,7 @@ def test_options_change_what_they_name() -> None:
         feats = raw.encode_texts(given).pooled
         torch.testing.assert_close(feats, raw.texts(given.tokens, given.token_mask)[0])
     for fields in (
-        {"queue": 0},
+        {"queue_size": 0},
         {"itm_depths": [3, 1, 0]},
         {"negatives": "local"},
         {"aformer": dataclasses.replace(config().aformer, agents=0)},
@@ -268,7 +268,7 @@ def test_clip_weights_from_hugging_face_and_from_openai_files(tmp_path: Path) ->
     )
     theirs = CLIPVisionModel(sizes).eval()
     theirs.save_pretrained(tmp_path / "clip")
-    image = CLIPConfig(name=str(tmp_path / "clip"), image_size=16, head_width=8)
+    image = CLIPConfig(name=str(tmp_path / "clip"), size=16, head_width=8)
     tower = build_clip_vision(image, pretrained=True).eval()
     pixels = batch().pixels
     assert pixels is not None and len(tower.transformer.resblocks) == 2
@@ -279,7 +279,7 @@ def test_clip_weights_from_hugging_face_and_from_openai_files(tmp_path: Path) ->
     torch.save({**openai, "logit_scale": torch.zeros(())}, tmp_path / "plain.pt")
     save_archive(openai, tmp_path / "archive.pt")
     for file in ("plain.pt", "archive.pt"):
-        larger = dataclasses.replace(image, name=str(tmp_path / file), image_size=24)
+        larger = dataclasses.replace(image, name=str(tmp_path / file), size=24)
         again = build_clip_vision(larger, pretrained=True)
         assert again.positional_embedding.shape == (37, 16)
         torch.testing.assert_close(
@@ -299,13 +299,13 @@ def test_pretrained_towers_settle_the_sizes(tmp_path: Path) -> None:
     CLIPVisionModel(vision).save_pretrained(tmp_path / "clip")
     model = build(
         pretrained=True,
-        image=CLIPConfig(name=str(tmp_path / "clip"), image_size=16, head_width=8),
+        image=CLIPConfig(name=str(tmp_path / "clip"), size=16, head_width=8),
         text=RobertaTextConfig(name=str(tmp_path / "roberta")),
     )
     assert model.view.tokenizer == str(tmp_path / "roberta")
     found = model.config
-    assert (found.pretrained, found.image.layers, found.image.patch_size) == (False, 3, 8)
-    assert (found.text.hidden_size, found.text.num_hidden_layers) == (16, 2)
+    assert (found.pretrained, found.image.depth, found.image.patch) == (False, 3, 8)
+    assert (found.text.width, found.text.depth) == (16, 2)
     assert model.facts.vocabulary == 50
     again = MultiSEA(found, nn.ModuleDict(), {}, model.facts)
     again.load_state_dict({k: v for k, v in model.state_dict().items() if "slots" not in k})
@@ -313,13 +313,13 @@ def test_pretrained_towers_settle_the_sizes(tmp_path: Path) -> None:
         build(
             pretrained=True,
             text_padding=40,
-            image=found.image.__class__(name=str(tmp_path / "clip"), image_size=16, head_width=8),
+            image=found.image.__class__(name=str(tmp_path / "clip"), size=16, head_width=8),
             text=RobertaTextConfig(name=str(tmp_path / "roberta")),
         )
 
 
 def test_weights_of_another_resolution_fit() -> None:
-    small, large = build(), build(image=dataclasses.replace(config().image, image_size=24))
+    small, large = build(), build(image=dataclasses.replace(config().image, size=24))
     fitted = large.fit_weights(small.state_dict())
     large.load_state_dict(fitted)
     assert fitted["images.tower.positional_embedding"].shape == (37, 16)
@@ -363,12 +363,12 @@ def test_confident_rows_still_have_a_negative() -> None:
     ("fields", "message"),
     [
         ({"text_padding": 30}, r"text_padding=30: .* positions for 18 ids"),
-        ({"itm_depths": [4]}, r"itm_depths: \[4\]; .* from 0 to model.aformer.layers=3"),
+        ({"itm_depths": [4]}, r"itm_depths: \[4\]; .* from 0 to model.aformer.depth=3"),
         ({"itm_depths": []}, r"itm_depths"),
         ({"negatives": "some"}, r"negatives: 'some' is unknown; expected all or local"),
         ({"embed_size": 15}, r"2 attention heads do not divide a width of 15"),
-        ({"image": CLIPConfig(image_size=15, width=16, head_width=8)}, r"patches of 16"),
-        ({"image": CLIPConfig(layers=2, trained_layers=3)}, r"layers=2, trained_layers=3"),
+        ({"image": CLIPConfig(size=15, width=16, head_width=8)}, r"patches of 16"),
+        ({"image": CLIPConfig(depth=2, trained_layers=3)}, r"depth=2, trained_layers=3"),
         ({"image": CLIPConfig(width=100)}, r"head_width: 64 does not divide a width of 100"),
         ({"text": RobertaTextConfig(tokenizer="wordpiece")}, r"type model.text.pad_id=0"),
         ({"aformer": AFormerConfig(gate="triple")}, r"gate: 'triple' is unknown"),

@@ -96,7 +96,7 @@ def test_losses_in_its_slots(loss: str) -> None:
     """All captions of one image too: there is no negative then, and no NaN either."""
     chosen = [f"loss={loss}"]
     if loss == "vse_slots":
-        form = "{_target_: itr.losses.uto.UTO, own: drop, mask_repeats: true}"
+        form = "{_target_: itr.losses.uto.UTO, positive: drop, mask_same_image: true}"
         chosen = [f"loss.slots.{slot}={form}" for slot in ("batch", "queue")]
     steps = Steps("user", model := user(*chosen))
     before = model.texts.project.weight.detach().clone()
@@ -142,7 +142,7 @@ def test_the_authors_files_are_told_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bert = json.loads((GOLDEN / "forward_eval.json").read_text())["bert_config"]
-    heads = {"num_attention_heads": bert["num_attention_heads"]}
+    heads = {"heads": bert["num_attention_heads"]}
     for name, file in (
         ("user", GOLDEN / "official_checkpoint.pth"),
         ("vse", GOLDEN / "vse_infty_official_checkpoint.pth"),
@@ -152,7 +152,7 @@ def test_the_authors_files_are_told_apart(
         with pytest.raises(CheckpointError, match="not a checkpoint of the authors"):
             load_official(file, other, heads)
         ours, back = tmp_path / f"{name}.safetensors", tmp_path / f"{name}.pth"
-        given = ["--heads", str(heads["num_attention_heads"])]
+        given = ["--heads", str(heads["heads"])]
         assert official(["convert", str(file), str(ours), *given]) == 0
         assert official(["export", str(ours), str(back)]) == 0
         first, second = (load_official(f, name, heads)[1] for f in (file, back))
@@ -170,7 +170,7 @@ def test_a_weight_of_another_size_is_named(tmp_path: Path) -> None:
     payload["model"][1]["bert.embeddings.position_ids"] = torch.arange(4)  # dropped, not refused
     torch.save(payload, path := tmp_path / "odd.pth")
     with pytest.raises(CheckpointError) as caught:
-        load_official(path, "user", {"num_attention_heads": 4})
+        load_official(path, "user", {"heads": 4})
     told = str(caught.value)
     assert "images.mlp.inner.weight (3, 3)" in told and "texts.project.bias" in told
     assert "position_ids" not in told
@@ -245,10 +245,10 @@ def test_a_run_from_files_to_results(world: Path, tmp_path: Path) -> None:
     overrides = [
         "model=user",
         *SIZES,
-        "model.text.hidden_size=32",
+        "model.text.width=32",
         "model.text.vocabulary_size=300",
         "model.queue_size=64",
-        "model.text.max_position_embeddings=64",
+        "model.text.max_positions=64",
         "batch_size=30",
         "trainer.epochs=1",
         "data.prepare.train=60",

@@ -66,8 +66,8 @@ def test_it_learns_a_batch_by_heart() -> None:
 
 
 def test_misfits_are_refused_before_any_data_is_read() -> None:
-    with pytest.raises(ConfigError, match="normalise_images=true"):
-        build("vse", "loss=uto", "model.normalise_images=false")
+    with pytest.raises(ConfigError, match="normalize_images=true"):
+        build("vse", "loss=uto", "model.normalize_images=false")
     with pytest.raises(ConfigError, match="has no such slot"):
         build("vse", "+loss.slots.queue={_target_: itr.losses.uto.UTO}")
     with pytest.raises(ConfigError, match="has no such term"):

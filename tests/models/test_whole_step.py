@@ -17,7 +17,7 @@ STEPS = [
     ("alip", (), (4, 16), 470),
     ("albef", (), (4, 12), 665),
     ("albef", ("task=pretrain",), (4, 12), 1160),
-    ("multisea", ("model.queue=64",), (6, 12), 2640),
+    ("multisea", ("model.queue_size=64",), (6, 12), 2640),
 ]
 
 

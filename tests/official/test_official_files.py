@@ -85,7 +85,7 @@ def test_the_recalls_of_an_authors_file_are_those_of_its_model(
     assert found["official"] and found["test/rerank_k"] == DEPTHS.get(name)
     assert "weights read, " in " ".join(capsys.readouterr().out.split())
     if name in DEPTHS:  # a converted file knows it, too
-        flags = [f"--heads={parts.model.config.text.num_attention_heads}"]
+        flags = [f"--heads={parts.model.config.text.heads}"]
         flags.append(f"--image-heads={image_heads(parts.model)}")
         ours = tmp_path / "converted.safetensors"
         assert official(["convert", str(theirs), str(ours), *flags]) == 0
@@ -102,7 +102,7 @@ def image_heads(model: Any) -> int:
 def test_the_depth_of_files_that_do_not_say_it(tmp_path: Path) -> None:
     model, path = build("albef"), tmp_path / "albef.pth"
     torch.save({"model": IMPORTERS["albef"][0].official_state(model)}, path)
-    told = {"num_attention_heads": 2, "image_heads": 3}
+    told = {"heads": 2, "image_heads": 3}
     depth = load_official(path, "albef", told)[1].depth
     loaded = LoadedCheckpoint(model, None, path, None, {}, depth=depth)  # type: ignore[arg-type]
     asked = [loaded.rerank_on(data) for data in ("coco", "f30k", "table")]
@@ -119,7 +119,7 @@ def test_another_image_size_and_options_that_an_evaluation_cannot_change(
     tokenizer = save_tokenizer(Tokenizer.from_vocab(vocabulary), tmp_path / "tokenizer")
     told: dict[str, Any] = {
         "name": "albef",
-        "text": {"tokenizer": str(tokenizer), "num_attention_heads": 2},
+        "text": {"tokenizer": str(tokenizer), "heads": 2},
         "image": {"heads": 3, "size": 24},
     }
     loaded = load_checkpoint(path, told)

@@ -27,7 +27,7 @@ BERT = {
     "intermediate_size": 20,
     "max_position_embeddings": 32,
 }
-HEADS = {"num_attention_heads": 3}
+HEADS = {"heads": 3}
 OPTIONS = naive.Options(embed_size=24, nhead=4, img_dim=9, topk=5, num_layers_enc=2)
 
 
@@ -61,7 +61,7 @@ def test_sizes_and_options_are_derived(payload: dict[str, Any], tmp_path: Path):
     found = read(save(tmp_path, payload), HEADS)
     config = found.config
     assert (config.embed_size, config.heads, config.cutoff) == (24, 4, 1.9)
-    assert (config.graph.topk, config.graph.layers, config.graph.warmup) == (5, 2, 0)
+    assert (config.graph.topk, config.graph.depth, config.graph.warmup) == (5, 2, 0)
     assert {key: getattr(config.text, key) for key in BERT} == BERT
     assert (found.facts.vocabulary, found.facts.region_width) == (41, 9)
     assert found.weights == {"base": 1.0, "cross": 1.0, "graph": 1.0, "reg": 10.0}
@@ -128,7 +128,7 @@ def test_missing_unexpected_and_misshapen_weights_are_listed(
 
 
 def test_unknown_heads_are_asked_for(payload: dict[str, Any], tmp_path: Path):
-    with pytest.raises(CheckpointError, match="num_attention_heads"):
+    with pytest.raises(CheckpointError, match="model.text.heads"):
         read(save(tmp_path, payload))
 
 

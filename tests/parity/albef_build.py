@@ -59,7 +59,7 @@ def image_config(vit: Mapping[str, Any]) -> ImageConfig:
 
 
 def text_config(bert: Mapping[str, Any]) -> FusionTextConfig:
-    sizes = {key: bert[key] for key in SIZES if key in bert}
+    sizes = {ours: bert[theirs] for ours, theirs in SIZES.items() if theirs in bert}
     return FusionTextConfig(
         **sizes, dropout=bert["hidden_dropout_prob"], fusion_layer=bert["fusion_layer"]
     )
@@ -71,10 +71,10 @@ def config_of(case: Case, task: str, **fields: Any) -> ALBEFConfig:
     pretrains = task == "pretrain"
     options: dict[str, Any] = {
         "embed_size": sizes["embed_dim"],
-        "queue": hyper.get("queue_size", 8),
+        "queue_size": hyper.get("queue_size", 8),
         "momentum": hyper.get("momentum", 0.995),
-        "alpha": hyper.get("alpha", 0.4),
-        "alpha_warmup": hyper.get("warm_up", pretrains),
+        "distill_weight": hyper.get("alpha", 0.4),
+        "distill_warmup": hyper.get("warm_up", pretrains),
         "distill": hyper.get("distill", True),
         "mask_probability": hyper.get("mlm_probability", 0.15),
         "clamp_temperature": pretrains,

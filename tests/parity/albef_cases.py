@@ -118,10 +118,10 @@ def forward_eval(case: Case) -> None:
 
 def _told(case: Case) -> dict[str, int]:
     if "model" not in case.data:  # names and shapes do not depend on the number of heads
-        return {"num_attention_heads": 1, "image_heads": 1}
+        return {"heads": 1, "image_heads": 1}
     sizes = case.data["model"]
     return {
-        "num_attention_heads": sizes["bert_config"]["num_attention_heads"],
+        "heads": sizes["bert_config"]["num_attention_heads"],
         "image_heads": sizes["vit"]["num_heads"],
     }
 
@@ -129,7 +129,7 @@ def _told(case: Case) -> dict[str, int]:
 def checkpoint_import(case: Case) -> None:
     imported = read(case.path.parent / case.data["files"][0], _told(case))
     image = image_config({**case.data["model"]["vit"], "img_size": case.data["target_image_res"]})
-    config = config_of(case, "retrieval", image=image, queue=imported.config.queue)
+    config = config_of(case, "retrieval", image=image, queue_size=imported.config.queue_size)
     slots = nn.ModuleDict({"itc": InfoNCE()})
     model = ALBEF(config, slots, imported.weights, imported.facts)
     result = model.load_state_dict(model.fit_weights(imported.state), strict=False)

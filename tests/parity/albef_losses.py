@@ -104,17 +104,17 @@ class _Weights(ReplayedDraws):
 def _contrast_only(embed_size: int, queue: int, distil: bool) -> ALBEF:
     """Towers of the least size: the case gives their outputs."""
     text = FusionTextConfig(
-        hidden_size=4,
-        num_hidden_layers=2,
-        num_attention_heads=1,
-        intermediate_size=4,
-        max_position_embeddings=4,
+        width=4,
+        depth=2,
+        heads=1,
+        mlp_width=4,
+        max_positions=4,
         fusion_layer=1,
     )
     config = ALBEFConfig(
         pretrained=False,
         embed_size=embed_size,
-        queue=queue,
+        queue_size=queue,
         distill=distil,
         negative_floor=0.0,
         image=ImageConfig(size=2, patch=1, width=4, depth=1, heads=1),

@@ -29,7 +29,7 @@ def ddp_step(case: Case) -> None:
 
 
 def _step(case: Case, rank: int) -> dict[str, Any]:
-    model = model_of(case, alpha_warmup=False).train()
+    model = model_of(case, distill_warmup=False).train()
     wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     given = [case[f"in.{name}"][rank] for name in ("image", "input_ids", "attention_mask", "idx")]
     clock = Clock()

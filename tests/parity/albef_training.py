@@ -44,7 +44,7 @@ from tests.parity.harness import Case
 
 def train_step(case: Case) -> None:
     task = "pretrain" if "out.loss_mlm" in case else "retrieval"
-    model = model_of(case, task, alpha_warmup=False)
+    model = model_of(case, task, distill_warmup=False)
     lr = case.data["hyper"]["optimizer"]["lr"]
     optimizer = build_optimizer(model, _optim(case))
     ids, mask = case["in.input_ids"], case["in.attention_mask"]
@@ -84,7 +84,7 @@ def _check_parts(case: Case, model: ALBEF, batch, task: str) -> None:
         case,
         "",
         model,
-        model.contrast(images.unit, texts.unit, keys, batch.image_id, model.config.alpha),
+        model.contrast(images.unit, texts.unit, keys, batch.image_id, model.config.distill_weight),
         keys,
     )
     for name, value in {
@@ -140,7 +140,7 @@ def _optim(case: Case) -> OptimConfig:
         weight_decay=given["weight_decay"],
         betas=list(hyper.get("betas", [0.9, 0.999])),
         eps=hyper.get("eps", 1e-8),
-        clip_norm=None,
+        max_norm=None,
     )
 
 

@@ -28,22 +28,22 @@ def config_of(towers: Mapping[str, Any], hyper: Mapping[str, Any], **fields: Any
     """The authors' habits included: the numbers come from their code."""
     vision, text = towers["vision_cfg"], towers["text_cfg"]
     return ALIPConfig(
-        embed_dim=towers["embed_dim"],
-        image_size=vision["image_size"],
+        embed_size=towers["embed_dim"],
         gather_grad="full" if hyper.get("gather_with_grad") else "local",
         decay_all=True,
-        vision=VisionConfig(
-            layers=vision["layers"],
+        image=VisionConfig(
+            size=vision["image_size"],
+            depth=vision["layers"],
             width=vision["width"],
-            patch_size=vision.get("patch_size"),
+            patch=vision.get("patch_size"),
             head_width=vision.get("head_width", 64),
             mlp_ratio=vision.get("mlp_ratio", 4.0),
         ),
         text=TextConfig(
-            context_length=text["context_length"],
+            max_positions=text["context_length"],
             width=text["width"],
             heads=text["heads"],
-            layers=text["layers"],
+            depth=text["layers"],
         ),
         gates=GateConfig(
             momentum=hyper.get("momentum", 0.99),
@@ -100,7 +100,7 @@ def one_cycle(given: Mapping[str, Any]) -> ScheduleConfig:
     start = 1.0 / given.get("div_factor", 25.0)
     return ScheduleConfig(
         kind="onecycle",
-        rise=given.get("pct_start", 0.1),
+        rise_share=given.get("pct_start", 0.1),
         start_factor=start,
         end_factor=start / given.get("final_div_factor", 1e4),
         cycle_beta1=[given.get("max_momentum", 0.95), given.get("base_momentum", 0.85)],
@@ -114,6 +114,6 @@ def optim_of(hyper: Mapping[str, Any]) -> OptimConfig:
         weight_decay=hyper["weight_decay"],
         betas=[hyper.get("beta1_argument", 0.9), hyper["beta2"]],
         eps=hyper.get("eps", 1e-8),
-        clip_norm=hyper.get("clip_grad_norm", 1.0),
+        max_norm=hyper.get("clip_grad_norm", 1.0),
         schedule=one_cycle(hyper),
     )

@@ -225,7 +225,7 @@ def gates_long(case: Case) -> None:
         apply_schedule(optimizer, clock, config.schedule)
         values["lr_used"] = optimizer.param_groups[0]["lr"]
         values["beta1_used"] = optimizer.param_groups[0]["betas"][0]
-        clip_gradients(model.parameters(), config.clip_norm)
+        clip_gradients(model.parameters(), config.max_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         model.before_step(clock)
@@ -360,7 +360,7 @@ def _check_weights(
 def official_checkpoint(case: Case) -> None:
     about = case.data["tower_config"]
     told = {
-        "num_attention_heads": about["text_cfg"]["heads"],
+        "heads": about["text_cfg"]["heads"],
         "head_width": about["vision_cfg"].get("head_width", 64),
     }
     path = case.path.with_name(case.data["file"])

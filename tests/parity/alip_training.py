@@ -99,7 +99,7 @@ def train(
             seen["beta1_used"].append(optimizer.param_groups[0]["betas"][0])
             kept["gradients"].append(gradients(model))
             kept["update_steps"].append(step)
-            seen["grad_norm"].append(clip_gradients(model.parameters(), config.clip_norm))
+            seen["grad_norm"].append(clip_gradients(model.parameters(), config.max_norm))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         model.before_step(clock)  # the clamp of the next batch

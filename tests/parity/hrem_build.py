@@ -45,7 +45,7 @@ def mask_of(lengths: Tensor, size: int) -> Tensor:
 
 
 def text_config(bert: Mapping[str, Any]) -> TextConfig:
-    sizes = {key: bert[key] for key in SIZES if key in bert}
+    sizes = {ours: bert[theirs] for ours, theirs in SIZES.items() if theirs in bert}
     return TextConfig(**sizes, dropout=bert.get("hidden_dropout_prob", 0.1))
 
 
@@ -53,7 +53,7 @@ def config_of(case: Case, **fields: Any) -> HREMConfig:
     """The authors' pooling habit included: the numbers come from their code."""
     options = case.data.get("official_options", {})
     config = from_options(options, text_config(case.data.get("bert_config", ANY_BERT)), **fields)
-    return dataclasses.replace(config, shrinking_k=True)
+    return dataclasses.replace(config, shrinking_top2=True)
 
 
 def loss_of(kind: str, options: Mapping[str, Any]) -> ScoreLoss:
@@ -61,7 +61,7 @@ def loss_of(kind: str, options: Mapping[str, Any]) -> ScoreLoss:
         return Triplet(
             margin=options.get("margin", 0.2),
             negatives="hardest" if options.get("max_violation") else "sum",
-            mask_repeats=bool(options.get("mask_repeat", 1)),
+            mask_same_image=bool(options.get("mask_repeat", 1)),
         )
     assert kind == "trip", kind
     return DistanceWeightedTriplet(
@@ -81,7 +81,7 @@ def model_of(case: Case, **fields: Any) -> HREM:
         "reg": float(options.get("reg_loss_weight", 10)) or 1e-30,
     }
     facts = Facts(vocabulary=bert["vocab_size"], region_width=options.get("img_dim", 2048))
-    config = config_of(case, normalise=True, **fields)
+    config = config_of(case, normalize_images=True, **fields)
     model = HREM(config, nn.ModuleDict(slots), weights, facts)
     model.images.relation.normalise = not options.get("no_imgnorm", False)
     model.texts.relation.normalise = not options.get("no_txtnorm", False)
@@ -91,7 +91,7 @@ def model_of(case: Case, **fields: Any) -> HREM:
 
 def load_official(case: Case, model: HREM) -> None:
     """Load ``state.*``; of every module that the case names, every weight must be there."""
-    table = name_table(model.config.graph.layers)
+    table = name_table(model.config.graph.depth)
     state = {table.to_ours(name): value for name, value in case.below("state.").items()}
     assert None not in state, [n for n in case.below("state.") if table.to_ours(n) is None]
     result = model.load_state_dict(state, strict=False)
@@ -102,7 +102,7 @@ def load_official(case: Case, model: HREM) -> None:
 
 def official_parameters(model: HREM) -> dict[str, nn.Parameter]:
     """Our parameters by the authors' names."""
-    table = name_table(model.config.graph.layers)
+    table = name_table(model.config.graph.depth)
     named = {table.to_official(name): p for name, p in model.named_parameters()}
     return {name: p for name, p in named.items() if name is not None}
 

@@ -142,7 +142,14 @@ def adjacency(case: Case) -> None:
 
 
 def adjacency_variants(case: Case) -> None:
-    given, names = case.data["adjacency"], {"img_len_use": "use_region_lengths", "res": "residual"}
+    given, names = (
+        case.data["adjacency"],
+        {
+            "scan": "scan_similarity",
+            "img_len_use": "mask_padded_regions",
+            "res": "residual",
+        },
+    )
     for variant, switches in case.data["variants"].items():
         config = GraphConfig(
             topk=given["topk"],
@@ -320,7 +327,7 @@ def contrastive(case: Case) -> None:
         loss = Triplet(
             margin=case.data.get("official_options", {}).get("margin", 0.2),
             negatives="hardest" if hardest else "sum",
-            mask_repeats=bool(mask_repeat),
+            mask_same_image=bool(mask_repeat),
         )
         images = case["in.img_emb"].clone().requires_grad_()
         texts = case["in.cap_emb"].clone().requires_grad_()
@@ -339,7 +346,7 @@ def optim_config(case: Case) -> OptimConfig:
     return OptimConfig(
         lr=options.get("learning_rate", 5e-4),
         weight_decay=1e-4,
-        clip_norm=options.get("grad_clip", 2.0),
+        max_norm=options.get("grad_clip", 2.0),
         schedule=ScheduleConfig(
             kind="step",
             milestones=[float(e) for e in options.get("lr_schedules", (15, 25))],
@@ -399,7 +406,7 @@ def train_steps(case: Case) -> None:
                 case.check(key, parameter.grad)
             elif case.below(f"grad.step{step}."):
                 case.holds(f"{key}: the authors have none", parameter.grad is None)
-        norm = clip_gradients(model.parameters(), config.clip_norm)
+        norm = clip_gradients(model.parameters(), config.max_norm)
         case.check(f"out.step{step}.grad_norm", norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -467,7 +474,7 @@ def _check_after_step(case: Case, step: int, model: HREM, lr: float) -> None:
 
 def official_checkpoint(case: Case) -> None:
     bert = case.data["bert_config"]
-    heads = {"num_attention_heads": bert["num_attention_heads"]}
+    heads = {"heads": bert["num_attention_heads"]}
     imported = read(case.path.with_suffix(".pth"), text=heads)
     wanted = config_of(case)
     case.holds("sizes", imported.config.embed_size == wanted.embed_size)

@@ -63,14 +63,14 @@ def config_of(data: Mapping[str, Any], state: Mapping[str, Tensor], **fields: An
         from_options(
             {**options, "drop_rate": 0.0},
             image=CLIPConfig(
-                image_size=size,
-                patch_size=clip["patch"],
+                size=size,
+                patch=clip["patch"],
                 width=clip["width"],
-                layers=kept,
+                depth=kept,
                 trained_layers=min(4, kept),
             ),
             text=RobertaTextConfig(
-                **{key: roberta[key] for key in SIZES if key in roberta},
+                **{ours: roberta[key] for ours, key in SIZES.items() if key in roberta},
                 pad_id=roberta.get("pad_token_id", 1),
                 dropout=0.0,
             ),
@@ -96,7 +96,7 @@ def model_of(case: Case, **fields: Any) -> MultiSEA:
 
 def load_official(model: MultiSEA, theirs: Mapping[str, Tensor]) -> None:
     """Load weights by official name; of every module that is named, every weight must be there."""
-    state, _ = to_ours(theirs, model.config.aformer.layers)
+    state, _ = to_ours(theirs, model.config.aformer.depth)
     result = model.load_state_dict(state, strict=False)
     given = {name.split(".")[0] for name in state}
     lost = [name for name in result.missing_keys if name.split(".")[0] in given]
@@ -141,7 +141,7 @@ def given_sides(case: Case, prefix: str = "in.") -> tuple[Side, Side]:
 def load_queue(case: Case, model: MultiSEA) -> None:
     """The queue, temperature and mixing share that a case of the losses gives as inputs."""
     names = ("image_queue", "text_queue", "idx_queue", "queue_ptr", "temp", "alpha")
-    state, _ = to_ours({name: case[f"in.{name}"] for name in names}, model.config.aformer.layers)
+    state, _ = to_ours({name: case[f"in.{name}"] for name in names}, model.config.aformer.depth)
     assert not model.load_state_dict(state, strict=False).unexpected_keys
 
 

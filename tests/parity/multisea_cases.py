@@ -156,7 +156,7 @@ def aformer_modes(case: Case) -> None:
 def clip_visual(case: Case) -> None:
     weights = case.below("state.visual.")
     size = case.data["tiny_clip"]["image_size"]
-    sizes = sizes_in(weights, CLIPConfig(image_size=size, trained_layers=0))
+    sizes = sizes_in(weights, CLIPConfig(size=size, trained_layers=0))
     tower = build_clip_vision(sizes, pretrained=False)
     load_clip_vision(tower, weights)
     image = case["in.image"].clone().requires_grad_()
@@ -182,7 +182,7 @@ def tiny_model(case: Case) -> None:
     for name, value in state.items():
         if not is_unused(name):
             case.equal(name, found[name], value)
-    ours = official_parameters(model, model.config.aformer.layers)
+    ours = official_parameters(model, model.config.aformer.depth)
     theirs = set(trainable) - set(case.data["dead_parameters"])
     case.holds("parameters", set(ours) == theirs)
     wake(model)
@@ -306,7 +306,7 @@ def _match_logits(case: Case, model: MultiSEA, images: Side, texts: Side) -> Non
 
 
 def _loss_gradients(case: Case, model: MultiSEA, images: Side, texts: Side, terms) -> None:
-    parameters = official_parameters(model, model.config.aformer.layers)
+    parameters = official_parameters(model, model.config.aformer.depth)
     leaves = {
         "image_feats": images.feats,
         "image_embeds": images.embeds,
@@ -359,12 +359,12 @@ def optim_config(case: Case, **schedule: object) -> OptimConfig:
         weight_decay=options["weight_decay"],
         betas=list(options["betas"]),
         eps=options["eps"],
-        clip_norm=case.data["config"]["max_grad_norm"],
+        max_norm=case.data["config"]["max_grad_norm"],
         schedule=ScheduleConfig(
             kind="warmup_cosine",
             warmup_share=case.data["config"]["warmup_steps"],
-            cycles=case.data["config"]["num_cycles"],
-            whole_updates=True,
+            cosine_cycles=case.data["config"]["num_cycles"],
+            floor_total_updates=True,
             **schedule,
         ),
     )
@@ -374,8 +374,8 @@ def schedule_of(given: dict) -> ScheduleConfig:
     return ScheduleConfig(
         kind="warmup_cosine",
         warmup_share=given["warmup_fraction"],
-        cycles=given["num_cycles"],
-        whole_updates=True,
+        cosine_cycles=given["num_cycles"],
+        floor_total_updates=True,
     )
 
 
@@ -395,7 +395,7 @@ def base_rates(rows: list[dict]) -> list[float]:
     """Of default, encoder, alpha and temp, as ours follow from the first one of the case."""
     peak = max(rows, key=lambda row: row["factor"])
     rate, own = peak["lr"][0] / peak["factor"], MultiSEAConfig()
-    return [rate, rate * own.encoder_lr_factor, own.alpha_lr, own.temp_lr]
+    return [rate, rate * own.encoder_lr_factor, own.alpha_lr, own.temperature_lr]
 
 
 def lr_schedule(case: Case) -> None:
@@ -415,7 +415,7 @@ def param_groups(case: Case) -> None:
     config = optim_config(case)
     optimizer = build_optimizer(model, config)
     wake(model)
-    names = {id(p): n for n, p in official_parameters(model, model.config.aformer.layers).items()}
+    names = {id(p): n for n, p in official_parameters(model, model.config.aformer.depth).items()}
     found = {group["name"]: group for group in optimizer.param_groups}
     seen = 0
     for group in case.data["groups"]:
@@ -535,7 +535,7 @@ def _train_step(case: Case, moved: tuple[tuple[str, int, float], ...]) -> Kinks:
 
 
 def _check_gradients(case: Case, model: MultiSEA) -> None:
-    parameters = official_parameters(model, model.config.aformer.layers)
+    parameters = official_parameters(model, model.config.aformer.depth)
     floors = case.data["noise_floor"]["grad"]
     for name, norm in case.data["grad_l2_norms"].items():
         found = parameters[name].grad
@@ -600,7 +600,7 @@ def train_multi_step(case: Case) -> None:
             values.append(terms[name].detach())
         case.equal(f"{number}: pointer", model.image_queue.pointer, [row["queue_ptr"]])
         if (row["batch_idx"] + 1) % accumulate == 0 or row["batch_idx"] + 1 == batches:
-            clip_gradients(model.parameters(), config.clip_norm)
+            clip_gradients(model.parameters(), config.max_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             clock.updates += 1

@@ -124,7 +124,7 @@ def rerank_eval(case: Case) -> None:
 
 
 def _model(path: Path, heads: int) -> MultiSEA:
-    imported = read(path, text={"num_attention_heads": heads})
+    imported = read(path, text={"heads": heads})
     model = MultiSEA(imported.config, nn.ModuleDict(), imported.weights, imported.facts)
     imported.load_into(model)
     return model.eval()
@@ -144,19 +144,19 @@ def _roberta_heads(case: Case, path: Path) -> int:
 def official_checkpoint(case: Case) -> None:
     path = case.path.parent / case.data["file"]
     options = torch.load(path, weights_only=True)["hyper_parameters"]["config"]
-    heads = {"num_attention_heads": _roberta_heads(case, path)}
+    heads = {"heads": _roberta_heads(case, path)}
     imported = read(path, text=heads)
     config = imported.config
-    case.holds("depth", config.aformer.layers == options["num_top_layer"])
+    case.holds("depth", config.aformer.depth == options["num_top_layer"])
     case.holds("width", config.embed_size == options["hidden_size"])
-    case.holds("queue", config.queue == options["queue_size"])
+    case.holds("queue", config.queue_size == options["queue_size"])
     case.holds("captions", config.text_padding == options["text_encoder_config"]["max_text_len"])
-    case.holds("pixels", config.image.image_size == options["image_encoder_config"]["image_size"])
+    case.holds("pixels", config.image.size == options["image_encoder_config"]["image_size"])
     case.holds("unused", all(map(is_unused, imported.report.ignored)))
     layout = case.data["layout"]
     case.holds("epoch", f"int: {imported.info['epoch']}" == layout["epoch"])
     case.holds("updates", f"int: {imported.info['global_step']}" == layout["global_step"])
-    model = _model(path, heads["num_attention_heads"])
+    model = _model(path, heads["heads"])
     _check_evaluation(case, model)
     with tempfile.TemporaryDirectory() as folder:  # and back again
         copy = Path(folder) / "copy.ckpt"

@@ -44,7 +44,7 @@ def _losses(case: Case, rank: int) -> dict[str, Any]:
     (terms.losses["itc"] + terms.losses["itm"]).backward()
     model.after_step(Clock())
     to_images, to_texts = draws.weights[0].chunk(2)
-    parameters = official_parameters(model, model.config.aformer.layers)
+    parameters = official_parameters(model, model.config.aformer.depth)
     return {
         "itc_loss": terms.losses["itc"].detach(),
         "itm_loss": terms.losses["itm"].detach(),

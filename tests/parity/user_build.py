@@ -42,12 +42,12 @@ def model_of(case: Case) -> VSE:
     facts = Facts(vocabulary=bert["vocab_size"], region_width=width)
     if case.name.startswith("vse_infty"):
         hardest = "hardest" if hyper.get("max_violation", True) else "sum"
-        loss = Triplet(margin=hyper.get("margin", 0.2), negatives=hardest, mask_repeats=False)
+        loss = Triplet(margin=hyper.get("margin", 0.2), negatives=hardest, mask_same_image=False)
         config = dataclasses.replace(VSEConfig(), **vse.encoder_options(hyper), **sizes)
         model: VSE = VSE(config, nn.ModuleDict({"batch": loss}), {"batch": 1.0}, facts)
     else:
         form = {"mu": hyper.get("mu", 90.0), "gamma": hyper.get("gama", 0.5)}
-        slots = {"batch": UTO(own="zero", **form), "queue": UTO(own="drop", **form)}
+        slots = {"batch": UTO(positive="zero", **form), "queue": UTO(positive="drop", **form)}
         config, weights = user.from_options(hyper)
         extra = {
             "regions": hyper.get("num_region", 36),
@@ -111,6 +111,6 @@ def optim_config(case: Case, milestone: float = 10.0) -> OptimConfig:
         weight_decay=hyper.get("weight_decay", 1e-4),
         betas=list(hyper.get("betas", (0.9, 0.999))),
         eps=hyper.get("eps", 1e-8),
-        clip_norm=hyper.get("grad_clip", 2.0),
+        max_norm=hyper.get("grad_clip", 2.0),
         schedule=ScheduleConfig(kind="step", milestones=[milestone], decay=0.1, unit="epoch"),
     )

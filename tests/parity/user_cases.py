@@ -131,7 +131,7 @@ def uto_loss(case: Case) -> None:
     for mu, gamma in case.data["meta"]["pairs"]:
         images = case["in.im"].clone().requires_grad_()
         texts = case["in.s"].clone().requires_grad_()
-        loss = UTO(mu, gamma, own="zero")
+        loss = UTO(mu, gamma, positive="zero")
         value = loss(pair_scores(images, texts, ids), Clock(), Draws())
         value.backward()
         case.check(f"out.loss.{mu:g}_{gamma:g}", value)
@@ -153,7 +153,7 @@ def uto_moco_loss(case: Case) -> None:
         texts = case["in.t_q"].clone().requires_grad_()
         scores = queue_scores(images, case["in.t_k"], ids, text_queue)
         scores.back = queue_scores(texts, case["in.v_k"], ids, image_queue)
-        value = UTO(mu, gamma, own="drop")(scores, Clock(), Draws())
+        value = UTO(mu, gamma, positive="drop")(scores, Clock(), Draws())
         value.backward()
         case.check(f"out.loss.{mu:g}_{gamma:g}", value)
         case.check(f"grad.v_q.{mu:g}_{gamma:g}", images.grad)
@@ -165,7 +165,7 @@ def triplet(case: Case) -> None:
     for name, negatives in (("sum", "sum"), ("max", "hardest")):
         images = case["in.im"].clone().requires_grad_()
         texts = case["in.s"].clone().requires_grad_()
-        loss = Triplet(case.data["meta"]["margin"], negatives, mask_repeats=False)
+        loss = Triplet(case.data["meta"]["margin"], negatives, mask_same_image=False)
         value = loss(pair_scores(images, texts, ids), Clock(), Draws())
         value.backward()
         case.check(f"out.loss.{name}", value)
@@ -291,7 +291,7 @@ def train_steps(case: Case) -> None:
         if step == 0:
             _check_gradients(case, model)
         model.after_step(clock)
-        case.check(f"out.grad_norm.{step}", clip_gradients(model.parameters(), config.clip_norm))
+        case.check(f"out.grad_norm.{step}", clip_gradients(model.parameters(), config.max_norm))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         clock.forwards, clock.updates = clock.forwards + 1, clock.updates + 1
@@ -356,7 +356,7 @@ def official_checkpoint(case: Case) -> None:
 
 def _check_file(case: Case, importer: ModuleType, path: Path, forward: Case, suffix: str) -> None:
     bert = forward.data["bert_config"]
-    heads = {"num_attention_heads": bert["num_attention_heads"]}
+    heads = {"heads": bert["num_attention_heads"]}
     imported = importer.read(path, text=heads)
     cls = USER if importer is user else VSE
     # The JSON holds the options of the file that was written last; USER's are the forward case's.

@@ -136,7 +136,7 @@ def test_a_second_interrupt_stops_at_once(common: list[str], tmp_path: Path) -> 
 
 def test_an_error_of_one_rank_is_told(common: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    bad = [*common, "optim.lr=1e30", "optim.clip_norm=null", f"out={run}", "devices=2"]
+    bad = [*common, "optim.lr=1e30", "optim.max_norm=null", f"out={run}", "devices=2"]
     printed = finish(start(bad), code=2)
     assert "is not finite" in printed and "do not answer" not in printed
 

@@ -146,7 +146,10 @@ def test_a_full_disk_ends_a_run_that_can_go_on(common: list[str], tmp_path: Path
 
 
 def test_pictures_that_vanish_end_a_run_with_threads(world: Path, tmp_path: Path) -> None:
-    given = [*overrides("alip", world, "batch_size=20", "trainer.epochs=200"), "runtime.workers=2"]
+    given = [
+        *overrides("alip", world, "batch_size=20", "trainer.epochs=200"),
+        "runtime.num_workers=2",
+    ]
     root = tmp_path / "data"
     given = [word for word in given if not word.startswith("data.root=")] + [f"data.root={root}"]
     run = tmp_path / "run"

@@ -12,8 +12,8 @@ from tests.conftest import ROOT
 from tests.data.memory_reader import anonymous, write_large
 
 MODEL = (
-    "model.embed_size=256", "model.text.hidden_size=64", "model.text.intermediate_size=64",
-    "model.text.num_hidden_layers=1", "model.text.num_attention_heads=2", "model.graph.warmup=2",
+    "model.embed_size=256", "model.text.width=64", "model.text.mlp_width=64",
+    "model.text.depth=1", "model.text.heads=2", "model.graph.warmup=2",
 )  # fmt: skip
 
 
@@ -30,8 +30,8 @@ def test_hrem_trains_from_five_gigabytes_in_under_two(tmp_path):
     arguments = [
         "model=hrem", "data=f30k", f"data.root={tmp_path / 'set'}", "recipe=hrem_scenes_retrieval",
         "data.protocols=[full]", f"data.cache={tmp_path / 'cache'}", "batch_size=64",
-        "trainer.max_steps=40", "trainer.validate_every=40", "runtime.workers=2", "tracker=none",
-        "device=cpu", f"out={tmp_path / 'run'}", *MODEL,
+        "trainer.max_steps=40", "trainer.validate_every=40", "runtime.num_workers=2",
+        "tracker=none", "device=cpu", f"out={tmp_path / 'run'}", *MODEL,
     ]  # fmt: skip
     log = tmp_path / "log"
     with log.open("w") as file:

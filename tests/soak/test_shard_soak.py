@@ -44,7 +44,8 @@ def test_a_run_on_shards_survives_kills(tmp_path):
         f"data.shards={tmp_path / 'wds'}", f"data.cache={tmp_path / 'cache'}", "data.held_out=0",
         "data.second_text=null", "data.max_broken=0.1", "batch_size=16", "trainer.epochs=40",
         "trainer.validate_every=50", "trainer.checkpoint_every=7", "trainer.log_every=3",
-        "devices=2", "runtime.workers=2", "tracker=none", "device=cpu", "runtime.estimate=false",
+        "devices=2", "runtime.num_workers=2", "tracker=none", "device=cpu",
+        "runtime.estimate=false",
     ]  # fmt: skip
     finish(start([*arguments, f"out={whole}"]))
     for step in (30, 120):  # some updates after a checkpoint

@@ -81,21 +81,25 @@ def test_all_unknown_keys_are_listed_at_once() -> None:
 
 
 def test_a_loss_on_dot_products_that_needs_cosines_is_refused() -> None:
-    with pytest.raises(ConfigError, match="needs cosine similarities.*model.normalise=true"):
-        check_config(compose("train", ["model.normalise=false"]))
+    with pytest.raises(ConfigError, match="needs cosine similarities.*model.normalize_images=true"):
+        check_config(compose("train", ["model.normalize_images=false"]))
 
 
 def test_the_hash_names_what_decides_the_numbers_and_nothing_else() -> None:
     base = config_hash(compose("train", []))
-    for same in ("out=x", "device=cpu", "tracker=none", "runtime.workers=3", "data.root=y"):
+    for same in ("out=x", "device=cpu", "tracker=none", "runtime.num_workers=3", "data.root=y"):
         assert config_hash(compose("train", [same])) == base, same
-    for same in ("runtime.resident=fp32", "trainer.checkpoint_minutes=1", "runtime.compile=true"):
+    for same in (
+        "runtime.cache_on_device=fp32",
+        "trainer.checkpoint_minutes=1",
+        "runtime.compile=true",
+    ):
         assert config_hash(compose("train", [same])) == base, same
-    for other in ("runtime.resident=fp16", "runtime.sync_batchnorm=false"):
+    for other in ("runtime.cache_on_device=fp16", "runtime.sync_batchnorm=false"):
         assert config_hash(compose("train", [other])) != base, other
     for other in ("seed=1", "model.graph.topk=3", "loss=infonce", "batch_size=8"):
         assert config_hash(compose("train", [other])) != base, other
-    assert "runtime.workers" not in identity(compose("train", []))
+    assert "runtime.num_workers" not in identity(compose("train", []))
 
 
 def test_files_that_were_moved_are_the_same_run_and_other_files_another() -> None:
@@ -131,7 +135,7 @@ def test_workers_of_their_own_accord() -> None:
     )
     assert resolve_num_workers("auto", Split("train", "shards", samples), cuda) == 1
     for wrong in ("many", -1):
-        with pytest.raises(ConfigError, match=f"runtime.workers={wrong}: expected auto"):
+        with pytest.raises(ConfigError, match=f"runtime.num_workers={wrong}: expected auto"):
             check_workers(wrong)
-    assert compose("train", [])["runtime"]["workers"] == "auto"
-    assert check_config(compose("train", ["runtime.workers=3"])).runtime.workers == 3
+    assert compose("train", [])["runtime"]["num_workers"] == "auto"
+    assert check_config(compose("train", ["runtime.num_workers=3"])).runtime.num_workers == 3

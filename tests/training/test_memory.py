@@ -56,7 +56,7 @@ def gradients(parts: RunComponents, chunk: int | None = None) -> dict[str, Any]:
 def test_cached_gradients_are_those_of_the_whole_batch(model: str, world: Path) -> None:
     calm = (*CALM[model], *TERMS.get(model, ()))
     if model == "alip":
-        calm += ("model.vision.layers=2", "model.vision.patch_size=16")
+        calm += ("model.image.depth=2", "model.image.patch=16")
     whole, pieces = (gradients(parts_of(model, world, *calm), chunk) for chunk in (None, 7))
     assert set(whole) == set(pieces)
     for name, value in whole.items():
@@ -78,7 +78,7 @@ def test_a_model_that_sees_the_whole_batch_refuses_pieces(model: str, world: Pat
 
 
 def test_batch_statistics_refuse_pieces(world: Path) -> None:
-    parts = parts_of("alip", world, "model.vision.layers=[1,1,1,1]", "model.vision.width=16")
+    parts = parts_of("alip", world, "model.image.depth=[1,1,1,1]", "model.image.width=16")
     with pytest.raises(ConfigError, match="normalises over the whole batch"):
         gradients(parts, 5)
 

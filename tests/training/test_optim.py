@@ -58,7 +58,7 @@ def test_one_cycle_is_torchs(total: int, rise: float) -> None:
     scheduler = torch.optim.lr_scheduler.OneCycleLR(theirs, 2e-3, total, pct_start=rise)
     ours = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=2e-3, betas=(0.9, 0.98))
     ours.param_groups[0]["base_lr"] = 2e-3
-    schedule = ScheduleConfig(kind="onecycle", rise=rise, cycle_beta1=[0.95, 0.85])
+    schedule = ScheduleConfig(kind="onecycle", rise_share=rise, cycle_beta1=[0.95, 0.85])
     for update in range(total):
         apply_schedule(ours, Clock(updates=update, total_updates=total), schedule)
         a, b = ours.param_groups[0], theirs.param_groups[0]
@@ -79,7 +79,10 @@ def test_a_schedule_without_a_say_leaves_beta_alone() -> None:
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        (ScheduleConfig(kind="onecycle", rise=1.0), "optim.schedule.rise: 1.0 must lie between"),
+        (
+            ScheduleConfig(kind="onecycle", rise_share=1.0),
+            "optim.schedule.rise_share: 1.0 must lie between",
+        ),
         (ScheduleConfig(kind="onecycle", cycle_beta1=[0.9]), "two numbers"),
         (ScheduleConfig(kind="cosine", cycle_beta1=[0.95, 0.85]), "optim.schedule.kind=onecycle"),
     ],

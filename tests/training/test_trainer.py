@@ -39,7 +39,7 @@ def test_half_precision_trains_near_full_precision(
     precision: str, tiny: list[str], tmp_path: Path
 ) -> None:
     calm = [*tiny, "model.dropout=0", "model.text.dropout=0", "loss=infonce", "trainer.epochs=1"]
-    calm.append("trainer.scale_growth=200")
+    calm.append("trainer.growth_interval=200")
     for name in ("fp32", precision):
         train(compose("train", [*calm, f"out={tmp_path / name}", f"precision={name}"]))
     full, half = (np.array(logged(tmp_path / n, "train/loss")) for n in ("fp32", precision))
@@ -103,7 +103,7 @@ def test_selection_on_test_is_marked(
 
 
 def test_a_loss_that_is_not_finite_names_the_batch(tiny: list[str], tmp_path: Path) -> None:
-    values = compose("train", [*tiny, "optim.lr=1e30", "optim.clip_norm=null"])
+    values = compose("train", [*tiny, "optim.lr=1e30", "optim.max_norm=null"])
     with pytest.raises(TrainingError, match="image ids .* and caption ids"):
         train(values)
     ids = json.loads((tmp_path / "run" / "not_finite.json").read_text())

@@ -206,7 +206,7 @@ def _examine_split(split: Split, options: Options, report: Report) -> None:
     check_captions(split, report)
     if options.view is not None:
         entry.statistics["ids_longest"] = _check_lengths(split, options.view, report)
-    cut = split.name == "dev" and options.data.dev_captions is not None  # on purpose
+    cut = split.name == "dev" and options.data.max_dev_captions is not None  # on purpose
     if options.name in KNOWN and split.name in PARTS and not cut:
         expected = KNOWN[options.name][PARTS[split.name]]
         if split.layout == "precomp" and split.name == "test":

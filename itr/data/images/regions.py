@@ -101,7 +101,7 @@ def keep_resident(split: Split, device: torch.device, precision: str) -> Tensor:
     regions = Regions(split)
     if precision not in RESIDENT:
         raise ConfigError(
-            f"runtime.resident={precision}: expected {', '.join(RESIDENT)} or null (not resident)"
+            f"runtime.cache_on_device={precision}: expected {', '.join(RESIDENT)}, or null (off)"
         )
     (_, count, width), images = regions.array.shape, split.n_images
     dtype = RESIDENT[precision]
@@ -115,7 +115,7 @@ def keep_resident(split: Split, device: torch.device, precision: str) -> Tensor:
             bad = int((~torch.isfinite(chunk)).flatten(1).any(1).nonzero()[0])
             raise DataError(
                 f"{split.source}: row {rows[bad]} holds values that {precision} cannot; type "
-                "runtime.resident=fp32 or runtime.resident=null"
+                "runtime.cache_on_device=fp32 or runtime.cache_on_device=null"
             )
         kept[first : first + step] = chunk.to(device)
     return kept.view(-1, width)
@@ -127,6 +127,7 @@ def _require_room(device: torch.device, needed: int) -> None:
     free, _ = torch.cuda.mem_get_info(device)
     if needed > 0.8 * free:
         raise ConfigError(
-            f"runtime.resident: the regions need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
-            f"are free on {device}, which the model needs, too; type runtime.resident=null"
+            f"runtime.cache_on_device: the regions need {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free on {device}, which the model needs, too; pass "
+            "runtime.cache_on_device=null"
         )

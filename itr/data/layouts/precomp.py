@@ -35,12 +35,12 @@ def splits_in(folder: Path) -> list[str]:
     )
 
 
-def read_split(folder: str | Path, split: str, dev_captions: int | None = None) -> Split:
+def read_split(folder: str | Path, split: str, max_dev_captions: int | None = None) -> Split:
     """The split called ``split`` on disk; its region array is mapped, not loaded.
 
-    ``dev_captions`` cuts a split named ``dev`` to its first captions (the authors' habit). Raises
-    DataError that names the file for anything that cannot be used; of the features only a sample
-    is looked at here, `check_regions_finite` looks at all.
+    ``max_dev_captions`` cuts a split named ``dev`` to its first captions (the authors' habit).
+    Raises DataError that names the file for anything that cannot be used. Only a sample of the
+    features is checked here; `check_regions_finite` checks all of them.
     """
     folder = Path(folder)
     ims, caps = folder / f"{split}{IMS}", folder / f"{split}{CAPS}"
@@ -52,11 +52,11 @@ def read_split(folder: str | Path, split: str, dev_captions: int | None = None) 
     if step > 1:
         notes.append(f"{ims}: every image row stands {step} times; one of them is read")
     n_captions = len(captions)
-    if dev_captions is not None and split == "dev" and dev_captions < n_captions:
-        n_captions = dev_captions
+    if max_dev_captions is not None and split == "dev" and max_dev_captions < n_captions:
+        n_captions = max_dev_captions
         notes.append(
             f"{caps}: cut to the first {n_captions} of {len(captions)} captions "
-            f"(data.dev_captions={dev_captions})"
+            f"(data.max_dev_captions={max_dev_captions})"
         )
     ids = read_ids(folder, split, len(regions), step, share)
     records = [

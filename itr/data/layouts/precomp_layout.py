@@ -21,7 +21,7 @@ class Precomp:
 
     path: Path
     folders: tuple[Path, ...] = ()
-    dev_captions: int | None = None
+    max_dev_captions: int | None = None
     notes: tuple[str, ...] = ()
     layout: str = "precomp"
     holds: str = "regions"
@@ -36,7 +36,7 @@ class Precomp:
         name = split if split in known else ALIASES.get(split, split)
         name = name if name in known else split
         folder = next((f for f in self.folders if name in splits_in(f)), self.path)
-        found = read_split(folder, name, self.dev_captions)
+        found = read_split(folder, name, self.max_dev_captions)
         return dataclasses.replace(found, notes=(*self.notes, *found.notes))
 
 
@@ -51,7 +51,7 @@ def find(data: DataConfig) -> Precomp | None:
         expected += [root / f"{name}{ENDING}", root / name / "precomp"]
     holding = [folder for folder in expected if splits_in(folder)]
     if holding:
-        return Precomp(holding[0], tuple(holding), data.dev_captions)
+        return Precomp(holding[0], tuple(holding), data.max_dev_captions)
     holding = [folder for folder in sorted(root.glob(f"*{ENDING}")) if splits_in(folder)]
     if not holding:
         return None
@@ -62,4 +62,4 @@ def find(data: DataConfig) -> Precomp | None:
             f"found there: {listing(root)}. Type data.name={holding[0].name.removesuffix(ENDING)}"
         )
     note = f"no folder is named after data.name={data.name}: using {holding[0]}"
-    return Precomp(holding[0], tuple(holding), data.dev_captions, (note,))
+    return Precomp(holding[0], tuple(holding), data.max_dev_captions, (note,))

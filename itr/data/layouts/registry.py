@@ -212,8 +212,10 @@ def _check_options(data: DataConfig, kind: str) -> None:
             f"data.layout={data.layout}: holds {KINDS[data.layout]}, but the model wants {kind}; "
             f"type data.layout={fitting[0]} or leave it at auto"
         )
-    if data.dev_captions is not None and data.dev_captions < 1:
-        raise ConfigError(f"data.dev_captions={data.dev_captions}: expected null or at least 1")
+    if data.max_dev_captions is not None and data.max_dev_captions < 1:
+        raise ConfigError(
+            f"data.max_dev_captions={data.max_dev_captions}: expected null or at least 1"
+        )
     for key, share in (("noise", data.noise), ("max_broken", data.max_broken)):
         if not 0 <= share <= 1:
             raise ConfigError(f"data.{key}={share:g}: expected a share from 0 to 1")

@@ -93,7 +93,9 @@ class TrainLoader:
         self.regions = Regions(split, resident) if view.kind == "regions" else None
         self.broken = set(broken)  # images whose pictures could not be decoded
         if bucket and view.padding_is_arithmetic:
-            log.warning("trainer.bucket=%d: off, the model's padding is arithmetic", bucket)
+            log.warning(
+                "trainer.length_bucket_batches=%d: off, the model's padding is arithmetic", bucket
+            )
             bucket = 0
         self.bucket = bucket
         self._planned: dict[int, Future[np.ndarray]] = {}  # the next epoch's, begun early

@@ -37,7 +37,7 @@ class EvalConfig:
     devices: int = 1
     tracker: TrackerConfig = field(default_factory=lambda: TrackerConfig(name="none"))
     precision: str | None = None
-    ties: str | None = None
+    tie_break: str | None = None
     truncate_logits: bool = False
 
     @property
@@ -71,10 +71,10 @@ def keep_typed_options(values: dict[str, Any], overrides: Iterable[str]) -> dict
 
 def check_options(config: EvalConfig) -> None:
     """Raises ConfigError for values and combinations that make no sense."""
-    check_workers(config.runtime.workers)
+    check_workers(config.runtime.num_workers)
     for key, value, known in (
         ("precision", config.precision, PRECISIONS),
-        ("ties", config.ties, TIES),
+        ("tie_break", config.tie_break, TIES),
         ("task", config.task.name, ("retrieval", "zeroshot")),
     ):
         if value is not None and value not in known:

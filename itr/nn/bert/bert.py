@@ -18,17 +18,17 @@ from itr.view import Facts
 
 disable_progress_bar()  # loading takes a second; the bar would break ours
 
-SIZES = (  # what rebuilds the architecture, beside the vocabulary; names of `BertConfig`
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "initializer_range",
-)
+SIZES = {  # what rebuilds the architecture, beside the vocabulary: our option -> `BertConfig`
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "token_types": "type_vocab_size",
+    "activation": "hidden_act",
+    "layer_norm_eps": "layer_norm_eps",
+    "init_std": "initializer_range",
+}
 
 
 @dataclass
@@ -38,15 +38,15 @@ class TextConfig:
     name: str = "bert-base-uncased"  # Hugging Face name or local directory
     tokenizer: str | None = None  # None: as `name`; "wordpiece": built from the training captions
     vocabulary_size: int = 4000  # of a built tokenizer
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    hidden_act: str = "gelu"
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_width: int = 3072
+    max_positions: int = 512
+    token_types: int = 2
+    activation: str = "gelu"
     layer_norm_eps: float = 1e-12
-    initializer_range: float = 0.02  # of random weights; narrow models learn sooner with more
+    init_std: float = 0.02  # of random weights; narrow models learn sooner with more
     dropout: float = 0.1
 
 
@@ -102,17 +102,24 @@ def _unusable(name: str, error: Exception) -> ConfigError:
     )
 
 
-def random_bert(vocabulary: int, dropout: float = 0.1, **sizes: Any) -> BertModel:
-    """Random weights; ``sizes`` are those of `SIZES`. Raises ConfigError if they do not fit."""
+def random_bert(vocabulary: int, text: TextConfig) -> BertModel:
+    """Random weights of the sizes of ``text``. Raises ConfigError if they do not fit."""
     try:
-        return BertModel(BertConfig(vocab_size=vocabulary, **sizes, **_options(dropout)))
+        return BertModel(
+            BertConfig(vocab_size=vocabulary, **library_sizes(text), **_options(text.dropout))
+        )
     except (ValueError, KeyError) as error:
         raise ConfigError(f"model.text: these sizes make no BERT: {error}") from error
 
 
+def library_sizes(text: TextConfig) -> dict[str, Any]:
+    """The sizes of ``text`` under the names of the library's configuration classes."""
+    return {theirs: getattr(text, ours) for ours, theirs in SIZES.items()}
+
+
 def sizes_of(bert: PreTrainedModel) -> dict[str, Any]:
     """The values of `SIZES` that ``bert`` has."""
-    return {key: getattr(bert.config, key) for key in SIZES}
+    return {ours: getattr(bert.config, theirs) for ours, theirs in SIZES.items()}
 
 
 def build_bert(text: TextConfig, pretrained: bool, vocabulary: int) -> BertModel:
@@ -122,7 +129,7 @@ def build_bert(text: TextConfig, pretrained: bool, vocabulary: int) -> BertModel
     pre-trained weights.
     """
     if not pretrained:
-        return random_bert(vocabulary, text.dropout, **{key: getattr(text, key) for key in SIZES})
+        return random_bert(vocabulary, text)
     if text.tokenizer == "wordpiece":
         raise ConfigError(
             "model.text.tokenizer=wordpiece: a built vocabulary does not fit pre-trained "

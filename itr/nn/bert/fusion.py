@@ -10,7 +10,7 @@ P pairs, U images, L words, N image tokens, D text width, H heads.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import BertForMaskedLM, BertModel
 
 from itr.errors import ConfigError
-from itr.nn.bert.bert import SIZES, TextConfig, random_bert
+from itr.nn.bert.bert import TextConfig, random_bert
 from itr.nn.chunked import in_pieces
 
 
@@ -185,9 +185,7 @@ class WordHead(nn.Module):
 
 def text_half(text: FusionTextConfig, vocabulary: int) -> BertModel:
     """The lower layers with random weights. Raises ConfigError for sizes that do not fit."""
-    sizes = {key: getattr(text, key) for key in SIZES}
-    sizes["num_hidden_layers"] = text.fusion_layer
-    bert = random_bert(vocabulary, text.dropout, **sizes)
+    bert = random_bert(vocabulary, replace(text, depth=text.fusion_layer))
     bert.pooler = None
     return bert
 
@@ -195,14 +193,14 @@ def text_half(text: FusionTextConfig, vocabulary: int) -> BertModel:
 def fusion_half(text: FusionTextConfig, image_width: int) -> FusionBert:
     """The upper layers with random weights. Raises ConfigError for sizes that do not fit."""
     return FusionBert(
-        text.num_hidden_layers - text.fusion_layer,
-        text.hidden_size,
+        text.depth - text.fusion_layer,
+        text.width,
         image_width,
-        text.num_attention_heads,
-        text.intermediate_size,
+        text.heads,
+        text.mlp_width,
         text.dropout,
         text.layer_norm_eps,
-        text.initializer_range,
+        text.init_std,
     )
 
 

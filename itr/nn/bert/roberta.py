@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, RobertaConfig, RobertaModel
 
 from itr.errors import ConfigError
-from itr.nn.bert.bert import SIZES, TextConfig
+from itr.nn.bert.bert import TextConfig, library_sizes
 
 
 @dataclass
@@ -19,12 +19,12 @@ class RobertaTextConfig(TextConfig):
 
     ``tokenizer``: None: as ``name``; "roberta-from-captions": built from the training captions.
     The first position that a token gets is ``pad_id`` + 1, so a text may have
-    ``max_position_embeddings`` - ``pad_id`` - 1 ids.
+    ``max_positions`` - ``pad_id`` - 1 ids.
     """
 
     name: str = "roberta-base"
-    max_position_embeddings: int = 514
-    type_vocab_size: int = 1
+    max_positions: int = 514
+    token_types: int = 1
     layer_norm_eps: float = 1e-5
     pad_id: int = 1
 
@@ -43,9 +43,10 @@ def build_roberta(text: RobertaTextConfig, pretrained: bool, vocabulary: int) ->
     }
     if pretrained:
         return _load(text, options)
-    sizes = {key: getattr(text, key) for key in SIZES}
     try:
-        config = RobertaConfig(vocab_size=vocabulary, pad_token_id=text.pad_id, **sizes, **options)
+        config = RobertaConfig(
+            vocab_size=vocabulary, pad_token_id=text.pad_id, **library_sizes(text), **options
+        )
         return RobertaModel(config)
     except (ValueError, KeyError, AssertionError) as error:
         raise ConfigError(f"model.text: these sizes make no RoBERTa: {error}") from error

@@ -197,5 +197,5 @@ def require_size(images: Tensor, image_size: int) -> None:
     if images.shape[-2:] != (image_size, image_size):
         raise DataError(
             f"images of {images.shape[-2]} x {images.shape[-1]} pixels, but the image encoder was "
-            f"built for {image_size} x {image_size}; type model.image_size={images.shape[-1]}"
+            f"built for {image_size} x {image_size}; type model.image.size={images.shape[-1]}"
         )

@@ -37,13 +37,13 @@ HUGGING_FACE = (  # names of transformers -> OpenAI's
 
 @dataclass
 class CLIPConfig:
-    """CLIP's vision Transformer. The sizes but ``image_size`` count only for random weights."""
+    """CLIP's vision Transformer. The sizes except ``size`` count only for random weights."""
 
     name: str = "openai/clip-vit-base-patch16"  # Hugging Face name, directory, or OpenAI's .pt file
-    image_size: int = 224
-    patch_size: int = 16
+    size: int = 224
+    patch: int = 16
     width: int = 768
-    layers: int = 11  # blocks that are kept: one less than a file has
+    depth: int = 11  # blocks that are kept: one less than a file has
     head_width: int = 64
     trained_layers: int | None = None  # of these, from the end on; what lies before them is frozen
 
@@ -66,17 +66,17 @@ def settled_image(image: CLIPConfig, tower: CLIPVisionTransformer) -> CLIPConfig
     """``image`` with the sizes that ``tower`` has."""
     return dataclasses.replace(
         image,
-        patch_size=tower.conv1.kernel_size[0],
+        patch=tower.conv1.kernel_size[0],
         width=tower.conv1.out_channels,
-        layers=len(tower.transformer.resblocks),
+        depth=len(tower.transformer.resblocks),
     )
 
 
 def _tower(image: CLIPConfig) -> CLIPVisionTransformer:
-    trained = image.layers if image.trained_layers is None else image.trained_layers
-    if image.layers < 1 or not 0 <= trained <= image.layers:
+    trained = image.depth if image.trained_layers is None else image.trained_layers
+    if image.depth < 1 or not 0 <= trained <= image.depth:
         raise ConfigError(
-            f"model.image: layers={image.layers}, trained_layers={image.trained_layers}; expected "
+            f"model.image: depth={image.depth}, trained_layers={image.trained_layers}; expected "
             "at least one layer, and from 0 to all of them trained (null: everything)"
         )
     if image.width % image.head_width:
@@ -84,10 +84,10 @@ def _tower(image: CLIPConfig) -> CLIPVisionTransformer:
             f"model.image.head_width: {image.head_width} does not divide a width of {image.width}"
         )
     return CLIPVisionTransformer(
-        image_size=image.image_size,
-        patch_size=image.patch_size,
+        image_size=image.size,
+        patch_size=image.patch,
         width=image.width,
-        layers=image.layers,
+        layers=image.depth,
         heads=image.width // image.head_width,
         embed_dim=None,
         quick_gelu=True,
@@ -98,7 +98,7 @@ def sizes_in(weights: Mapping[str, Tensor], image: CLIPConfig) -> CLIPConfig:
     """``image`` with the sizes of OpenAI's ``weights``, whose last block is not counted."""
     width, _, patch, _ = weights["conv1.weight"].shape
     blocks = {name.split(".")[2] for name in weights if name.startswith("transformer.resblocks.")}
-    return dataclasses.replace(image, patch_size=patch, width=width, layers=len(blocks) - 1)
+    return dataclasses.replace(image, patch=patch, width=width, depth=len(blocks) - 1)
 
 
 def load_clip_vision(tower: CLIPVisionTransformer, weights: Mapping[str, Tensor]) -> None:

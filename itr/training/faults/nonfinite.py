@@ -91,5 +91,5 @@ def nonfinite_error(
         f"{updates}. The first such batch has image ids {ids['image_ids'][:8]}... and caption ids "
         f"{ids['caption_ids'][:8]}... (complete list: {path}). The last checkpoint was saved "
         "before it. Inspect these samples, or try a lower optim.lr, precision=fp32 or "
-        "optim.clip_norm. Pass trainer.skip_nonfinite=N to skip up to N such batches"
+        "optim.max_norm. Pass trainer.skip_nonfinite=N to skip up to N such batches"
     )

@@ -77,8 +77,8 @@ def test_unusual_but_valid_data_is_clean_and_is_trained_on(tmp_path, capsys, mon
     values = compose("train", [
         "model=alip", "data=coco", "recipe=alip_scenes_retrieval", f"data.root={tmp_path}",
         "data.name=odd", "data.protocols=[full]", f"data.cache={tmp_path / 'c'}", "batch_size=4",
-        "trainer.max_steps=2", "trainer.validate_every=2", "model.embed_dim=16", "tracker=none",
-        "model.image_size=32", "model.text.layers=1", "model.vision.width=8", "device=cpu",
+        "trainer.max_steps=2", "trainer.validate_every=2", "model.embed_size=16", "tracker=none",
+        "model.image.size=32", "model.text.depth=1", "model.image.width=8", "device=cpu",
         f"out={tmp_path / 'run'}",
     ])  # fmt: skip
     results = train(values)
@@ -121,7 +121,7 @@ def test_scans_own_cuts_are_no_difference(tmp_path, capsys):
         )
         (folder / f"{name}_caps.txt").write_text("a dog\n" * 5 * images)
     arguments = [f"data.root={tmp_path}", "data=coco", f"data.cache={tmp_path / 'c'}"]
-    code, report = report_of(capsys, *arguments, "data.dev_captions=10")
+    code, report = report_of(capsys, *arguments, "data.max_dev_captions=10")
     known = [f["split"] for f in report["findings"] if "is known to have" in f["message"]]
     assert code == 0 and known == ["train"]
     code, report = report_of(capsys, *arguments)

@@ -28,11 +28,11 @@ from tests.data.faults import FAULTS, REFUSED, WARNED, same_bytes
 pytestmark = pytest.mark.usefixtures("in_time")  # nothing hangs
 
 SIZES = {
-    "hrem": ("model.embed_size=16", "model.graph.warmup=1", "model.text.hidden_size=16",
-             "model.text.intermediate_size=16", "model.text.num_hidden_layers=1",
-             "model.text.num_attention_heads=2"),
-    "alip": ("model.embed_dim=16", "model.image_size=32", "model.text.layers=1",
-             "model.vision.width=8"),
+    "hrem": ("model.embed_size=16", "model.graph.warmup=1", "model.text.width=16",
+             "model.text.mlp_width=16", "model.text.depth=1",
+             "model.text.heads=2"),
+    "alip": ("model.embed_size=16", "model.image.size=32", "model.text.depth=1",
+             "model.image.width=8"),
 }  # fmt: skip
 
 

@@ -84,15 +84,15 @@ def test_dev_is_cut_on_request(tmp_path, legacy):
     if legacy:
         np.save(tmp_path / "dev_ims.npy", np.repeat(array, 5, axis=0))
     assert read_split(tmp_path, "dev").n_captions == 35
-    cut = read_split(tmp_path, "dev", dev_captions=20)
+    cut = read_split(tmp_path, "dev", max_dev_captions=20)
     assert cut.n_images == 4 and cut.captions() == lines[:20]
     assert any("first 20 of 35" in note for note in cut.notes)
-    ragged = read_split(tmp_path, "dev", dev_captions=18)
+    ragged = read_split(tmp_path, "dev", max_dev_captions=18)
     assert ragged.captions_per_image.tolist() == [5, 5, 5, 3] and ragged.captions() == lines[:18]
-    all_of_it = read_split(tmp_path, "dev", dev_captions=5000)
+    all_of_it = read_split(tmp_path, "dev", max_dev_captions=5000)
     assert all_of_it.n_captions == 35
     write(tmp_path, "test", images=7)
-    assert read_split(tmp_path, "test", dev_captions=20).n_captions == 35
+    assert read_split(tmp_path, "test", max_dev_captions=20).n_captions == 35
 
 
 def test_windows_text_is_tolerated(tmp_path):
@@ -148,8 +148,8 @@ def test_options_that_cannot_be_used(tmp_path):
         open_split(config(tmp_path, layout="precomp"), "train", "pixels")
     with pytest.raises(ConfigError, match="nearest: precomp"):
         open_split(config(tmp_path, layout="precom"), "train", "regions")
-    with pytest.raises(ConfigError, match="dev_captions=0"):
-        open_split(config(tmp_path, dev_captions=0), "train", "regions")
+    with pytest.raises(ConfigError, match="max_dev_captions=0"):
+        open_split(config(tmp_path, max_dev_captions=0), "train", "regions")
 
 
 @pytest.mark.parametrize("lost", ["train_ims.npy", "train_caps.txt"])

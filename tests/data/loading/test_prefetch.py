@@ -105,7 +105,7 @@ def test_resident_regions_are_those_of_the_file(world, precision):  # noqa: F811
 
 
 def test_resident_regions_that_cannot_be(world):  # noqa: F811
-    with pytest.raises(ConfigError, match="runtime.resident=int8"):
+    with pytest.raises(ConfigError, match="runtime.cache_on_device=int8"):
         keep_resident(world.split, CPU, "int8")
     world.split.regions = np.array(world.split.regions)
     world.split.regions[4, 1, 0] = 1e6
@@ -156,7 +156,7 @@ def test_bucketed_epochs_resume_and_are_shared_by_ranks(world, workers):  # noqa
 def test_no_bucket_where_padding_is_arithmetic(world, caplog):  # noqa: F811
     view = make_view(padding_is_arithmetic=True)
     all_equal(world.loader(view, bucket=4).epoch(0), world.loader(view).epoch(0))
-    assert "trainer.bucket=4: off" in caplog.text
+    assert "trainer.length_bucket_batches=4: off" in caplog.text
 
 
 def test_padding_saved_by_buckets(world):  # noqa: F811

@@ -9,20 +9,20 @@ import pytest
 import torch
 
 from itr.errors import ConfigError
-from itr.nn.bert.bert import bert_states, load_bert, random_bert, sizes_of
+from itr.nn.bert.bert import TextConfig, bert_states, load_bert, random_bert, sizes_of
 
 SIZES = {
-    "hidden_size": 12,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 20,
-    "max_position_embeddings": 16,
+    "width": 12,
+    "depth": 2,
+    "heads": 3,
+    "mlp_width": 20,
+    "max_positions": 16,
 }
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    random_bert(30, **SIZES).save_pretrained(tmp_path / "bert")
+    random_bert(30, TextConfig(**SIZES)).save_pretrained(tmp_path / "bert")
     return tmp_path / "bert"
 
 
@@ -30,14 +30,14 @@ def test_a_directory_gives_its_weights_and_sizes(saved: Path):
     bert = load_bert(str(saved), dropout=0.25)
     assert {key: sizes_of(bert)[key] for key in SIZES} == SIZES
     assert bert.config.hidden_dropout_prob == bert.config.attention_probs_dropout_prob == 0.25
-    again = random_bert(30, **sizes_of(bert))
+    again = random_bert(30, TextConfig(**sizes_of(bert)))
     again.load_state_dict(bert.state_dict())
     tokens = torch.tensor([[2, 7, 3, 0], [2, 5, 9, 3]])
     torch.testing.assert_close(*(bert_states(b.eval(), tokens) for b in (bert, again)))
 
 
 def test_hidden_ids_change_nothing_for_the_others_but_have_states_of_their_own():
-    bert = random_bert(30, **SIZES).eval()
+    bert = random_bert(30, TextConfig(**SIZES)).eval()
     short, padded = torch.tensor([[2, 7, 3]]), torch.tensor([[2, 7, 3, 0, 0]])
     states = bert_states(bert, padded)
     torch.testing.assert_close(states[:, :3], bert_states(bert, short))
@@ -61,4 +61,4 @@ def test_a_damaged_directory_is_refused_at_once(saved: Path, damage: str):
 
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match=r"model\.text"):
-        random_bert(30, **{**SIZES, "num_attention_heads": 5})
+        random_bert(30, TextConfig(**{**SIZES, "heads": 5}))

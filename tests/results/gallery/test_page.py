@@ -253,7 +253,7 @@ def test_an_authors_file_is_looked_into_as_it_was_evaluated(
     monkeypatch.chdir(tmp_path)
     evaluate(compose("eval", [
         "model=hrem", "data=scenes", "checkpoint=model_best.pth", "out=out", "device=cpu",
-        "model.text.tokenizer=words", "model.text.num_attention_heads=2",
+        "model.text.tokenizer=words", "model.text.heads=2",
         "data.prepare.train=60", "data.prepare.val=20", "data.prepare.test=20",
         f"data.root={world / 'data'}", f"data.cache={world / 'cache'}",
     ]))  # fmt: skip

@@ -197,7 +197,7 @@ def require_enough_shards(count: int, world: int, workers: int, source: str) -> 
     if readers > count:
         raise ConfigError(
             f"{source}: {count} shards for {world} devices x {max(1, workers)} workers = "
-            f"{readers} readers; type runtime.workers={count // world if count >= world else 0}"
+            f"{readers} readers; type runtime.num_workers={count // world if count >= world else 0}"
             + (f" devices={count}" if count < world else "")
             + ", or write more, smaller shards: itr data convert --help"
         )

@@ -19,8 +19,8 @@ from tests.conftest import compose
 from tests.data import worlds
 
 SMALL = ("model=alip", "data=yfcc", "data.held_out=0", "recipe=alip_scenes_retrieval",
-         "data.second_text=null", "model.embed_dim=16", "model.image_size=32",
-         "model.text.layers=1", "model.vision.width=8", "batch_size=4", "trainer.log_every=1",
+         "data.second_text=null", "model.embed_size=16", "model.image.size=32",
+         "model.text.depth=1", "model.image.width=8", "batch_size=4", "trainer.log_every=1",
          "tracker=none", "device=cpu", "runtime.estimate=false")  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_too_many_are_refused_with_a_way_out(root):
 
 
 def test_more_readers_than_tars_are_refused_before_they_are_listed(root):
-    values = run_of(root, "runtime.workers=7")
+    values = run_of(root, "runtime.num_workers=7")
     with pytest.raises(ConfigError, match="6 shards for 1 devices x 7 workers = 7 readers"):
         assemble_run(check_config(values), values)
     assert not list(root.glob("cache/shard-*"))

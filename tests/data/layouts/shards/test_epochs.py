@@ -49,7 +49,7 @@ def test_the_order_is_new_in_every_epoch_and_the_same_for_a_seed(shards):
 def test_more_readers_than_shards_are_refused_with_the_numbers(shards):
     for world, workers, words in (
         (20, 0, "10 shards for 20 devices x 1 workers = 20 readers; .*devices=10"),
-        (2, 6, "10 shards for 2 devices x 6 workers = 12 readers; type runtime.workers=5"),
+        (2, 6, "10 shards for 2 devices x 6 workers = 12 readers; type runtime.num_workers=5"),
     ):
         with pytest.raises(ConfigError, match=words):
             loader_of(shards, **options(world=world, workers=workers))
