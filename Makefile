@@ -1,28 +1,37 @@
-# The front door. `make` alone prints this help.
+# `make` prints the targets below.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
+# LOCKED=1: install the versions in requirements.lock instead of the newest allowed ones.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(if $(LOCKED),--constraint requirements.lock)
 GOLDEN_ELSEWHERE := $(wildcard ../shared/golden)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test soak parity lint format clean
+.PHONY: help setup setup-test lock demo test soak parity lint format clean
 
 help: ## print this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(VENV)/.installed ## make .venv and install the suite in it
-setup-test: $(VENV)/.installed-test
+setup: $(VENV)/.installed ## create .venv and install the suite (LOCKED=1: tested versions)
+
+setup-test: $(VENV)/.installed-test ## the same, with everything that tests and linters need
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing (a minute or two on a fresh machine) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(PIP_INSTALL) -e .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(PIP_INSTALL) -e '.[test]'
 	@touch $@
+
+lock: setup-test ## write the versions in .venv to requirements.lock
+	sed '/^#/!d' requirements.lock > requirements.lock.new
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' >> requirements.lock.new
+	mv requirements.lock.new requirements.lock
 
 demo: setup ## train the default job, evaluate it, print the results (under 5 minutes on 2 cores)
 	$(BIN)/python train.py out=$(OUT) resume=auto
@@ -34,18 +43,18 @@ ifneq ($(GOLDEN_ELSEWHERE),)
 	$(BIN)/python -m pytest tests/parity --golden $(GOLDEN_ELSEWHERE)
 endif
 
-soak: setup-test ## kill, hang, interrupt, resume for an hour; ITR_CLIPART=DIR: real pictures, too
+soak: setup-test ## an hour of killing and resuming runs (ITR_CLIPART=DIR: also on real images)
 	$(BIN)/python -m pytest tests -m soak
 
-parity: setup-test ## only the proof against the authors' numbers
+parity: setup-test ## run only the comparison with the authors' numbers
 	$(BIN)/python -m pytest tests/parity
 
-lint: setup-test ## ruff (lint and format) and mypy
+lint: setup-test ## check with ruff (lint and format) and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-format: setup-test ## put the code into shape
+format: setup-test ## fix lint errors and format the code
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-clean: ## remove what tools left behind (never runs/ or data/)
+clean: ## delete build and cache files (never runs/ or data/)
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -11,7 +11,7 @@ configuration (`trust_targets`), or its package registered itself with an entry 
 
 A checkpoint, or any other file, cannot make the suite import anything else. A registered package
 may hold a folder ``conf``, whose groups are then known to every command, and layouts: modules with
-``find(data)`` and ``holds`` (``regions`` or ``pixels``).
+``find(data)`` and ``KIND`` (``regions`` or ``pixels``).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from itr.errors import ConfigError
 
 SUITE = "itr"
 PLUGINS, LAYOUTS = "itr.plugins", "itr.layouts"  # groups of entry points
+KINDS = ("regions", "pixels")  # what a layout holds of an image
 
 _trusted: ContextVar[frozenset[str]] = ContextVar("_trusted", default=frozenset())
 
@@ -60,7 +61,7 @@ def conf_folders() -> dict[str, Path]:
 def layout_modules() -> dict[str, Any]:
     """The layout modules that packages registered, imported, by name.
 
-    Raises ConfigError for one that cannot be imported or lacks ``find`` or ``holds``.
+    Raises ConfigError for one that cannot be imported or lacks ``find`` or ``KIND``.
     """
     return {point.name: _layout(point) for point in entry_points(group=LAYOUTS)}
 
@@ -71,8 +72,10 @@ def _layout(point: EntryPoint) -> Any:
         module = point.load()
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{where}: cannot be imported ({error})") from error
-    if not callable(getattr(module, "find", None)) or not hasattr(module, "holds"):
-        raise ConfigError(f"{where}: expected a module with find(data) and holds")
+    if not callable(getattr(module, "find", None)) or getattr(module, "KIND", None) not in KINDS:
+        raise ConfigError(
+            f"{where}: expected a module with find(data) and KIND ({' or '.join(KINDS)})"
+        )
     return module
 
 

@@ -35,6 +35,7 @@ from itr.jobs.eval.tracking import track, tracked
 from itr.jobs.launch.workers import launch
 from itr.jobs.load_checkpoint import LoadedCheckpoint, load_checkpoint
 from itr.models.base import Encoded
+from itr.plugins import trusts_configuration
 from itr.results.terminal_tables import results_table, write_results
 from itr.training.console import Display, close_log, open_log
 from itr.training.device import keep_queries, prepare_data, resolve_device, resolve_precision
@@ -51,6 +52,7 @@ JOINED = "checkpoint checkpoint_sha256 seed select_on model loss trained_on offi
 FACTS = ("images", "classes", "templates")
 
 
+@trusts_configuration
 def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     """Evaluate what the configuration names; print and return its flat results."""
     config: EvalConfig = check(values, EvalConfig, "")

@@ -136,7 +136,7 @@ def _require_known(
     its images."""
     known = [*options, *([model.size_key] if model.size_key else [])]
     for key, value in flat(told).items():
-        if value is not None and key not in ("name", *known):
+        if value is not None and key not in ("name", "_target_", *known):
             can = ", ".join(f"model.{option}" for option in known) or "nothing of the model"
             raise ConfigError(
                 f"model.{key}={value}: the model is that of checkpoint={path}, and an evaluation "

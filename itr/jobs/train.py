@@ -20,6 +20,7 @@ from itr.jobs.recipe_notes import departures, precision_line
 from itr.models import compatibility
 from itr.models.base import RetrievalModel
 from itr.models.build import model_meta
+from itr.plugins import trusts_configuration
 from itr.results.gallery.thumbnails import Thumbnails
 from itr.results.hard_queries import COLUMNS, hard_queries
 from itr.results.terminal_tables import results_table, write_results
@@ -33,6 +34,7 @@ from itr.training.signals import StopRequest
 from itr.training.trainer import Trainer
 
 
+@trusts_configuration
 def train(values: dict[str, Any]) -> dict[str, Any]:
     """Train one run to its end and return its results (at once if it is finished already).
 

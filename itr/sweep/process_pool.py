@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 from filelock import lock_descriptor
 
-from itr.compose import CONF
 from itr.errors import ConfigError
 from itr.jobs.lock import LOCK
 from itr.sweep.grid import SweepJob
@@ -72,8 +71,8 @@ class ProcessPool:
     """
 
     def __init__(self, program: str, slots: Sequence[Slot], folder: Path):
-        ours = CONF.parent / Path(program).name  # a sweep may be started from any folder
-        self.program = program if Path(program).is_file() else str(ours)
+        # A sweep may be started from any folder, and an installed package has no train.py.
+        self.program = [program] if Path(program).is_file() else ["-m", "itr", "train"]
         self.folder = folder / "jobs"
         self.size = len(slots)
         self.stopping = threading.Event()
@@ -90,7 +89,7 @@ class ProcessPool:
     def command(self, job: SweepJob) -> list[str]:
         """The command line of ``job``."""
         quoted = str(job.run).replace("\\", "\\\\").replace('"', '\\"')
-        return [sys.executable, self.program, *job.arguments, f'out="{quoted}"', RESUME]
+        return [sys.executable, *self.program, *job.arguments, f'out="{quoted}"', RESUME]
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[Slot]:

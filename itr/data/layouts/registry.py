@@ -29,6 +29,7 @@ from itr.data.layouts.shards import reader
 from itr.data.records import OTHER_CAPTION, Record, Split
 from itr.errors import ConfigError, DataError
 from itr.instantiate import nearest
+from itr.plugins import layout_modules
 
 __all__ = ["KINDS", "LAYOUTS", "DataConfig", "open_split", "find_layouts", "require_enough_shards"]
 
@@ -42,6 +43,9 @@ FINDERS: dict[str, Callable[[DataConfig], Place | None]] = {
     "shards": reader.find,
 }
 KINDS = {name: "regions" if name == "precomp" else "pixels" for name in FINDERS}
+PLUGINS = layout_modules()  # of users' packages; all layouts of the suite come before them
+FINDERS |= {name: module.find for name, module in PLUGINS.items()}
+KINDS |= {name: module.KIND for name, module in PLUGINS.items()}
 LAYOUTS = ("auto", *KINDS)
 ORDER = tuple(KINDS)
 SECOND_FIRST = ("shards", "table")  # what may hold synthetic captions

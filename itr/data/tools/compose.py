@@ -15,6 +15,7 @@ from itr.compose import CONF
 from itr.data.layouts.registry import DataConfig
 from itr.errors import ConfigError
 from itr.instantiate import build, check, locate, nearest
+from itr.plugins import conf_folders, trust_targets
 from itr.view import View
 
 GROUPS = ("data", "model", "task", "recipe", "runtime")
@@ -48,7 +49,8 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _require_option(group: str, option: str) -> None:
-    known = [path.stem for path in (CONF / group).glob("*.yaml")]
+    folders = [CONF, *conf_folders().values()]
+    known = [path.stem for folder in folders for path in (folder / group).glob("*.yaml")]
     if option not in known:
         raise ConfigError(
             f"{group}={option}: no such option{nearest(option, known)} (options: "
@@ -75,5 +77,6 @@ def plain_data(keys: Mapping[str, str]) -> DataConfig:
 def view_of(values: dict[str, Any]) -> View:
     """How the model of the configuration wants its data; found by its ``_target_`` alone."""
     node = values["model"]
-    cls = locate(node["_target_"], "model")
+    with trust_targets(values):
+        cls = locate(node["_target_"], "model")
     return cls.view_for(check(node, cls.Config, "model"))

@@ -57,11 +57,10 @@ class EvalConfig:
 
 
 def keep_typed_options(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """``values``, of whose model node is left what ``overrides`` of the command line say: its name
-    and single options. The node's other values are defaults, which no checkpoint asked for."""
+    """``values`` with a model node that holds its name, its class and the options that
+    ``overrides`` set. Other values are defaults of the configuration, not of the checkpoint."""
     whole, typed = OmegaConf.create(values["model"]), OmegaConf.create({})
-    if "name" in whole:
-        typed["name"] = whole["name"]
+    typed.update({key: whole[key] for key in ("name", "_target_") if key in whole})
     for override in overrides:
         group, _, key = override.lstrip("+").partition("=")[0].partition(".")
         if group == "model" and key:
