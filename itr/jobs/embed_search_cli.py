@@ -1,4 +1,4 @@
-"""The commands around one's own files: embed them, search among them."""
+"""The commands ``itr embed`` and ``itr search``, for a user's own images and texts."""
 
 from __future__ import annotations
 
@@ -16,38 +16,42 @@ from itr.errors import DataError
 from itr.jobs.retriever import Retriever, find_images, load
 from itr.training.console import Display, close_log, open_log
 
-KIND = "embedded files"
+KIND = "embedded files"  # meta["kind"] of the file that `embed` writes
+IMAGES_HELP = "folder of images (a model of region features: of .npy arrays)"
 
 
 @command
 def embed(arguments: Sequence[str]) -> None:
-    """Encode a folder of pictures and a file of texts, one a line, into a safetensors file."""
-    parser = _parser("embed", "pictures and texts -> embeddings (safetensors)")
-    parser.add_argument("--images", type=Path, help="folder of pictures (.npy arrays for regions)")
-    parser.add_argument("--texts", type=Path, help="file with a text a line")
+    """Write embeddings of a folder of images and a file of texts to a safetensors file."""
+    parser = _parser("embed", "Write embeddings of images and texts to a safetensors file.")
+    parser.add_argument("--images", type=Path, help=IMAGES_HELP)
+    parser.add_argument("--texts", type=Path, help="file with one text per line")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     _run(_embed, parser.parse_args(arguments))
 
 
 @command
 def search(arguments: Sequence[str]) -> None:
-    """Print the pictures of a folder that fit each text best."""
-    parser = _parser("search", "the pictures that fit a text best")
+    """Print the images that match each text best."""
+    parser = _parser("search", "Print the images that match each text best.")
     parser.add_argument("texts", nargs="+", metavar="TEXT")
-    parser.add_argument("--images", type=Path, help="folder of pictures")
-    parser.add_argument("--embeddings", type=Path, help="what itr embed wrote, instead of pictures")
-    parser.add_argument("--top", type=int, default=10, help="how many to show (10)")
+    parser.add_argument("--images", type=Path, help=IMAGES_HELP)
+    parser.add_argument(
+        "--embeddings", type=Path, help="file that itr embed wrote, instead of --images"
+    )
+    parser.add_argument(
+        "--top", type=int, default=10, help="number of images per text (default: 10)"
+    )
     _run(_search, parser.parse_args(arguments))
 
 
-def _parser(name: str, what: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"itr {name}", description=what)
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"itr {name}", description=description)
     parser.add_argument("checkpoint", help="run directory, checkpoint, or an authors' file")
-    parser.add_argument("--model", help="the method, where an authors' file does not say it")
-    parser.add_argument("--tokenizer", help="BERT name or folder, for an authors' file")
-    parser.add_argument("--device", default="auto")
-    told = "fp32, bf16 or fp16 (default: as the checkpoint was evaluated)"
-    parser.add_argument("--precision", help=told)
+    parser.add_argument("--model", help="method of an authors' file, if it is not recognized")
+    parser.add_argument("--tokenizer", help="tokenizer of an authors' file: BERT name or folder")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--precision", help="fp32, bf16 or fp16 (default: that of the checkpoint)")
     parser.add_argument("--batch-size", type=int, default=64)
     return parser
 
@@ -74,7 +78,7 @@ def _load(options: argparse.Namespace) -> Retriever:
 
 def _embed(options: argparse.Namespace, console: Console) -> None:
     if options.images is None and options.texts is None:
-        raise DataError("nothing to embed; type --images DIR, --texts FILE or both")
+        raise DataError("nothing to embed; pass --images DIR, --texts FILE or both")
     retriever, tensors = _load(options), dict[str, Tensor]()
     meta: dict[str, Any] = {
         "kind": KIND,
@@ -96,7 +100,7 @@ def _embed(options: argparse.Namespace, console: Console) -> None:
 
 def _search(options: argparse.Namespace, console: Console) -> None:
     if (options.images is None) == (options.embeddings is None):
-        raise DataError("where to search? type --images DIR or --embeddings FILE")
+        raise DataError("expected exactly one of --images DIR and --embeddings FILE")
     if options.top < 1:
         raise DataError(f"--top {options.top}: expected at least 1")
     retriever = _load(options)
@@ -116,49 +120,55 @@ def _search(options: argparse.Namespace, console: Console) -> None:
 def _encode_folder(
     retriever: Retriever, folder: Path, console: Console
 ) -> tuple[Tensor, list[str], list[str]]:
-    """Embeddings, the files they are of, and the files that were skipped and told of."""
+    """Embeddings of the images in ``folder``, their files, and the files that cannot be read."""
     skipped: dict[str, str] = {}
     if retriever.model.view.kind == "regions":
         names = sorted(str(path) for path in folder.rglob("*.npy"))
+        if not names:
+            raise DataError(
+                f"--images {folder}: no .npy files; this model reads region features, one array "
+                "[regions, width] per image. Extract them with itr data features, or use a model "
+                "that reads images (alip, albef, multisea)"
+            )
     else:
         names, skipped = retriever.readable(find_images(folder))
     if skipped:
-        console.print(f"skipped {len(skipped)} of {len(names) + len(skipped)} pictures:")
+        console.print(f"skipped {len(skipped)} of {len(names) + len(skipped)} images:")
         for reason in skipped.values():
             console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
     if not names:
-        raise DataError(f"--images {folder}: nothing in it can be read")
+        raise DataError(f"--images {folder}: none of the {len(skipped)} images can be read")
     with Display(console, 0, training=False) as display:
         return retriever.encode_images(names, display.evaluation), names, list(skipped)
 
 
 def read_texts(path: Path) -> list[str]:
-    """The lines of a file that hold something. Raises DataError if there is none."""
+    """The lines of a file that are not blank. Raises DataError if there are none."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--texts {path}: cannot be read ({error})") from error
     if not (texts := [line.strip() for line in lines if line.strip()]):
-        raise DataError(f"--texts {path}: holds no text; expected one a line")
+        raise DataError(f"--texts {path}: no text; expected one per line")
     return texts
 
 
 def read_embedded(path: Path, retriever: Retriever) -> tuple[Tensor, list[str]]:
-    """Images [N, D] and file names of what `embed` wrote with the same checkpoint.
+    """Image embeddings [N, D] and their file names, from a file that `embed` wrote.
 
-    Raises DataError for another file, and for embeddings of another checkpoint or precision.
+    Raises DataError for any other file, and for embeddings of another checkpoint or precision.
     """
     meta = checkpoint.read_meta(path)
     if meta.get("kind") != KIND or not meta.get("images"):
-        raise DataError(f"{path}: holds no embedded pictures; make it with itr embed")
+        raise DataError(f"{path}: no image embeddings; write them with itr embed --images DIR")
     if meta["checkpoint_sha256"] != retriever.origin["checkpoint_sha256"]:
         raise DataError(
-            f"{path}: embeddings of another checkpoint ({meta['checkpoint']}); embed the pictures "
-            "again"
+            f"{path}: embeddings of another checkpoint ({meta['checkpoint']}); run itr embed again "
+            "with this one"
         )
     if meta["precision"] != retriever.precision:
         raise DataError(
-            f"{path}: embeddings in {meta['precision']}, the texts would be in "
-            f"{retriever.precision}; type --precision {meta['precision']}"
+            f"{path}: embeddings in {meta['precision']}, but the texts would be encoded in "
+            f"{retriever.precision}; pass --precision {meta['precision']}"
         )
     return checkpoint.read_tensors(path)["images"], meta["images"]

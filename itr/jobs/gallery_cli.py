@@ -1,4 +1,4 @@
-"""A page of what a run finds and misses: itr gallery RUN_DIR [--out FILE]."""
+"""The command ``itr gallery``: writes an HTML page of a run's hits and misses."""
 
 from __future__ import annotations
 
@@ -17,15 +17,23 @@ from itr.results.gallery.page import build_page, open_gallery
 
 @command
 def main(arguments: Sequence[str]) -> None:
-    """Write the page."""
-    parser = argparse.ArgumentParser(prog="itr gallery", description=__doc__)
-    parser.add_argument("run", type=Path, help="a run, or the out=DIR of an evaluation")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--protocol", help="default: the first that was evaluated")
+    """Write the page of one run."""
+    parser = argparse.ArgumentParser(
+        prog="itr gallery", description="Write an HTML page of a run's hits and misses."
+    )
+    parser.add_argument("run", type=Path, help="run directory, or out=DIR of an evaluation")
+    parser.add_argument("--split", default="test", help="default: test")
+    parser.add_argument("--protocol", help="default: the first one evaluated")
     parser.add_argument("--out", type=Path, help="default: RUN/gallery-<split>.html")
-    parser.add_argument("--queries", type=int, default=8, help="a section and direction")
-    parser.add_argument("--heat", type=int, default=6, help="captions with heat maps; 0: none")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random")
+    parser.add_argument(
+        "--queries", type=int, default=8, help="queries per section and direction (default: 8)"
+    )
+    parser.add_argument(
+        "--heat", type=int, default=6, help="captions with heat maps (default: 6; 0: none)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the random section (default: 0)"
+    )
     options = parser.parse_args(arguments)
     out = options.out or options.run / f"gallery-{options.split}.html"
     gallery = open_gallery(options.run, options.split, options.protocol)
@@ -34,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
         out.write_text(page, encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"--out {out}: cannot be written ({error})") from error
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, one file, opens without a network")
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, one file that needs no network")
 
 
 def _load(path: Path, told: Mapping[str, Any]) -> tuple[RetrievalModel, Tokenizer]:
