@@ -16,7 +16,7 @@ from itr import completion
 from itr.cli import COMMANDS, main
 from itr.command import BROKEN_PIPE, INTERRUPTED, USER_ERROR, command
 from itr.errors import ConfigError
-from itr.sweep.cli import Options
+from itr.sweep.cli import SweepOptions
 from tests.conftest import ROOT
 
 ITR = [sys.executable, "-m", "itr"]
@@ -189,7 +189,7 @@ def test_sub_commands_and_options_are_complete(capsys: pytest.CaptureFixture[str
         main(["official", "--help"])
     listed = capsys.readouterr().out.partition("{")[2].partition("}")[0].split(",")
     assert set(completion.SUBCOMMANDS["official"]) == set(listed)
-    fields = {field.name for field in dataclasses.fields(Options)} - {"file", "overrides"}
+    fields = {field.name for field in dataclasses.fields(SweepOptions)} - {"file", "overrides"}
     assert set(completion.SWEEP_OPTIONS) == fields
 
 
