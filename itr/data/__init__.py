@@ -1,1 +1,1 @@
-"""What lies on disk, as records and batches."""
+"""Datasets: from files on disk to records and batches."""

@@ -1,4 +1,4 @@
-"""Check, convert and measure datasets on disk: itr data check | convert | bench | ..."""
+"""The commands of ``itr data``: check, convert, bench, features, guides."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ from collections.abc import Sequence
 
 from itr.command import command, run_group
 
-COMMANDS = {  # command -> module with main(arguments) -> exit code, and what it does
-    "check": ("itr.data.doctor.cli:main", "what is in a folder, and what is wrong with it"),
-    "convert": ("itr.data.tools.convert:main", "a data set from one layout into another"),
-    "bench": ("itr.data.tools.bench:main", "samples a second of each stage of reading"),
-    "features": (
-        "itr.data.tools.features:main",
-        "region-like features of pictures from a timm backbone",
-    ),
-    "guides": (
-        "itr.official.clip_guides:main",
-        "a CLIP's vector of each picture, beside its regions",
-    ),
+COMMANDS = {  # command -> (module:function of arguments -> exit code, what it does)
+    "check": ("itr.data.doctor.cli:main", "report what a folder holds and what is wrong with it"),
+    "convert": ("itr.data.tools.convert:main", "convert a dataset from one layout to another"),
+    "bench": ("itr.data.tools.bench:main", "measure the throughput of each stage of data loading"),
+    "features": ("itr.data.tools.features:main", "extract region features with a timm backbone"),
+    "guides": ("itr.official.clip_guides:main", "add a CLIP vector per image to region arrays"),
 }
 
 
 @command
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; its exit code."""
+    """Run one command and return its exit code."""
     return run_group("itr data", "Check, convert and measure datasets.", COMMANDS, arguments)
 
 

@@ -1,4 +1,4 @@
-"""What a data set is called, where it lies and how it is read: ``conf/data/<name>.yaml``."""
+"""Options of a dataset: its name, its files and how they are read."""
 
 from __future__ import annotations
 

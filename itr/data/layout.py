@@ -1,4 +1,4 @@
-"""Where a layout lies on disk: what its reader found by looking, and how files are told apart."""
+"""The interface of a dataset layout, and helpers that find its files and splits."""
 
 from __future__ import annotations
 
@@ -10,83 +10,91 @@ from typing import Protocol
 
 from itr.data.config import DataConfig
 from itr.data.records import Split
-from itr.errors import DataError
+from itr.errors import DataError, first_of
 from itr.instantiate import nearest
 
-SHOWN = 12  # names listed in a message
-SET_NAMES = {"f30k": "flickr30k"}  # data.name -> what files call the set
-ALIASES = {"dev": "val", "testall": "test", "val": "dev"}  # what other layouts call a split
+MAX_LISTED = 12  # file names listed in a message
+FILE_PREFIXES = {"f30k": "flickr30k"}  # data.name -> name of the dataset in file names
+ROLES = ("train", "val", "test")
+OTHER_NAMES = {"dev": "val", "testall": "test", "val": "dev"}  # split -> name in other layouts
 COCO_ID = re.compile(r"(?:COCO_\w+?_)?(\d{12})\.\w+$")  # COCO_val2014_000000391895.jpg
 
 
-class Place(Protocol):
-    """A layout that lies in a folder."""
+class Layout(Protocol):
+    """A dataset in one on-disk layout, below one folder."""
 
     @property
-    def layout(self) -> str:
-        """Its name: karpathy, precomp, ..."""
+    def name(self) -> str:
+        """Name of the layout: ``karpathy``, ``precomp``, ..."""
         ...
 
     @property
-    def holds(self) -> str:
-        """``regions`` or ``pixels``."""
+    def kind(self) -> str:
+        """What it holds of an image: ``regions`` or ``pixels``."""
         ...
 
     @property
     def path(self) -> Path:
-        """What to call it in the log and in messages."""
+        """The file or folder that logs and messages name."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """On how it was found."""
+        """Log lines about how the files were chosen."""
         ...
 
     def splits(self) -> list[str]:
-        """The names of its splits, as on disk. Raises DataError for files that cannot be read."""
+        """Names of the splits on disk. Raises DataError for files that cannot be read."""
         ...
 
     def read(self, split: str) -> Split:
-        """The split called ``split`` on disk, or as another layout calls it.
+        """Read ``split``, given by its name on disk or its name in another layout.
 
-        Raises DataError that names the file for anything that cannot be used.
+        Raises DataError that names the file for anything unusable.
         """
         ...
 
 
-def root_of(data: DataConfig) -> Path:
-    """The folder ``data.root``. Raises DataError if there is none."""
+def role_of(split: str) -> str:
+    """The role (train, val, test) of a split name: ``dev`` is val, ``testall`` is test."""
+    return {"dev": "val", "testall": "test"}.get(split, split)
+
+
+def data_root(data: DataConfig) -> Path:
+    """The folder ``data.root``. Raises DataError if it does not exist."""
     root = Path(data.root).expanduser()
     if not data.root or not root.is_dir():
         raise DataError(
-            f"data.root={data.root}: no such folder; expected region arrays (<split>_ims.npy, "
-            f"<split>_caps.txt, also in {data.name}_precomp/ or {data.name}/precomp/), pictures "
-            "with dataset_*.json or another list of captions, or tar shards; found nothing. Type "
-            "data.root=DIR"
+            f"data.root={data.root}: no such folder; expected region arrays (<split>_ims.npy and "
+            f"<split>_caps.txt, also in {data.name}_precomp/ or {data.name}/precomp/), images "
+            "with dataset_*.json or another caption file, or tar shards. Pass data.root=DIR"
         )
     return root
 
 
-def listing(folder: Path) -> str:
-    """The first names in ``folder``, for a message."""
-    found = sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir())
-    return (", ".join(found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")) or "nothing"
+def list_folder(folder: Path) -> str:
+    """The first file names in ``folder``, for a message."""
+    names = sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir())
+    return first_of(names, MAX_LISTED) or "nothing"
 
 
-def set_names(name: str) -> list[str]:
-    """What files call the data set ``name``."""
-    return list(dict.fromkeys((name, SET_NAMES.get(name, name))))
+def file_prefixes(name: str) -> list[str]:
+    """Names of dataset ``name`` in file names, preferred ones first."""
+    return list(dict.fromkeys((name, FILE_PREFIXES.get(name, name))))
 
 
 def coco_id(file: str) -> int | None:
-    """COCO's id of an image, which ends the name of its file; None: no such name."""
-    found = COCO_ID.search(file)
-    return int(found.group(1)) if found else None
+    """The COCO image id at the end of a file name; None for other names."""
+    match = COCO_ID.search(file)
+    return int(match.group(1)) if match else None
 
 
-def split_in(split: str, known: Mapping[str, object] | Sequence[str], where: str) -> str:
-    """What ``known`` calls ``split``. Raises DataError, at ``where``, if it has no such split."""
-    name = split if split in known else ALIASES.get(split, split)
+def resolve_split(split: str, known: Mapping[str, object] | Sequence[str], where: str) -> str:
+    """The name of ``split`` in ``known``, under this name or the one of another layout.
+
+    Raises DataError, prefixed with ``where``, if there is no such split.
+    """
+    name = split if split in known else OTHER_NAMES.get(split, split)
     if name in known:
         return name
     sizes = (
@@ -94,52 +102,60 @@ def split_in(split: str, known: Mapping[str, object] | Sequence[str], where: str
         if isinstance(known, Mapping)
         else {}
     )
+    role = role_of(split)
     raise DataError(
-        f"{where}: has no split '{split}'{nearest(split, known)}; its splits: "
-        f"{', '.join(sizes.get(key, key) for key in known)}. Type data.splits.{split}=NAME"
+        f"{where}: no split '{split}'{nearest(split, known)}; its splits: "
+        f"{', '.join(sizes.get(key, key) for key in known)}. Pass data.splits."
+        f"{role if role in ROLES else '|'.join(ROLES)}=NAME"
     )
 
 
 @dataclass(frozen=True)
-class Files:
-    """The files of one data set in one folder, by split."""
+class DatasetFiles:
+    """The files of one dataset in one folder, by split."""
 
     folder: Path
-    prefix: str
     by_split: dict[str, Path]
     notes: tuple[str, ...] = ()
 
 
-def find_files(
-    folders: Iterable[Path], pattern: re.Pattern[str], name: str, key: str = "data.name"
-) -> Files | None:
-    """The files of data set ``name`` whose names match ``pattern`` (groups ``name``, ``split``).
+def find_dataset_files(
+    folders: Iterable[Path], pattern: re.Pattern[str], name: str
+) -> DatasetFiles | None:
+    """Files of dataset ``name`` that match ``pattern`` (with groups ``name`` and ``split``).
 
-    The first of ``folders`` that holds any counts. Raises DataError where there are several sets
-    and none bears the name.
+    Only the first of ``folders`` with a matching file is used. Raises DataError if it holds several
+    datasets and none is called ``name``.
     """
     for folder in folders:
-        sets: dict[str, dict[str, Path]] = {}
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if (match := pattern.fullmatch(path.name)) and path.is_file():
-                own = sets.setdefault(match["name"] or "", {})
-                if (other := own.get(match["split"])) is not None:
-                    raise DataError(
-                        f"{folder}: holds {other.name} and {path.name}; leave one of them there"
-                    )
-                own[match["split"]] = path
-        if not sets:
+        datasets = _group_by_dataset(folder, pattern)
+        if not datasets:
             continue
-        for known in (*set_names(name), ""):
-            if known in sets:
-                return Files(folder, known, sets[known])
-        if len(sets) > 1:
-            found = [min(p.name for p in files.values()) for files in sets.values()]
+        for prefix in (*file_prefixes(name), ""):
+            if prefix in datasets:
+                return DatasetFiles(folder, datasets[prefix])
+        if len(datasets) > 1:
+            examples = [min(path.name for path in files.values()) for files in datasets.values()]
             raise DataError(
-                f"{folder}: holds {', '.join(found[:SHOWN])}; type {key}={next(iter(sets))} "
-                "to choose one"
+                f"{folder}: holds several datasets ({first_of(examples, MAX_LISTED)}), none of "
+                f"them called {name}. Pass data.name={next(iter(datasets))} to choose one"
             )
-        ((prefix, files),) = sets.items()
+        ((prefix, files),) = datasets.items()
         note = f"no file is named after data.name={name}: using {prefix}_* in {folder}"
-        return Files(folder, prefix, files, (note,))
+        return DatasetFiles(folder, files, (note,))
     return None
+
+
+def _group_by_dataset(folder: Path, pattern: re.Pattern[str]) -> dict[str, dict[str, Path]]:
+    """Matching files by dataset name, then by split."""
+    datasets: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if (match := pattern.fullmatch(path.name)) and path.is_file():
+            files = datasets.setdefault(match["name"] or "", {})
+            if (other := files.get(match["split"])) is not None:
+                raise DataError(
+                    f"{folder}: {other.name} and {path.name} are both split "
+                    f"'{match['split']}'; remove one of them"
+                )
+            files[match["split"]] = path
+    return datasets

@@ -1,4 +1,4 @@
-"""One index type for every format on disk, and a split made of it."""
+"""Records and splits: the index that every on-disk layout is read into."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 OTHER_CAPTION = "other_caption"  # Split.second: another caption of the same image
-SEQUENTIAL_ID = "numbered"  # key of a record's extra: no file gives its image_id, a running number
+SEQUENTIAL_ID = "sequential_id"  # key of Record.extra: the image_id is a running number, since
+# no file gives one
 
 
 class Slice(NamedTuple):
-    """Bytes inside a file, such as a member of a tar."""
+    """A byte range of a file, such as a tar member."""
 
     path: str
     offset: int
@@ -24,8 +25,8 @@ class Slice(NamedTuple):
 class Record:
     """An image and its captions.
 
-    ``image_id`` and ``caption_ids`` are the data set's own ids (COCO's where there are any).
-    ``image`` says where the image is: a row of the split's region array, a path, or a slice.
+    ``image_id`` and ``caption_ids`` are the ids of the dataset (COCO's ids for COCO). ``image`` is
+    a row of the split's region array, a path, or a byte range of a file.
     """
 
     image_id: int
@@ -37,22 +38,25 @@ class Record:
 
 @dataclass
 class Split:
-    """The records of one split. Images and captions are numbered from 0 in record order; those
-    numbers (not the data set's ids) are what batches and the evaluator use."""
+    """The records of one split: N images and C captions.
+
+    Batches and the evaluator number images and captions from 0 in record order; these indices are
+    not the ids of the dataset.
+    """
 
     name: str
     layout: str  # "precomp", "karpathy", ...
     records: Sequence[Record]
     regions: np.ndarray | None = None  # memory-mapped [rows, R, D], float32 or float16
-    guides: np.ndarray | None = None  # [rows, G] float32: one vector more, beside the regions
-    second: Sequence[str] | None = None  # a second text for each image, or OTHER_CAPTION
-    broken_limit: int = 0  # pictures that training leaves out if they cannot be decoded
-    decoder: str = "torchvision"  # of pictures, see itr/data/images.py
-    source: str = ""  # where it was read from, for logs and messages
-    notes: tuple[str, ...] = ()  # things worth a line in the log
+    guides: np.ndarray | None = None  # [rows, G] float32: a vector per row of the region array
+    second: Sequence[str] | None = None  # a second text per image, or OTHER_CAPTION
+    broken_limit: int = 0  # undecodable images that training tolerates
+    decoder: str = "torchvision"  # of images, see itr/data/images/decode.py
+    source: str = ""  # file or folder, for logs and messages
+    notes: tuple[str, ...] = ()  # log lines
 
     def __post_init__(self) -> None:
-        counts = getattr(self.records, "caption_counts", None)  # known where records are made late
+        counts = getattr(self.records, "caption_counts", None)  # records that are built lazily
         if counts is None:
             counts = np.array([len(record.captions) for record in self.records], dtype=np.int64)
         self.captions_per_image = counts
@@ -61,23 +65,23 @@ class Split:
 
     @property
     def n_images(self) -> int:
-        """Number of images."""
+        """Number of images N."""
         return len(self.records)
 
     @property
     def n_captions(self) -> int:
-        """Number of captions over all images."""
+        """Number of captions C over all images."""
         return len(self.text_to_image)
 
     @property
     def shard_ids(self) -> np.ndarray | None:
-        """Which shard each image lies in, int64 [N]; None: it is not read from shards."""
+        """Index of the shard of each image, int64 [N]; None for other layouts."""
         return getattr(self.records, "shard_ids", None)
 
     @property
     def texts(self) -> Sequence[str]:
-        """Every caption, image by image; of millions none is copied."""
-        packed = getattr(self.records, "texts", None)  # one block where records are made late
+        """All captions, image by image. Shards return a view that copies no caption."""
+        packed = getattr(self.records, "texts", None)
         if packed is not None:
             return packed
         return [caption for record in self.records for caption in record.captions]
@@ -87,5 +91,5 @@ class Split:
         return list(self.texts)
 
     def second_texts(self) -> Sequence[str]:
-        """The second texts that are not captions anyway."""
+        """The second texts; empty if there are none or if they are other captions."""
         return [] if self.second is None or self.second == OTHER_CAPTION else self.second

@@ -16,7 +16,7 @@ from itr.data.checks.decodable import broken_image_warnings, find_broken_images,
 from itr.data.checks.leaks import check_leaks
 from itr.data.config import DataConfig
 from itr.data.images.regions import keep_resident
-from itr.data.layouts.precomp import check_regions_finite, check_same_width
+from itr.data.layouts.region_arrays import check_regions_finite, check_same_width
 from itr.data.layouts.registry import open_split, require_enough_shards
 from itr.data.loading.loader import TrainLoader
 from itr.data.loading.second_text import open_second

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from itr import parallel
 from itr.data.checks.decodable import require_decodable
-from itr.data.layouts.precomp import check_regions_finite
+from itr.data.layouts.region_arrays import check_regions_finite
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.data.text.open import build_table
 from itr.errors import CheckpointError, ConfigError

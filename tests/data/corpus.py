@@ -1,4 +1,4 @@
-"""Captions of made-up words, the same in every process."""
+"""Captions of random words, the same in every process."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Small data sets with one fault each: a layout of `worlds`, and what is done to its files."""
+"""Small datasets with one fault each: a layout of `worlds` and a change to its files."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ import pyarrow as pa
 
 from tests.data.worlds import write_tar
 
-WARNED, REFUSED = 1, 2  # the doctor's exit codes
+WARNED, REFUSED = 1, 2  # exit codes of `itr data check`
 
 
 @dataclass(frozen=True)
 class Fault:
-    """``spoil(root)`` makes it; ``words`` are in what the doctor and training say of it."""
+    """A fault that ``spoil(root)`` creates; the check and training report it with ``words``."""
 
     layout: str
     spoil: Callable[[Path], None]
     level: int
     words: tuple[str, ...]
     options: tuple[str, ...] = ()  # beside data.root
-    kept: int = 8  # images of train that training goes on with
+    remaining: int = 8  # training images that remain
 
 
 TOLERANT = ("data.max_broken=0.5",)
 
 
 def annotations(change: Callable[[Any], Any]) -> Callable[[Path], None]:
-    """Change the fourth image (train) of Karpathy's annotations."""
+    """Change the fourth image (train) of the Karpathy annotations."""
 
     def spoil(root: Path) -> None:
         path = root / "dataset_coco.json"
@@ -54,8 +54,8 @@ def entries(change: Callable[[list[dict]], Any]) -> Callable[[Path], None]:
     return spoil
 
 
-def picture(part: str, change: Callable[[bytes], bytes | None]) -> Callable[[Path], None]:
-    """Change the bytes of the first picture of ``part`` (None: remove it)."""
+def image(part: str, change: Callable[[bytes], bytes | None]) -> Callable[[Path], None]:
+    """Change the bytes of the first image of ``part`` (None: remove it)."""
 
     def spoil(root: Path) -> None:
         images = json.loads((root / "dataset_coco.json").read_text())["images"]
@@ -88,9 +88,9 @@ def array(name: str, change: Callable[[np.ndarray], Any], **options: Any) -> Cal
     return spoil
 
 
-def put(place: tuple[int, ...] | int, value: float) -> Callable[[np.ndarray], np.ndarray]:
+def put(index: tuple[int, ...] | int, value: float) -> Callable[[np.ndarray], np.ndarray]:
     def change(values: np.ndarray) -> np.ndarray:
-        values[place] = value
+        values[index] = value
         return values
 
     return change
@@ -99,8 +99,8 @@ def put(place: tuple[int, ...] | int, value: float) -> Callable[[np.ndarray], np
 def lines(name: str, change: Callable[[list[str]], list[str]], encoding: str = "utf-8"):
     def spoil(root: Path) -> None:
         path = next(root.rglob(name))
-        found = change(path.read_text("utf-8").splitlines())
-        path.write_text("\n".join(found) + "\n", encoding)
+        changed = change(path.read_text("utf-8").splitlines())
+        path.write_text("\n".join(changed) + "\n", encoding)
 
     return spoil
 
@@ -112,15 +112,15 @@ def member(kind: str, content: bytes | None) -> Callable[[Path], None]:
         path = root / "wds" / "train" / "00001.tar"
         with tarfile.open(path) as tar:
             members = [(m.name, tar.extractfile(m).read()) for m in tar]  # type: ignore[union-attr]
-        place = next(n for n, (name, _) in enumerate(members) if name.endswith(kind))
-        members[place : place + 1] = [] if content is None else [(members[place][0], content)]
+        index = next(n for n, (name, _) in enumerate(members) if name.endswith(kind))
+        members[index : index + 1] = [] if content is None else [(members[index][0], content)]
         write_tar(path, members)
 
     return spoil
 
 
 def header(root: Path) -> None:
-    """Spoil the header of the second sample's first member: `tarfile` ends there, and is silent."""
+    """Corrupt the header of the second sample: `tarfile` stops there without an error."""
     path = root / "wds" / "train" / "00001.tar"
     whole = bytearray(path.read_bytes())
     with tarfile.open(path) as tar:
@@ -138,7 +138,7 @@ def column(root: Path) -> None:
 
 
 def both_lists(root: Path) -> None:
-    """A picture of train in the list of val, too."""
+    """List an image of train in val, too."""
     train, val = (root / f"coco_{part}.json" for part in ("train", "val"))
     first = json.loads(train.read_text())[0]
     items = json.loads(val.read_text())
@@ -146,7 +146,7 @@ def both_lists(root: Path) -> None:
 
 
 def same_bytes(root: Path) -> None:
-    """A picture of train under another name in val: nothing but its bytes tells."""
+    """Copy an image of train to val under another name."""
     images = json.loads((root / "dataset_coco.json").read_text())["images"]
     one, other = (next(i["filename"] for i in images if i["split"] == s) for s in ("train", "val"))
     folder = root / "val2014"
@@ -162,20 +162,20 @@ def twice(images: list[dict]) -> None:
 
 
 FAULTS = {
-    "truncated jpeg": Fault("karpathy", picture("train", lambda b: b[: len(b) // 2]), WARNED,
+    "truncated jpeg": Fault("karpathy", image("train", lambda b: b[: len(b) // 2]), WARNED,
                             ("COCO_val2014", "decoded"), TOLERANT, 7),
-    "too many broken jpegs": Fault("karpathy", picture("train", lambda b: b[: len(b) // 2]),
+    "too many broken jpegs": Fault("karpathy", image("train", lambda b: b[: len(b) // 2]),
                                    REFUSED, ("COCO_val2014", "max_broken")),
-    "empty jpeg": Fault("karpathy", picture("train", lambda b: b""), WARNED, ("empty file",),
+    "empty jpeg": Fault("karpathy", image("train", lambda b: b""), WARNED, ("COCO_val2014",),
                         TOLERANT, 7),
-    "fake jpeg": Fault("karpathy", picture("train", lambda b: b"<html>404</html>"), WARNED,
-                       ("COCO_val2014", "no picture"), TOLERANT, 7),
-    "truncated jpeg in val": Fault("karpathy", picture("val", lambda b: b[: len(b) // 2]), REFUSED,
-                                   ("COCO_val2014", "evaluation"), TOLERANT),
-    "missing image": Fault("karpathy", picture("train", lambda b: None), REFUSED,
-                           ("1 of 8 pictures", "COCO_val2014")),
+    "fake jpeg": Fault("karpathy", image("train", lambda b: b"<html>404</html>"), WARNED,
+                       ("COCO_val2014",), TOLERANT, 7),
+    "truncated jpeg in val": Fault("karpathy", image("val", lambda b: b[: len(b) // 2]), REFUSED,
+                                   ("COCO_val2014", "1 of 4"), TOLERANT),
+    "missing image": Fault("karpathy", image("train", lambda b: None), REFUSED,
+                           ("1 of 8", "COCO_val2014")),
     "json cut short": Fault("karpathy", cut("dataset_coco.json", 0.7), REFUSED,
-                            ("dataset_coco.json", "no complete JSON")),
+                            ("dataset_coco.json", "not valid JSON")),
     "unknown split": Fault("karpathy", annotations(lambda i: i.update(split="tarin")), WARNED,
                            ("dataset_coco.json", "tarin (1"), (), 7),
     "missing split": Fault("karpathy", annotations(lambda i: i.pop("split")), REFUSED,
@@ -183,14 +183,14 @@ FAULTS = {
     "empty caption": Fault("karpathy", annotations(lambda i: i["sentences"][0].update(raw=" ")),
                            REFUSED, ("images[3]", "empty caption")),
     "image id clash": Fault("karpathy", entries(clash), REFUSED, ("images[3]", "image id")),
-    "picture in two splits": Fault("karpathy", entries(twice), REFUSED, ("COCO_val2014", "'test'")),
-    "picture in two lists": Fault("lists", both_lists, REFUSED, ("COCO_val2014", "also in")),
+    "image in two splits": Fault("karpathy", entries(twice), REFUSED, ("COCO_val2014", "'test'")),
+    "image in two lists": Fault("lists", both_lists, REFUSED, ("COCO_val2014", "also in")),
     "string for a list": Fault("karpathy", annotations(lambda i: i.update(sentences="A cat.")),
                                REFUSED, ("images[3]", "'sentences' is str")),
     "missing key": Fault("karpathy", annotations(lambda i: i.pop("filename")), REFUSED,
                          ("images[3]", "'filename' is missing")),
     "caption count off": Fault("precomp", lines("train_caps.txt", lambda t: t[:-1]), REFUSED,
-                               ("train_caps.txt", "39 captions do not fit")),
+                               ("train_caps.txt", "39 captions")),
     "nan features": Fault("precomp", array("train", put((2, 1, 3), np.nan)), REFUSED,
                           ("train_ims.npy", "row 2")),
     "wrong dtype": Fault("precomp", array("train", lambda a: a.astype(np.float64)), REFUSED,

@@ -1,7 +1,7 @@
-"""A process that reads a region set as training does; prints its anonymous memory in MB.
+"""A process that reads a region array as training does and prints its anonymous memory in MB.
 
-The array stays in the page cache (RssFile), which the system takes back when it needs it: what
-counts is RssAnon, which it cannot.
+Pages of the array are in the page cache (RssFile), which the system can reclaim. RssAnon is the
+memory that it cannot.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from itr.data.checks.fingerprint import content_hash
-from itr.data.layouts.precomp import check_regions_finite, read_split
+from itr.data.layouts.precomp import read_split
+from itr.data.layouts.region_arrays import check_regions_finite
 from itr.data.loading.loader import TrainLoader
 from itr.data.text.open import Tokenizer
 from itr.view import RegionView, TextView, View
@@ -27,8 +28,10 @@ def anonymous(process: str = "self") -> float:
 
 
 def write_large(folder: Path, rows: int, split: str = "train", width: int = 2048) -> float:
-    """A region array whose rows differ in a few values only (the rest are holes in the file),
-    with one caption a row; its size in MB."""
+    """Write a sparse region array with a few values per row, and one caption per row.
+
+    Returns the size in MB.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shape = (rows, 36, width)
     array = np.lib.format.open_memmap(folder / f"{split}_ims.npy", "w+", np.float32, shape)
@@ -40,7 +43,7 @@ def write_large(folder: Path, rows: int, split: str = "train", width: int = 2048
 
 
 def main() -> None:
-    """Read ``folder`` whole: check, hash and one epoch; the memory before and at its peak."""
+    """Check, hash and read one epoch of ``folder``; print the memory before and at its peak."""
     split_folder, before = Path(sys.argv[1]), anonymous()
     split = read_split(split_folder, "train")
     peak = anonymous()

@@ -1,4 +1,4 @@
-"""Small data sets of pictures on disk, written by the test code."""
+"""Small image datasets on disk, written by the tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def photo(width: int = 40, height: int = 30, seed: int = 0, mode: str = "RGB") -> Image.Image:
-    """A smooth picture with some grain, as a camera would give."""
+    """A smooth image with some noise, like a photo."""
     rng = np.random.default_rng(seed)
     x, y = np.meshgrid(np.linspace(0, 3, width), np.linspace(0, 2, height))
     waves = [128 + 100 * np.sin(x * (i + 1) + y * (seed % 5 + 1)) for i in range(3)]
@@ -26,7 +26,7 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
 
 
 def entry(number: int, split: str, captions=("a man", "a dog"), **fields) -> dict:
-    """One image of Karpathy's annotations."""
+    """One image of Karpathy annotations."""
     return {
         "filename": f"{number:04d}.jpg",
         "imgid": number,
@@ -40,7 +40,7 @@ def entry(number: int, split: str, captions=("a man", "a dog"), **fields) -> dic
 
 
 def write_karpathy(root: Path, entries: list[dict], name: str = "tiny", folder: str = "images"):
-    """``dataset_<name>.json`` and a JPEG for each entry; the path of the annotations."""
+    """Write ``dataset_<name>.json`` and a JPEG per entry; the path of the annotations."""
     for number, image in enumerate(entries):
         path = root / folder / image.get("filepath", "") / image["filename"]
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Two ranks that read shards, in processes of their own, and what they saw.
+"""Two ranks that read shards in separate processes and record the image ids.
 
-As a script (ROOT FOLDER EPOCH BATCH SEED KILLED) it forks the ranks from a fresh process, so that
-no thread of a test is lost in the fork; one of them may be killed in the middle and started again.
+As a script (ROOT FOLDER EPOCH BATCH SEED KILL_AT) it forks the ranks from a fresh process, since
+the threads of a test do not survive a fork. One rank may be killed in the middle and restarted.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ VIEW = View(kind="pixels", tokenizer="wordpiece", unit="pair", pixels=PixelView(
 
 
 def write_shards(folder: Path, samples: int, shards: int) -> None:
-    """``samples`` tiny pictures whose shade and text tell their number, spread over ``shards``."""
+    """Write ``samples`` tiny images whose shade and text encode their number."""
     folder.mkdir(parents=True)
-    pictures = []
+    images = []
     for shade in range(16):
         file = io.BytesIO()
         Image.fromarray(np.full((8, 8, 3), shade * 16, np.uint8)).save(file, "JPEG")
-        pictures.append(file.getvalue())
+        images.append(file.getvalue())
     for shard, numbers in enumerate(np.array_split(np.arange(samples), shards)):
         with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             for number in numbers.tolist():
-                for ending, content in (("jpg", pictures[number % 16]), ("txt", b"%d" % number)):
-                    info = tarfile.TarInfo(f"{number:08d}.{ending}")
+                for extension, content in (("jpg", images[number % 16]), ("txt", b"%d" % number)):
+                    info = tarfile.TarInfo(f"{number:08d}.{extension}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
 
 
 def loader_of(root: Path, **options: Any) -> TrainLoader:
-    """The training loader of one rank, made as training makes it."""
+    """The training loader of one rank, built as in training."""
     data = DataConfig("yfcc", "", shards=str(root), cache=str(root.parent / "cache"))
     split = open_split(data, "train", "pixels")
     tokenizer = open_tokenizer(VIEW, ["0 1 2 3 4 5 6 7 8 9"])
@@ -61,27 +61,27 @@ def loader_of(root: Path, **options: Any) -> TrainLoader:
 def read_epoch(
     root: Path, folder: Path, epoch: int, batch_size: int, seed: int, kill_at: int = 0
 ) -> tuple[list[list[int]], int]:
-    """What each rank saw in ``epoch``, and the batches that rank 1 had when it was killed.
+    """The image ids that each rank read in ``epoch``, and the batches of rank 1 before the kill.
 
-    ``kill_at``: after so many batches of its own; 0: it is left alone.
+    ``kill_at``: kill rank 1 after so many of its batches; 0: never.
     """
     folder.mkdir()
     command = [sys.executable, __file__, root, folder, epoch, batch_size, seed, kill_at]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run([str(part) for part in command], env=environment, check=True, timeout=1800)
-    return [_seen(folder / f"rank{rank}") for rank in range(WORLD)], json.loads(
+    return [_read_ids(folder / f"rank{rank}") for rank in range(WORLD)], json.loads(
         (folder / "done").read_text()
     )
 
 
-def _seen(out: Path) -> list[int]:
+def _read_ids(out: Path) -> list[int]:
     """The ids in all whole lines of ``out``."""
     lines = out.read_text().split("\n")[:-1] if out.exists() else []
     return [int(number) for line in lines for number in line.split()]
 
 
 def _read(root: Path, out: Path, epoch: int, first: int, pause: float, options: Any) -> None:
-    """Write the image ids of each batch from ``first`` on to ``out``, a line a batch."""
+    """Write the image ids of each batch from ``first`` on to ``out``, one line per batch."""
     with out.open("a") as file:
         for batch in loader_of(root, world=WORLD, workers=WORKERS, **options).epoch(epoch, first):
             means = batch.pixels[:, 0].mean((1, 2)) * VIEW.pixels.std[0] + VIEW.pixels.mean[0]
@@ -98,9 +98,9 @@ def _start(*arguments: Any) -> BaseProcess:
 
 
 def _kill(process: BaseProcess, out: Path, ids: int) -> int:
-    """Kill ``process`` once ``out`` holds so many ids; cut what is no whole line. Lines left."""
-    while len(_seen(out)) < ids:
-        assert process.is_alive(), "it ended too early"
+    """Kill ``process`` once ``out`` has ``ids`` ids; drop a partial line. Returns the lines."""
+    while len(_read_ids(out)) < ids:
+        assert process.is_alive(), "the process ended too early"
         time.sleep(0.02)
     process.kill()
     process.join()

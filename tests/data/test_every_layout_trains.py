@@ -1,4 +1,4 @@
-"""Every method trains a few steps from every layout that fits it, and is evaluated on the rest."""
+"""Every method trains a few steps and is evaluated on every layout that it can read."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ CASES = [(model, "precomp") for model in REGIONS] + [
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory) -> Path:
-    """The world in every layout, each in a folder of its own."""
+    """The dataset in every layout, one folder each."""
     folder = tmp_path_factory.mktemp("layouts")
     for layout in (*PIXEL_LAYOUTS, "precomp"):
         items = make_items((8, 4, 4), captions=5 if layout == "precomp" else None)
@@ -40,7 +40,7 @@ def here(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("model, layout", CASES)
 def test_trains(here, tmp_path, model, layout):
     root = here / layout
-    found = [
+    arguments = [
         f"model={model}",
         "data=coco",
         f"recipe={model}_scenes_retrieval",
@@ -57,10 +57,10 @@ def test_trains(here, tmp_path, model, layout):
         *SMALL[model],
     ]
     if layout == "table":
-        found += ["data=table", f"data.train={root / 'pairs.csv'}"]
+        arguments += ["data=table", f"data.train={root / 'pairs.csv'}"]
     if layout in ("table", "shards") and model == "alip":
-        found.append("data.second_text=null")
-    results = train(compose("train", found))
+        arguments.append("data.second_text=null")
+    results = train(compose("train", arguments))
     assert results["updates"] == 2 and results["test/rsum"] > 0
     log = " ".join((tmp_path / "run" / "train.log").read_text().split())
     assert f"8 images, {40 if layout == 'precomp' else 29} captions, {layout} layout" in log

@@ -1,4 +1,4 @@
-"""Region arrays larger than memory: they are mapped, and nothing keeps a copy."""
+"""Large region arrays are memory-mapped and never copied."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def environment() -> dict[str, str]:
 
 def test_reading_keeps_no_copy_of_the_array(tmp_path):
     size = write_large(tmp_path, 1200)
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, memory_reader.__file__, str(tmp_path)],
         env=environment(), capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    before, peak = map(float, found.stdout.split())
+    assert process.returncode == 0, process.stderr
+    before, peak = map(float, process.stdout.split())
     assert size > 330 and peak - before < 0.5 * size, (before, peak)

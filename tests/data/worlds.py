@@ -1,4 +1,4 @@
-"""One small data set written in every layout of the field, each by hand and not by our writers."""
+"""A small dataset in every layout, written without the writers under test."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Item:
-    """An image of the world."""
+    """An image of the dataset."""
 
     number: int
     part: str
@@ -46,7 +46,7 @@ class Item:
 
 
 def make_items(sizes: tuple[int, int, int] = (6, 3, 3), captions: int | None = None) -> list[Item]:
-    """Pictures with 1 to 7 captions each, or ``captions``."""
+    """Images with 1 to 7 captions each, or with ``captions``."""
     items: list[Item] = []
     for part, size in zip(PARTS, sizes, strict=True):
         for _ in range(size):

@@ -1,1 +1,1 @@
-"""What is checked in a split before training."""
+"""Checks of a split before training or evaluation."""

@@ -1,8 +1,8 @@
-"""Pictures looked at before the first step, so that a broken one is no surprise after hours.
+"""Checks that images can be decoded before a run starts, rather than failing hours later.
 
-Those of training: the first and last bytes of each file, and whatever looks odd is decoded. Those
-of evaluation, which needs every one: all are decoded. What was found is kept, by name, size and
-time of change of every picture.
+For training, the first and last bytes of each file are checked, and suspicious images are decoded.
+For evaluation, which needs every image, all of them are decoded. Results are cached by name, size
+and modification time of the images.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,81 +25,80 @@ from rich.progress import track
 from itr.data.images.decode import JPEG, PNG, decode, name_of, read_bytes
 from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Slice, Split
-from itr.errors import DataError
+from itr.errors import DataError, first_of
 from itr.files import atomic_write_or_warn
 
 log = logging.getLogger(__name__)
 
-THREADS = 8  # they wait for the disk, or decode outside the interpreter's lock
-TAIL = 16  # bytes at the end of a file in which its end mark has to stand
-ENDS = {JPEG: b"\xff\xd9", PNG: b"IEND"}
-SHOWN = 3
-SEEN_WHILE_LISTING = "shards"  # their reader looks at each picture's ends
+THREADS = 8  # they wait for the disk, or decode without the interpreter lock
+TAIL = 16  # the end marker of an image must be within the last bytes of its file
+END_MARKERS = {JPEG: b"\xff\xd9", PNG: b"IEND"}
+CHECKED_WHEN_INDEXED = "shards"  # layout whose reader checks the first and last bytes itself
 
 
 def find_broken_images(split: Split, cache: str | Path | None = None) -> dict[int, str]:
-    """The images whose pictures training has to leave out: number -> what is wrong.
+    """Images that training has to leave out: index -> what is wrong.
 
-    Raises DataError, naming the first few, if they are more than ``split.broken_limit``.
+    Raises DataError, naming the first few, if there are more than ``split.broken_limit``.
     """
-    if split.regions is not None or split.layout == SEEN_WHILE_LISTING:
+    if split.regions is not None or split.layout == CHECKED_WHEN_INDEXED:
         return {}
-    found = _look(split, _ends, cache)
-    if len(found) > split.broken_limit:
+    faults = _check_all(split, _check_ends, cache)
+    if len(faults) > split.broken_limit:
         raise DataError(
-            f"{split.source}: {len(found)} of {split.n_images} pictures are broken: "
-            f"{_listed(found)}. That is more than data.max_broken allows ({split.broken_limit}); "
-            "repair them, or type a larger data.max_broken"
+            f"{split.source}: {len(faults)} of {split.n_images} images are broken: "
+            f"{_list_faults(faults.values())}. data.max_broken allows {split.broken_limit}; repair "
+            "the images, or pass a larger data.max_broken"
         )
-    return found
+    return faults
 
 
 def require_decodable(split: Split, cache: str | Path | None = None) -> Split:
-    """``split``, if every picture of it can be decoded; a few that cannot, inside shards (from
-    which nobody removes a member), are left out and noted.
+    """Check that every image of ``split`` can be decoded.
 
-    Raises DataError, naming the first few, for others.
+    Undecodable images in shards are left out and noted, up to ``split.broken_limit``, because tar
+    members are hard to remove. Raises DataError, naming the first few, in all other cases.
     """
     if split.regions is not None:
         return split
-    found = _look(split, _whole, cache)
-    if not found:
+    faults = _check_all(split, _check_decoding, cache)
+    if not faults:
         return split
-    told = f"{split.source}, split {split.name}: {len(found)} of {split.n_images} pictures cannot"
+    listed = _list_faults(faults.values())
+    count = f"{len(faults)} of {split.n_images} images"
+    message = f"{split.source}, split {split.name}: {count} cannot be decoded: {listed}"
     if not isinstance(split.records, ShardSamples):
-        raise DataError(f"{told} be used, and evaluation needs every one: {_listed(found)}")
-    if len(found) > min(split.broken_limit, split.n_images - 1):
+        raise DataError(f"{message}. Evaluation needs every image; repair or replace them")
+    if len(faults) > min(split.broken_limit, split.n_images - 1):
         raise DataError(
-            f"{told} be used: {_listed(found)}. That is more than data.max_broken allows "
-            f"({split.broken_limit}); write that tar anew without them, or type a larger "
-            "data.max_broken"
+            f"{message}. data.max_broken allows {split.broken_limit}; write the tar again without "
+            "them, or pass a larger data.max_broken"
         )
-    sound = np.ones(split.n_images, bool)
-    sound[list(found)] = False
-    note = f"left out: {len(found)} pictures that cannot be decoded: {_listed(found)}"
-    left = split.records.only(sound)  # evaluation reads no second text
-    return dataclasses.replace(split, records=left, second=None, notes=(*split.notes, note))
+    decodable = np.ones(split.n_images, bool)
+    decodable[list(faults)] = False
+    note = f"left out: {len(faults)} images that cannot be decoded: {listed}"
+    records = split.records.only(decodable)
+    # Evaluation reads no second text.
+    return dataclasses.replace(split, records=records, second=None, notes=(*split.notes, note))
 
 
-def _listed(found: dict[int, str]) -> str:
-    faults = list(found.values())
-    more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-    return "; ".join(faults[:SHOWN]) + more
-
-
-def broken_image_warnings(split: Split, broken: dict[int, str]) -> list[str]:
-    """What to warn of where pictures of ``split`` are ``broken``; nothing if none is."""
-    if not broken:
+def broken_image_warnings(split: Split, faults: dict[int, str]) -> list[str]:
+    """Warnings about the ``faults`` of images that training leaves out."""
+    if not faults:
         return []
-    told = f"{len(broken)} of {split.n_images} pictures are broken and left out"
-    return [f"{split.source}: {told}: {_listed(broken)}"]
+    count = f"{len(faults)} of {split.n_images} images are broken and left out"
+    return [f"{split.source}: {count}: {_list_faults(faults.values())}"]
 
 
-Look = Callable[[Any, str], str]
+def _list_faults(faults: Collection[str]) -> str:
+    return first_of(faults, separator="; ")
 
 
-def _whole(image: Any, decoder: str) -> str:
-    """Why a picture cannot be decoded; empty: it can."""
+Check = Callable[[Any, str], str]  # (Record.image, decoder) -> fault, empty if there is none
+
+
+def _check_decoding(image: Any, decoder: str) -> str:
+    """Decode the image."""
     try:
         decode(read_bytes(image), name_of(image), decoder)
     except DataError as error:
@@ -107,8 +106,8 @@ def _whole(image: Any, decoder: str) -> str:
     return ""
 
 
-def _ends(image: Any, decoder: str) -> str:
-    """As `_whole`, but a picture that begins and ends as it should is believed."""
+def _check_ends(image: Any, decoder: str) -> str:
+    """Check the first and last bytes; decode the image only if they are not as expected."""
     try:
         first, path = (image.offset, image.path) if isinstance(image, Slice) else (0, str(image))
         with open(path, "rb") as file:
@@ -118,52 +117,51 @@ def _ends(image: Any, decoder: str) -> str:
             file.seek(max(first, last - TAIL))
             end = file.read(min(TAIL, last - first))
     except OSError:
-        return _whole(image, decoder)
-    known = next((mark for sign, mark in ENDS.items() if start.startswith(sign)), None)
-    return "" if known is not None and known in end else _whole(image, decoder)
+        return _check_decoding(image, decoder)
+    marker = next((mark for magic, mark in END_MARKERS.items() if start.startswith(magic)), None)
+    return "" if marker is not None and marker in end else _check_decoding(image, decoder)
 
 
-def _look(split: Split, look: Look, cache: str | Path | None) -> dict[int, str]:
-    """Number of an image -> what is wrong with its picture."""
-    places = [record.image for record in split.records]
-    kind = f"{look.__name__} {split.decoder}"
-    kept = None if cache is None else _kept(places, kind, Path(cache))
-    if kept is not None and (known := _read(kept)) is not None:
-        return known
+def _check_all(split: Split, check: Check, cache: str | Path | None) -> dict[int, str]:
+    """Index of each faulty image -> fault."""
+    images = [record.image for record in split.records]
+    kind = f"{check.__name__} {split.decoder}"
+    path = None if cache is None else _cache_file(images, kind, Path(cache))
+    if path is not None and (cached := _load(path)) is not None:
+        return cached
     console = Console(stderr=True)
     with ThreadPoolExecutor(THREADS) as pool:
-        faults = track(
-            pool.map(look, places, itertools.repeat(split.decoder)),
-            f"looking at the pictures of {split.name}",
-            len(places),
+        results = track(
+            pool.map(check, images, itertools.repeat(split.decoder)),
+            f"checking the images of {split.name}",
+            len(images),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        found = {number: fault for number, fault in enumerate(faults) if fault}
-    if kept is not None:
+        faults = {number: fault for number, fault in enumerate(results) if fault}
+    if path is not None:
         atomic_write_or_warn(
-            kept, lambda file: file.write(json.dumps(found).encode()), "faults of pictures"
+            path, lambda file: file.write(json.dumps(faults).encode()), "faults of images"
         )
-    return found
+    return faults
 
 
-def _read(path: Path) -> dict[int, str] | None:
-    """What `_look` kept at ``path``; None: nothing that can be read."""
+def _load(path: Path) -> dict[int, str] | None:
     try:
         return {int(number): str(fault) for number, fault in json.loads(path.read_bytes()).items()}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError):
-        log.warning("%s: damaged; made again", path)
+        log.warning("%s: damaged cache file; checking the images again", path)
         return None
 
 
-def _kept(places: Sequence[object], kind: str, cache: Path) -> Path:
+def _cache_file(images: Sequence[object], kind: str, cache: Path) -> Path:
     key = hashlib.sha256(kind.encode())
-    for place in places:
-        key.update(repr(place).encode())
-        path = place if isinstance(place, str) else getattr(place, "path", "")
+    for image in images:
+        key.update(repr(image).encode())
+        path = image if isinstance(image, str) else getattr(image, "path", "")
         try:
             stat = os.stat(path)
         except OSError:

@@ -1,7 +1,7 @@
-"""What a split holds, in a few lines and sixteen hex digits: logged with every run.
+"""Computes the fingerprint of a split: a few counts and a 16-digit content hash.
 
-The digits are a hash of ids, captions, second texts, names and sizes of the pictures, and of some
-region rows; never of where the files lie. Equal digits: the same records. It opens no picture.
+The hash covers ids, captions, second texts, names and sizes of the images, and a sample of region
+rows, but not the location of the files. Equal hashes mean equal records. No image is opened.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Record, Slice, Split
 
-ROWS = 64  # of a region array that are hashed, evenly spread
+ROWS = 64  # rows of a region array that are hashed, evenly spaced
 DIGITS = 16
 
 
@@ -33,23 +33,23 @@ def describe(split: Split) -> dict[str, Any]:
 
 
 def content_hash(split: Split) -> str:
-    """Sixteen hex digits that name what ``split`` holds."""
+    """The content hash of ``split``, 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    if isinstance(split.records, ShardSamples):  # millions of them, kept as arrays
+    if isinstance(split.records, ShardSamples):  # arrays, without building millions of records
         for block in _blocks(split.records):
             digest.update(block)
     else:
         for line in _lines(split.records):
             digest.update(line)
-    own = split.records.second if isinstance(split.records, ShardSamples) else None
-    if split.second is not own:  # from a table, or a side file
+    hashed = split.records.second if isinstance(split.records, ShardSamples) else None
+    if split.second is not hashed:  # second texts of a table or a separate file
         for text in split.second_texts():
             digest.update(json.dumps(text).encode() + b"\n")
     for array in (split.regions, split.guides):
         if array is not None:
             digest.update(repr((array.shape, array.dtype.str)).encode())
-            places = np.linspace(0, len(array) - 1, ROWS).astype(np.int64)
-            for row in np.unique(places).tolist():
+            rows = np.linspace(0, len(array) - 1, ROWS).astype(np.int64)
+            for row in np.unique(rows).tolist():
                 digest.update(array[row].tobytes())
     return digest.hexdigest()[:DIGITS]
 
@@ -67,12 +67,12 @@ def _lines(records: Iterable[Record]) -> Iterable[bytes]:
     for record in records:
         image = record.image
         if isinstance(image, Slice):
-            place: list[Any] = [os.path.basename(image.path), image.offset, image.size]
+            location: list[Any] = [os.path.basename(image.path), image.offset, image.size]
         elif isinstance(image, str):
-            place = [os.path.basename(image), os.path.getsize(image)]
+            location = [os.path.basename(image), os.path.getsize(image)]
         else:
-            place = [int(image)]
-        line = [record.image_id, place, list(record.captions), list(record.caption_ids)]
+            location = [int(image)]
+        line = [record.image_id, location, list(record.captions), list(record.caption_ids)]
         yield json.dumps(line).encode() + b"\n"
 
 
@@ -80,6 +80,6 @@ def changed_splits(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     """Names of the splits whose content differs between two manifests (split -> `describe`)."""
     return [
         name
-        for name, found in before.items()
-        if name in now and found.get("hash") != now[name].get("hash")
+        for name, description in before.items()
+        if name in now and description.get("hash") != now[name].get("hash")
     ]

@@ -1,4 +1,4 @@
-"""Pictures that training shares with the splits it is judged on."""
+"""Detects training images that are also in a split used for evaluation."""
 
 from __future__ import annotations
 
@@ -12,89 +12,85 @@ import numpy as np
 from itr.data.images.decode import read_bytes
 from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import SEQUENTIAL_ID, Record, Slice, Split
-from itr.errors import DataError
+from itr.errors import DataError, first_of
 
-SHOWN = 3
-READ = 2000  # training pictures of tars that are read, at most, to look for copies
+MAX_READ = 2000  # training images in tars that are read to look for copies
 
 
 def check_leaks(splits: Mapping[str, Split]) -> None:
-    """Raise DataError if a picture of ``splits["train"]`` is also in another of ``splits``.
+    """Raise DataError if an image of ``splits["train"]`` is also in another of ``splits``.
 
-    Pictures are compared by their files, and where those differ, but a name or id is the same, and
-    in shards, by their bytes. Copies under another name are left to the doctor, which reads all.
-    Where the training split was joined from others by name (``train+val``), those may overlap: a
-    note says so.
+    Images are compared by path. If the paths differ but a name or id is equal, and in shards, they
+    are compared by content. Copies under another name are not detected here; ``itr data check``
+    compares all images. If the training split explicitly includes the other split (``train+val``),
+    a note is added instead.
     """
     train = splits["train"]
     for role, split in splits.items():
         if role == "train":
             continue
-        in_tars = train.layout == split.layout == "shards"
-        shared = _in_tars(train, split) if in_tars else _by_name(train, split)
+        in_shards = train.layout == split.layout == "shards"
+        shared = _shared_in_shards(train, split) if in_shards else _shared_files(train, split)
         if not shared:
             continue
-        told = f"{len(shared)} of {split.n_images} pictures of {split.source} ({role})"
+        count = f"{len(shared)} of {split.n_images} images of {split.source} ({role})"
         if split.name in train.name.split("+"):
-            note = f"{told} are trained on, as data.splits.train={train.name} says"
+            note = f"{count} are training images, because data.splits.train={train.name}"
             splits[role].notes = (*split.notes, note)
             continue
-        shown = ", ".join(shared[:SHOWN]) + (", ..." if len(shared) > SHOWN else "")
         raise DataError(
-            f"{told} are also in {train.source} (train): {shown}. Results on them would mean "
-            "nothing: remove them from one of the two"
+            f"{count} are also in {train.source} (train): {first_of(shared)}. Results on them are "
+            "not meaningful; remove them from one of the two splits"
         )
 
 
-def _by_name(train: Split, split: Split) -> list[str]:
-    """Pictures of ``split`` that are the same file as one of ``train``, or have its bytes and its
-    name or id."""
+def _shared_files(train: Split, split: Split) -> list[str]:
+    """Images of ``split`` that are in ``train``: the same file, or the same content and name."""
     files = {name for record in train.records if (name := _file(record))}
     shared = {name for record in split.records if (name := _file(record)) in files}
     if shared or not isinstance(split.records[0].image, str):
         return sorted(shared)
-    wanted: dict[object, list[Record]] = {}
+    by_identifier: dict[object, list[Record]] = {}
     for record in split.records:
-        for mark in _marks(record):
-            wanted.setdefault(mark, []).append(record)
+        for identifier in _identifiers(record):
+            by_identifier.setdefault(identifier, []).append(record)
     for record in train.records:
-        for other in itertools.chain(*(wanted.get(mark, ()) for mark in _marks(record))):
+        candidates = (by_identifier.get(identifier, ()) for identifier in _identifiers(record))
+        for other in itertools.chain(*candidates):
             if _digest(record) == _digest(other):
                 shared.add(_file(other))
     return sorted(shared)
 
 
-def _in_tars(train: Split, split: Split) -> list[str]:
-    """Pictures of ``split`` that have the bytes of one of ``train``.
+def _shared_in_shards(train: Split, split: Split) -> list[str]:
+    """Images of ``split`` with the same content as one of ``train``.
 
-    Only pictures of as many bytes are read; where those are many, only with a text, name or id that
-    is equal, too.
+    Only images of equal size in bytes are read. If there are many, only those that also have a
+    name, id or text in common.
     """
-    whole = isinstance(train.records, ShardSamples) and isinstance(split.records, ShardSamples)
-    if whole and train.records.paths == split.records.paths:  # type: ignore[attr-defined]
-        return []  # parts of the same tars, which never overlap
-    own = _sizes(split.records)
-    found = _sizes(train.records)
-    alike = np.flatnonzero(np.isin(found, own)).tolist()
-    if len(alike) > READ:
-        wanted = {(_size(r), mark) for r in split.records for mark in _marks(r)}
-        alike = [n for n in alike if _is_wanted(train.records[n], wanted)][:READ]
-    read = {_digest(train.records[number]) for number in alike}
+    both_lazy = isinstance(train.records, ShardSamples) and isinstance(split.records, ShardSamples)
+    if both_lazy and train.records.paths == split.records.paths:  # type: ignore[attr-defined]
+        return []  # held out of the same tars, so they cannot overlap
+    sizes, train_sizes = _sizes(split.records), _sizes(train.records)
+    candidates = np.flatnonzero(np.isin(train_sizes, sizes)).tolist()
+    if len(candidates) > MAX_READ:
+        known = {(_size(r), identifier) for r in split.records for identifier in _identifiers(r)}
+        candidates = [n for n in candidates if _matches(train.records[n], known)][:MAX_READ]
+    digests = {_digest(train.records[number]) for number in candidates}
+    same_size = np.flatnonzero(np.isin(sizes, train_sizes[candidates])).tolist()
     return [
         f"{PurePath(record.image[0]).name}: {record.extra['key']}"  # type: ignore[index]
-        for record in (
-            split.records[n] for n in np.flatnonzero(np.isin(own, found[alike])).tolist()
-        )
-        if _digest(record) in read
+        for record in (split.records[number] for number in same_size)
+        if _digest(record) in digests
     ]
 
 
-def _is_wanted(record: Record, wanted: Set[tuple[int, object]]) -> bool:
-    return any((_size(record), mark) in wanted for mark in _marks(record))
+def _matches(record: Record, known: Set[tuple[int, object]]) -> bool:
+    return any((_size(record), identifier) in known for identifier in _identifiers(record))
 
 
 def _sizes(records: Sequence[Record]) -> np.ndarray:
-    """Bytes of each picture inside a tar, int64 [N]."""
+    """Size of each image in a tar in bytes, int64 [N]."""
     if isinstance(records, ShardSamples):
         return records.images[:, 1]
     return np.array([_size(record) for record in records], np.int64)
@@ -105,10 +101,9 @@ def _size(record: Record) -> int:
     return record.image.size
 
 
-def _marks(record: Record) -> Iterator[object]:
-    """What two records of one picture may share."""
-    file = _file(record)
-    yield "name", PurePath(file).name
+def _identifiers(record: Record) -> Iterator[object]:
+    """Values that two records of the same image may have in common."""
+    yield "name", PurePath(_file(record)).name
     if SEQUENTIAL_ID not in record.extra:
         yield "id", record.image_id
     if isinstance(record.image, Slice):
@@ -120,7 +115,7 @@ def _digest(record: Record) -> bytes:
 
 
 def _file(record: Record) -> str:
-    """What tells a picture from others: its path, or its name inside a file (empty: no name)."""
+    """The path of an image, or its name inside another file; empty if it has none."""
     if isinstance(record.image, str):
         return record.image
     return str(record.extra.get("file", ""))

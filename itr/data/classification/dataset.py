@@ -1,4 +1,4 @@
-"""Pictures with a class each: a folder of folders, or a set that torchvision reads. K classes."""
+"""Image classification datasets: a folder per class, or a dataset of torchvision. K classes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from itr.batch import Batch
-from itr.data.classification.prompts import SEED, SETS, ClassSet
+from itr.data.classification.prompts import DATASETS, SEED, ClassificationSpec
 from itr.data.config import DECODERS
 from itr.data.images.decode import decode, read_bytes
 from itr.data.images.transforms import Choices, check_view, normalise, transform
-from itr.errors import ConfigError, DataError
+from itr.errors import ConfigError, DataError, first_of
 from itr.instantiate import nearest
 from itr.view import PixelView
 
@@ -39,116 +39,125 @@ class ClassificationConfig:
 
 
 class ClassificationDataset:
-    """``names`` of the K classes, the pictures, and the ``templates`` of their prompts."""
+    """The images, the ``names`` of the K classes, and the prompt ``templates``."""
 
     def __init__(self, config: ClassificationConfig):
         root = Path(config.root).expanduser()
         if not root.is_dir():
-            raise DataError(f"data.root={config.root}: no such folder; type data.root=DIR")
+            raise DataError(f"data.root={config.root}: no such folder; pass data.root=DIR")
         if config.decoder not in DECODERS:
             raise ConfigError(f"data.decoder={config.decoder}: expected {' or '.join(DECODERS)}")
         self.config = config
-        self.pictures, found = self._folder(root) if config.set == FOLDER else self._named(root)
-        self.names = _rename(found, config.classes)
-        templates = config.templates or list(_find(config.set).templates)
+        read = self._read_folder if config.set == FOLDER else self._read_torchvision
+        self.images, class_names = read(root)
+        self.names = _rename(class_names, config.classes)
+        templates = config.templates or list(_find_spec(config.set).templates)
         if bad := [template for template in templates if template.count("{}") != 1]:
             raise ConfigError(
-                f"data.templates: {bad[0]!r} has no single {{}} where the class name goes"
+                f"data.templates: {bad[0]!r}; expected exactly one {{}} for the class name in each"
             )
         self.templates: list[str] = templates
         self.digest = hashlib.sha256(json.dumps([self.names, self.templates]).encode())
 
     def __len__(self) -> int:
-        return len(self.pictures)  # type: ignore[arg-type]
+        return len(self.images)  # type: ignore[arg-type]
 
     @property
     def mean_per_class(self) -> bool:
-        """Whether the field reports the mean over classes."""
-        return self.config.set != FOLDER and _find(self.config.set).mean_per_class
+        """Whether the mean accuracy over classes is reported."""
+        return self.config.set != FOLDER and _find_spec(self.config.set).mean_per_class
 
     def batches(self, view: PixelView, size: int) -> Iterator[tuple[Batch, Tensor]]:
-        """Pictures as ``view`` wants them, in order, and their classes [B] int64.
+        """Yield batches of up to ``size`` images, preprocessed for ``view``, and classes [B] int64.
 
-        Afterwards ``digest`` is of all names, templates, pictures and classes. Raises DataError,
-        naming the file, for a picture that cannot be read.
+        After the last batch, ``digest`` is a hash of all class names, templates, images and
+        classes. Raises DataError, naming the file, for an image that cannot be read.
         """
         check_view(view)
         for start in range(0, len(self), size):
             rows = range(start, min(start + size, len(self)))
             pixels = torch.empty((len(rows), 3, view.size, view.size), dtype=torch.uint8)
             targets = torch.empty(len(rows), dtype=torch.int64)
-            for place, row in enumerate(rows):
-                picture, target = self._picture(row)
-                image = picture if isinstance(picture, Tensor) else _tensor(picture)
+            for index, row in enumerate(rows):
+                image, target = self._read_image(row)
                 self.digest.update(image.numpy().tobytes() + str(int(target)).encode())
-                pixels[place] = transform(image, view, Choices(), self.config.decoder)
-                targets[place] = int(target)
+                pixels[index] = transform(image, view, Choices(), self.config.decoder)
+                targets[index] = int(target)
             yield Batch(image_id=torch.tensor(rows), pixels=normalise(pixels, view)), targets
 
-    def _picture(self, row: int) -> tuple[Any, int]:
+    def _read_image(self, row: int) -> tuple[Tensor, int]:
+        """uint8 [3, H, W] and the class."""
         try:
-            return self.pictures[row]
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises in a named set
+            image, target = self.images[row]
+        except (OSError, SyntaxError, ValueError) as error:  # raised by Pillow inside torchvision
             raise DataError(
-                f"data.root={self.config.root}: picture {row} of {self.config.set} cannot be read "
-                f"({error}); copy the set anew"
+                f"data.root={self.config.root}: image {row} of {self.config.set} cannot be read "
+                f"({error}); copy or download the dataset again"
             ) from error
+        return (image if isinstance(image, Tensor) else _to_tensor(image)), target
 
-    def _folder(self, root: Path) -> tuple[Dataset, list[str]]:
+    def _read_folder(self, root: Path) -> tuple[Dataset, list[str]]:
         def open_one(path: str) -> Tensor:
             return decode(read_bytes(path), path, self.config.decoder)
 
         try:
-            pictures = torchvision.datasets.ImageFolder(str(root), loader=open_one)
+            images = torchvision.datasets.ImageFolder(str(root), loader=open_one)
         except FileNotFoundError as error:
             raise DataError(
-                f"data.root={root}: expected a folder for each class with pictures in it "
-                f"({str(error).splitlines()[0]})"
+                f"data.root={root}: expected one folder of images per class "
+                f"({str(error).splitlines()[0]}); pass data.root=DIR"
             ) from error
-        return pictures, [name.replace("_", " ") for name in pictures.classes]
+        return images, [name.replace("_", " ") for name in images.classes]
 
-    def _named(self, root: Path) -> tuple[Dataset, list[str]]:
-        chosen = _find(self.config.set)
-        reader = getattr(torchvision.datasets, chosen.reader)
+    def _read_torchvision(self, root: Path) -> tuple[Dataset, list[str]]:
+        spec = _find_spec(self.config.set)
+        reader = getattr(torchvision.datasets, spec.reader)
         try:
-            pictures = reader(str(root), **chosen.options)
+            images = reader(str(root), **spec.options)
         except (RuntimeError, OSError) as error:
             raise DataError(
-                f"data.root={root}: torchvision's {chosen.reader} cannot be read there "
-                f"({str(error).splitlines()[0]})"
+                f"data.root={root}: torchvision.datasets.{spec.reader} cannot read this folder "
+                f"({str(error).splitlines()[0]}); download the dataset there"
             ) from error
-        names = getattr(pictures, "classes", None) or pictures.categories
+        names = getattr(images, "classes", None) or images.categories
         names = [name[0] if isinstance(name, tuple) else name for name in names]
-        if chosen.part is not None:
-            order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(SEED))
-            pictures = Subset(pictures, order[-chosen.part :].tolist())
-        # SUN397 writes "apartment building/outdoor".
-        return pictures, [name.replace("_", " ").replace("/", " ") for name in names]
+        if spec.subset is not None:
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))
+            images = Subset(images, order[-spec.subset :].tolist())
+        # Class names of SUN397 look like "apartment building/outdoor".
+        return images, [name.replace("_", " ").replace("/", " ") for name in names]
 
 
-def _find(name: str) -> ClassSet:
-    if name not in SETS:
+def _find_spec(name: str) -> ClassificationSpec:
+    if name not in DATASETS:
         raise ConfigError(
-            f"data.set={name}: unknown{nearest(name, SETS)} (known: {FOLDER}, {', '.join(SETS)})"
+            f"data.set={name}: unknown{nearest(name, DATASETS)}; expected {FOLDER} or "
+            f"{', '.join(DATASETS)}"
         )
-    return SETS[name]
+    return DATASETS[name]
 
 
-def _rename(found: Sequence[str], path: str | None) -> list[str]:
-    """``found`` as the JSON file says: a list in their order, or found name -> name."""
+def _rename(names: Sequence[str], path: str | None) -> list[str]:
+    """``names`` replaced by those of a JSON file: a list in the same order, or a mapping."""
     if path is None:
-        return list(found)
+        return list(names)
     try:
-        told: Any = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        renamed: Any = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"data.classes={path}: cannot be read ({error})") from error
-    if isinstance(told, list) and len(told) == len(found):
-        return [str(name) for name in told]
-    if isinstance(told, dict) and not (missing := [name for name in found if name not in told]):
-        return [str(told[name]) for name in found]
-    lacks = f"no name for {missing[:3]}" if isinstance(told, dict) else f"{len(told)} names"
-    raise DataError(f"data.classes={path}: {lacks}; expected one for each of {len(found)} classes")
+    if isinstance(renamed, list) and len(renamed) == len(names):
+        return [str(name) for name in renamed]
+    if isinstance(renamed, dict):
+        missing = [name for name in names if name not in renamed]
+        if not missing:
+            return [str(renamed[name]) for name in names]
+        fault = f"no name for {first_of(missing)}"
+    else:
+        fault = f"{len(renamed)} names"
+    raise DataError(
+        f"data.classes={path}: {fault}; expected a name for each of the {len(names)} classes"
+    )
 
 
-def _tensor(picture: Any) -> Tensor:
-    return torchvision.transforms.functional.pil_to_tensor(picture.convert("RGB"))
+def _to_tensor(image: Any) -> Tensor:
+    return torchvision.transforms.functional.pil_to_tensor(image.convert("RGB"))

@@ -1,6 +1,6 @@
-"""Classification sets that torchvision reads, with CLIP's published prompts (Radford et al., 2021).
+"""Classification datasets of torchvision with CLIP's published prompts (Radford et al., 2021).
 
-Which split is evaluated and which accuracy is reported are ALIP's choices.
+The evaluated split and the reported accuracy follow ALIP.
 """
 
 from __future__ import annotations
@@ -11,23 +11,26 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class ClassSet:
-    """``reader``: a class of torchvision.datasets, made with ``options``; ``part``: the last so
-    many pictures of a random order (with ALIP's seed), None: all. ``mean_per_class``: the reported
-    accuracy is the mean over classes."""
+class ClassificationSpec:
+    """How a torchvision dataset is read and evaluated.
+
+    ``reader`` is a class of ``torchvision.datasets``, created with ``options``. ``subset``: use the
+    last so many images of a random order (with ALIP's seed); None: all images.
+    ``mean_per_class``: the reported accuracy is the mean over classes.
+    """
 
     reader: str
     templates: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
-    part: int | None = None
+    subset: int | None = None
     mean_per_class: bool = False
 
 
-SEED = 3072  # of the random parts
+SEED = 3072  # of the random order of subsets
 
 
 def _both(*templates: str) -> tuple[str, ...]:
-    """With "a" and with "the": a template marks its article with ``[a]``."""
+    """Expand each template with "a" and with "the" in place of ``[a]``."""
     return tuple(t.replace("[a]", article) for article in ("a", "the") for t in templates)
 
 
@@ -78,17 +81,21 @@ _RENDITIONS = _both(
     "a doodle of [a] {}.",
 )
 TEST: Mapping[str, Any] = {"split": "test"}
-SETS: dict[str, ClassSet] = {
-    "cifar10": ClassSet("CIFAR10", _PHOTOS, {"train": False}),
-    "cifar100": ClassSet("CIFAR100", _PHOTOS, {"train": False}),
-    "food101": ClassSet("Food101", ("a photo of {}, a type of food.",), TEST),
-    "pets": ClassSet("OxfordIIITPet", ("a photo of a {}, a type of pet.",), TEST, None, True),
-    "flowers102": ClassSet("Flowers102", ("a photo of a {}, a type of flower.",), TEST, None, True),
-    "sun397": ClassSet("SUN397", _both("a photo of [a] {}."), {}, 19850),
-    "cars": ClassSet("StanfordCars", _CARS, TEST),
-    "dtd": ClassSet("DTD", _TEXTURES, TEST),
-    "caltech101": ClassSet("Caltech101", _RENDITIONS, {}, 5677, True),
-    "aircraft": ClassSet(
+DATASETS: dict[str, ClassificationSpec] = {
+    "cifar10": ClassificationSpec("CIFAR10", _PHOTOS, {"train": False}),
+    "cifar100": ClassificationSpec("CIFAR100", _PHOTOS, {"train": False}),
+    "food101": ClassificationSpec("Food101", ("a photo of {}, a type of food.",), TEST),
+    "pets": ClassificationSpec(
+        "OxfordIIITPet", ("a photo of a {}, a type of pet.",), TEST, None, True
+    ),
+    "flowers102": ClassificationSpec(
+        "Flowers102", ("a photo of a {}, a type of flower.",), TEST, None, True
+    ),
+    "sun397": ClassificationSpec("SUN397", _both("a photo of [a] {}."), {}, 19850),
+    "cars": ClassificationSpec("StanfordCars", _CARS, TEST),
+    "dtd": ClassificationSpec("DTD", _TEXTURES, TEST),
+    "caltech101": ClassificationSpec("Caltech101", _RENDITIONS, {}, 5677, True),
+    "aircraft": ClassificationSpec(
         "FGVCAircraft", _both("a photo of [a] {}, a type of aircraft."), TEST, None, True
     ),
 }

@@ -1,1 +1,1 @@
-"""`itr data check`: what is on disk and what is wrong with it."""
+"""``itr data check``: reports what a folder holds and what is wrong with it."""

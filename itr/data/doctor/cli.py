@@ -1,9 +1,7 @@
-"""The doctor: itr data check data.root=DIR [data=coco] [model=albef] [--json].
+"""The command ``itr data check``.
 
-Every layout found in the folder is opened as training opens it and then looked at in full: counts,
-content hashes, every picture decoded, every region read, repeats and leaks between splits. Exit
-code: 0 clean (notes do not count), 1 faults that training skips, converts or warns about, 2
-training would refuse, 3 the doctor itself failed.
+Opens every layout in a folder as training does, then examines it in full: counts, content hashes,
+decoding of every image, every region value, duplicates and leaks between splits.
 """
 
 from __future__ import annotations
@@ -25,14 +23,13 @@ from itr.data.checks.leaks import check_leaks
 from itr.data.doctor.inspect import (
     caption_statistics,
     check_captions,
-    check_pictures,
+    check_duplicates,
+    check_images,
     check_regions,
-    check_repeats,
-    listed,
 )
-from itr.data.doctor.report import FAILED, NOTE, REFUSED, WARNING, Report, SplitReport
-from itr.data.layout import listing
-from itr.data.layouts.precomp import check_same_width
+from itr.data.doctor.report import FAILED, NOTE, REFUSED, WARNING, DatasetReport, SplitReport
+from itr.data.layout import list_folder
+from itr.data.layouts.region_arrays import check_same_width
 from itr.data.layouts.registry import FINDERS, KINDS, ORDER, DataConfig, open_split
 from itr.data.records import Split
 from itr.data.text.open import open_tokenizer
@@ -40,54 +37,67 @@ from itr.data.tools import compose
 from itr.errors import ConfigError, DataError, UserError
 from itr.view import View
 
+USAGE = """\
+usage: itr data check data.root=DIR [data=NAME] [model=NAME] [data.KEY=VALUE ...] [--json]
+
+Report what a folder holds and what is wrong with it. Every layout in the folder is opened as
+training opens it, then examined in full: counts, content hashes, decoding of every image, every
+region value, duplicates and leaks between splits.
+
+  data.root=DIR    the folder to check
+  data=NAME        the dataset it should hold (f30k, coco, ...): also compare with known sizes
+  model=NAME       also measure caption lengths with the tokenizer of this model
+  data.KEY=VALUE   any other option of the dataset, e.g. data.layout=karpathy
+  --json           print the report as JSON
+
+exit code:
+  0  clean (there may be notes)
+  1  faults that training skips, converts or warns about
+  2  training would refuse the data
+  3  the check itself failed"""
 # Images of train, val and test in Karpathy's splits.
-KNOWN = {"f30k": (29_000, 1_014, 1_000), "coco": (113_287, 5_000, 5_000)}
-SCAN_TEST = 1_000  # images of its test; COCO's 5,000 are testall
-UNNAMED = ("no file is named", "no folder is named")  # notes that need a named data set
-LEFT_OUT = (
-    "left out",
-    "not read",
-    "also has splits",
-    "one value only",
-)  # notes that say what training skips
-DIGITS = "0123456789"  # COCO's own splits end in a year
-PARTS = {"train": 0, "val": 1, "dev": 1, "test": 2, "testall": 2}
+KNOWN_SIZES = {"f30k": (29_000, 1_014, 1_000), "coco": (113_287, 5_000, 5_000)}
+SCAN_TEST = 1_000  # images of SCAN's split test for COCO; its testall has 5,000
+UNNAMED = ("no file is named", "no folder is named")  # notes that only concern a named dataset
+# Notes with these phrases say that training skips something.
+SKIPPED = ("left out", "not read", "also has splits", "one value only")
+DIGITS = "0123456789"  # COCO's own split names end with a year
+SPLIT_ORDER = {"train": 0, "val": 1, "dev": 1, "test": 2, "testall": 2}
 
 
 @dataclasses.dataclass
-class Options:
-    """What the command line asks for."""
+class CheckOptions:
+    """The parsed command line."""
 
     data: DataConfig
-    name: str | None  # of the data set; None: not named, so no counts are known
-    view: View | None  # of a model; None: no model is named
+    name: str | None  # of the dataset; None: not given, so no sizes are known
+    view: View | None  # of the model; None: no model is given
     as_json: bool
 
 
 @command
 def main(arguments: Sequence[str]) -> int:
-    """Check one folder, print what was found, and return the exit code."""
-    console = Console()
+    """Check a folder, print the report and return the exit code."""
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(USAGE)
         return NOTE
     try:
-        options = read_options(arguments)
+        options = parse_options(arguments)
         report = examine(options, Console(stderr=True))
     except (UserError, BrokenPipeError):
         raise
     except Exception:
-        traceback.print_exc()  # Python's own exit code for it is 1, which here says something else
+        traceback.print_exc()  # not raised: Python would exit with 1, which means "faults" here
         return FAILED
     if options.as_json:
         print(json.dumps(report.to_dict(), indent=2, allow_nan=False, default=float))
     else:
-        report.show(console)
+        report.show(Console())
     return report.exit_code
 
 
-def read_options(arguments: Sequence[str]) -> Options:
-    """The command line, checked. Raises ConfigError for what cannot be used."""
+def parse_options(arguments: Sequence[str]) -> CheckOptions:
+    """Parse the command line. Raises ConfigError for unusable arguments."""
     keys = [argument for argument in arguments if argument != "--json"]
     groups = {key.partition("=")[0] for key in keys}
     if "data" in groups or "model" in groups:
@@ -100,10 +110,10 @@ def read_options(arguments: Sequence[str]) -> Options:
             odd = next(key for key in keys if not key.startswith("data.") or "=" not in key)
             raise ConfigError(f"'{odd}': expected data.root=DIR, data=NAME, model=NAME or --json")
         data = compose.plain_data(dotted)
-    elsewhere = data.shards is not None or data.train is not None
-    if not elsewhere and not (data.root and Path(data.root).expanduser().is_dir()):
-        raise ConfigError(f"data.root={data.root}: no such folder; type data.root=DIR")
-    return Options(
+    needs_root = data.shards is None and data.train is None
+    if needs_root and not (data.root and Path(data.root).expanduser().is_dir()):
+        raise ConfigError(f"data.root={data.root}: no such folder; pass data.root=DIR")
+    return CheckOptions(
         data,
         name=data.name if "data" in groups else None,
         view=compose.view_of(values) if "model" in groups else None,
@@ -111,37 +121,38 @@ def read_options(arguments: Sequence[str]) -> Options:
     )
 
 
-def examine(options: Options, console: Console) -> Report:
-    """Look at everything in the folder; the progress goes to ``console``."""
+def examine(options: CheckOptions, console: Console) -> DatasetReport:
+    """Examine all layouts of the folder, with a progress bar on ``console``."""
     data = options.data
-    report = Report(str(data.train or data.shards or data.root))
+    report = DatasetReport(str(data.train or data.shards or data.root))
     layouts = ("table",) if data.train else ("shards",) if data.shards else ORDER
     if data.layout != "auto":
         layouts = (data.layout,)
     with _progress(console) as progress:
         for layout in layouts:
-            splits = _splits_of(layout, options.data, report)
+            splits = _list_splits(layout, options.data, report)
             _examine_layout(layout, splits, options, report, progress)
     if not report.splits and not report.findings:
         message = (
-            "no layout is recognised; expected <split>_ims.npy and <split>_caps.txt, "
-            "dataset_*.json, *_train.json, captions_train.json, *.arrow, a table of pairs or "
-            f"*.tar; found {listing(Path(data.root).expanduser())}. Type data.root=DIR, "
+            "no known layout; expected <split>_ims.npy and <split>_caps.txt, dataset_*.json, "
+            "*_train.json, captions_train.json, *.arrow, a table of pairs or *.tar. The folder "
+            f"holds {list_folder(Path(data.root).expanduser())}. Pass data.root=DIR, "
             "data.name=NAME or data.train=FILE"
         )
-        report.say(REFUSED, "", "", message)
+        report.add(REFUSED, "", "", message)
     return report
 
 
-def _splits_of(layout: str, data: DataConfig, report: Report) -> list[str]:
-    """The splits of ``layout``, as its files call them; none where it does not lie there."""
+def _list_splits(layout: str, data: DataConfig, report: DatasetReport) -> list[str]:
+    """The splits of ``layout`` by their names on disk; empty if it is not there."""
     try:
-        place = FINDERS[layout](data)
-        found = [] if place is None else place.splits()
+        found = FINDERS[layout](data)
+        names = [] if found is None else found.splits()
     except (DataError, ConfigError) as error:
-        report.say(REFUSED, layout, "", str(error))
+        report.add(REFUSED, layout, "", str(error))
         return []
-    return sorted(found, key=lambda name: (PARTS.get(name.rstrip(DIGITS), len(PARTS)), name))
+    last = len(SPLIT_ORDER)
+    return sorted(names, key=lambda name: (SPLIT_ORDER.get(name.rstrip(DIGITS), last), name))
 
 
 def _progress(console: Console) -> Progress:
@@ -158,7 +169,11 @@ def _progress(console: Console) -> Progress:
 
 
 def _examine_layout(
-    layout: str, names: Sequence[str], options: Options, report: Report, progress: Progress
+    layout: str,
+    names: Sequence[str],
+    options: CheckOptions,
+    report: DatasetReport,
+    progress: Progress,
 ) -> None:
     splits: dict[str, Split] = {}
     digests: dict[str, np.ndarray] = {}
@@ -169,30 +184,30 @@ def _examine_layout(
         splits[name] = split
         _examine_split(split, options, report)
         digests[name] = _examine_images(split, report, progress)
-    check_repeats(layout, splits, digests, report)
+    check_duplicates(layout, splits, digests, report)
     _compare_widths(layout, splits, report)
-    _require_apart(layout, splits, report)
+    _check_leaks(layout, splits, report)
 
 
-def _open(layout: str, name: str, options: Options, report: Report) -> Split | None:
-    """The split as training opens it; None, and a finding, where it would refuse."""
-    role = "train" if name.startswith("train") else name  # train2014: trained on, too
+def _open(layout: str, name: str, options: CheckOptions, report: DatasetReport) -> Split | None:
+    """The split as training opens it; None, and a finding, if training would refuse it."""
+    role = "train" if name.startswith("train") else name  # train2014 is a training split, too
     data = dataclasses.replace(options.data, layout=layout, splits={role: name}, noise=0.0)
     try:
         second = role == "train" and data.second_text is not None and KINDS[layout] == "pixels"
         split = open_split(data, role, KINDS[layout], second)
     except (DataError, ConfigError) as error:
-        report.say(REFUSED, layout, name, str(error))
+        report.add(REFUSED, layout, name, str(error))
         return None
     for note in split.notes:
         if options.name is None and note.startswith(UNNAMED):
             continue
-        faulty = any(mark in note for mark in LEFT_OUT)
-        report.say(WARNING if faulty else NOTE, layout, name, note)
+        skipped = any(phrase in note for phrase in SKIPPED)
+        report.add(WARNING if skipped else NOTE, layout, name, note)
     return dataclasses.replace(split, name=name)
 
 
-def _examine_split(split: Split, options: Options, report: Report) -> None:
+def _examine_split(split: Split, options: CheckOptions, report: DatasetReport) -> None:
     entry = SplitReport(
         split.layout,
         split.name,
@@ -206,17 +221,17 @@ def _examine_split(split: Split, options: Options, report: Report) -> None:
     check_captions(split, report)
     if options.view is not None:
         entry.statistics["ids_longest"] = _check_lengths(split, options.view, report)
-    cut = split.name == "dev" and options.data.max_dev_captions is not None  # on purpose
-    if options.name in KNOWN and split.name in PARTS and not cut:
-        expected = KNOWN[options.name][PARTS[split.name]]
+    is_cut = split.name == "dev" and options.data.max_dev_captions is not None  # on purpose
+    if options.name in KNOWN_SIZES and split.name in SPLIT_ORDER and not is_cut:
+        expected = KNOWN_SIZES[options.name][SPLIT_ORDER[split.name]]
         if split.layout == "precomp" and split.name == "test":
             expected = SCAN_TEST
         if split.n_images != expected:
-            message = f"{split.n_images:,} images; {options.name} is known to have {expected:,}"
-            report.say(NOTE, split.layout, split.name, message)
+            message = f"{split.n_images:,} images; this split of {options.name} has {expected:,}"
+            report.add(NOTE, split.layout, split.name, message)
 
 
-def _examine_images(split: Split, report: Report, progress: Progress) -> np.ndarray:
+def _examine_images(split: Split, report: DatasetReport, progress: Progress) -> np.ndarray:
     rows = split.n_images if split.regions is None else len(split.regions)
     task = progress.add_task(f"{split.layout} {split.name}", total=rows)
 
@@ -226,45 +241,46 @@ def _examine_images(split: Split, report: Report, progress: Progress) -> np.ndar
     try:
         if split.regions is not None:
             return check_regions(split, report, advance)
-        return check_pictures(split, report, len(os.sched_getaffinity(0)), advance)
+        return check_images(split, report, len(os.sched_getaffinity(0)), advance)
     finally:
         progress.remove_task(task)
 
 
-def _check_lengths(split: Split, view: View, report: Report) -> int | None:
-    """Note the captions that the model's view cuts; the longest in ids (None: no tokenizer)."""
+def _check_lengths(split: Split, view: View, report: DatasetReport) -> int | None:
+    """Report captions that the model truncates; the longest caption in ids (None: no tokenizer)."""
     captions = split.captions()
     limit = view.text_eval.max_length or view.text_eval.pad_to
     try:
         tokenizer = open_tokenizer(view, captions)
     except ConfigError as error:
-        message = f"caption lengths in ids are not known: {error}"
-        report.say(NOTE, split.layout, split.name, message)
+        message = f"caption lengths in token ids are unknown: {error}"
+        report.add(NOTE, split.layout, split.name, message)
         return None
-    uncut = dataclasses.replace(view.text_eval, max_length=None, pad_to=None)
-    lengths = tokenizer.tokenize(captions, uncut).lengths
-    over = np.flatnonzero(lengths > limit) if limit else np.zeros(0, np.int64)
-    if len(over):
+    untruncated = dataclasses.replace(view.text_eval, max_length=None, pad_to=None)
+    lengths = tokenizer.tokenize(captions, untruncated).lengths
+    truncated = np.flatnonzero(lengths > limit) if limit else np.zeros(0, np.int64)
+    if len(truncated):
+        example = repr(captions[int(truncated[0])][:40])
         message = (
-            f"{len(over)} of {len(captions)} captions have more than the model's {limit} ids and "
-            f"are cut, such as {listed([repr(captions[n][:40]) for n in over[:1].tolist()])}..."
+            f"{len(truncated)} of {len(captions)} captions exceed the model's {limit} token ids "
+            f"and are truncated, e.g. {example}..."
         )
-        report.say(NOTE, split.layout, split.name, message)
+        report.add(NOTE, split.layout, split.name, message)
     return int(lengths.max())
 
 
-def _require_apart(layout: str, splits: dict[str, Split], report: Report) -> None:
-    trained = [name for name in splits if name.startswith("train")]
-    if not trained:
+def _check_leaks(layout: str, splits: dict[str, Split], report: DatasetReport) -> None:
+    training = [name for name in splits if name.startswith("train")]
+    if not training:
         return
     try:
-        check_leaks({"train": splits.pop(trained[0]), **splits})
+        check_leaks({"train": splits.pop(training[0]), **splits})
     except DataError as error:
-        report.say(REFUSED, layout, "", str(error))
+        report.add(REFUSED, layout, "", str(error))
 
 
-def _compare_widths(layout: str, splits: dict[str, Split], report: Report) -> None:
+def _compare_widths(layout: str, splits: dict[str, Split], report: DatasetReport) -> None:
     try:
         check_same_width(splits.values())
     except DataError as error:
-        report.say(REFUSED, layout, "", str(error))
+        report.add(REFUSED, layout, "", str(error))

@@ -1,4 +1,4 @@
-"""What the doctor found: counts and findings, for people and for programs."""
+"""The report of ``itr data check``: counts and findings, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-NOTE, WARNING, REFUSED = 0, 1, 2  # the exit code is the highest
-FAILED = 3  # exit code where nothing was found out
+NOTE, WARNING, REFUSED = 0, 1, 2  # levels; the exit code is the highest one
+FAILED = 3  # exit code if the check itself failed
 LEVELS = ("note", "warning", "refused")
-MEANING = (
+VERDICTS = (
     "clean",
     "faults that training skips, converts or warns about",
-    "training would refuse this",
+    "training would refuse this data",
 )
-COLOURS = ("cyan", "yellow", "red")
+COLORS = ("cyan", "yellow", "red")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing worth saying; ``message`` names the file and what is wrong."""
+    """A note or fault; ``message`` names the file and what is wrong."""
 
     level: int
     layout: str
@@ -34,7 +34,7 @@ class Finding:
 
 @dataclass
 class SplitReport:
-    """A split of a layout: counts, statistics and its content hash."""
+    """Counts, statistics and content hash of one split of a layout."""
 
     layout: str
     split: str
@@ -46,52 +46,52 @@ class SplitReport:
 
 
 @dataclass
-class Report:
-    """Everything about one folder."""
+class DatasetReport:
+    """The splits of one folder, and the findings about them."""
 
     root: str
     splits: list[SplitReport] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
-    def say(self, level: int, layout: str, split: str, message: str) -> None:
-        """Add a finding; what was said of another split of the layout is not said again."""
+    def add(self, level: int, layout: str, split: str, message: str) -> None:
+        """Add a finding, unless another split of the layout has the same one."""
         if not any(f.message == message and f.layout == layout for f in self.findings):
             self.findings.append(Finding(level, layout, split, message))
 
     @property
     def exit_code(self) -> int:
-        """0 clean, 1 faults that training lives with, 2 it would refuse."""
+        """The highest level: 0 clean, 1 tolerated by training, 2 refused by training."""
         return max((finding.level for finding in self.findings), default=NOTE)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The report as plain JSON values."""
         return {
             "root": self.root,
             "exit_code": self.exit_code,
-            "verdict": MEANING[self.exit_code],
+            "verdict": VERDICTS[self.exit_code],
             "splits": [vars(split) for split in self.splits],
             "findings": [{**vars(f), "level": LEVELS[f.level]} for f in self.findings],
         }
 
     def show(self, console: Console) -> None:
-        """The table, the findings (the worst last, where the eye is) and the verdict."""
+        """Print the tables, the findings (worst last) and the verdict."""
         for table in self._tables():
             console.print(table)
         for line in self._feature_lines():
             console.print(line, soft_wrap=True, highlight=False)
         for finding in sorted(self.findings, key=lambda f: f.level):
-            label = f"[{COLOURS[finding.level]}]{LEVELS[finding.level]:>8}[/]"
-            where = " ".join(part for part in (finding.layout, finding.split) if part)
+            label = f"[{COLORS[finding.level]}]{LEVELS[finding.level]:>8}[/]"
+            where = " ".join(name for name in (finding.layout, finding.split) if name)
             console.print(
                 f"{label}  {escape(where)}: {escape(finding.message)}",
                 soft_wrap=True,
                 highlight=False,
             )
-        verdict = f"[{COLOURS[self.exit_code]}]{MEANING[self.exit_code]}[/]"
+        verdict = f"[{COLORS[self.exit_code]}]{VERDICTS[self.exit_code]}[/]"
         console.print(f"{escape(self.root)}: {verdict}", soft_wrap=True, highlight=False)
 
     def _tables(self) -> Iterator[Table]:
-        """One a layout; narrow enough for 80 columns."""
+        """One table per layout, for 80 columns."""
         for layout in dict.fromkeys(split.layout for split in self.splits):
             table = Table(
                 title=layout, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
@@ -107,7 +107,7 @@ class Report:
             yield table
 
     def _feature_lines(self) -> Iterator[str]:
-        """One for each array of regions."""
+        """One line per region array."""
         for split in self.splits:
             values = split.statistics
             if "rows_not_finite" in values:

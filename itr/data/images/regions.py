@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from itr.batch import Batch
-from itr.data.layouts.precomp import bad_row
+from itr.data.layouts.region_arrays import bad_row
 from itr.data.records import Split
 from itr.errors import ConfigError, DataError
 

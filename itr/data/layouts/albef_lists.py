@@ -1,7 +1,7 @@
-"""Reader of ALBEF's annotation lists: ``<name>_train.json``, ``_val``, ``_test``, one list each.
+"""Reader for ALBEF's annotation lists: ``<name>_train.json``, ``<name>_val.json``, ...
 
-A training item is an image with one caption, an evaluation item one with a list of captions; items
-of the same ``image`` are one record, in the order of their first.
+A training item is an image with one caption, an evaluation item an image with a list of captions.
+Items with the same ``image`` form one record, in the order in which images first occur.
 """
 
 from __future__ import annotations
@@ -12,109 +12,114 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.config import DataConfig
-from itr.data.layout import coco_id, find_files, root_of, split_in
+from itr.data.layout import coco_id, data_root, find_dataset_files, resolve_split
 from itr.data.layouts.json_annotations import (
-    kind,
+    describe_value,
     load_json,
-    place_pictures,
-    require_apart,
-    text_in,
+    require_text,
+    require_unique_images,
+    resolve_image_paths,
 )
 from itr.data.records import SEQUENTIAL_ID, Record, Split
 from itr.errors import DataError
 
 FOLDERS = ("", "data", "annotations", "albef")  # below data.root
-# COCO's own files are called alike, and hold other things.
-NAMES = re.compile(
+# The excluded prefixes are those of COCO's and Karpathy's files, which have other contents.
+FILE_NAME = re.compile(
     r"(?P<name>(?!captions_|instances_|person_|dataset_).+)_(?P<split>train|val|dev|test)\.json"
 )
 
 
 @dataclass(frozen=True)
-class Lists:
-    """The lists of a data set; ``pictures`` is the folder that ``image`` is relative to."""
+class AlbefListsLayout:
+    """The lists of a dataset; ``images`` is the folder that image paths are relative to."""
 
     path: Path
     files: dict[str, Path]
-    pictures: str | None = None
+    images: str | None = None
     decoder: str = "torchvision"
     notes: tuple[str, ...] = ()
-    layout: str = "lists"
-    holds: str = "pixels"
+    name: str = "lists"
+    kind: str = "pixels"
 
     def splits(self) -> list[str]:
-        """Those of which there is a list."""
+        """The splits that have a list."""
         return list(self.files)
 
     def read(self, split: str) -> Split:
-        """One list; no picture is opened."""
-        name = split_in(split, list(self.files), str(self.path))
-        path = self.files[name]
-        placed = place_pictures(path, _records(path), self.pictures)
+        """Read one list. Opens no image."""
+        key = resolve_split(split, list(self.files), str(self.path))
+        path = self.files[key]
+        records = resolve_image_paths(path, _read_records(path), self.images)
         return Split(
-            name, self.layout, placed, decoder=self.decoder, source=str(path), notes=self.notes
+            key, self.name, records, decoder=self.decoder, source=str(path), notes=self.notes
         )
 
 
-def find(data: DataConfig) -> Lists | None:
-    """The lists of the data set below ``data.root``; None: there are none."""
-    root = root_of(data)
-    found = find_files([root / folder for folder in FOLDERS], NAMES, data.name)
-    if found is None:
+def find(data: DataConfig) -> AlbefListsLayout | None:
+    """The lists of the dataset below ``data.root``, or None."""
+    root = data_root(data)
+    files = find_dataset_files([root / folder for folder in FOLDERS], FILE_NAME, data.name)
+    if files is None:
         return None
-    return Lists(found.folder, found.by_split, data.images, data.decoder, found.notes)
+    return AlbefListsLayout(files.folder, files.by_split, data.images, data.decoder, files.notes)
 
 
-def _records(path: Path) -> list[Record]:
+def _read_records(path: Path) -> list[Record]:
     items = load_json(path)
     if not isinstance(items, list) or not items:
-        raise DataError(f"{path}: is {kind(items)}; expected a list of items with image, caption")
+        raise DataError(
+            f"{path}: holds {describe_value(items)}; expected a list of items with 'image' and "
+            "'caption'"
+        )
     captions: dict[str, list[tuple[int, str]]] = {}
     ids: dict[str, int | None] = {}
-    firsts: dict[str, str] = {}
-    number = 0
-    for place, item in enumerate(items):
-        where = f"{path}: [{place}]"
+    first_entries: dict[str, str] = {}
+    caption_id = 0
+    for index, item in enumerate(items):
+        where = f"{path}: [{index}]"
         if not isinstance(item, dict):
-            raise DataError(f"{where}: expected an object, found {kind(item)}")
-        image = text_in(where, item, "image")
+            raise DataError(f"{where}: is {describe_value(item)}; expected an object")
+        image = require_text(where, item, "image")
         ids.setdefault(image, _image_id(item, image))
-        firsts.setdefault(image, where)
-        for caption in _captions(where, item):
-            captions.setdefault(image, []).append((number, caption))
-            number += 1
+        first_entries.setdefault(image, where)
+        for caption in _parse_captions(where, item):
+            captions.setdefault(image, []).append((caption_id, caption))
+            caption_id += 1
     records = [
-        _record(image, ids[image], place, own)
-        for place, (image, own) in enumerate(captions.items())
+        _make_record(image, ids[image], index, pairs)
+        for index, (image, pairs) in enumerate(captions.items())
     ]
-    require_apart((firsts[str(record.image)], "", record) for record in records)
+    require_unique_images((first_entries[str(record.image)], "", record) for record in records)
     return records
 
 
-def _record(image: str, own_id: int | None, place: int, captions: list[tuple[int, str]]) -> Record:
-    """The ``place``-th image, whose id is its place where it has none."""
-    texts, numbers = tuple(text for _, text in captions), tuple(number for number, _ in captions)
-    if own_id is None:
-        return Record(place, image, texts, numbers, {SEQUENTIAL_ID: True})
-    return Record(own_id, image, texts, numbers)
+def _make_record(
+    image: str, image_id: int | None, index: int, pairs: list[tuple[int, str]]
+) -> Record:
+    """A record with captions ``pairs`` (id, text); without an id, ``index`` is the image id."""
+    texts, caption_ids = tuple(text for _, text in pairs), tuple(number for number, _ in pairs)
+    if image_id is None:
+        return Record(index, image, texts, caption_ids, {SEQUENTIAL_ID: True})
+    return Record(image_id, image, texts, caption_ids)
 
 
-def _captions(where: str, item: dict[str, Any]) -> list[str]:
-    found = item.get("caption")
+def _parse_captions(where: str, item: dict[str, Any]) -> list[str]:
+    value = item.get("caption")
     captions = []
-    for caption in found if isinstance(found, list) and found else [found]:
+    for caption in value if isinstance(value, list) and value else [value]:
         if not isinstance(caption, str) or not caption.strip():
             raise DataError(
-                f"{where}: 'caption' is {kind(caption)}; expected text, or a list of it"
+                f"{where}: 'caption' is {describe_value(caption)}; expected text or a list of texts"
             )
         captions.append(caption.strip())
     return captions
 
 
 def _image_id(item: dict[str, Any], image: str) -> int | None:
-    """COCO's id, which the file's name ends with; the item's, if it is a number."""
-    own = item.get("image_id")
-    named = coco_id(image)
-    if named is not None:
-        return named
-    return own if isinstance(own, int) and not isinstance(own, bool) else None
+    """The COCO id in the file name; otherwise ``image_id`` of the item if it is an integer."""
+    from_name = coco_id(image)
+    if from_name is not None:
+        return from_name
+    value = item.get("image_id")
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

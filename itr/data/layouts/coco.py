@@ -1,7 +1,7 @@
-"""Reader of COCO's caption files: ``captions_<split><year>.json`` beside folders of pictures.
+"""Reader for COCO caption files: ``captions_<split><year>.json`` beside folders of images.
 
-Two lists: ``images`` (``id``, ``file_name``) and ``annotations`` (``id``, ``image_id``,
-``caption``). Images come in the order of the first, an image's captions in that of the second.
+A file has two lists: ``images`` (``id``, ``file_name``) and ``annotations`` (``id``, ``image_id``,
+``caption``). Images keep the order of the first list, their captions the order of the second.
 """
 
 from __future__ import annotations
@@ -12,126 +12,140 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.config import DataConfig
-from itr.data.layout import root_of, split_in
+from itr.data.layout import data_root, resolve_split, role_of
 from itr.data.layouts.json_annotations import (
-    kind,
+    describe_value,
     load_json,
-    place_pictures,
-    require_apart,
-    text_in,
+    require_text,
+    require_unique_images,
+    resolve_image_paths,
 )
 from itr.data.records import Record, Split
-from itr.errors import DataError
+from itr.errors import DataError, first_of
 
 FOLDERS = ("", "annotations")  # below data.root
-NAMES = re.compile(r"captions_(?P<split>[a-z]+)(?P<year>\d{4})?\.json")
-SHOWN = 3
+FILE_NAME = re.compile(r"captions_(?P<split>[a-z]+)(?P<year>\d{4})?\.json")
 
 
 @dataclass(frozen=True)
-class Coco:
+class CocoLayout:
     """The caption files of a folder, by split and year."""
 
     path: Path
     files: dict[str, Path]
-    pictures: str | None = None
+    images: str | None = None
     decoder: str = "torchvision"
     notes: tuple[str, ...] = ()
-    layout: str = "coco"
-    holds: str = "pixels"
+    name: str = "coco"
+    kind: str = "pixels"
 
     def splits(self) -> list[str]:
-        """Such as ``train2014``; ``train`` will do where there is one of it."""
+        """Names such as ``train2014``."""
         return list(self.files)
 
     def read(self, split: str) -> Split:
-        """One split; no picture is opened."""
-        short: dict[str, list[str]] = {}
-        for known in self.files:
-            short.setdefault(known.rstrip("0123456789"), []).append(known)
-        name = split
-        if split not in self.files:
-            name = split_in(split, list(short), str(self.path))
-            if len(short[name]) > 1:
-                raise DataError(
-                    f"{self.path}: holds {' and '.join(short[name])}; type data.splits.{split}="
-                    f"{short[name][0]} to choose one"
-                )
-            (name,) = short[name]
-        path = self.files[name]
-        records, notes = _records(path)
+        """Read one split; the year may be omitted if only one year is there. Opens no image."""
+        key = self._file_key(split)
+        path = self.files[key]
+        records, notes = _read_records(path)
         return Split(
-            name,
-            self.layout,
-            place_pictures(path, records, self.pictures, (name,)),
+            key,
+            self.name,
+            resolve_image_paths(path, records, self.images, (key,)),
             decoder=self.decoder,
             source=str(path),
             notes=(*self.notes, *notes),
         )
 
+    def _file_key(self, split: str) -> str:
+        if split in self.files:
+            return split
+        by_split: dict[str, list[str]] = {}
+        for key in self.files:
+            by_split.setdefault(key.rstrip("0123456789"), []).append(key)
+        keys = by_split[resolve_split(split, list(by_split), str(self.path))]
+        if len(keys) > 1:
+            raise DataError(
+                f"{self.path}: split '{split}' is ambiguous: {' and '.join(keys)}. Pass "
+                f"data.splits.{role_of(split)}={keys[0]} to choose one"
+            )
+        return keys[0]
 
-def find(data: DataConfig) -> Coco | None:
-    """The caption files below ``data.root``; None: there are none."""
-    root = root_of(data)
+
+def find(data: DataConfig) -> CocoLayout | None:
+    """The caption files below ``data.root``, or None."""
+    root = data_root(data)
     for folder in (root / name for name in FOLDERS):
-        found = sorted(folder.glob("captions_*.json"))
-        matches = [(path, NAMES.fullmatch(path.name)) for path in found]
+        paths = sorted(folder.glob("captions_*.json"))
+        matches = [(path, FILE_NAME.fullmatch(path.name)) for path in paths]
         files = {f"{m['split']}{m['year'] or ''}": path for path, m in matches if m}
         if files:
-            return Coco(folder, files, data.images, data.decoder)
+            return CocoLayout(folder, files, data.images, data.decoder)
     return None
 
 
-def _records(path: Path) -> tuple[list[Record], tuple[str, ...]]:
+def _read_records(path: Path) -> tuple[list[Record], tuple[str, ...]]:
+    """Records in file order (``image`` is the file name), and notes."""
     content = load_json(path)
     if not isinstance(content, dict):
-        raise DataError(f"{path}: is {kind(content)}; expected COCO's object of lists")
-    images, annotations = (_list(path, content, key) for key in ("images", "annotations"))
+        raise DataError(
+            f"{path}: holds {describe_value(content)}; expected an object with the lists "
+            "'images' and 'annotations'"
+        )
+    images = _require_list(path, content, "images")
+    captions = _captions_by_image(path, images, _require_list(path, content, "annotations"))
+    entries, uncaptioned = [], []
+    for number, image in enumerate(images):
+        where = f"{path}: images[{number}]"
+        file, pairs = require_text(where, image, "file_name"), captions[image["id"]]
+        texts, ids = tuple(text for _, text in pairs), tuple(n for n, _ in pairs)
+        entries.append((where, "", Record(image["id"], file, texts, ids)))
+        if not pairs:
+            uncaptioned.append(file)
+    require_unique_images(entries)
+    records = [record for _, _, record in entries if record.captions]
+    if not records:
+        raise DataError(f"{path}: none of its {len(images)} images has a caption")
+    if not uncaptioned:
+        return records, ()
+    note = f"{len(uncaptioned)} images without a caption are left out: {first_of(uncaptioned)}"
+    return records, (f"{path}: {note}",)
+
+
+def _captions_by_image(
+    path: Path, images: list[Any], annotations: list[Any]
+) -> dict[int, list[tuple[int, str]]]:
+    """Image id -> (caption id, caption) of each of its annotations."""
     captions: dict[int, list[tuple[int, str]]] = {}
     for number, image in enumerate(images):
         where = f"{path}: images[{number}]"
-        image_id = _id(where, image, "id")
+        image_id = _require_id(where, image, "id")
         if image_id in captions:
-            raise DataError(f"{where}: id {image_id} is another image's, too; each needs its own")
+            raise DataError(f"{where}: duplicate image id {image_id}; image ids must be unique")
         captions[image_id] = []
     for number, entry in enumerate(annotations):
         where = f"{path}: annotations[{number}]"
-        image_id = _id(where, entry, "image_id")
+        image_id = _require_id(where, entry, "image_id")
         if image_id not in captions:
-            raise DataError(f"{where}: image_id {image_id} is none of the file's images")
-        caption = text_in(where, entry, "caption").strip()
+            raise DataError(f"{where}: image_id {image_id} is not in 'images'")
+        caption = require_text(where, entry, "caption").strip()
         if not caption:
             raise DataError(f"{where}: empty caption; write one, or remove the entry")
-        captions[image_id].append((_id(where, entry, "id"), caption))
-    places, silent = [], []
-    for number, image in enumerate(images):
-        where = f"{path}: images[{number}]"
-        file, own = text_in(where, image, "file_name"), captions[image["id"]]
-        texts, ids = tuple(text for _, text in own), tuple(n for n, _ in own)
-        places.append((where, "", Record(image["id"], file, texts, ids)))
-        if not own:
-            silent.append(file)
-    require_apart(places)
-    records = [record for _, _, record in places if record.captions]
-    if not records:
-        raise DataError(f"{path}: none of its {len(images)} images has a caption")
-    if not silent:
-        return records, ()
-    shown = ", ".join(silent[:SHOWN]) + (", ..." if len(silent) > SHOWN else "")
-    return records, (f"{path}: {len(silent)} images without a caption are left out: {shown}",)
+        captions[image_id].append((_require_id(where, entry, "id"), caption))
+    return captions
 
 
-def _list(path: Path, content: dict[str, Any], key: str) -> list[Any]:
-    found = content.get(key)
-    if not isinstance(found, list) or not found:
-        raise DataError(f"{path}: '{key}' is {kind(found)}; expected a list that is not empty")
-    return found
+def _require_list(path: Path, content: dict[str, Any], key: str) -> list[Any]:
+    value = content.get(key)
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{path}: '{key}' is {describe_value(value)}; expected a non-empty list")
+    return value
 
 
-def _id(where: str, entry: Any, key: str) -> int:
+def _require_id(where: str, entry: Any, key: str) -> int:
     if not isinstance(entry, dict):
-        raise DataError(f"{where}: expected an object, found {kind(entry)}")
+        raise DataError(f"{where}: is {describe_value(entry)}; expected an object")
     value = entry.get(key)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise DataError(f"{where}: '{key}' is {kind(value)}; expected a whole number")
+        raise DataError(f"{where}: '{key}' is {describe_value(value)}; expected an integer")
     return value

@@ -1,4 +1,4 @@
-"""What the readers of JSON annotations share: the file, its values, the folder of pictures."""
+"""Helpers shared by the readers of JSON annotations: loading, validation, image paths."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.records import Record
-from itr.errors import DataError
+from itr.errors import DataError, first_of
 
-PICTURE_FOLDERS = ("images", "flickr30k-images", "flickr30k_images", "Images")
-SHOWN = 3  # file names listed in a message
+IMAGE_FOLDERS = ("images", "flickr30k-images", "flickr30k_images", "Images")
 
 
 def load_json(path: Path) -> Any:
-    """What the file holds. Raises DataError for one that cannot be read, or is no whole JSON."""
+    """Parse a JSON file. Raises DataError if it is unreadable or incomplete."""
     try:
         return json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
@@ -26,98 +25,102 @@ def load_json(path: Path) -> Any:
         raise DataError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except ValueError as error:
         raise DataError(
-            f"{path}: no complete JSON ({error}; {path.stat().st_size} bytes); copy or download it "
+            f"{path}: not valid JSON ({error}; {path.stat().st_size} bytes); copy or download it "
             "again"
         ) from error
 
 
-def kind(value: Any) -> str:
-    """What to call ``value`` in a message."""
+def describe_value(value: Any) -> str:
+    """A short description of a JSON value, for a message."""
     if value is None:
         return "missing"
     if isinstance(value, str | list | dict) and not value:
         return f"an empty {type(value).__name__}"
-    shown = repr(value)
-    return f"{type(value).__name__} {shown if len(shown) < 40 else shown[:36] + '...'}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) < 40 else text[:36] + '...'}"
 
 
-def text_in(where: str, image: Mapping[str, Any], key: str) -> str:
-    """The text ``image[key]``. Raises DataError, at ``where``, for anything else."""
-    value = image.get(key)
+def require_text(where: str, entry: Mapping[str, Any], key: str) -> str:
+    """The text ``entry[key]``. Raises DataError, prefixed with ``where``, unless it is text."""
+    value = entry.get(key)
     if not isinstance(value, str) or not value:
-        raise DataError(f"{where}: '{key}' is {kind(value)}; expected text that is not empty")
+        raise DataError(f"{where}: '{key}' is {describe_value(value)}; expected non-empty text")
     return value
 
 
-def require_apart(places: Iterable[tuple[str, str, Record]]) -> None:
-    """Raise DataError if two of ``places`` (where, split, record) share a picture or an id."""
+def require_unique_images(entries: Iterable[tuple[str, str, Record]]) -> None:
+    """Raise DataError if two ``entries`` (where, split, record) share an image file or an id."""
     files: dict[str, tuple[str, str]] = {}
     ids: dict[int, str] = {}
-    for where, split, record in places:
+    for where, split, record in entries:
         file = str(record.image)
         if file in files:
             first, other = files[file]
-            both = f"in split '{split}' and '{other}'" if other != split else "twice"
+            splits = f"in splits '{other}' and '{split}'" if other != split else "twice"
             raise DataError(
-                f"{where}: picture {file} stands {both}; the first is {first}. Keep one entry, "
-                "with all captions"
+                f"{where}: image {file} is listed {splits}, first at {first}. Keep one entry with "
+                "all captions"
             )
         if record.image_id in ids:
             raise DataError(
-                f"{where} ({file}): image id {record.image_id} is that of {ids[record.image_id]}, "
-                "too; every image needs an id of its own"
+                f"{where} ({file}): image id {record.image_id} is also used by "
+                f"{ids[record.image_id]}; image ids must be unique"
             )
         files[file], ids[record.image_id] = (where, split), where
 
 
-def place_pictures(
-    path: Path, records: Sequence[Record], pictures: str | None, folders: Sequence[str] = ()
+def resolve_image_paths(
+    path: Path, records: Sequence[Record], images: str | None, folders: Sequence[str] = ()
 ) -> list[Record]:
-    """``records`` of the annotations ``path`` with whole paths; every picture is there.
+    """``records`` of annotation file ``path`` with absolute image paths.
 
-    ``pictures`` is the folder of the pictures (None: found beside ``path``; ``folders`` are further
-    names of it). Raises DataError that counts and names what is missing.
+    Args:
+        path: the annotation file.
+        records: records whose ``image`` is a path relative to the image folder.
+        images: the image folder (``data.images``); None: search beside ``path``.
+        folders: further folder names to search.
+
+    Raises DataError that counts and names missing images.
     """
-    base = _picture_folder(path, str(records[0].image), pictures, folders)
-    _require_pictures(path, base, records)
+    base = _image_folder(path, str(records[0].image), images, folders)
+    _require_images(path, base, records)
     return [dataclasses.replace(r, image=str(base / str(r.image))) for r in records]
 
 
-def _picture_folder(path: Path, first: str, pictures: str | None, folders: Sequence[str]) -> Path:
-    """The folder below which the pictures lie, judged by the first of them."""
-    if pictures is not None:
-        base = Path(pictures).expanduser()
+def _image_folder(path: Path, first: str, images: str | None, folders: Sequence[str]) -> Path:
+    """The folder that contains ``first``, the relative path of one image."""
+    if images is not None:
+        base = Path(images).expanduser()
         if not base.is_dir():
-            raise DataError(f"data.images={pictures}: no such folder; type data.images=DIR")
+            raise DataError(f"data.images={images}: no such folder; pass data.images=DIR")
         return base
-    names = ("", *folders, *PICTURE_FOLDERS)
-    tried = [base / name for base in (path.parent, path.parent.parent) for name in names]
-    for base in tried:
+    names = ("", *folders, *IMAGE_FOLDERS)
+    candidates = [base / name for base in (path.parent, path.parent.parent) for name in names]
+    for base in candidates:
         if (base / first).is_file():
             return base
-    # Not the first one, then: the folder that at least looks right says what is missing.
-    return next((base for base in tried if (base / first).parent.is_dir()), tried[0])
+    # The first image is missing: take a folder of the right structure for the error message.
+    return next((base for base in candidates if (base / first).parent.is_dir()), candidates[0])
 
 
-def _require_pictures(path: Path, base: Path, records: Sequence[Record]) -> None:
-    """Raise DataError if a picture is missing; one listing a folder, no look at each file."""
-    listed: dict[str, set[str]] = {}
+def _require_images(path: Path, base: Path, records: Sequence[Record]) -> None:
+    """Raise DataError if an image is missing. Lists each folder once instead of testing files."""
+    names: dict[str, set[str]] = {}
     missing = []
     for record in records:
         folder, name = os.path.split(str(record.image))
-        if folder not in listed:
-            listed[folder] = _names(base / folder)
-        if name not in listed[folder]:
+        if folder not in names:
+            names[folder] = _file_names(base / folder)
+        if name not in names[folder]:
             missing.append(str(record.image))
     if missing:
-        shown = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
         raise DataError(
-            f"{path}: {len(missing)} of {len(records)} pictures are not below {base}: {shown}. "
-            "Put them there, or type data.images=DIR"
+            f"{path}: {len(missing)} of {len(records)} images are missing below {base}: "
+            f"{first_of(missing)}. Put them there, or pass data.images=DIR"
         )
 
 
-def _names(folder: Path) -> set[str]:
+def _file_names(folder: Path) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries}

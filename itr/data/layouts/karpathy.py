@@ -1,7 +1,7 @@
-"""Reader of Karpathy's annotations: ``dataset_<name>.json`` beside a folder of pictures.
+"""Reader for Karpathy's annotations: ``dataset_<name>.json`` beside a folder of images.
 
-The layout of the field for Flickr30K and MS-COCO: a list ``images``, each with ``filename``, an
-optional ``filepath``, ``split``, ``sentences`` (``raw``) and ids (``cocoid`` where it is COCO).
+The standard layout for Flickr30K and MS-COCO: a list ``images``, each entry with ``filename``,
+``split``, ``sentences`` (``raw``), an optional ``filepath`` and ids (``cocoid`` for COCO).
 """
 
 from __future__ import annotations
@@ -14,49 +14,52 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.config import DataConfig
-from itr.data.layout import root_of, set_names, split_in
+from itr.data.layout import data_root, file_prefixes, resolve_split
 from itr.data.layouts.json_annotations import (
-    kind,
+    describe_value,
     load_json,
-    place_pictures,
-    require_apart,
-    text_in,
+    require_text,
+    require_unique_images,
+    resolve_image_paths,
 )
 from itr.data.records import SEQUENTIAL_ID, Record, Split
 from itr.errors import DataError
 
 PREFIX = "dataset_"
-FOLDED = {"restval": "train"}  # COCO: val images that nobody validates on
-USUAL = ("train", "val", "test", "dev", "testall")
-IDS = ("cocoid", "imgid")  # of an image; the first that it has counts
+MERGED_SPLITS = {"restval": "train"}  # COCO: validation images that are used for training
+STANDARD_SPLITS = ("train", "val", "test", "dev", "testall")
+ID_KEYS = ("cocoid", "imgid")  # of an image; the first one present is used
 
 
 @dataclass(frozen=True)
-class Karpathy:
-    """An annotation file; ``pictures`` is their folder (None: found beside it)."""
+class KarpathyLayout:
+    """One annotation file; ``images`` is the image folder (None: searched beside the file)."""
 
     path: Path
-    pictures: str | None = None
+    images: str | None = None
     decoder: str = "torchvision"
     notes: tuple[str, ...] = ()
-    layout: str = "karpathy"
-    holds: str = "pixels"
+    name: str = "karpathy"
+    kind: str = "pixels"
 
     def splits(self) -> list[str]:
-        """Its splits; ``restval`` is part of ``train``."""
+        """Its splits; ``restval`` is merged into ``train``."""
         return list(self._records())
 
     def read(self, split: str) -> Split:
-        """One split; no picture is opened."""
+        """Read one split. Opens no image."""
         splits = self._records()
-        name = split_in(split, splits, str(self.path))
-        odd = [f"{key} ({len(own)} images)" for key, own in splits.items() if key not in USUAL]
-        notes = (f"{self.path}: also has splits {', '.join(odd)}",) if odd else ()
-        placed = place_pictures(self.path, splits[name], self.pictures)
+        key = resolve_split(split, splits, str(self.path))
+        others = [
+            f"{name} ({len(records)} images)"
+            for name, records in splits.items()
+            if name not in STANDARD_SPLITS
+        ]
+        notes = (f"{self.path}: also has splits {', '.join(others)}",) if others else ()
         return Split(
-            name,
-            self.layout,
-            placed,
+            key,
+            self.name,
+            resolve_image_paths(self.path, splits[key], self.images),
             decoder=self.decoder,
             source=str(self.path),
             notes=(*self.notes, *notes),
@@ -64,97 +67,98 @@ class Karpathy:
 
     def _records(self) -> dict[str, list[Record]]:
         stat = self.path.stat()
-        return _read(self.path, stat.st_size, stat.st_mtime_ns)
+        return _read_records(self.path, stat.st_size, stat.st_mtime_ns)
 
 
-def find(data: DataConfig) -> Karpathy | None:
-    """The annotation file of the data set below ``data.root``; None: there is none.
+def find(data: DataConfig) -> KarpathyLayout | None:
+    """The annotation file of the dataset below ``data.root``, or None.
 
-    Raises DataError where several files would do and none bears the name.
+    Raises DataError if there are several files and none is named after the dataset.
     """
-    root = root_of(data)
+    root = data_root(data)
     folders = [root, root / data.name, root / "annotations"]
     for folder in folders:
-        for known in set_names(data.name):
-            if (path := folder / f"{PREFIX}{known}.json").is_file():
-                return Karpathy(path, data.images, data.decoder)
-    found = [path for folder in folders for path in sorted(folder.glob(f"{PREFIX}*.json"))]
-    if len(found) > 1:
+        for prefix in file_prefixes(data.name):
+            if (path := folder / f"{PREFIX}{prefix}.json").is_file():
+                return KarpathyLayout(path, data.images, data.decoder)
+    paths = [path for folder in folders for path in sorted(folder.glob(f"{PREFIX}*.json"))]
+    if len(paths) > 1:
         raise DataError(
-            f"data.root={root}: holds {', '.join(path.name for path in found)}; type data.name="
-            f"{found[0].stem.removeprefix(PREFIX)} to choose one"
+            f"data.root={root}: holds {', '.join(path.name for path in paths)}, none of them for "
+            f"data.name={data.name}. Pass data.name={paths[0].stem.removeprefix(PREFIX)} to choose "
+            "one"
         )
-    if not found:
+    if not paths:
         return None
-    note = f"no file is named after data.name={data.name}: using {found[0]}"
-    return Karpathy(found[0], data.images, data.decoder, (note,))
+    note = f"no file is named after data.name={data.name}: using {paths[0]}"
+    return KarpathyLayout(paths[0], data.images, data.decoder, (note,))
 
 
-@functools.lru_cache(maxsize=1)  # three splits are opened one after the other
-def _read(path: Path, size: int, changed: int) -> dict[str, list[Record]]:
-    """Records by split; a picture is still a path relative to the folder of pictures."""
+@functools.lru_cache(maxsize=1)  # train, val and test are read one after the other
+def _read_records(path: Path, size: int, mtime_ns: int) -> dict[str, list[Record]]:
+    """Records by split; ``image`` is still relative to the image folder."""
     content = load_json(path)
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list) or not images:
-        raise DataError(
-            f"{path}: expected an object with a list 'images' that is not empty; found "
-            f"{kind(images if isinstance(content, dict) else content)}"
-        )
+        value = describe_value(images if isinstance(content, dict) else content)
+        raise DataError(f"{path}: expected an object with a non-empty list 'images', not {value}")
     splits: dict[str, list[Record]] = {}
-    places: list[tuple[str, str, Record]] = []
+    entries: list[tuple[str, str, Record]] = []
     first_caption = 0
     for number, image in enumerate(images):
         where = f"{path}: images[{number}]"
-        split, record = _record(where, image, number, first_caption)
-        splits.setdefault(FOLDED.get(split, split), []).append(record)
-        places.append((where, split, record))
+        split, record = _parse_image(where, image, number, first_caption)
+        splits.setdefault(MERGED_SPLITS.get(split, split), []).append(record)
+        entries.append((where, split, record))
         first_caption += len(record.captions)
-    require_apart(places)
+    require_unique_images(entries)
     return splits
 
 
-def _record(where: str, image: Any, number: int, first_caption: int) -> tuple[str, Record]:
+def _parse_image(where: str, image: Any, number: int, first_caption: int) -> tuple[str, Record]:
+    """(split, record) of the ``number``-th entry; missing ids are counted from the arguments."""
     if not isinstance(image, dict):
-        raise DataError(f"{where}: expected an object, found {kind(image)}")
-    split, name = text_in(where, image, "split"), text_in(where, image, "filename")
-    folder = text_in(where, image, "filepath") if image.get("filepath") else ""
+        raise DataError(f"{where}: is {describe_value(image)}; expected an object")
+    split, name = require_text(where, image, "split"), require_text(where, image, "filename")
+    folder = require_text(where, image, "filepath") if image.get("filepath") else ""
     sentences = image.get("sentences")
     if not isinstance(sentences, list) or not sentences:
         raise DataError(
-            f"{where} ({name}): 'sentences' is {kind(sentences)}; expected a list of captions "
-            "that is not empty"
+            f"{where} ({name}): 'sentences' is {describe_value(sentences)}; expected a non-empty "
+            "list of captions"
         )
     captions, ids = [], []
-    for place, sentence in enumerate(sentences):
-        captions.append(_caption(f"{where}.sentences[{place}] ({name})", sentence))
-        ids.append(_number(where, sentence, ("sentid",), first_caption + place))
+    for index, sentence in enumerate(sentences):
+        captions.append(_parse_caption(f"{where}.sentences[{index}] ({name})", sentence))
+        ids.append(_first_id(where, sentence, ("sentid",), first_caption + index))
     return split, Record(
-        image_id=_number(where, image, IDS, number),
+        image_id=_first_id(where, image, ID_KEYS, number),
         image=os.path.join(folder, name),
         captions=tuple(captions),
         caption_ids=tuple(ids),
-        extra={SEQUENTIAL_ID: True} if all(image.get(key) is None for key in IDS) else {},
+        extra={SEQUENTIAL_ID: True} if all(image.get(key) is None for key in ID_KEYS) else {},
     )
 
 
-def _caption(where: str, sentence: Any) -> str:
+def _parse_caption(where: str, sentence: Any) -> str:
     if not isinstance(sentence, dict):
-        raise DataError(f"{where}: expected an object with 'raw', found {kind(sentence)}")
+        raise DataError(f"{where}: is {describe_value(sentence)}; expected an object with 'raw'")
     raw, tokens = sentence.get("raw"), sentence.get("tokens")
     if raw is None and isinstance(tokens, list):
         raw = " ".join(map(str, tokens))
     if not isinstance(raw, str):
-        raise DataError(f"{where}: 'raw' is {kind(raw)}; expected a caption")
+        raise DataError(f"{where}: 'raw' is {describe_value(raw)}; expected a caption")
     if not raw.strip():
         raise DataError(f"{where}: empty caption; write one, or remove the entry")
     return raw.strip()
 
 
-def _number(where: str, entry: Mapping[str, Any], keys: tuple[str, ...], default: int) -> int:
+def _first_id(where: str, entry: Mapping[str, Any], keys: tuple[str, ...], default: int) -> int:
+    """The first of ``keys`` that ``entry`` has; ``default`` if it has none."""
     for key in keys:
         value = entry.get(key)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         if value is not None:
-            raise DataError(f"{where}: '{key}' is {kind(value)}; expected a whole number")
+            raise DataError(f"{where}: '{key}' is {describe_value(value)}; expected an integer")
     return default

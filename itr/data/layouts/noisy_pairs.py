@@ -1,7 +1,7 @@
-"""Training pairs mismatched on purpose: the field's test of robustness to noisy correspondence.
+"""Mismatches training pairs on purpose, to test robustness to noisy correspondence.
 
-A noise index file (.npy) says of each caption which image it is shown with: int [C], as NCR and
-its successors publish them. Images keep their number of captions.
+A noise index file (.npy) holds the image index of each caption, int [C], as published with NCR and
+its successors. The number of captions per image does not change.
 Source: Huang et al., "Learning with Noisy Correspondence for Cross-modal Matching", NeurIPS 2021.
 """
 
@@ -18,76 +18,76 @@ from itr.data.records import Record, Split
 from itr.errors import ConfigError, DataError
 from itr.files import atomic_write
 
-SEED = 0  # the noise is the same whatever the seed of a run is
-NEAR = (
-    0.01  # by how much the share of a file may differ from data.noise: theirs leaves some matched
-)
+SEED = 0  # independent of the seed of the run
+# Allowed difference between a file and data.noise: published files leave some pairs matched.
+TOLERANCE = 0.01
 
 
 def mismatch(split: Split, data: DataConfig) -> Split:
-    """``split`` with the share ``data.noise`` of its pairs mismatched, or as the file says.
+    """``split`` with pairs mismatched by ``data.noise_file``, or a random share ``data.noise``.
 
-    The file is read where it is there, else written. Raises DataError for a file that does not
-    fit, ConfigError if nothing can be mismatched.
+    The file is read if it exists and written otherwise. Raises DataError for a file that does not
+    fit, ConfigError if there are too few pairs to mismatch.
     """
     if not data.noise and data.noise_file is None:
         return split
-    path = _path(split, data)
+    path = _index_path(split, data)
     if path.is_file():
-        shown = _load(path, split)
+        image_of_caption = _load(path, split)
     elif data.noise:
-        shown = shuffle(split.text_to_image, data.noise)
-        _save(path, shown)
+        image_of_caption = shuffle(split.text_to_image, data.noise)
+        _save(path, image_of_caption)
     else:
-        raise DataError(f"data.noise_file={path}: no such file; type data.noise=0.2 to make it")
-    share = float((shown != split.text_to_image).mean())
-    if data.noise and abs(share - data.noise) > NEAR:
+        raise DataError(f"data.noise_file={path}: no such file; pass data.noise=0.2 to create it")
+    share = float((image_of_caption != split.text_to_image).mean())
+    if data.noise and abs(share - data.noise) > TOLERANCE:
         raise ConfigError(
-            f"data.noise={data.noise}: {path} mismatches {share:.3f} of the pairs; type "
+            f"data.noise={data.noise}: {path} mismatches {share:.3f} of the pairs; pass "
             f"data.noise={share:.2f}, or another data.noise_file"
         )
-    note = f"noise: {share:.1%} of the training pairs are mismatched, as {path} says"
-    return dataclasses.replace(_moved(split, shown), notes=(*split.notes, note))
+    note = f"noise: {share:.1%} of the training pairs are mismatched according to {path}"
+    return dataclasses.replace(_reassign(split, image_of_caption), notes=(*split.notes, note))
 
 
 def shuffle(text_to_image: np.ndarray, share: float) -> np.ndarray:
-    """The image that each caption is shown with: exactly ``share`` of [C] with another's.
+    """A copy of ``text_to_image`` [C] in which exactly ``share`` of the captions change image.
 
-    Raises ConfigError where there are too few images for that.
+    Raises ConfigError if there are too few images for that.
     """
     random = np.random.default_rng(SEED)
     chosen = random.permutation(len(text_to_image))[: round(share * len(text_to_image))]
-    own = text_to_image[chosen]
-    if len(own) < 2 or np.unique(own, return_counts=True)[1].max() * 2 > len(own):
+    before = text_to_image[chosen]
+    if len(before) < 2 or np.unique(before, return_counts=True)[1].max() * 2 > len(before):
         raise ConfigError(
-            f"data.noise={share}: {len(own)} of {len(text_to_image)} pairs are too few to mismatch"
+            f"data.noise={share}: {len(before)} of {len(text_to_image)} pairs are too few to "
+            "mismatch; pass a larger data.noise"
         )
-    given = random.permutation(own)
-    while len(same := np.flatnonzero(given == own)):
-        for place in same.tolist():  # few: swapped with any other until none is left
-            other = int(random.integers(len(given)))
-            given[[place, other]] = given[[other, place]]
-    shown = text_to_image.copy()
-    shown[chosen] = given
-    return shown
+    after = random.permutation(before)
+    while len(fixed := np.flatnonzero(after == before)):
+        for index in fixed.tolist():  # few: swap with a random other until none is left
+            other = int(random.integers(len(after)))
+            after[[index, other]] = after[[other, index]]
+    image_of_caption = text_to_image.copy()
+    image_of_caption[chosen] = after
+    return image_of_caption
 
 
-def _moved(split: Split, shown: np.ndarray) -> Split:
-    """The captions of ``split``, and their ids, at the images of ``shown`` [C]."""
+def _reassign(split: Split, image_of_caption: np.ndarray) -> Split:
+    """``split`` with its captions, and their ids, moved to ``image_of_caption`` [C]."""
     texts = split.captions()
     ids = [number for record in split.records for number in record.caption_ids]
-    order = np.argsort(shown, kind="stable")
-    starts = np.searchsorted(shown[order], np.arange(split.n_images + 1))
+    order = np.argsort(image_of_caption, kind="stable")
+    starts = np.searchsorted(image_of_caption[order], np.arange(split.n_images + 1))
     records: list[Record] = []
     for number, record in enumerate(split.records):
-        own = order[starts[number] : starts[number + 1]].tolist()
-        captions, numbers = tuple(texts[n] for n in own), tuple(ids[n] for n in own)
-        records.append(dataclasses.replace(record, captions=captions, caption_ids=numbers))
+        rows = order[starts[number] : starts[number + 1]].tolist()
+        captions, caption_ids = tuple(texts[n] for n in rows), tuple(ids[n] for n in rows)
+        records.append(dataclasses.replace(record, captions=captions, caption_ids=caption_ids))
     return dataclasses.replace(split, records=records)
 
 
-def _path(split: Split, data: DataConfig) -> Path:
-    """The noise index file; where none is named, one in the cache for these very pairs."""
+def _index_path(split: Split, data: DataConfig) -> Path:
+    """``data.noise_file``, by default a file in the cache, named after a hash of the pairs."""
     if data.noise_file is not None:
         return Path(data.noise_file).expanduser()
     key = hashlib.sha256(split.text_to_image.tobytes())
@@ -98,31 +98,34 @@ def _path(split: Split, data: DataConfig) -> Path:
 
 def _load(path: Path, split: Split) -> np.ndarray:
     try:
-        shown = np.load(path, allow_pickle=False)
+        index = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: no array that can be read ({error})") from error
-    fits = isinstance(shown, np.ndarray) and shown.dtype.kind in "iu"
-    if not fits or shown.shape != (split.n_captions,):
+        raise DataError(f"{path}: not a readable .npy file ({error}); write it again") from error
+    is_integer = isinstance(index, np.ndarray) and index.dtype.kind in "iu"
+    if not is_integer or index.shape != (split.n_captions,):
         raise DataError(
-            f"{path}: holds {shown.dtype.name} of shape {shown.shape}; expected whole numbers of "
-            f"shape ({split.n_captions},): the image of each training caption, from 0 on"
+            f"{path}: holds {index.dtype.name} of shape {index.shape}; expected integers of "
+            f"shape ({split.n_captions},): the image index of each training caption, from 0"
         )
-    counts = np.bincount(shown.clip(0).astype(np.int64), minlength=split.n_images)
-    if shown.min() < 0 or len(counts) > split.n_images:
+    counts = np.bincount(index.clip(0).astype(np.int64), minlength=split.n_images)
+    if index.min() < 0 or len(counts) > split.n_images:
         raise DataError(
-            f"{path}: holds images {shown.min()} to {shown.max()}; the split has 0 to "
+            f"{path}: holds image indices {index.min()} to {index.max()}; expected 0 to "
             f"{split.n_images - 1}"
         )
     if len(empty := np.flatnonzero(counts == 0)):
-        raise DataError(f"{path}: leaves {len(empty)} images without a caption ({empty[0]}, ...)")
-    return shown.astype(np.int64)
+        raise DataError(
+            f"{path}: leaves {len(empty)} images without a caption (first: image {empty[0]}); "
+            "expected at least one caption per image"
+        )
+    return index.astype(np.int64)
 
 
-def _save(path: Path, shown: np.ndarray) -> None:
+def _save(path: Path, index: np.ndarray) -> None:
     try:
-        with atomic_write(path) as file:
-            np.save(file, shown)
+        with atomic_write(path) as file:  # two jobs may write at the same time
+            np.save(file, index)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written ({error.strerror}); type data.noise_file=FILE"
+            f"{path}: cannot be written ({error.strerror}); pass data.noise_file=FILE"
         ) from error

@@ -1,7 +1,8 @@
-"""Reader of tables of pairs: CSV, TSV, JSON lines or Parquet with an image and a caption a row.
+"""Reader for tables of image-caption pairs: CSV, TSV, JSON lines or Parquet.
 
-Rows of the same ``image`` are one record, in the order of their first. A column ``split`` tells
-splits apart; else val and test have tables of their own, or are held out of the training table.
+Rows with the same ``image`` form one record, in the order in which images first occur. A column
+``split`` assigns rows to splits. Without it, val and test have tables of their own or are held out
+of the training table.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.config import DataConfig
-from itr.data.layout import coco_id, find_files, root_of, split_in
-from itr.data.layouts.json_annotations import kind, place_pictures, require_apart
+from itr.data.layout import ROLES, coco_id, data_root, find_dataset_files, resolve_split, role_of
+from itr.data.layouts.json_annotations import (
+    describe_value,
+    require_unique_images,
+    resolve_image_paths,
+)
 from itr.data.layouts.tabular import ENDINGS, read_rows
 from itr.data.records import SEQUENTIAL_ID, Record, Split
 from itr.errors import ConfigError, DataError
 
-# What people call a column; data.columns names others. The first that a table has counts.
+# Common names of each column; the first one in the table is used. data.columns adds others.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "image": ("image", "filepath", "image_path", "file_name", "filename", "file", "path"),
     "caption": ("caption", "captions", "text", "title"),
@@ -29,191 +34,203 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "caption_id": ("caption_id", "sentid"),
     "split": ("split",),
 }
-NEEDED = ("image", "caption")
-ROLES = ("train", "val", "test")
-NAMES = re.compile(
+REQUIRED = ("image", "caption")
+FILE_NAME = re.compile(
     rf"(?:(?P<name>.+)_)?(?P<split>train|val|dev|test|pairs)(?:{'|'.join(map(re.escape, ENDINGS))})"
 )
-SECOND = "second"  # key of a record's extra
+SECOND = "second"  # key of Record.extra: the second text
 
 
 @dataclass(frozen=True)
-class PairTable:
-    """The tables of a data set: ``files`` by split; that of ``train`` may hold them all."""
+class TableLayout:
+    """The tables of a dataset, by split. The one of ``train`` may hold several splits."""
 
     path: Path
     files: dict[str, Path]
     columns: dict[str, str] = field(default_factory=dict)
     second_key: str = "synthetic_caption"
     held_out: float = 0
-    pictures: str | None = None
+    images: str | None = None
     decoder: str = "torchvision"
     notes: tuple[str, ...] = ()
-    layout: str = "table"
-    holds: str = "pixels"
+    name: str = "table"
+    kind: str = "pixels"
 
     def splits(self) -> list[str]:
-        """Those of the tables, and what is held out."""
-        return list(self._all())
+        """The splits of the tables, and those that are held out."""
+        return list(self._records())
 
     def read(self, split: str) -> Split:
-        """One split; no picture is opened."""
-        splits = self._all()
-        role = {"dev": "val", "testall": "test"}.get(split, split)
+        """Read one split. Opens no image."""
+        splits = self._records()
+        role = role_of(split)
         if role in ROLES[1:] and not {role, split} & splits.keys():
             raise DataError(
-                f"{self.path}: has no split '{role}'; type data.{role}=FILE, or "
-                "data.held_out=0.05 to hold some of the images out"
+                f"{self.path}: no split '{role}'; pass data.{role}=FILE, or data.held_out=0.05 to "
+                "hold out some of the images"
             )
-        name = split_in(split, splits, str(self.path))
-        path = self.files.get(name, self.path)
-        placed = place_pictures(path, splits[name], self.pictures)
-        second = [record.extra.get(SECOND) for record in placed]
+        key = resolve_split(split, splits, str(self.path))
+        path = self.files.get(key, self.path)
+        records = resolve_image_paths(path, splits[key], self.images)
+        texts = [record.extra.get(SECOND) for record in records]
+        second = [text for text in texts if text is not None]
         notes = self.notes
-        complete = [text for text in second if text is not None]
-        if 0 < len(complete) < len(second):
-            notes = (
-                *notes,
-                f"{path}: no {self.second_key} for {len(second) - len(complete)} of {len(second)} "
-                f"images of {name}: none is used",
-            )
+        if 0 < len(second) < len(texts):
+            note = f"{len(texts) - len(second)} of {len(texts)} images of {key} have no"
+            notes = (*notes, f"{path}: {note} {self.second_key}; the column is ignored")
         return Split(
-            name,
-            self.layout,
-            placed,
-            second=complete if len(complete) == len(second) else None,
+            key,
+            self.name,
+            records,
+            second=second if len(second) == len(texts) else None,
             decoder=self.decoder,
             source=str(path),
             notes=notes,
         )
 
-    def _all(self) -> dict[str, list[Record]]:
-        names = tuple(sorted({**self.columns, SECOND: self.second_key}.items()))
+    def _records(self) -> dict[str, list[Record]]:
+        columns = tuple(sorted({**self.columns, SECOND: self.second_key}.items()))
         splits: dict[str, list[Record]] = {}
-        for name, path in self.files.items():
+        for split, path in self.files.items():
             stat = path.stat()
-            own = _read(path, name, names, stat.st_size, stat.st_mtime_ns)
-            if clash := splits.keys() & own.keys():
-                raise DataError(f"{path}: holds split '{min(clash)}', which has a table of its own")
-            splits |= own
-        wanted = [role for role in ROLES[1:] if role not in splits and _other(role) not in splits]
-        if self.held_out and wanted and "train" in splits:
-            splits |= _hold_out(splits["train"], wanted, self.held_out, str(self.path))
+            records = _read_records(path, split, columns, stat.st_size, stat.st_mtime_ns)
+            if common := splits.keys() & records.keys():
+                raise DataError(
+                    f"{path}: holds split '{min(common)}', which also has a table of its own; "
+                    "remove one of them"
+                )
+            splits |= records
+        missing = [role for role in ROLES[1:] if not splits.keys() & {role, _disk_name(role)}]
+        if self.held_out and missing and "train" in splits:
+            splits |= _hold_out(splits["train"], missing, self.held_out, str(self.path))
         return splits
 
 
-def find(data: DataConfig) -> PairTable | None:
-    """The tables that ``data`` names, or those below ``data.root``; None: there are none.
+def find(data: DataConfig) -> TableLayout | None:
+    """The tables that ``data`` names, otherwise those below ``data.root``; None if there are none.
 
     Raises DataError for a table that does not exist.
     """
-    given = {role: getattr(data, role) for role in ROLES if getattr(data, role) is not None}
+    paths = {role: getattr(data, role) for role in ROLES if getattr(data, role) is not None}
     notes: tuple[str, ...] = ()
-    if given:
-        if "train" not in given:
-            raise ConfigError("data.train: has no value beside data.val or data.test; type a file")
-        files = {role: Path(file).expanduser() for role, file in given.items()}
+    if paths:
+        if "train" not in paths:
+            raise ConfigError(
+                "data.train: not set, but data.val or data.test is; pass data.train=FILE"
+            )
+        files = {role: Path(file).expanduser() for role, file in paths.items()}
         for role, path in files.items():
             if not path.is_file():
-                raise DataError(f"data.{role}={given[role]}: no such file; type data.{role}=FILE")
+                raise DataError(f"data.{role}={paths[role]}: no such file; pass data.{role}=FILE")
     else:
-        found = find_files([root_of(data)], NAMES, data.name)
-        if found is None:
+        tables = find_dataset_files([data_root(data)], FILE_NAME, data.name)
+        if tables is None:
             return None
-        files, notes = dict(found.by_split), found.notes
+        files, notes = dict(tables.by_split), tables.notes
         if "pairs" in files:
             files.setdefault("train", files.pop("pairs"))
     options = (data.columns, data.second_key, data.held_out, data.images, data.decoder)
-    return PairTable(files.get("train", next(iter(files.values()))), files, *options, notes)
+    return TableLayout(files.get("train", next(iter(files.values()))), files, *options, notes)
 
 
-def _other(role: str) -> str:
+def _disk_name(role: str) -> str:
     return {"val": "dev"}.get(role, role)
 
 
 @functools.lru_cache(maxsize=3)
-def _read(
-    path: Path, split: str, columns: tuple[tuple[str, str], ...], size: int, changed: int
+def _read_records(
+    path: Path, split: str, columns: tuple[tuple[str, str], ...], size: int, mtime_ns: int
 ) -> dict[str, list[Record]]:
-    """Records by split; a row without one belongs to ``split``."""
-    asked = dict(columns)
-    images: dict[tuple[str, str], dict[str, Any]] = {}
-    number = 0
-    chosen: dict[str, str] | None = None
-    for where, row in read_rows(path):
-        if chosen is None:
-            chosen = _choose(path, row, asked)
-        part = str(row.get(chosen.get("split", ""), "") or split).strip()
-        image, texts = _image(where, row, chosen["image"]), _texts(where, row, chosen["caption"])
-        found = images.setdefault((part, image), {"where": where, "texts": [], "ids": []})
-        found["texts"].extend(texts)
-        own = _whole(where, row, chosen.get("caption_id"))
-        found["ids"].extend(range(number, number + len(texts)) if own is None else [own])
-        own = _whole(where, row, chosen.get("image_id"))
-        if found.setdefault("id", own) != own:
-            raise DataError(f"{where}: image id {own} of {image}, which had {found['id']} before")
-        found.setdefault(SECOND, str(row.get(asked[SECOND]) or "").strip() or None)
-        number += len(texts)
-    places = [(v["where"], part, _record(key, image, v))
-              for key, ((part, image), v) in enumerate(images.items())]  # fmt: skip
-    require_apart(places)
+    """Records by split; rows without a split belong to ``split``."""
+    entries = [
+        (image["where"], row_split, _make_record(index, file, image))
+        for index, ((row_split, file), image) in enumerate(
+            _images_of_rows(path, split, dict(columns)).items()
+        )
+    ]
+    require_unique_images(entries)
     splits: dict[str, list[Record]] = {}
-    for _, part, record in places:
-        splits.setdefault({"restval": "train"}.get(part, part), []).append(record)
+    for _, row_split, record in entries:
+        splits.setdefault({"restval": "train"}.get(row_split, row_split), []).append(record)
     if not splits:
         raise DataError(f"{path}: holds no row; expected an image and a caption in each")
     return splits
 
 
-def _record(number: int, image: str, found: Mapping[str, Any]) -> Record:
-    own = found["id"]
-    if own is None:
-        named = coco_id(image)
-        own = number if named is None else named
-    extra = {} if found[SECOND] is None else {SECOND: found[SECOND]}
-    if found["id"] is None and coco_id(image) is None:
-        extra[SEQUENTIAL_ID] = True
-    return Record(own, image, tuple(found["texts"]), tuple(found["ids"]), extra)
-
-
-def _choose(path: Path, row: Mapping[str, Any], asked: Mapping[str, str]) -> dict[str, str]:
-    """Which of the columns of ``row`` is which."""
-    if unknown := asked.keys() - COLUMNS.keys() - {SECOND}:
-        raise ConfigError(
-            f"data.columns.{min(unknown)}: unknown; expected some of {', '.join(COLUMNS)}"
-        )
-    chosen = {}
-    for key, names in COLUMNS.items():
-        wanted = (asked[key],) if key in asked else names
-        found = next((name for name in wanted if name in row), None)
-        if found is not None:
-            chosen[key] = found
-        elif key in NEEDED or key in asked:
+def _images_of_rows(
+    path: Path, split: str, names: Mapping[str, str]
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """(split, image) -> its first row, texts, caption ids, image id and second text."""
+    images: dict[tuple[str, str], dict[str, Any]] = {}
+    n_captions = 0
+    columns: dict[str, str] | None = None
+    for where, row in read_rows(path):
+        if columns is None:
+            columns = _choose_columns(path, row, names)
+        row_split = str(row.get(columns.get("split", ""), "") or split).strip()
+        file = _image_path(where, row, columns["image"])
+        texts = _captions(where, row, columns["caption"])
+        image = images.setdefault((row_split, file), {"where": where, "texts": [], "ids": []})
+        image["texts"].extend(texts)
+        caption_id = _integer(where, row, columns.get("caption_id"))
+        numbers = range(n_captions, n_captions + len(texts))
+        image["ids"].extend(numbers if caption_id is None else [caption_id])
+        image_id = _integer(where, row, columns.get("image_id"))
+        if image.setdefault("id", image_id) != image_id:
             raise DataError(
-                f"{path}: has no column {' or '.join(wanted)}; its columns: {', '.join(row)}. Type "
+                f"{where}: image id {image_id} of {file} differs from {image['id']} in an earlier "
+                "row; use one id per image"
+            )
+        image.setdefault(SECOND, str(row.get(names[SECOND]) or "").strip() or None)
+        n_captions += len(texts)
+    return images
+
+
+def _make_record(index: int, file: str, image: Mapping[str, Any]) -> Record:
+    extra = {} if image[SECOND] is None else {SECOND: image[SECOND]}
+    image_id = coco_id(file) if image["id"] is None else image["id"]
+    if image_id is None:
+        image_id = index
+        extra[SEQUENTIAL_ID] = True
+    return Record(image_id, file, tuple(image["texts"]), tuple(image["ids"]), extra)
+
+
+def _choose_columns(path: Path, row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
+    """Key of `COLUMNS` -> column of ``row``; ``names`` are those that the user passed."""
+    if unknown := names.keys() - COLUMNS.keys() - {SECOND}:
+        raise ConfigError(f"data.columns.{min(unknown)}: unknown; expected {', '.join(COLUMNS)}")
+    columns = {}
+    for key, usual_names in COLUMNS.items():
+        candidates = (names[key],) if key in names else usual_names
+        column = next((name for name in candidates if name in row), None)
+        if column is not None:
+            columns[key] = column
+        elif key in REQUIRED or key in names:
+            raise DataError(
+                f"{path}: no column {' or '.join(candidates)}; its columns: {', '.join(row)}. Pass "
                 f"'data.columns={{{key}: NAME}}'"
             )
-    return chosen
+    return columns
 
 
-def _image(where: str, row: Mapping[str, Any], column: str) -> str:
+def _image_path(where: str, row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: '{column}' is {kind(value)}; expected the path of a picture")
+        raise DataError(f"{where}: '{column}' is {describe_value(value)}; expected an image path")
     return value.strip()
 
 
-def _texts(where: str, row: Mapping[str, Any], column: str) -> list[str]:
-    found = row.get(column)
+def _captions(where: str, row: Mapping[str, Any], column: str) -> list[str]:
+    value = row.get(column)
     texts = []
-    for text in found if isinstance(found, list) and found else [found]:
+    for text in value if isinstance(value, list) and value else [value]:
         if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{where}: '{column}' is {kind(text)}; expected a caption")
+            raise DataError(f"{where}: '{column}' is {describe_value(text)}; expected a caption")
         texts.append(text.strip())
     return texts
 
 
-def _whole(where: str, row: Mapping[str, Any], column: str | None) -> int | None:
+def _integer(where: str, row: Mapping[str, Any], column: str | None) -> int | None:
     value = None if column is None else row.get(column)
     if value is None or value == "":
         return None
@@ -222,30 +239,32 @@ def _whole(where: str, row: Mapping[str, Any], column: str | None) -> int | None
             raise ValueError
         return int(value)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: '{column}' is {kind(value)}; expected a whole number") from error
+        raise DataError(
+            f"{where}: '{column}' is {describe_value(value)}; expected an integer"
+        ) from error
 
 
 def _hold_out(
-    train: list[Record], wanted: list[str], held_out: float, where: str
+    train: list[Record], roles: list[str], held_out: float, where: str
 ) -> dict[str, list[Record]]:
-    """``train`` and ``wanted``: those of its images whose names' hashes come first.
+    """Split ``train`` into train and ``roles``, in the order of a hash of the image paths.
 
-    So a table that grows changes little, and the pairs of an image stay together.
+    A hash rather than a shuffle: a table that grows keeps most of its assignment.
     """
     size = int(held_out) if held_out >= 1 else max(1, round(held_out * len(train)))
-    if size * len(wanted) >= len(train):
+    if size * len(roles) >= len(train):
         raise ConfigError(
-            f"data.held_out={held_out:g}: {' and '.join(wanted)} would take all {len(train)} "
-            f"images of {where}"
+            f"data.held_out={held_out:g}: {' and '.join(roles)} would take all {len(train)} "
+            f"images of {where}; pass a smaller data.held_out"
         )
-    order = sorted(range(len(train)), key=lambda n: hashlib.sha1(_name(train[n])).digest())
-    parts = {}
-    for place, role in enumerate(reversed(wanted)):
-        chosen = sorted(order[place * size : (place + 1) * size])
-        parts[role] = [train[n] for n in chosen]
-    rest = sorted(order[len(wanted) * size :])
-    return {"train": [train[n] for n in rest], **dict(reversed(parts.items()))}
+    order = sorted(range(len(train)), key=lambda n: _path_hash(train[n]))
+    splits = {}
+    for index, role in enumerate(reversed(roles)):
+        chosen = sorted(order[index * size : (index + 1) * size])
+        splits[role] = [train[n] for n in chosen]
+    rest = sorted(order[len(roles) * size :])
+    return {"train": [train[n] for n in rest], **dict(reversed(splits.items()))}
 
 
-def _name(record: Record) -> bytes:
-    return str(record.image).encode()
+def _path_hash(record: Record) -> bytes:
+    return hashlib.sha1(str(record.image).encode()).digest()

@@ -1,4 +1,7 @@
-"""A second text of each image from a side file, joined by key, file or image id. N images."""
+"""Reads a second text per image from a file, joined by sample key, file name or image id.
+
+N images; the file may have any number of entries.
+"""
 
 from __future__ import annotations
 
@@ -15,71 +18,76 @@ import numpy as np
 from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.layouts.tabular import ENDINGS, read_rows
 from itr.data.records import OTHER_CAPTION, SEQUENTIAL_ID, Record, Split
-from itr.errors import DataError
+from itr.errors import DataError, first_of
 
-SHOWN = 3
+MAX_LISTED = 3
 CHUNK = 100_000  # entries looked up at a time
-KEY, ID = "key", "image_id"  # columns that say what they hold
-COLUMNS = (  # of a table that gives second texts: key, caption
+KEY, ID = "key", "image_id"  # columns whose name says which kind of name they hold
+COLUMNS = (  # of a table with second texts: names of the key column, of the caption column
     (KEY, ID, "id", "image", "file", "file_name", "filename", "filepath"),
     ("synthetic_caption", "caption", "text"),
 )
 
 
-class Names(NamedTuple):
-    """What a file may call an image, the most telling first; empty: it has no such name."""
+class ImageNames(NamedTuple):
+    """The names by which a file may refer to an image, most specific first; empty if none."""
 
-    key: str = ""  # of a sample in a tar
-    file: str = ""  # path of the picture
-    name: str = ""  # of the picture's file, without its folder
-    id: str = ""  # where a file gives one
-    number: str = ""  # the key without leading zeros, as a column of numbers holds it
-
-
-KINDS = Names._fields
+    key: str = ""  # sample key in a tar
+    file: str = ""  # image path
+    name: str = ""  # image file name, without the folder
+    id: str = ""  # image id, if a file gives one
+    number: str = ""  # the key without leading zeros, as a column of integers holds it
 
 
-class Entry(NamedTuple):
-    """One line of a side file."""
+KINDS = ImageNames._fields
 
-    column: str | None  # that the key stands in; None: it stands in no table
+
+class SecondTextEntry(NamedTuple):
+    """One entry of the file."""
+
+    column: str | None  # name of the key column; None for JSON
     key: str
     text: str
 
 
 def join_second(path: Path, split: Split, max_broken: float) -> Split:
-    """``split`` with a second text of each image from a file.
+    """``split`` with a second text per image, read from a file.
 
-    The file is a JSON object key -> caption, or a table (.jsonl, .csv, .tsv, .parquet) with a
-    column of each; a key is the key of a sample in shards, the name of the picture's file, or an
-    image id that the data set's own files give. Raises DataError for a file that cannot be read, a
-    key that fits several images, and images that it leaves out; of shards those are left out and
-    counted, up to the share ``max_broken``.
+    The file is a JSON object key -> caption, or a table (.jsonl, .csv, .tsv, .parquet) with a key
+    column and a caption column. A key is the sample key in shards, the image file name, or an image
+    id that the dataset's files give. Images of shards that have no entry are left out and counted,
+    up to the share ``max_broken``.
+
+    Raises DataError for an unreadable file, a key that matches several images, and images without
+    an entry.
     """
-    found, keys = _joined(path, split.records)
-    having = np.array([text is not None for text in found])
-    second = [text for text in found if text is not None]
-    if len(second) == len(found):
+    texts, first_keys = _join(path, split.records)
+    has_text = np.array([text is not None for text in texts])
+    second = [text for text in texts if text is not None]
+    if len(second) == len(texts):
         return dataclasses.replace(split, second=second)
-    samples, lost = split.records, np.flatnonzero(~having)
-    tars = isinstance(samples, ShardSamples)
-    called = [_called(samples[int(n)]) for n in lost[:SHOWN]]
-    more = ", ..." if len(lost) > SHOWN else ""
-    names = f"{called[0][0]}s {', '.join(name for _, name in called)}{more}"
-    told = f"{path}: no caption for {len(lost)} of {len(found)} images ({names})"
-    if not isinstance(samples, ShardSamples) or len(lost) > max_broken * len(found):
-        more = f", more than data.max_broken={max_broken} allows" if tars else ""
-        raise DataError(f"{told}{more}; its keys look like {', '.join(keys) or 'nothing'}")
+    records, missing = split.records, np.flatnonzero(~has_text)
+    in_shards = isinstance(records, ShardSamples)
+    labels = [_label(records[int(n)]) for n in missing[:MAX_LISTED]]
+    names = f"{labels[0][0]}s {', '.join(name for _, name in labels)}"
+    more = ", ..." if len(missing) > MAX_LISTED else ""
+    message = f"{path}: no caption for {len(missing)} of {len(texts)} images ({names}{more})"
+    if not isinstance(records, ShardSamples) or len(missing) > max_broken * len(texts):
+        limit = f", more than data.max_broken={max_broken} allows" if in_shards else ""
+        raise DataError(
+            f"{message}{limit}. Add them; the keys in the file look like "
+            f"{', '.join(first_keys) or 'nothing'}"
+        )
     return dataclasses.replace(
         split,
-        records=samples.only(having),
+        records=records.only(has_text),
         second=second,
-        notes=(*split.notes, f"{told}: left out"),
+        notes=(*split.notes, f"{message}: left out"),
     )
 
 
-def _called(record: Record) -> tuple[str, str]:
-    """What to call an image in a message: kind of name, name."""
+def _label(record: Record) -> tuple[str, str]:
+    """(kind of name, name) of an image, for a message."""
     if key := record.extra.get("key"):
         return "key", str(key)
     if SEQUENTIAL_ID not in record.extra:
@@ -87,160 +95,164 @@ def _called(record: Record) -> tuple[str, str]:
     return "file", Path(str(record.extra.get("file") or record.image)).name
 
 
-def _all_names(records: Sequence[Record]) -> Iterator[Names]:
-    """What each record is called; samples of shards, which are many, are not made for it."""
+def _all_names(records: Sequence[Record]) -> Iterator[ImageNames]:
+    """The names of each record. Builds no records for shards, which may hold millions."""
     if isinstance(records, ShardSamples):
         rows = zip(
-            records.keys, records.names, records.ids.tolist(), records.given.tolist(), strict=True
+            records.keys, records.names, records.ids.tolist(), records.has_id.tolist(), strict=True
         )
     else:
         rows = (
             (
                 str(record.extra.get("key", "")),
-                str(record.extra.get("file") or _path(record)),
+                str(record.extra.get("file") or _path_of(record)),
                 record.image_id,
                 SEQUENTIAL_ID not in record.extra,
             )
             for record in records
         )  # type: ignore[assignment]
-    for key, file, number, given in rows:
+    for key, file, image_id, has_id in rows:
         folder, _, name = file.rpartition("/")
-        yield Names(key, file, folder and name, str(number) if given else "", _number(key))
+        yield ImageNames(
+            key, file, folder and name, str(image_id) if has_id else "", _without_zeros(key)
+        )
 
 
-def _path(record: Record) -> str:
+def _path_of(record: Record) -> str:
     return record.image if isinstance(record.image, str) else ""
 
 
-def _number(key: str) -> str:
-    """``key`` as a number is written; empty: it is none."""
+def _without_zeros(key: str) -> str:
+    """A numeric ``key`` without leading zeros; empty if it is not numeric."""
     return (key.lstrip("0") or "0") if key.isascii() and key.isdigit() else ""
 
 
-class _Index:
-    """The images by what a file may call them.
+class _NameIndex:
+    """Looks up images by name.
 
-    Names are compared by their hashes, 8 bytes each: records may be millions.
+    Names are compared by their hashes, 8 bytes each, because there may be millions of records.
     """
 
     def __init__(self, path: Path, records: Sequence[Record]):
         self.path, self.records = path, records
         hashes = {kind: array("q") for kind in KINDS}
-        places = {kind: array("q") for kind in KINDS}
-        for place, names in enumerate(_all_names(records)):
+        images = {kind: array("q") for kind in KINDS}
+        for image, names in enumerate(_all_names(records)):
             for kind, name in zip(KINDS, names, strict=True):
                 if name:
                     hashes[kind].append(hash(name))
-                    places[kind].append(place)
-        self.known, self.owner = {}, {}
+                    images[kind].append(image)
+        self.hashes, self.images = {}, {}  # by kind: sorted hashes, the image of each
         for kind in KINDS:
-            found = np.array(hashes.pop(kind), np.int64)
-            order = np.argsort(found, kind="stable")
-            self.known[kind] = found[order]
-            self.owner[kind] = np.array(places.pop(kind), np.int64)[order]
-        self.met: dict[str, str] = {}  # an example of keys that are an id alone, or a number alone
+            unsorted = np.array(hashes.pop(kind), np.int64)
+            order = np.argsort(unsorted, kind="stable")
+            self.hashes[kind] = unsorted[order]
+            self.images[kind] = np.array(images.pop(kind), np.int64)[order]
+        self.examples: dict[str, str] = {}  # a key that is only an id, a key that is only a number
 
-    def owners(self, entries: Sequence[Entry]) -> tuple[np.ndarray, np.ndarray]:
-        """Whose entries these are, int64 [n] (-1: nobody's), and by which of `KINDS`.
+    def look_up(self, entries: Sequence[SecondTextEntry]) -> tuple[np.ndarray, np.ndarray]:
+        """Image index of each entry, int64 [n] (-1: none), and index of the matching `KINDS`.
 
-        A column ``key`` holds no image ids, and a column ``image_id`` no keys, where the data set
-        has its own. Raises DataError for an entry that fits several images.
+        A column ``key`` never holds image ids, and a column ``image_id`` never keys, if the dataset
+        has both. Raises DataError for an entry that matches several images.
         """
         column, keys = entries[0].column, [entry.key for entry in entries]
         kinds = list(KINDS)
-        if column == KEY and len(self.known["key"]):
+        if column == KEY and len(self.hashes["key"]):
             kinds.remove("id")
-        if column == ID and len(self.known["id"]):
+        if column == ID and len(self.hashes["id"]):
             kinds = ["file", "name", "id"]
-        own = np.full(len(keys), -1)
-        by = np.full(len(keys), len(KINDS))
+        images = np.full(len(keys), -1)
+        matched = np.full(len(keys), len(KINDS))
         for kind in kinds[: kinds.index("number")] if "number" in kinds else kinds:
-            found = self._look_up(kind, keys, own < 0)
-            by[found >= 0] = KINDS.index(kind)
-            own = np.where(found >= 0, found, own)
+            hits = self._look_up_kind(kind, keys, images < 0)
+            matched[hits >= 0] = KINDS.index(kind)
+            images = np.where(hits >= 0, hits, images)
         if "number" in kinds:
-            number = self._look_up("number", keys, (own < 0) | (by == KINDS.index("id")))
-            self._require_one_kind(keys, np.where(by == KINDS.index("id"), own, -1), number)
-            by[(own < 0) & (number >= 0)] = KINDS.index("number")
-            own = np.where(own < 0, number, own)
-        return own, by
+            by_id = matched == KINDS.index("id")
+            numbers = self._look_up_kind("number", keys, (images < 0) | by_id)
+            self._require_unambiguous(keys, np.where(by_id, images, -1), numbers)
+            matched[(images < 0) & (numbers >= 0)] = KINDS.index("number")
+            images = np.where(images < 0, numbers, images)
+        return images, matched
 
-    def _look_up(self, kind: str, keys: Sequence[str], asked: np.ndarray) -> np.ndarray:
-        """Whose ``keys`` are, as names of one ``kind``, where ``asked``; -1: nobody's."""
-        known = self.known[kind]
-        found = np.full(len(keys), -1)
-        if not len(known):
-            return found
-        wanted = np.array([hash(_number(k) if kind == "number" else k) for k in keys], np.int64)
-        first, last = (np.searchsorted(known, wanted, side) for side in ("left", "right"))
-        hit = asked & (last > first)
-        if (several := np.flatnonzero(hit & (last > first + 1))).size:
-            place = int(several[0])
-            owners = self.owner[kind][first[place] : last[place]].tolist()
-            self._refuse(keys[place], owners, f"{len(owners)} images")
-        found[hit] = self.owner[kind][first[hit]]
-        return found
+    def _look_up_kind(self, kind: str, keys: Sequence[str], mask: np.ndarray) -> np.ndarray:
+        """Image index of ``keys`` as names of one ``kind``, where ``mask``; -1 elsewhere."""
+        hashes = self.hashes[kind]
+        images = np.full(len(keys), -1)
+        if not len(hashes):
+            return images
+        names = [hash(_without_zeros(k) if kind == "number" else k) for k in keys]
+        first, last = (
+            np.searchsorted(hashes, np.array(names, np.int64), side) for side in ("left", "right")
+        )
+        hit = mask & (last > first)
+        if (ambiguous := np.flatnonzero(hit & (last > first + 1))).size:
+            entry = int(ambiguous[0])
+            matches = self.images[kind][first[entry] : last[entry]].tolist()
+            self._refuse(keys[entry], matches, f"{len(matches)} images")
+        images[hit] = self.images[kind][first[hit]]
+        return images
 
-    def _require_one_kind(self, keys: Sequence[str], ids: np.ndarray, numbers: np.ndarray) -> None:
-        """Ids and keys without their zeros look alike: raise DataError unless all are one kind."""
-        differing = np.flatnonzero((ids >= 0) & (numbers >= 0) & (ids != numbers))
-        if differing.size:
-            place = int(differing[0])
-            both = [int(ids[place]), int(numbers[place])]
-            self._refuse(keys[place], both, "the image id of one image and the key of another")
-        for kind, own, other in (("id", ids, numbers), ("key", numbers, ids)):
-            alone = np.flatnonzero((own >= 0) & (other < 0))
-            if alone.size:
-                self.met.setdefault(kind, keys[int(alone[0])])
-        if len(self.met) > 1:
+    def _require_unambiguous(
+        self, keys: Sequence[str], by_id: np.ndarray, by_number: np.ndarray
+    ) -> None:
+        """Raise DataError unless numeric keys are all image ids or all sample keys.
+
+        An id looks like a sample key that lost its leading zeros, so a mixture is ambiguous.
+        """
+        conflicts = np.flatnonzero((by_id >= 0) & (by_number >= 0) & (by_id != by_number))
+        if conflicts.size:
+            entry = int(conflicts[0])
+            both = [int(by_id[entry]), int(by_number[entry])]
+            self._refuse(keys[entry], both, "the image id of one image and the key of another")
+        for kind, matches, others in (("id", by_id, by_number), ("key", by_number, by_id)):
+            only = np.flatnonzero((matches >= 0) & (others < 0))
+            if only.size:
+                self.examples.setdefault(kind, keys[int(only[0])])
+        if len(self.examples) > 1:
             raise DataError(
-                f"{self.path}: '{self.met['id']}' is an image id, '{self.met['key']}' a key "
-                f"without its leading zeros; write a table with a column '{KEY}' or '{ID}'"
+                f"{self.path}: '{self.examples['id']}' is an image id, but "
+                f"'{self.examples['key']}' is a key without its leading zeros; write a table with "
+                f"a column '{KEY}' or '{ID}'"
             )
 
-    def _refuse(self, key: str, owners: Sequence[int], what: str) -> None:
-        shown = ", ".join(self._place(owner) for owner in owners[:SHOWN])
+    def _refuse(self, key: str, images: Sequence[int], what: str) -> None:
+        listed = first_of([self._describe(image) for image in images])
         raise DataError(
-            f"{self.path}: '{key}' fits {what} ({shown}); write a table whose column '{KEY}', "
-            f"'{ID}' or 'file' holds what only one image has"
+            f"{self.path}: '{key}' matches {what} ({listed}); write a table whose column '{KEY}', "
+            f"'{ID}' or 'file' identifies each image"
         )
 
-    def _place(self, number: int) -> str:
-        record = self.records[number]
+    def _describe(self, image: int) -> str:
+        record = self.records[image]
         where = f"{Path(record.image[0]).name}: " if isinstance(record.image, tuple) else ""
-        return f"{where}{' '.join(_called(record))}"
+        return f"{where}{' '.join(_label(record))}"
 
 
-def _joined(path: Path, records: Sequence[Record]) -> tuple[list[str | None], list[str]]:
-    """The text of each record (None: there is none), and the first keys of the file.
+def _join(path: Path, records: Sequence[Record]) -> tuple[list[str | None], list[str]]:
+    """The text of each record (None: no entry), and the first keys of the file.
 
-    Where two entries are of one image, the one with the more telling name counts, then the later.
+    If several entries match an image, the more specific kind of name wins, then the later entry.
     """
-    index = _Index(path, records)
-    found: list[str | None] = [None] * len(records)
-    best = np.full(len(records), len(KINDS))
-    shown: list[str] = []
-    entries = _entries(path)
+    index = _NameIndex(path, records)
+    texts: list[str | None] = [None] * len(records)
+    best_kind = np.full(len(records), len(KINDS))
+    first_keys: list[str] = []
+    entries = _read_entries(path)
     while chunk := list(itertools.islice(entries, CHUNK)):
-        shown += [entry.key for entry in chunk[: SHOWN - len(shown)]]
-        owners, kinds = index.owners(chunk)
-        for entry, owner, kind in zip(chunk, owners.tolist(), kinds.tolist(), strict=True):
-            if owner >= 0 and kind <= best[owner]:
-                found[owner], best[owner] = entry.text, kind
-    return found, shown
+        first_keys += [entry.key for entry in chunk[: MAX_LISTED - len(first_keys)]]
+        images, kinds = index.look_up(chunk)
+        for entry, image, kind in zip(chunk, images.tolist(), kinds.tolist(), strict=True):
+            if image >= 0 and kind <= best_kind[image]:
+                texts[image], best_kind[image] = entry.text, kind
+    return texts, first_keys
 
 
-def _entries(path: Path) -> Iterator[Entry]:
-    """Each entry of the file that has a caption."""
+def _read_entries(path: Path) -> Iterator[SecondTextEntry]:
+    """The entries of the file that have a caption."""
     if path.suffix.lower() in ENDINGS:
-        columns: tuple[str, str] | None = None
-        for where, row in read_rows(path):
-            columns = columns or _columns(where, row)
-            key, text = row.get(columns[0]), row.get(columns[1])
-            if isinstance(key, float) and key.is_integer():  # a column of numbers with gaps
-                key = int(key)
-            if key not in (None, "") and isinstance(text, str) and text.strip():
-                yield Entry(columns[0], str(key), text.strip())
+        yield from _read_table(path)
         return
     try:
         texts = json.loads(path.read_bytes().decode("utf-8-sig"))
@@ -250,21 +262,33 @@ def _entries(path: Path) -> Iterator[Entry]:
             f"captions, or {OTHER_CAPTION}"
         ) from error
     except ValueError as error:
-        raise DataError(f"{path}: no complete JSON ({error})") from error
+        raise DataError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(texts, dict):
-        raise DataError(f"{path}: holds a {type(texts).__name__}; expected image id -> caption")
+        raise DataError(
+            f"{path}: holds a {type(texts).__name__}; expected an object key -> caption"
+        )
     for key, text in texts.items():
         if isinstance(text, str) and text.strip():
-            yield Entry(None, key, text.strip())
+            yield SecondTextEntry(None, key, text.strip())
 
 
-def _columns(where: str, row: Mapping[str, Any]) -> tuple[str, str]:
-    """The columns of key and caption."""
-    chosen = [next((name for name in names if name in row), None) for names in COLUMNS]
-    key, text = chosen
+def _read_table(path: Path) -> Iterator[SecondTextEntry]:
+    columns: tuple[str, str] | None = None
+    for where, row in read_rows(path):
+        columns = columns or _choose_columns(where, row)
+        key, text = row.get(columns[0]), row.get(columns[1])
+        if isinstance(key, float) and key.is_integer():  # an integer column with missing values
+            key = int(key)
+        if key not in (None, "") and isinstance(text, str) and text.strip():
+            yield SecondTextEntry(columns[0], str(key), text.strip())
+
+
+def _choose_columns(where: str, row: Mapping[str, Any]) -> tuple[str, str]:
+    """The names of the key column and the caption column."""
+    key, text = (next((name for name in names if name in row), None) for names in COLUMNS)
     if key is None or text is None:
-        wanted = [names for names, own in zip(COLUMNS, chosen, strict=True) if own is None]
+        expected = COLUMNS[0] if key is None else COLUMNS[1]
         raise DataError(
-            f"{where}: has no column {' or '.join(wanted[0])}; its columns: {', '.join(row)}"
+            f"{where}: no column {' or '.join(expected)}; its columns: {', '.join(row)}"
         )
     return key, text

@@ -1,8 +1,8 @@
-"""How fast a data set is read: itr data bench data=coco data.root=DIR model=albef.
+"""The command ``itr data bench``: measures the throughput of data loading.
 
-Samples a second of each stage on one worker, then of whole batches with more workers: which stage
-holds training up, and how many workers it takes. Rounds of all stages are interleaved and medians
-taken, so that a busy machine slows them alike.
+Measures each stage on one core, then whole batches with more workers: this shows which stage limits
+training and how many workers are needed. Rounds of all stages are interleaved and medians reported,
+so that other load on the machine affects all stages alike.
 """
 
 from __future__ import annotations
@@ -34,66 +34,79 @@ from itr.errors import ConfigError
 from itr.view import View
 
 ROUNDS = 5
-POOL = 256  # pictures that the stages of one round go through
-USAGE = "expected data=NAME data.root=DIR model=NAME [seconds=0.5] [workers=0,1,2] [batch_size=64]"
+POOL = 256  # images that each stage cycles through
+USAGE = """\
+usage: itr data bench data=NAME data.root=DIR model=NAME [KEY=VALUE ...]
 
-Stage = Callable[[np.ndarray], Any]  # does its work for the captions it is given
+Measure how many samples per second each stage of data loading handles on one core, then how many
+whole batches with different numbers of workers: which stage limits training, and how many workers
+are needed.
+
+  data=NAME        dataset (f30k, coco, table, scenes, ...)
+  data.root=DIR    its folder
+  model=NAME       model whose preprocessing and tokenizer are measured
+  seconds=0.5      time per stage and round; there are 5 rounds
+  workers=0,1,2    numbers of workers to compare
+  batch_size=64    samples per batch
+  KEY=VALUE        any other option of data or model, as for train.py"""
+
+Stage = Callable[[np.ndarray], Any]  # processes the captions with these indices
 
 
 @dataclasses.dataclass
-class Options:
-    """What the command line asks for; the rest composes as for `train.py`."""
+class BenchOptions:
+    """Options of the command itself; all others are composed as for ``train.py``."""
 
-    seconds: float = 0.5  # a stage and round
+    seconds: float = 0.5  # per stage and round
     workers: tuple[int, ...] = (0, 1, 2)
     batch_size: int = 64
 
 
 @command
 def main(arguments: Sequence[str]) -> None:
-    """Measure and print."""
+    """Measure and print a table."""
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\n{USAGE}")
+        print(USAGE)
         return
-    options, rest = _options(arguments)
+    options, rest = _parse_options(arguments)
     values = compose.compose(rest)
     Console().print(measure(values, options))
 
 
-def _options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
-    own = {field.name for field in dataclasses.fields(Options)}
-    given = dict(a.split("=", 1) for a in arguments if a.partition("=")[0] in own and "=" in a)
-    rest = [a for a in arguments if a.partition("=")[0] not in own]
+def _parse_options(arguments: Sequence[str]) -> tuple[BenchOptions, list[str]]:
+    """The options of the command, and the other arguments."""
+    keys = {field.name for field in dataclasses.fields(BenchOptions)}
+    values = dict(a.split("=", 1) for a in arguments if a.partition("=")[0] in keys and "=" in a)
+    rest = [a for a in arguments if a.partition("=")[0] not in keys]
     try:
-        return Options(
-            seconds=float(given.get("seconds", 0.5)),
-            workers=tuple(int(n) for n in given.get("workers", "0,1,2").split(",")),
-            batch_size=int(given.get("batch_size", 64)),
+        return BenchOptions(
+            seconds=float(values.get("seconds", 0.5)),
+            workers=tuple(int(n) for n in values.get("workers", "0,1,2").split(",")),
+            batch_size=int(values.get("batch_size", 64)),
         ), rest
     except ValueError as error:
-        raise ConfigError(f"{error}; {USAGE}") from error
+        raise ConfigError(
+            f"{error}; expected numbers, such as seconds=0.5 workers=0,1,2 batch_size=64"
+        ) from error
 
 
-def measure(values: dict[str, Any], options: Options) -> Table:
-    """The table of stages for the training split of a composed configuration."""
+def measure(values: dict[str, Any], options: BenchOptions) -> Table:
+    """Measure the training split of a composed configuration; the table of results."""
     data, view = compose.data_config(values), compose.view_of(values)
-    wants_second = view.second_text is not None
-    split = open_split(data, "train", view.kind, second=wants_second)
+    split = open_split(data, "train", view.kind, second=view.second_text is not None)
     loader = make_loader(split, view, data.cache, min(options.batch_size, split.n_images))
     torch.set_num_threads(1)
     stages = {**(_pixel_stages(loader) if loader.pixels else {}), **_common_stages(loader)}
-    table = Table(
-        title=f"{data.name}, {split.layout} layout, as {values['model']['name']} wants it"
-    )
-    for name in ("stage", "samples/s", "ms a sample"):
+    table = Table(title=f"{data.name}, {split.layout} layout, for {values['model']['name']}")
+    for name in ("stage", "samples/s", "ms/sample"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for name, rate in rates(stages, loader, options.seconds).items():
-        table.add_row(f"{name}, one worker", f"{rate:,.0f}", f"{1e3 / rate:.3f}")
+        table.add_row(f"{name}, one core", f"{rate:,.0f}", f"{1e3 / rate:.3f}")
     table.add_section()
-    for workers, rate in _whole(split, loader, options).items():
-        name = "in the main thread" if workers == 0 else f"{workers} workers"
+    for workers, rate in _batch_rates(loader, options).items():
+        name = "main process" if workers == 0 else f"{workers} workers"
         table.add_row(
-            f"whole batches of {loader.batch_size}, {name}", f"{rate:,.0f}", f"{1e3 / rate:.3f}"
+            f"batches of {loader.batch_size}, {name}", f"{rate:,.0f}", f"{1e3 / rate:.3f}"
         )
     return table
 
@@ -101,7 +114,7 @@ def measure(values: dict[str, Any], options: Options) -> Table:
 def make_loader(
     split: Split, view: View, cache: str, batch_size: int, workers: int = 0
 ) -> TrainLoader:
-    """The loader that training would have, on a CPU."""
+    """The loader that training on a CPU would use."""
     tokenizer = open_tokenizer(view, itertools.chain(split.texts, split.second_texts()))
     table = build_table(tokenizer, split.texts, view.text, cache)
     second = open_second(split, view, tokenizer, cache)
@@ -109,12 +122,12 @@ def make_loader(
 
 
 def _pixel_stages(loader: TrainLoader) -> dict[str, Stage]:
-    """Each stage of a picture by itself, on what the stages before made of it."""
+    """Each stage of image loading, on the precomputed output of the stages before it."""
     split, view = loader.split, loader.view.pixels
-    images = split.text_to_image[loader.order(0)[:POOL]].tolist()
-    places = [split.records[number].image for number in images]
-    data = [read_bytes(place) for place in places]
-    decoded = [decode(d, name_of(p), split.decoder) for d, p in zip(data, places, strict=True)]
+    rows = split.text_to_image[loader.order(0)[:POOL]].tolist()
+    images = [split.records[row].image for row in rows]
+    data = [read_bytes(image) for image in images]
+    decoded = [decode(d, name_of(i), split.decoder) for d, i in zip(data, images, strict=True)]
     pixels = Pixels(split, view)
     drawn = pixels.drawn(0, 0, loader.order(0)[:POOL])
     choices = [
@@ -133,14 +146,14 @@ def _pixel_stages(loader: TrainLoader) -> dict[str, Stage]:
     def resize(n: int) -> Any:
         return transform(decoded[n][:3], view, Choices(box=choices[n].box), split.decoder)
 
-    def each(work: Callable[[int], Any]) -> Stage:
+    def per_image(work: Callable[[int], Any]) -> Stage:
         return lambda captions: [work(n % count) for n in range(len(captions))]
 
     return {
-        "read": each(lambda n: read_bytes(places[n])),
-        "decode": each(lambda n: decode(data[n], "", split.decoder)),
-        "crop and resize": each(resize),
-        "augment and normalise": each(lambda n: rests[n](resized[n : n + 1])),
+        "read": per_image(lambda n: read_bytes(images[n])),
+        "decode": per_image(lambda n: decode(data[n], "", split.decoder)),
+        "crop and resize": per_image(resize),
+        "augment and normalize": per_image(lambda n: rests[n](resized[n : n + 1])),
     }
 
 
@@ -148,35 +161,35 @@ def _common_stages(loader: TrainLoader) -> dict[str, Stage]:
     split, tokenizer = loader.split, loader.tokenizer
     texts = split.captions()[:2000]
 
-    def tokenise(captions: np.ndarray) -> Any:
+    def tokenize(captions: np.ndarray) -> Any:
         return tokenizer.tokenize([texts[n % len(texts)] for n in captions], loader.view.text)
 
-    def ids(captions: np.ndarray) -> Any:
+    def cached_ids(captions: np.ndarray) -> Any:
         return loader.texts.pad(*loader.drawn_texts(0, captions))
 
     def images(captions: np.ndarray) -> Any:
         return loader.image_fields(0, captions, split.text_to_image[captions])
 
-    kind = "pictures" if loader.pixels else "regions"
+    kind = "images" if loader.pixels else "regions"
     return {
-        f"{kind}, all of it": images,
-        "captions, tokenised": tokenise,
-        "captions, from the cache, drawn and padded": ids,
+        f"{kind}, all stages": images,
+        "captions, tokenized": tokenize,
+        "captions, cached, sampled and padded": cached_ids,
     }
 
 
 def rates(stages: dict[str, Stage], loader: TrainLoader, seconds: float) -> dict[str, float]:
-    """Samples a second of CPU time of each stage: medians of interleaved rounds."""
+    """Samples per second of CPU time of each stage: medians over interleaved rounds."""
     order = loader.order(0)
     batches = itertools.cycle(
         [order[n : n + loader.batch_size] for n in range(0, len(order), loader.batch_size)]
     )
-    found: dict[str, list[float]] = {name: [] for name in stages}
+    samples: dict[str, list[float]] = {name: [] for name in stages}
     console = Console(stderr=True)
     for _ in track(range(ROUNDS), "measuring", console=console, transient=True):
         for name, stage in stages.items():
-            found[name].append(_rate(stage, batches, seconds))
-    return {name: statistics.median(values) for name, values in found.items()}
+            samples[name].append(_rate(stage, batches, seconds))
+    return {name: statistics.median(values) for name, values in samples.items()}
 
 
 def _rate(stage: Stage, batches: Iterator[np.ndarray], seconds: float) -> float:
@@ -188,9 +201,9 @@ def _rate(stage: Stage, batches: Iterator[np.ndarray], seconds: float) -> float:
     return done / (time.process_time() - started)
 
 
-def _whole(split: Split, loader: TrainLoader, options: Options) -> dict[int, float]:
-    """Samples a second of wall-clock time of whole batches, by number of workers."""
-    found = {}
+def _batch_rates(loader: TrainLoader, options: BenchOptions) -> dict[int, float]:
+    """Samples per second of wall-clock time of whole batches, by number of workers."""
+    rates_by_workers = {}
     for workers in options.workers:
         loader.workers = workers
         epochs = itertools.chain.from_iterable(loader.epoch(n) for n in itertools.count())
@@ -198,5 +211,5 @@ def _whole(split: Split, loader: TrainLoader, options: Options) -> dict[int, flo
         started, done = time.perf_counter(), 0
         while time.perf_counter() - started < ROUNDS * options.seconds:
             done += len(next(epochs))
-        found[workers] = done / (time.perf_counter() - started)
-    return found
+        rates_by_workers[workers] = done / (time.perf_counter() - started)
+    return rates_by_workers

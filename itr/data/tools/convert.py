@@ -1,10 +1,4 @@
-"""From one layout into another: itr data convert SOURCE TARGET.
-
-SOURCE is what training reads: a folder, ``dataset_<name>.json``, a table, or tars. TARGET is
-``DIR/dataset_<name>.json``, a table (``pairs.csv``, ...), a folder ``<name>_precomp``, ``arrow`` or
-``wds``; ``--to`` names the layout of a folder that is called otherwise. Captions, splits and ids
-stay; pictures are copied only where the target holds them itself, or the source does.
-"""
+"""The command ``itr data convert``: converts a dataset from one layout to another."""
 
 from __future__ import annotations
 
@@ -18,33 +12,56 @@ from rich.console import Console
 
 from itr.command import command
 from itr.data.config import DataConfig
-from itr.data.layout import Place
-from itr.data.layouts.json_annotations import place_pictures
+from itr.data.layout import Layout, role_of
+from itr.data.layouts.json_annotations import resolve_image_paths
 from itr.data.layouts.karpathy import PREFIX
-from itr.data.layouts.precomp import IMS
+from itr.data.layouts.precomp import FOLDER_SUFFIX, IMS, PrecompLayout
 from itr.data.layouts.precomp_ids import IDS, MAPPING
-from itr.data.layouts.precomp_layout import ENDING, Precomp
 from itr.data.layouts.registry import KINDS, ORDER, find_layouts
 from itr.data.layouts.tabular import ENDINGS
 from itr.data.records import Split
 from itr.data.tools.write_precomp import write_precomp
-from itr.data.tools.writers import Options, write_arrow, write_karpathy, write_shards, write_table
+from itr.data.tools.writers import (
+    WriteOptions,
+    write_arrow,
+    write_karpathy,
+    write_shards,
+    write_table,
+)
 from itr.errors import ConfigError, DataError, UserError
 
-TARGETS = ("karpathy", "precomp", "arrow", "shards", "table")
-CALLED = {"arrow": "arrow", "wds": "shards", "shards": "shards"}  # a folder's name -> layout
+DESCRIPTION = """\
+Convert a dataset from one layout to another. Captions, splits and ids are preserved. Image files
+are not copied unless the target stores images itself (arrow, shards) or the source does.
+
+SOURCE is anything that training reads: a folder, dataset_<name>.json, a table, or tars.
+TARGET is one of
+  DIR/dataset_<name>.json        Karpathy annotations
+  DIR/pairs.csv                  table of pairs (.csv, .tsv, .jsonl, .parquet)
+  DIR/<name>_precomp             region arrays and captions
+  DIR/arrow                      Arrow files, as for ViLT
+  DIR/wds                        tar shards
+or any folder with --to."""
+WRITERS = {
+    "karpathy": write_karpathy,
+    "precomp": write_precomp,
+    "arrow": write_arrow,
+    "shards": write_shards,
+    "table": write_table,
+}
+FOLDER_NAMES = {"arrow": "arrow", "wds": "shards", "shards": "shards"}  # name -> layout
+# Options of train.py in messages -> options of this command.
 FLAGS = {"data.name=": "--name ", "data.images=": "--images ", "data.layout=": "--from "}
-OVERLAPPING = (("testall", "test"), ("dev", "val"))  # of both the first is read
+NESTED = (("testall", "test"), ("dev", "val"))  # the first contains the second and is read instead
 
 
 @command
 def main(arguments: Sequence[str]) -> None:
-    """Convert as the command line says."""
-    console = Console(stderr=True)
+    """Convert a dataset."""
     try:
-        for line in convert(_parser().parse_args(arguments), console):
+        for line in convert(_parser().parse_args(arguments), Console(stderr=True)):
             print(line)
-    except UserError as error:
+    except UserError as error:  # from a reader: name the options of this command
         message = str(error)
         for key, flag in FLAGS.items():
             message = message.replace(key, flag)
@@ -54,169 +71,175 @@ def main(arguments: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="itr data convert",
-        description=__doc__,
+        description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", help="a folder, dataset_*.json, a table or tars")
-    parser.add_argument("target", help="must not exist yet")
-    parser.add_argument("--from", dest="layout", default="auto", choices=("auto", *KINDS))
-    parser.add_argument("--to", choices=TARGETS, help="default: as TARGET is called")
-    parser.add_argument("--name", help="of the data set, where SOURCE holds several, and of TARGET")
-    parser.add_argument("--images", help="folder of SOURCE's pictures (default: found)")
-    parser.add_argument("--regions", help="folder of region arrays, for a target precomp")
-    parser.add_argument(
-        "--captions", type=int, help="an image, for a target precomp: the first ones, repeated"
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="folder, dataset_*.json, table or tars")
+    add("target", metavar="TARGET", help="file or folder to write; must not exist")
+    add(
+        "--from",
+        dest="layout",
+        default="auto",
+        choices=("auto", *KINDS),
+        help="layout of SOURCE (default auto)",
     )
-    parser.add_argument("--shard-size", type=int, default=1000, help="samples a tar")
-    parser.add_argument(
-        "--second-key", default="synthetic_caption", help="name of the second text in both"
+    add("--to", choices=tuple(WRITERS), help="layout of TARGET (default: from its name)")
+    add("--name", help="name of the dataset, if SOURCE holds several, and of TARGET")
+    add("--images", help="image folder of SOURCE (default: searched beside the annotations)")
+    add("--regions", help="folder of region arrays to write to a precomp TARGET")
+    add(
+        "--captions",
+        type=int,
+        help="captions per image in a precomp TARGET: the first ones, repeated if there are fewer",
+    )
+    add("--shard-size", type=int, default=1000, help="samples per tar (default 1000)")
+    add(
+        "--second-key",
+        default="synthetic_caption",
+        help="name of the second text in SOURCE and TARGET (default synthetic_caption)",
     )
     return parser
 
 
-def convert(asked: argparse.Namespace, console: Console) -> list[str]:
-    """Do what ``asked`` says; lines that tell what was written and how to train on it.
+def convert(args: argparse.Namespace, console: Console) -> list[str]:
+    """Run the command; lines that say what was written and how to train on it.
 
-    Raises ConfigError or DataError for what cannot be done; nothing is left behind then.
+    Raises ConfigError or DataError; nothing is left behind in that case.
     """
-    target = Path(asked.target).expanduser()
+    target = Path(args.target).expanduser()
     if target.exists():
-        raise ConfigError(f"{target}: exists already; name a TARGET that does not")
-    to = asked.to or _layout_of(target)
-    data = _source(asked)
-    place = _place(data, to, asked)
-    console.print(f"reading {place.layout} layout, {place.path}", markup=False, highlight=False)
-    splits = {name: place.read(on_disk) for name, on_disk in _splits(place, to).items()}
-    if place.holds == "regions" and to != "precomp":
-        splits = {name: _pictured(split, asked.images) for name, split in splits.items()}
-    splits = _numbered(splits)
-    name = asked.name or (data.name if data.name != "?" else target.stem)
-    options = Options(
-        name.removeprefix(PREFIX).removesuffix(ENDING),
-        asked.second_key,
-        asked.shard_size,
-        asked.captions,
-        None if asked.regions is None else Path(asked.regions).expanduser(),
+        raise ConfigError(f"{target}: already exists; pass a TARGET that does not")
+    to = args.to or _target_layout(target)
+    data = _source_config(args)
+    layout = _choose_layout(data, to, args)
+    console.print(f"reading {layout.name} layout, {layout.path}", markup=False, highlight=False)
+    splits = {name: layout.read(on_disk) for name, on_disk in _select_splits(layout, to).items()}
+    if layout.kind == "regions" and to != "precomp":
+        splits = {name: _with_images(split, args.images) for name, split in splits.items()}
+    splits = _renumber(splits)
+    name = args.name or (data.name if data.name != "?" else target.stem)
+    options = WriteOptions(
+        name.removeprefix(PREFIX).removesuffix(FOLDER_SUFFIX),
+        args.second_key,
+        args.shard_size,
+        args.captions,
+        None if args.regions is None else Path(args.regions).expanduser(),
     )
-    write = {
-        "karpathy": write_karpathy,
-        "table": write_table,
-        "arrow": write_arrow,
-        "shards": write_shards,
-        "precomp": write_precomp,
-    }[to]
+    lines = _write(to, target, splits, options)
+    counts = [f"{name}: {s.n_images} images, {s.n_captions} captions" for name, s in splits.items()]
+    return [f"wrote {to} layout, {target} ({'; '.join(counts)})", *lines]
+
+
+def _write(to: str, target: Path, splits: dict[str, Split], options: WriteOptions) -> list[str]:
+    """Write ``target``; remove it if that fails."""
     try:
-        told = write(target, splits, options)
+        return WRITERS[to](target, splits, options)
     except BaseException:
         if target.is_dir():
             shutil.rmtree(target)
         target.unlink(missing_ok=True)
         raise
-    counts = [f"{name}: {s.n_images} images, {s.n_captions} captions" for name, s in splits.items()]
-    return [f"wrote {to} layout, {target} ({'; '.join(counts)})", *told]
 
 
-def _layout_of(target: Path) -> str:
-    """The layout that a target's name tells."""
+def _target_layout(target: Path) -> str:
+    """The layout that the name of the target implies."""
     if target.suffix in ENDINGS:
         return "table"
     if target.suffix == ".json" and target.name.startswith(PREFIX):
         return "karpathy"
-    if target.name.endswith(ENDING):
+    if target.name.endswith(FOLDER_SUFFIX):
         return "precomp"
-    if target.name in CALLED:
-        return CALLED[target.name]
-    raise ConfigError(
-        f"{target}: its name tells no layout; type --to karpathy, precomp, arrow, shards or table"
-    )
+    if target.name in FOLDER_NAMES:
+        return FOLDER_NAMES[target.name]
+    raise ConfigError(f"{target}: the name implies no layout; pass --to {'|'.join(WRITERS)}")
 
 
-def _source(asked: argparse.Namespace) -> DataConfig:
-    """What to read, as training would be told."""
-    path, name = Path(asked.source).expanduser(), asked.name or "?"
-    data = DataConfig(
-        name, str(path), asked.layout, images=asked.images, second_key=asked.second_key
-    )
+def _source_config(args: argparse.Namespace) -> DataConfig:
+    """The data configuration that reads SOURCE."""
+    path, name = Path(args.source).expanduser(), args.name or "?"
+    data = DataConfig(name, str(path), args.layout, images=args.images, second_key=args.second_key)
     if path.suffix in ENDINGS:
         return dataclasses.replace(data, train=str(path), layout="table")
     if path.suffix == ".tar" or "{" in path.name:
-        return dataclasses.replace(data, shards=asked.source, layout="shards")
+        return dataclasses.replace(data, shards=args.source, layout="shards")
     if path.suffix == ".json":
-        own = path.stem.removeprefix(PREFIX)
-        return dataclasses.replace(data, root=str(path.parent), name=own, layout="karpathy")
+        name = path.stem.removeprefix(PREFIX)
+        return dataclasses.replace(data, root=str(path.parent), name=name, layout="karpathy")
     if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder")
+        raise DataError(f"{path}: no such file or folder; pass SOURCE")
     return data
 
 
-def _place(data: DataConfig, to: str, asked: argparse.Namespace) -> Place:
-    """The layout to read; where TARGET holds regions, regions."""
-    holds = "regions" if to == "precomp" and asked.regions is None else "pixels"
-    places = find_layouts(data)
+def _choose_layout(data: DataConfig, to: str, args: argparse.Namespace) -> Layout:
+    """The layout to read: one with regions if TARGET needs them, otherwise one with images."""
+    kind = "regions" if to == "precomp" and args.regions is None else "pixels"
+    layouts = find_layouts(data)
     for name in ORDER:
-        if name in places and KINDS[name] == holds:
-            return places[name]
-    found = ", ".join(places) or "nothing"
-    if holds == "regions":
+        if name in layouts and KINDS[name] == kind:
+            return layouts[name]
+    names = ", ".join(layouts) or "nothing"
+    if kind == "regions":
         raise ConfigError(
-            f"{data.root}: holds no region arrays ({found}), which precomp is made of; type "
-            "--regions DIR, or make them from the pictures: itr data features --help"
+            f"{data.root}: no region arrays for the precomp layout ({names} there); pass "
+            "--regions DIR, or extract them from the images: itr data features --help"
         )
-    if "precomp" in places:
-        if asked.images is not None:
-            return places["precomp"]
+    if "precomp" in layouts:
+        if args.images is not None:
+            return layouts["precomp"]
         raise ConfigError(
-            f"{data.root}: holds region arrays, but the target is made of pictures; type --images "
-            "DIR for those that its id_mapping.json names, or name other annotations as SOURCE"
+            f"{data.root}: holds region arrays, but the target needs images; pass --images DIR "
+            "with the images that id_mapping.json names, or pass other annotations as SOURCE"
         )
-    raise DataError(f"{data.root}: no layout is recognised there ({found}); type --from LAYOUT")
+    raise DataError(f"{data.root}: no known layout ({names} there); pass --from LAYOUT")
 
 
-def _pictured(split: Split, images: str) -> Split:
-    """A split of regions with the pictures of the same images.
+def _with_images(split: Split, images: str) -> Split:
+    """A split of regions as a split of the same images in the folder ``images``.
 
-    Raises DataError if nothing names them, or if they are not in the folder ``images``.
+    Raises DataError if no file names the images, or if they are missing.
     """
     path = Path(split.source)
     named = [dataclasses.replace(r, image=str(r.extra.get("file", ""))) for r in split.records]
     if not all(record.image for record in named):
         raise DataError(
-            f"{path}: nothing names the pictures of these rows; expected {path.name[: -len(IMS)]}"
-            f"{IDS} and {MAPPING} beside it"
+            f"{path}: image names are unknown; expected {path.name[: -len(IMS)]}{IDS} and "
+            f"{MAPPING} beside it"
         )
-    bare = [dataclasses.replace(record, extra={}) for record in named]
-    return Split(split.name, "karpathy", place_pictures(path, bare, images), source=split.source)
+    records = [dataclasses.replace(record, extra={}) for record in named]
+    records = resolve_image_paths(path, records, images)
+    return Split(split.name, "karpathy", records, source=split.source)
 
 
-def _splits(place: Place, to: str) -> dict[str, str]:
-    """train, val, test -> what the source calls them; splits that lie in others are left out."""
-    names = place.splits()
-    for whole, part in OVERLAPPING:
-        if whole in names and part in names:
-            names.remove(part)
-    if to == "precomp" and isinstance(place, Precomp):
+def _select_splits(layout: Layout, to: str) -> dict[str, str]:
+    """Name in the target -> name on disk; splits contained in another one are left out."""
+    names = layout.splits()
+    for outer, inner in NESTED:
+        if outer in names and inner in names:
+            names.remove(inner)
+    if to == "precomp" and isinstance(layout, PrecompLayout):
         return {name: name for name in names}
-    return {{"dev": "val", "testall": "test"}.get(name, name): name for name in names}
+    return {role_of(name): name for name in names}
 
 
-def _numbered(splits: dict[str, Split]) -> dict[str, Split]:
-    """``splits`` with new ids of images or captions where they repeat."""
+def _renumber(splits: dict[str, Split]) -> dict[str, Split]:
+    """``splits`` with new image or caption ids if they are not unique over all splits."""
     records = [record for split in splits.values() for record in split.records]
     images = {record.image_id for record in records}
     captions = [number for record in records for number in record.caption_ids]
     new_images, new_captions = len(images) < len(records), len(set(captions)) < len(captions)
     if not (new_images or new_captions):
         return splits
-    changed, image, caption = {}, 0, 0
+    renumbered, image, caption = {}, 0, 0
     for name, split in splits.items():
-        own = []
+        split_records = []
         for record in split.records:
             ids = tuple(range(caption, caption + len(record.captions)))
             if new_images:
                 record = dataclasses.replace(record, image_id=image)
             if new_captions:
                 record = dataclasses.replace(record, caption_ids=ids)
-            own.append(record)
+            split_records.append(record)
             image, caption = image + 1, caption + len(ids)
-        changed[name] = dataclasses.replace(split, records=own)
-    return changed
+        renumbered[name] = dataclasses.replace(split, records=split_records)
+    return renumbered

@@ -1,4 +1,4 @@
-"""A picture of training that is also in another split is refused before the first step."""
+"""Training images that are also in another split are refused before the first step."""
 
 import json
 
@@ -19,18 +19,18 @@ def opened(root, **options):
 
 
 @pytest.mark.parametrize("layout", ["lists", "arrow", "coco", "precomp"])
-def test_a_picture_in_two_files_is_named(tmp_path, layout):
+def test_an_image_in_two_files_is_named(tmp_path, layout):
     items = make_items(captions=5)
     moved = worlds.Item(items[1].number, "val", items[1].captions, items[1].jpeg, "")
     worlds.write(layout, tmp_path / "apart", items)
     worlds.write(layout, tmp_path / "leaking", [*items, moved])
     splits = {"train": "train", "val": "dev", "test": "testall"}
     check_leaks(opened(tmp_path / "apart", layout=layout, splits=splits))
-    with pytest.raises(DataError, match=rf"1 of 4 pictures of .*\(val\).*{items[1].file}"):
+    with pytest.raises(DataError, match=rf"1 of 4 images of .*\(val\).*{items[1].file}"):
         check_leaks(opened(tmp_path / "leaking", layout=layout, splits=splits))
 
 
-def test_what_is_joined_on_purpose_is_noted(tmp_path):
+def test_splits_joined_on_purpose_are_noted(tmp_path):
     worlds.write("lists", tmp_path, make_items())
     splits = opened(tmp_path, splits={"train": "train+val", "val": "val", "test": "test"})
     check_leaks(splits)
@@ -39,33 +39,33 @@ def test_what_is_joined_on_purpose_is_noted(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["coco", "shards"])
-def test_one_name_or_id_of_two_pictures_is_no_leak(tmp_path, layout):
+def test_equal_names_or_ids_alone_are_not_a_leak(tmp_path, layout):
     items = make_items()
-    jpeg = make_items((20, 0, 0))[19].jpeg  # which is in no split
+    jpeg = make_items((20, 0, 0))[19].jpeg  # an image of no split
     other = worlds.Item(items[1].number, "val", items[1].captions, jpeg, "a")
     worlds.write(layout, tmp_path, [*items, other])
     check_leaks(opened(tmp_path, layout=layout, splits={"train": "train", "val": "val"}))
 
 
 @pytest.mark.parametrize("read", [2000, 3])
-def test_a_picture_in_two_folders_of_tars_is_named(tmp_path, monkeypatch, read):
-    """Under another key and id; where too many have its size, its text has to be the same."""
+def test_an_image_in_two_folders_of_tars_is_named(tmp_path, monkeypatch, read):
+    """With another key and id; if many images have its size, the text must be equal, too."""
     items = make_items()
     copied = worlds.Item(77, "val", items[1].captions, items[1].jpeg, "a")
     worlds.write("shards", tmp_path, [*items, copied])
-    monkeypatch.setattr(leaks, "READ", read)
-    with pytest.raises(DataError, match=r"1 of 4 pictures of .*\(val\).*0000.*tar: 000077"):
+    monkeypatch.setattr(leaks, "MAX_READ", read)
+    with pytest.raises(DataError, match=r"1 of 4 images of .*\(val\).*0000.*tar: 000077"):
         check_leaks(opened(tmp_path, layout="shards"))
 
 
-def test_parts_of_the_same_tars_never_overlap(tmp_path):
+def test_splits_held_out_of_the_same_tars_never_overlap(tmp_path):
     worlds.write("shards", tmp_path, make_items((8, 0, 0)))
     shards = str(tmp_path / "wds" / "train" / "*.tar")
     check_leaks(opened(tmp_path, shards=shards, held_out=2))
 
 
-def test_captions_of_any_kind_are_kept(tmp_path):
-    """Very long, right to left, with a byte-order mark, of any number."""
+def test_unusual_captions_are_read_unchanged(tmp_path):
+    """Very long captions, right-to-left text, a byte-order mark, any number of captions."""
     texts = ["word " * 400, "كلب بني يركض", "犬が走る", "\u200fa\u200f dog", "é" * 300]
     items = [
         worlds.Item(n, part, tuple(texts[: 1 + n]), worlds.make_items()[n].jpeg, "a thing")

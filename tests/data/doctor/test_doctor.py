@@ -1,4 +1,4 @@
-"""The doctor on what is sound but unusual, what it knows of known sets, and its two outputs."""
+"""`itr data check` on unusual but valid data, its known dataset sizes and its two outputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from itr.data.__main__ import main as door
+from itr.data.__main__ import main as data_command
 from itr.data.checks.fingerprint import content_hash
 from itr.data.doctor import cli
 from itr.data.doctor.cli import main
@@ -43,7 +43,7 @@ TEXTS = (
 
 
 def write_unusual(root):
-    """Every kind of picture and text that is odd and yet valid, one to seven captions an image."""
+    """Write unusual but valid images and texts, with one to seven captions per image."""
     pictures = {name: make() for name, make in UNUSUAL.items()}
     pictures |= {"tall": encoded(photo(4, 2000)), "vast": encoded(photo(120, 100))}
     pictures |= {"png called jpg": encoded(photo(seed=9), "PNG")}
@@ -66,11 +66,11 @@ def test_unusual_but_valid_data_is_clean_and_is_trained_on(tmp_path, capsys, mon
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)  # twice as many are a bomb to Pillow
     code, report = report_of(capsys, f"data.root={tmp_path}")
     assert code == 0, notes(report, "refused") + notes(report, "warning")
-    said = notes(report)
+    messages = notes(report)
     for word in ("mode CMYK", "mode L", "mode P", "transparency", "mode I;16", "EXIF", "under 8",
-                 "PNG bytes under a name ending in .jpg", "longer than 16 times",
+                 "PNG bytes in a .jpg file", "aspect ratio above 16",
                  "EXIF that cannot be read", "more pixels than Pillow opens"):  # fmt: skip
-        assert word in said, said
+        assert word in messages, messages
     train_images = [i for i in images if i["split"] == "train"]
     assert report["splits"][0]["captions"] == sum(len(i["sentences"]) for i in train_images)
     assert report["splits"][0]["statistics"]["words_longest"] == 400
@@ -82,13 +82,13 @@ def test_unusual_but_valid_data_is_clean_and_is_trained_on(tmp_path, capsys, mon
         f"out={tmp_path / 'run'}",
     ])  # fmt: skip
     results = train(values)
-    held = json.loads((tmp_path / "run" / "data.json").read_text())
-    for entry in report["splits"]:  # the doctor and a run name content alike
+    manifest = json.loads((tmp_path / "run" / "data.json").read_text())
+    for entry in report["splits"]:  # the check and a run compute the same hash
         assert entry["hash"] == results[f"data_hash_{entry['split']}"]
-        assert entry["hash"] == held[entry["split"]]["hash"]
+        assert entry["hash"] == manifest[entry["split"]]["hash"]
 
 
-def test_every_layout_of_a_folder_is_looked_at(tmp_path, capsys):
+def test_all_layouts_of_a_folder_are_checked(tmp_path, capsys):
     items = worlds.make_items((8, 4, 3), captions=5)
     for layout in ("karpathy", "lists", "precomp"):
         worlds.write(layout, tmp_path, items)
@@ -103,16 +103,16 @@ def test_every_layout_of_a_folder_is_looked_at(tmp_path, capsys):
         assert arrays[0][key] == pytest.approx(float(value), rel=1e-4, abs=1e-7)
 
 
-def test_known_counts_are_compared_where_the_set_is_named(tmp_path, capsys):
+def test_sizes_are_compared_for_a_named_dataset(tmp_path, capsys):
     worlds.write("karpathy", tmp_path, worlds.make_items())
     code, report = report_of(capsys, f"data.root={tmp_path}", "data=coco")
-    assert code == 0 and "coco is known to have 113,287" in notes(report)
+    assert code == 0 and "coco has 113,287" in notes(report)
     code, report = report_of(capsys, f"data.root={tmp_path}")
-    assert code == 0 and "known" not in notes(report)
+    assert code == 0 and "coco has" not in notes(report)
 
 
-def test_scans_own_cuts_are_no_difference(tmp_path, capsys):
-    """Its test is the first 1,000 images of COCO's testall; its dev may be cut on purpose."""
+def test_scan_splits_match_the_known_sizes(tmp_path, capsys):
+    """SCAN's test is the first 1,000 images of testall; dev may be cut on purpose."""
     folder = tmp_path / "coco_precomp"
     folder.mkdir()
     for name, images in (("train", 2), ("dev", 4), ("test", 1000)):
@@ -122,65 +122,73 @@ def test_scans_own_cuts_are_no_difference(tmp_path, capsys):
         (folder / f"{name}_caps.txt").write_text("a dog\n" * 5 * images)
     arguments = [f"data.root={tmp_path}", "data=coco", f"data.cache={tmp_path / 'c'}"]
     code, report = report_of(capsys, *arguments, "data.max_dev_captions=10")
-    known = [f["split"] for f in report["findings"] if "is known to have" in f["message"]]
+    known = [f["split"] for f in report["findings"] if "of coco has" in f["message"]]
     assert code == 0 and known == ["train"]
     code, report = report_of(capsys, *arguments)
-    known = [f["split"] for f in report["findings"] if "is known to have" in f["message"]]
+    known = [f["split"] for f in report["findings"] if "of coco has" in f["message"]]
     assert known == ["train", "dev"]
 
 
-def test_shards_and_tables_that_are_named(tmp_path, capsys):
+def test_shards_and_tables_named_by_options(tmp_path, capsys):
     items = worlds.make_items()
     worlds.write("shards", tmp_path / "a", items)
     worlds.write("table", tmp_path / "b", items)
-    for named, layout in (
+    for option, layout in (
         (f"data.shards={tmp_path / 'a' / 'wds'}", "shards"),
         (f"data.train={tmp_path / 'b' / 'pairs.csv'}", "table"),
     ):
-        code, report = report_of(capsys, named, f"data.cache={tmp_path / 'c'}")
+        code, report = report_of(capsys, option, f"data.cache={tmp_path / 'c'}")
         assert code == 0, report["findings"]
-        found = [(s["layout"], s["split"], s["images"]) for s in report["splits"]]
-        assert found == [(layout, "train", 6), (layout, "val", 3), (layout, "test", 3)]
+        sizes = [(s["layout"], s["split"], s["images"]) for s in report["splits"]]
+        assert sizes == [(layout, "train", 6), (layout, "val", 3), (layout, "test", 3)]
 
 
-def test_training_alone_is_valid(tmp_path, capsys):
-    """A layout without evaluation splits: training may choose on another set."""
+def test_a_layout_with_training_data_only_is_valid(tmp_path, capsys):
+    """The checkpoint may be selected on another dataset."""
     worlds.write("shards", tmp_path, worlds.make_items((6, 0, 0)))
     code, report = report_of(capsys, f"data.root={tmp_path}", f"data.cache={tmp_path / 'c'}")
     assert code == 0, report["findings"]
     assert [(s["split"], s["images"]) for s in report["splits"]] == [("train", 6)]
 
 
-def test_the_second_text_and_the_decoder_are_those_of_training(tmp_path, capsys, monkeypatch):
+def test_the_second_text_and_the_decoder_are_checked(tmp_path, capsys, monkeypatch):
     items = worlds.make_items()
     worlds.write("karpathy", tmp_path, items)
     path = tmp_path / "blip.json"
-    asked = [f"data.root={tmp_path}", f"data.cache={tmp_path / 'c'}", f"data.second_text={path}"]
+    arguments = [
+        f"data.root={tmp_path}",
+        f"data.cache={tmp_path / 'c'}",
+        f"data.second_text={path}",
+    ]
     path.write_text(json.dumps({str(item.cocoid): "a thing" for item in items}))
-    code, report = report_of(capsys, *asked)
+    code, report = report_of(capsys, *arguments)
     data = DataConfig("coco", str(tmp_path), second_text=str(path))
     split = open_split(data, "train", "pixels", second=True)
     assert code == 0 and report["splits"][0]["hash"] == content_hash(split)
     path.write_text(json.dumps({str(item.cocoid): "a thing" for item in items[1:]}))
-    code, report = report_of(capsys, *asked)
+    code, report = report_of(capsys, *arguments)
     assert code == 2 and "no caption for 1 of 6 images" in notes(report, "refused")
-    picture = tmp_path / "val2014" / items[7].file  # torchvision takes it, Pillow does not
-    picture.write_bytes(encoded(photo(120, 100)))
+    image = tmp_path / "val2014" / items[7].file  # too large for Pillow, not for torchvision
+    image.write_bytes(encoded(photo(120, 100)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)
     for decoder, level in (("torchvision", 0), ("pillow", 2)):
-        asked = [f"data.root={tmp_path}", f"data.cache={tmp_path / 'c'}", f"data.decoder={decoder}"]
-        code, report = report_of(capsys, *asked)
+        arguments = [
+            f"data.root={tmp_path}",
+            f"data.cache={tmp_path / 'c'}",
+            f"data.decoder={decoder}",
+        ]
+        code, report = report_of(capsys, *arguments)
         assert code == level
 
 
-def test_a_doctor_that_fails_does_not_speak_of_faults(tmp_path, capsys, monkeypatch):
+def test_an_internal_error_has_its_own_exit_code(tmp_path, capsys, monkeypatch):
     worlds.write("karpathy", tmp_path, worlds.make_items())
     monkeypatch.setattr(cli, "check_captions", None)
     assert main([f"data.root={tmp_path}"]) == 3
     assert "TypeError" in capsys.readouterr().err
 
 
-def test_captions_beyond_a_models_limit_are_a_note(tmp_path, capsys):
+def test_truncated_captions_are_noted(tmp_path, capsys):
     worlds.write("karpathy", tmp_path, worlds.make_items())
     path = tmp_path / "dataset_coco.json"
     content = json.loads(path.read_text())
@@ -190,30 +198,30 @@ def test_captions_beyond_a_models_limit_are_a_note(tmp_path, capsys):
         capsys, f"data.root={tmp_path}", "data=coco", "model=alip",
         "model.text.tokenizer=clip-from-captions", "model.text.vocabulary_size=600",
     )  # fmt: skip
-    assert code == 0 and "1 of 21 captions have more than the model's 77 ids" in notes(report)
+    assert code == 0 and "1 of 21 captions exceed the model's 77" in notes(report)
     assert report["splits"][0]["statistics"]["ids_longest"] > 400
 
 
-def test_people_get_a_table_and_programs_json(tmp_path, capsys):
+def test_tables_for_people(tmp_path, capsys):
     worlds.write("precomp", tmp_path, worlds.make_items((8, 4, 3), captions=5))
-    assert door(["check", f"data.root={tmp_path}"]) == 0
-    shown = capsys.readouterr().out
-    assert "6x12 float32" in shown and "train" in shown and "clean" in shown
+    assert data_command(["check", f"data.root={tmp_path}"]) == 0
+    output = capsys.readouterr().out
+    assert "6x12 float32" in output and "train" in output and "clean" in output
     stored = np.load(tmp_path / "coco_precomp" / "train_ims.npy")
-    told = f"to {stored.max():.4g}, mean {stored.mean():.4g}, std {stored.std():.4g}, 0.0 % zeros"
-    assert f"precomp train: features from {stored.min():.4g} {told}" in shown
+    rest = f"to {stored.max():.4g}, mean {stored.mean():.4g}, std {stored.std():.4g}, 0.0 % zeros"
+    assert f"precomp train: features from {stored.min():.4g} {rest}" in output
     array = np.load(tmp_path / "coco_precomp" / "dev_ims.npy")
     array[7] = np.inf
     np.save(tmp_path / "coco_precomp" / "dev_ims.npy", array)
-    assert door(["check", f"data.root={tmp_path}"]) == 2
+    assert data_command(["check", f"data.root={tmp_path}"]) == 2
     assert "training would refuse" in capsys.readouterr().out
 
 
-def test_folders_and_arguments_that_cannot_be_examined(tmp_path, capsys):
+def test_unusable_folders_and_arguments(tmp_path, capsys):
     assert main(["--help"]) == 0
     assert "data.root=DIR" in capsys.readouterr().out
     assert main([f"data.root={tmp_path}"]) == 2
-    assert "no layout is recognised" in capsys.readouterr().out
+    assert "no known layout" in capsys.readouterr().out
     for arguments, words in (
         ([f"data.root={tmp_path / 'no'}"], "no such folder"),
         (["root=DIR"], "'root=DIR'"),
@@ -224,7 +232,7 @@ def test_folders_and_arguments_that_cannot_be_examined(tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
-def test_the_hash_is_of_the_content_and_not_of_the_place(tmp_path):
+def test_the_hash_depends_on_the_content_not_on_the_location(tmp_path):
     def hashed(folder):
         return content_hash(open_split(DataConfig("coco", str(folder)), "train", "pixels"))
 
@@ -244,7 +252,7 @@ def test_the_hash_is_of_the_content_and_not_of_the_place(tmp_path):
     assert hashed(tmp_path / "t") == first
 
 
-def test_the_hash_is_of_second_texts_too(tmp_path):
+def test_the_hash_includes_second_texts(tmp_path):
     def hashed(root, **options):
         data = DataConfig("coco", str(root), cache=str(tmp_path / "cache"), **options)
         return content_hash(open_split(data, "train", "pixels", second=True))
@@ -253,12 +261,12 @@ def test_the_hash_is_of_second_texts_too(tmp_path):
     path = tmp_path / "blip.json"
     for layout in ("karpathy", "shards"):
         worlds.write(layout, tmp_path / layout, items)
-        found = []
+        hashes = []
         for word in ("bright", "bright", "dark"):
             path.write_text(json.dumps({str(i.cocoid): f"a {word} {i.number}" for i in items}))
-            found.append(hashed(tmp_path / layout, second_text=str(path), layout=layout))
-        assert found[0] == found[1] != found[2]
-        assert hashed(tmp_path / layout, layout=layout, second_text="other_caption") not in found
+            hashes.append(hashed(tmp_path / layout, second_text=str(path), layout=layout))
+        assert hashes[0] == hashes[1] != hashes[2]
+        assert hashed(tmp_path / layout, layout=layout, second_text="other_caption") not in hashes
     table = worlds.write_table(tmp_path / "table", items)
     first = hashed(table.parent, layout="table")
     assert hashed(table.parent, layout="table") == first
@@ -266,7 +274,7 @@ def test_the_hash_is_of_second_texts_too(tmp_path):
     assert hashed(table.parent, layout="table") != first
 
 
-def test_a_run_goes_on_with_its_own_data_only(tmp_path):
+def test_a_run_refuses_to_resume_on_other_data(tmp_path):
     began = {"train": {"hash": "a", "source": "x.json"}, "val": {"hash": "b", "source": "y.json"}}
     write_manifest(tmp_path / "run", began)
     write_manifest(tmp_path / "run", began)

@@ -1,6 +1,6 @@
-"""Faulty data sets: the doctor names file and fault, and training says the same before a step.
+"""Faulty datasets: `itr data check` names the file and the fault, and training agrees.
 
-Either it refuses, or it leaves out what is broken, says so and trains on the rest.
+Training either refuses before the first step, or logs the fault and trains on the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import pytest
 from itr.data.checks.decodable import require_decodable
 from itr.data.doctor.cli import main
 from itr.data.layouts.json_annotations import load_json
-from itr.data.layouts.precomp import check_regions_finite, open_regions, read_captions
+from itr.data.layouts.precomp import read_captions
+from itr.data.layouts.region_arrays import check_regions_finite, open_regions
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.errors import DataError
 from itr.jobs.assemble import assemble_run
@@ -25,7 +26,7 @@ from tests.conftest import compose
 from tests.data import worlds
 from tests.data.faults import FAULTS, REFUSED, WARNED, same_bytes
 
-pytestmark = pytest.mark.usefixtures("in_time")  # nothing hangs
+pytestmark = pytest.mark.usefixtures("in_time")  # fails instead of hanging
 
 SIZES = {
     "hrem": ("model.embed_size=16", "model.graph.warmup=1", "model.text.width=16",
@@ -37,9 +38,9 @@ SIZES = {
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """The world without a fault, in the layouts that are spoilt."""
-    folder = tmp_path_factory.mktemp("sound")
+def clean(tmp_path_factory):
+    """The dataset without a fault, in every layout."""
+    folder = tmp_path_factory.mktemp("clean")
     for layout in (*worlds.PIXEL_LAYOUTS, "precomp"):
         items = worlds.make_items((8, 4, 3), captions=5 if layout == "precomp" else None)
         worlds.write(layout, folder / layout, items)
@@ -48,7 +49,7 @@ def sound(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def configurations():
-    """Of a run of two steps, by model: composed once."""
+    """The configuration of a run of two steps, by model."""
     return {
         model: compose("train", [
             f"model={model}", "data=coco", f"recipe={model}_scenes_retrieval", "batch_size=4",
@@ -72,8 +73,8 @@ def run_of(configurations, layout, root, out, options=()):
     return values
 
 
-def examined(capsys, root, *options):
-    """Exit code and report of the doctor."""
+def check_folder(capsys, root, *options):
+    """Exit code and report of `itr data check`."""
     code = main([f"data.root={root}", "--json", *options])
     report = json.loads(capsys.readouterr().out)
     assert report["exit_code"] == code
@@ -85,27 +86,25 @@ def log_of(out) -> str:
 
 
 @pytest.mark.parametrize("layout", [*worlds.PIXEL_LAYOUTS, "precomp"])
-def test_a_sound_set_is_clean(sound, tmp_path, capsys, layout):
-    code, report = examined(capsys, sound / layout, f"data.cache={tmp_path}")
+def test_the_clean_dataset_has_no_findings(clean, tmp_path, capsys, layout):
+    code, report = check_folder(capsys, clean / layout, f"data.cache={tmp_path}")
     assert code == 0, report["findings"]
-    parts = {split["split"]: split["images"] for split in report["splits"]}
-    assert list(parts.values()) == [8, 4, 3]
+    sizes = {split["split"]: split["images"] for split in report["splits"]}
+    assert list(sizes.values()) == [8, 4, 3]
     assert len({split["hash"] for split in report["splits"]}) == 3
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_doctor_names_it_and_training_does_as_it_says(
-    sound, configurations, tmp_path, capsys, name
-):
+def test_faults_are_reported_and_training_agrees(clean, configurations, tmp_path, capsys, name):
     fault = FAULTS[name]
     root = tmp_path / "set"
-    shutil.copytree(sound / fault.layout, root)
+    shutil.copytree(clean / fault.layout, root)
     fault.spoil(root)
-    code, report = examined(capsys, root, f"data.cache={tmp_path / 'c'}", *fault.options)
+    code, report = check_folder(capsys, root, f"data.cache={tmp_path / 'c'}", *fault.options)
     assert code == fault.level, report["findings"]
     level = {WARNED: "warning", REFUSED: "refused"}[fault.level]
-    said = [f["message"] for f in report["findings"] if f["level"] == level]
-    assert any(all(word in message for word in fault.words) for message in said), said
+    messages = [f["message"] for f in report["findings"] if f["level"] == level]
+    assert any(all(word in message for word in fault.words) for message in messages), messages
 
     values = run_of(configurations, fault.layout, root, tmp_path, fault.options)
     if fault.level == REFUSED:
@@ -117,51 +116,55 @@ def test_the_doctor_names_it_and_training_does_as_it_says(
     assert results["updates"] == 2
     log = log_of(tmp_path)
     assert all(word in log for word in fault.words), log
-    if fault.layout == "karpathy" and "split" not in name:  # found by looking, not by reading
-        assert f"{8 - fault.kept} of 8 pictures are broken and left out" in log
+    if (
+        fault.layout == "karpathy" and "split" not in name
+    ):  # detected by decoding, not by reading annotations
+        assert f"{8 - fault.remaining} of 8 images are broken and left out" in log
     else:
-        assert f"train: {fault.kept} images" in log
+        assert f"train: {fault.remaining} images" in log
 
 
-def test_a_cache_that_cannot_be_used_stops_nothing(sound, tmp_path):
-    """What is kept of pictures and regions: damaged, or in a place where nothing can be written."""
-    data = DataConfig("coco", str(sound / "karpathy"))
+def test_an_unusable_cache_is_ignored(clean, tmp_path):
+    """Cached checks of images and regions: damaged, or in a folder that is not writable."""
+    data = DataConfig("coco", str(clean / "karpathy"))
     split = open_split(data, "val", "pixels")
     require_decodable(split, tmp_path)
-    (kept,) = tmp_path.iterdir()
+    (cached,) = tmp_path.iterdir()
     for damage in (b"{", b"[1]", b'{"a": 1}'):
-        kept.write_bytes(damage)
+        cached.write_bytes(damage)
         require_decodable(split, tmp_path)
-        assert kept.read_bytes() == b"{}"
-    kept.write_bytes(b'{"0": "a fault"}')
-    with pytest.raises(DataError, match="a fault"):  # it is read
+        assert cached.read_bytes() == b"{}"
+    cached.write_bytes(b'{"0": "a fault"}')
+    with pytest.raises(DataError, match="a fault"):  # the cache is read
         require_decodable(split, tmp_path)
-    other = dataclasses.replace(split, decoder="pillow")  # whose faults are its own
+    other = dataclasses.replace(split, decoder="pillow")  # has a cache entry of its own
     require_decodable(other, tmp_path)
-    kept.unlink()
-    kept.mkdir()  # neither read nor replaced
+    cached.unlink()
+    cached.mkdir()  # can be neither read nor replaced
     require_decodable(split, tmp_path)
     (tmp_path / "file").write_text("")
     regions = open_split(
-        DataConfig("coco", str(sound / "precomp"), splits={"val": "dev"}), "val", "regions"
+        DataConfig("coco", str(clean / "precomp"), splits={"val": "dev"}), "val", "regions"
     )
-    for check, found in ((require_decodable, split), (check_regions_finite, regions)):
-        check(found, tmp_path / "file" / "cache")
+    for check, opened in ((require_decodable, split), (check_regions_finite, regions)):
+        check(opened, tmp_path / "file" / "cache")
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path):
-    """A folder in place of a file fails as a file without the right to read it does."""
+def test_unreadable_files_are_named(tmp_path):
+    """A folder in place of a file fails like a file without read permission."""
     for read in (load_json, read_captions, open_regions):
         with pytest.raises(DataError, match=rf"{tmp_path}: cannot be read \("):
             read(tmp_path)
 
 
-def test_the_same_picture_under_another_name_is_a_leak(sound, tmp_path, capsys):
+def test_a_copy_under_another_name_is_a_leak(clean, tmp_path, capsys):
     root = tmp_path / "set"
-    shutil.copytree(sound / "karpathy", root)
+    shutil.copytree(clean / "karpathy", root)
     same_bytes(root)
-    code, report = examined(capsys, root)
+    code, report = check_folder(capsys, root)
     (leak,) = [f for f in report["findings"] if f["level"] == "warning"]
     assert (
-        code == 1 and leak["split"] == "train/val" and "1 pictures are in both" in leak["message"]
+        code == 1
+        and leak["split"] == "train/val"
+        and "1 images have the same content" in leak["message"]
     )

@@ -1,4 +1,4 @@
-"""ALBEF's annotation lists: the same records as Karpathy's file, and what is refused."""
+"""ALBEF's annotation lists: the same records as Karpathy's annotations; faulty lists."""
 
 import json
 
@@ -12,20 +12,20 @@ SPLITS = ["train", "val", "test", "train", "train"]
 
 
 def write_lists(root, name="flickr30k"):
-    """The same five images as a Karpathy file and, beside it, as lists."""
+    """Write the same five images as Karpathy annotations and as lists."""
     images = [entry(n, split, [f"a {n}", f"b {n}"]) for n, split in enumerate(SPLITS)]
     write_karpathy(root / "karpathy", images, name)
     lists = root / "lists"
     lists.mkdir()
     for part in ("train", "val", "test"):
-        own = [(f"images/{e['filename']}", [s["raw"] for s in e["sentences"]])
+        pairs = [(f"images/{e['filename']}", [s["raw"] for s in e["sentences"]])
                for e in images if e["split"] == part]  # fmt: skip
-        items = [{"image": image, "caption": captions} for image, captions in own]
-        if part == "train":  # one item a caption, in no order
-            pairs = [
-                (image, c) for k in range(2) for image, captions in own for c in captions[k:][:1]
+        items = [{"image": image, "caption": captions} for image, captions in pairs]
+        if part == "train":  # one item per caption, not in image order
+            singles = [
+                (image, c) for k in range(2) for image, captions in pairs for c in captions[k:][:1]
             ]
-            items = [{"image": i, "caption": c, "image_id": f"id_{i}"} for i, c in pairs]
+            items = [{"image": i, "caption": c, "image_id": f"id_{i}"} for i, c in singles]
         (lists / f"{name}_{part}.json").write_text(json.dumps(items))
     (root / "karpathy" / "images").rename(root / "images")
     return lists
@@ -35,7 +35,7 @@ def opened(folder, split="train", **options):
     return open_split(DataConfig("f30k", str(folder), **options), split, "pixels")
 
 
-def test_records_equal_karpathys(tmp_path):
+def test_records_equal_those_of_karpathy_annotations(tmp_path):
     lists = write_lists(tmp_path)
     for role in ("train", "val", "test"):
         a, b = opened(lists, role), opened(tmp_path / "karpathy", role)
@@ -57,25 +57,25 @@ def test_coco_ids_come_from_the_file_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, word",
+    "content, words",
     [
         ("[]", "an empty list"),
-        ('{"images": 1}', "is dict"),
-        ("[7]", r"\[0\]: expected an object"),
+        ('{"images": 1}', "holds dict"),
+        ("[7]", r"\[0\]: is int 7"),
         ('[{"caption": "a"}]', "'image' is missing"),
         ('[{"image": "0.jpg"}]', "'caption' is missing"),
         ('[{"image": "0.jpg", "caption": ["a", " "]}]', "'caption' is str"),
         ('[{"image": "0.jpg", "caption": []}]', "'caption' is an empty list"),
-        ('[{"image": "0.jpg", "caption": "a"}]', "1 of 1 pictures are not below.*data.images"),
-        ('[{"image": "0.j', "no complete JSON"),
+        ('[{"image": "0.jpg", "caption": "a"}]', "1 of 1 images .*data.images"),
+        ('[{"image": "0.j', "not valid JSON"),
         (
             '[{"image": "0.jpg", "caption": "a", "image_id": 7}, '
             '{"image": "1.jpg", "caption": "b", "image_id": 7}]',
-            r"\[1\] .1.jpg.: image id 7 is that of .*\[0\]",
+            r"\[1\] .1.jpg.: image id 7 .*\[0\]",
         ),
     ],
 )
-def test_lists_that_cannot_be_used(tmp_path, content, word):
+def test_unusable_lists(tmp_path, content, words):
     (tmp_path / "f30k_train.json").write_text(content)
-    with pytest.raises(DataError, match=f"f30k_train.json.*{word}"):
+    with pytest.raises(DataError, match=f"f30k_train.json.*{words}"):
         opened(tmp_path)

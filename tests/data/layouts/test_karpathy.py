@@ -1,4 +1,4 @@
-"""Karpathy's annotations: what is read, what is found by looking, what is refused."""
+"""Karpathy's annotations: records, search for files and images, faulty files."""
 
 import json
 
@@ -21,13 +21,13 @@ def entries(**fields):
 
 
 def fails(root, *words, split="train", error=DataError, **options):
-    with pytest.raises(error) as found:
+    with pytest.raises(error) as caught:
         open_split(config(root, **options), split, "pixels")
     for word in words:
-        assert word in str(found.value), found.value
+        assert word in str(caught.value), caught.value
 
 
-def test_records_are_what_the_file_says(tmp_path):
+def test_records_match_the_file(tmp_path):
     images = entries()
     images[3] |= {"cocoid": 391895, "filepath": "val2014"}
     images[3]["sentences"][0]["raw"] = "  A man,\n on a «horse»  "
@@ -43,7 +43,7 @@ def test_records_are_what_the_file_says(tmp_path):
     assert open_split(config(tmp_path), "val", "pixels").records[0].image_id == 1
 
 
-def test_captions_may_be_of_any_number(tmp_path):
+def test_any_number_of_captions(tmp_path):
     images = entries()
     images[0] = entry(0, "train", [f"caption {n}" for n in range(7)])
     images[3] = entry(3, "train", ["one"])
@@ -52,7 +52,7 @@ def test_captions_may_be_of_any_number(tmp_path):
     assert split.captions_per_image.tolist() == [7, 1, 2]
 
 
-def test_tokens_stand_in_for_a_missing_raw_and_a_byte_order_mark_is_tolerated(tmp_path):
+def test_tokens_replace_a_missing_raw_and_a_byte_order_mark_is_tolerated(tmp_path):
     images = entries()
     for sentence in images[0]["sentences"]:
         del sentence["raw"]
@@ -64,22 +64,22 @@ def test_tokens_stand_in_for_a_missing_raw_and_a_byte_order_mark_is_tolerated(tm
 @pytest.mark.parametrize(
     "folder", ["", "images", "flickr30k-images", "../images", "../flickr30k_images"]
 )
-def test_pictures_are_found_where_people_keep_them(tmp_path, folder):
+def test_usual_image_folders_are_searched(tmp_path, folder):
     root = tmp_path / "karpathy"
     root.mkdir()
     write_karpathy(root, entries(), folder=folder)
     assert open_split(config(root), "test", "pixels").n_images == 1
 
 
-def test_pictures_elsewhere_are_named(tmp_path):
+def test_other_image_folders_are_set_by_an_option(tmp_path):
     write_karpathy(tmp_path, entries(), folder="elsewhere/deep")
-    fails(tmp_path, "3 of 3 pictures", "data.images=DIR")
+    fails(tmp_path, "3 of 3 images", "data.images=DIR")
     split = open_split(config(tmp_path, images=str(tmp_path / "elsewhere/deep")), "val", "pixels")
     assert split.n_images == 1
     fails(tmp_path, "no such folder", images=str(tmp_path / "nowhere"))
 
 
-def test_the_file_is_recognised_by_name_and_the_choice_is_noted(tmp_path):
+def test_the_file_is_chosen_by_name(tmp_path):
     write_karpathy(tmp_path, entries(), "flickr30k")
     assert open_split(config(tmp_path, "f30k"), "train", "pixels").notes == ()
     (note,) = open_split(config(tmp_path, "mine"), "train", "pixels").notes
@@ -88,7 +88,7 @@ def test_the_file_is_recognised_by_name_and_the_choice_is_noted(tmp_path):
     fails(tmp_path, "dataset_coco.json, dataset_flickr30k.json", "data.name=coco", name="mine")
 
 
-def test_names_of_other_layouts_are_understood(tmp_path):
+def test_split_names_of_other_layouts(tmp_path):
     write_karpathy(tmp_path, entries())
     names = {"train": "train", "val": "dev", "test": "testall"}
     for role, number in (("val", 1), ("test", 2)):
@@ -101,18 +101,18 @@ def test_unknown_split_and_folder(tmp_path):
     fails(tmp_path, "no split 'tes'", "nearest: test", "train (3), val (1)", split="tes")
     fails(tmp_path / "nowhere", "no such folder")
     (tmp_path / "empty").mkdir()
-    fails(tmp_path / "empty", "no pictures", "dataset_tiny.json", "found nothing")
+    fails(tmp_path / "empty", "data.root", "dataset_tiny.json", "nothing")
 
 
-def test_missing_pictures_are_counted_and_named(tmp_path):
+def test_missing_images_are_counted_and_named(tmp_path):
     write_karpathy(tmp_path, entries())
     (tmp_path / "images" / "0003.jpg").unlink()
-    fails(tmp_path, "1 of 3 pictures", "0003.jpg")
+    fails(tmp_path, "1 of 3 images", "0003.jpg")
     assert open_split(config(tmp_path), "val", "pixels").n_images == 1
 
 
 def broken(change):
-    """Entries of which the fourth (train) is changed."""
+    """Entries with a change to the fourth (train)."""
 
     def make():
         images = entries()
@@ -127,7 +127,7 @@ FAULTS = {
     "caption is a number": (lambda e: e["sentences"][0].update(raw=7), "'raw' is int 7"),
     "no sentences": (lambda e: e.update(sentences=[]), "'sentences' is an empty list"),
     "sentences a string": (lambda e: e.update(sentences="a man"), "'sentences' is str"),
-    "sentence a string": (lambda e: e.update(sentences=["a man"]), "found str 'a man'"),
+    "sentence a string": (lambda e: e.update(sentences=["a man"]), "is str 'a man'"),
     "no split": (lambda e: e.pop("split"), "'split' is missing"),
     "split a list": (lambda e: e.update(split=["train"]), "'split' is list"),
     "no filename": (lambda e: e.pop("filename"), "'filename' is missing"),
@@ -146,28 +146,28 @@ def test_faulty_entries_are_named(tmp_path, fault):
 @pytest.mark.parametrize(
     "content, word",
     [
-        (b'{"images": [{"filename": "a.j', "no complete JSON"),
-        (b"", "no complete JSON"),
+        (b'{"images": [{"filename": "a.j', "not valid JSON"),
+        (b"", "not valid JSON"),
         (b"[]", "an empty list"),
         (b'{"images": {}}', "an empty dict"),
-        (b'{"images": ["a"]}', "found str 'a'"),
+        (b'{"images": ["a"]}', "is str 'a'"),
         (b'{"annotations": []}', "missing"),
         ('{"images": "é"}'.encode("latin-1"), "not UTF-8"),
     ],
 )
-def test_files_that_are_no_annotations(tmp_path, content, word):
+def test_files_that_are_not_annotations(tmp_path, content, word):
     (tmp_path / "dataset_tiny.json").write_bytes(content)
     fails(tmp_path, "dataset_tiny.json", word)
 
 
-def test_options_that_cannot_be_used(tmp_path):
+def test_unusable_options(tmp_path):
     write_karpathy(tmp_path, entries())
     fails(tmp_path, "data.decoder=pilow", "nearest: pillow", error=ConfigError, decoder="pilow")
-    with pytest.raises(ConfigError, match="holds pixels, but the model wants regions"):
+    with pytest.raises(ConfigError, match="data.layout=karpathy: .*pixels.*regions"):
         open_split(config(tmp_path, layout="karpathy"), "train", "regions")
 
 
-def test_scenes_read_the_same_from_both_layouts(tmp_path):
+def test_scenes_have_the_same_captions_in_both_layouts(tmp_path):
     root = prepare(tmp_path, train=12, val=4, test=4)
     data = DataConfig(name="scenes", root=str(root))
     for role in ("train", "val", "test"):

@@ -1,4 +1,4 @@
-"""Mismatched pairs: how many, the same for every seed, and index files as they are published."""
+"""Mismatched pairs: their number, reproducibility, and published index files."""
 
 import numpy as np
 import pytest
@@ -26,25 +26,25 @@ def owners(split):
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
-def test_exactly_the_share_is_mismatched_and_the_file_says_so(root, share):
+def test_exactly_the_share_is_mismatched(root, share):
     clean, noisy = opened(root), opened(root, noise=share)
-    right, shown = owners(clean), owners(noisy)
-    assert right.keys() == shown.keys()
-    wrong = [number for number in right if right[number] != shown[number]]
+    before, after = owners(clean), owners(noisy)
+    assert before.keys() == after.keys()
+    wrong = [number for number in before if before[number] != after[number]]
     assert len(wrong) == round(share * 100)
     assert noisy.captions_per_image.tolist() == [5] * 20
     (path,) = (root / "cache").glob("noise-*.npy")
     file = np.load(path)
     ids = [record.image_id for record in clean.records]
-    for place, number in enumerate(right):
-        assert ids[file[place]] == shown[number]
+    for index, number in enumerate(before):
+        assert ids[file[index]] == after[number]
     assert any(f"{share:.1%} of the training pairs" in note for note in noisy.notes)
-    assert owners(opened(root, noise=share)) == shown
+    assert owners(opened(root, noise=share)) == after
     assert owners(opened(root, "val", noise=share)) == owners(opened(root, "val"))
 
 
 def test_a_published_file_is_read(root, tmp_path):
-    """As NCR makes one: some captions are given the images of others, shuffled."""
+    """Created as in NCR: the images of some captions are shuffled."""
     clean = opened(root)
     rng = np.random.default_rng(5)
     index = np.arange(100) // 5
@@ -53,14 +53,14 @@ def test_a_published_file_is_read(root, tmp_path):
     path = tmp_path / "0.4_noise.npy"
     np.save(path, index)
     noisy = opened(root, noise_file=str(path))
-    ids, shown = [r.image_id for r in clean.records], owners(noisy)
-    for place, number in enumerate(owners(clean)):
-        assert shown[number] == ids[index[place]]
+    ids, after = [r.image_id for r in clean.records], owners(noisy)
+    for caption, number in enumerate(owners(clean)):
+        assert after[number] == ids[index[caption]]
     with pytest.raises(ConfigError, match="data.noise=0.2.*mismatches 0.3"):
         opened(root, noise=0.2, noise_file=str(path))
 
 
-def test_a_named_file_is_written_where_there_is_none(root, tmp_path):
+def test_a_missing_file_is_written(root, tmp_path):
     path = tmp_path / "deep" / "noise.npy"
     with pytest.raises(DataError, match="no such file.*data.noise=0.2"):
         opened(root, noise_file=str(path))
@@ -69,20 +69,20 @@ def test_a_named_file_is_written_where_there_is_none(root, tmp_path):
 
 
 @pytest.mark.parametrize("index, words", [
-    (np.arange(99) // 5, r"shape \(99,\); expected whole numbers of shape \(100,\)"),
+    (np.arange(99) // 5, r"shape \(99,\); expected integers of shape \(100,\)"),
     (np.zeros(100), "holds float64"),
-    (np.arange(100) // 5 + 1, "holds images 1 to 20; the split has 0 to 19"),
+    (np.arange(100) // 5 + 1, "1 to 20; expected 0 to 19"),
     (np.arange(100) // 10, "leaves 10 images without a caption"),
-    (np.array([{}] * 100), "no array that can be read"),
+    (np.array([{}] * 100), "noise.npy: not a readable"),
 ])  # fmt: skip
-def test_files_that_do_not_fit(root, tmp_path, index, words):
+def test_unusable_index_files(root, tmp_path, index, words):
     path = tmp_path / "noise.npy"
     np.save(path, index, allow_pickle=True)
     with pytest.raises(DataError, match=words):
         opened(root, noise_file=str(path))
 
 
-def test_shares_that_cannot_be(root):
+def test_impossible_shares(root):
     with pytest.raises(ConfigError, match="data.noise=1.2: expected a share"):
         opened(root, noise=1.2)
     with pytest.raises(ConfigError, match="too few to mismatch"):

@@ -1,4 +1,4 @@
-"""The SCAN precomp reader on real files: layouts, quirks, and every kind of bad input."""
+"""The precomp reader on real files: folder layouts, quirks and every kind of bad input."""
 
 import os
 import pickle
@@ -9,13 +9,14 @@ import textwrap
 import numpy as np
 import pytest
 
-from itr.data.layouts.precomp import check_regions_finite, check_same_width, read_split
+from itr.data.layouts.precomp import read_split
+from itr.data.layouts.region_arrays import check_regions_finite, check_same_width
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.errors import ConfigError, DataError
 
 
 def write(folder, split, images=4, captions=5, regions=3, width=6, dtype=np.float32, seed=0):
-    """A split of random features; returns (array, captions)."""
+    """Write a split of random features; returns (array, captions)."""
     folder.mkdir(parents=True, exist_ok=True)
     array = np.random.default_rng(seed).standard_normal((images, regions, width)).astype(dtype)
     lines = [f"caption {c} of image {i}" for i in range(images) for c in range(captions)]
@@ -36,7 +37,7 @@ def fails(folder, *words, split="train"):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("captions", [5, 3, 1])
-def test_one_row_an_image(tmp_path, dtype, captions):
+def test_one_row_per_image(tmp_path, dtype, captions):
     array, lines = write(tmp_path, "train", captions=captions, dtype=dtype)
     split = read_split(tmp_path, "train")
     assert isinstance(split.regions, np.memmap) and split.regions.dtype == dtype
@@ -51,7 +52,7 @@ def test_one_row_an_image(tmp_path, dtype, captions):
 
 
 @pytest.mark.parametrize("images", [1, 2, 300])
-def test_legacy_five_rows_an_image(tmp_path, images):
+def test_five_equal_rows_per_image(tmp_path, images):
     array, lines = write(tmp_path, "test", images=images)
     np.save(tmp_path / "test_ims.npy", np.repeat(array, 5, axis=0))
     split = read_split(tmp_path, "test")
@@ -63,14 +64,14 @@ def test_legacy_five_rows_an_image(tmp_path, images):
     assert any("5 times" in note for note in split.notes)
 
 
-def test_one_caption_an_image_is_not_taken_for_the_legacy_layout(tmp_path):
+def test_one_caption_per_image_is_not_mistaken_for_repeated_rows(tmp_path):
     write(tmp_path, "test", images=20, captions=1)
     split = read_split(tmp_path, "test")
     assert split.n_images == split.n_captions == 20
 
 
 @pytest.mark.parametrize("odd_group", [0, 2, 5])
-def test_legacy_rows_that_differ_are_refused(tmp_path, odd_group):
+def test_repeated_rows_that_differ_are_refused(tmp_path, odd_group):
     array, _ = write(tmp_path, "test", images=6)
     array = np.repeat(array, 5, axis=0)
     array[5 * odd_group + 3, 0] += 1
@@ -89,15 +90,17 @@ def test_dev_is_cut_on_request(tmp_path, legacy):
     assert any("first 20 of 35" in note for note in cut.notes)
     ragged = read_split(tmp_path, "dev", max_dev_captions=18)
     assert ragged.captions_per_image.tolist() == [5, 5, 5, 3] and ragged.captions() == lines[:18]
-    all_of_it = read_split(tmp_path, "dev", max_dev_captions=5000)
-    assert all_of_it.n_captions == 35
+    uncut = read_split(tmp_path, "dev", max_dev_captions=5000)
+    assert uncut.n_captions == 35
     write(tmp_path, "test", images=7)
     assert read_split(tmp_path, "test", max_dev_captions=20).n_captions == 35
 
 
-def test_windows_text_is_tolerated(tmp_path):
+def test_windows_line_endings_are_tolerated(tmp_path):
     write(tmp_path, "train", images=2, captions=1)
-    raw = b"\xef\xbb\xbf  caf\xc3\xa9 \r\na\xe2\x80\xa8b\x0cc\r\n"  # U+2028 and \f end no line
+    raw = (
+        b"\xef\xbb\xbf  caf\xc3\xa9 \r\na\xe2\x80\xa8b\x0cc\r\n"  # U+2028 and \f do not end a line
+    )
     (tmp_path / "train_caps.txt").write_bytes(raw)
     assert read_split(tmp_path, "train").captions() == ["café", "a\u2028b\x0cc"]
     (tmp_path / "train_caps.txt").write_bytes(raw.rstrip())  # no newline at the end
@@ -111,22 +114,22 @@ def config(root, **options):
     return DataConfig(name="f30k", root=str(root), **options)
 
 
-@pytest.mark.parametrize("place", ["", "f30k_precomp", "f30k/precomp", "other_precomp"])
-def test_layout_is_found_by_looking(tmp_path, place):
-    _, lines = write(tmp_path / place, "dev")
+@pytest.mark.parametrize("subfolder", ["", "f30k_precomp", "f30k/precomp", "other_precomp"])
+def test_folders_that_are_searched(tmp_path, subfolder):
+    _, lines = write(tmp_path / subfolder, "dev")
     split = open_split(config(tmp_path), "val", "regions")
     assert split.name == "dev" and split.captions() == lines
-    assert any("other_precomp" in note for note in split.notes) == (place == "other_precomp")
+    assert any("other_precomp" in note for note in split.notes) == (subfolder == "other_precomp")
     assert open_split(config(tmp_path), "dev", "regions").n_captions == len(lines)
 
 
-def test_missing_root_layout_and_split_are_explained(tmp_path):
-    with pytest.raises(DataError, match="no such folder; expected .*_ims.npy.* Type data.root=DIR"):
+def test_missing_root_layout_and_split(tmp_path):
+    with pytest.raises(DataError, match="no such folder; expected .*_ims.npy.*data.root=DIR"):
         open_split(config(tmp_path / "nowhere"), "train", "regions")
     (tmp_path / "pictures").mkdir()
     with pytest.raises(DataError) as error:
         open_split(config(tmp_path), "train", "regions")
-    assert "f30k_precomp" in str(error.value) and "found there: pictures/" in str(error.value)
+    assert "f30k_precomp" in str(error.value) and "pictures/" in str(error.value)
     write(tmp_path / "a_precomp", "train")
     write(tmp_path / "b_precomp", "train")
     with pytest.raises(DataError, match="a_precomp/, b_precomp/"):
@@ -140,11 +143,11 @@ def test_missing_root_layout_and_split_are_explained(tmp_path):
     assert open_split(renamed, "test", "regions").n_captions == 20
 
 
-def test_options_that_cannot_be_used(tmp_path):
+def test_unusable_options(tmp_path):
     write(tmp_path, "train")
-    with pytest.raises(DataError, match="no pictures.*train_ims.npy"):
+    with pytest.raises(DataError, match="data.root=.*train_ims.npy"):
         open_split(config(tmp_path), "train", "pixels")
-    with pytest.raises(ConfigError, match="holds regions, but the model wants pixels"):
+    with pytest.raises(ConfigError, match="data.layout=precomp: .*regions.*pixels"):
         open_split(config(tmp_path, layout="precomp"), "train", "pixels")
     with pytest.raises(ConfigError, match="nearest: precomp"):
         open_split(config(tmp_path, layout="precom"), "train", "regions")
@@ -173,12 +176,12 @@ def test_features_that_are_not_finite(tmp_path, value, dtype, row):
     fails(tmp_path, "train_ims.npy", f"row {row}, region 2, column 4", str(value))
 
 
-def test_full_check_finds_what_the_sample_missed_and_remembers_what_passed(tmp_path, monkeypatch):
+def test_the_full_check_covers_all_rows_and_is_cached(tmp_path, monkeypatch):
     array, _ = write(tmp_path, "train", images=1000)
     array[501, 1, 1] = np.nan
     np.save(tmp_path / "train_ims.npy", array)
     split = read_split(tmp_path, "train")  # row 501 is not in the sample
-    monkeypatch.setattr("itr.data.layouts.precomp.CHUNK_BYTES", 100 * array[0].nbytes)
+    monkeypatch.setattr("itr.data.layouts.region_arrays.CHUNK_BYTES", 100 * array[0].nbytes)
     with pytest.raises(DataError, match="row 501, region 1, column 1"):
         check_regions_finite(split, tmp_path / "cache")
     array[501, 1, 1] = 0
@@ -188,8 +191,8 @@ def test_full_check_finds_what_the_sample_missed_and_remembers_what_passed(tmp_p
     stamps = list((tmp_path / "cache").iterdir())
     assert len(stamps) == 1
     monkeypatch.setattr(
-        "itr.data.layouts.precomp._require_finite", None
-    )  # would fail if it were called
+        "itr.data.layouts.region_arrays.require_finite", None
+    )  # fails if it is called
     check_regions_finite(split, tmp_path / "cache")
     os.utime(tmp_path / "train_ims.npy", (1, 1))
     with pytest.raises(TypeError):
@@ -213,7 +216,7 @@ def test_wrong_dtype(tmp_path, dtype, name):
 
 
 class Bomb:
-    """Leaves a trace if it is ever unpickled."""
+    """Creates a file if it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -231,7 +234,7 @@ def test_object_arrays_are_never_unpickled(tmp_path):
     np.save(tmp_path / "train_ims.npy", array, allow_pickle=True)
     fails(tmp_path, "train_ims.npy", "never unpickled")
     (tmp_path / "train_ims.npy").write_bytes(pickle.dumps(Bomb(trace)))
-    fails(tmp_path, "train_ims.npy", "not a .npy file")
+    fails(tmp_path, "train_ims.npy", "not a valid .npy file")
     assert not trace.exists()
 
 
@@ -240,19 +243,19 @@ def test_truncated_array(tmp_path, size):
     write(tmp_path, "train")
     path = tmp_path / "train_ims.npy"
     path.write_bytes(path.read_bytes()[:size])
-    fails(tmp_path, "train_ims.npy", "truncated" if size >= 128 else "not a .npy file")
+    fails(tmp_path, "train_ims.npy", "truncated" if size >= 128 else "not a valid .npy file")
 
 
-def test_other_things_called_npy(tmp_path):
+def test_other_formats_named_npy(tmp_path):
     write(tmp_path, "train")
     with (tmp_path / "train_ims.npy").open("wb") as file:
         np.savez(file, a=np.zeros((4, 3, 6), np.float32))
-    fails(tmp_path, "train_ims.npy", "not a .npy file")
+    fails(tmp_path, "train_ims.npy", "not a valid .npy file")
     np.save(tmp_path / "train_ims.npy", np.asfortranarray(np.ones((4, 3, 6), np.float32)))
     fails(tmp_path, "train_ims.npy", "Fortran")
 
 
-def test_width_that_differs_between_splits(tmp_path):
+def test_widths_that_differ_between_splits(tmp_path):
     write(tmp_path, "train", width=6)
     write(tmp_path, "dev", width=6, regions=2)
     write(tmp_path, "test", width=7)
@@ -266,7 +269,7 @@ def test_width_that_differs_between_splits(tmp_path):
 
 
 @pytest.mark.parametrize("lines", [19, 21, 3, 2])
-def test_caption_count_that_does_not_fit(tmp_path, lines):
+def test_wrong_caption_count(tmp_path, lines):
     write(tmp_path, "train")
     (tmp_path / "train_caps.txt").write_text("a man\n" * lines)
     fails(tmp_path, "train_caps.txt", f"{lines} captions", "4 rows", "20")
@@ -289,7 +292,7 @@ def test_empty_captions(tmp_path, blank):
     text = path.read_text()
     path.write_text(text.replace("caption 2 of image 1", blank))
     fails(tmp_path, "train_caps.txt, line 8", "empty caption")
-    path.write_text(text + "\n")  # a blank line too many, at the end
+    path.write_text(text + "\n")  # an extra blank line at the end
     fails(tmp_path, "train_caps.txt, line 21", "empty caption")
     path.write_text("")
     fails(tmp_path, "train_caps.txt", "is empty")
@@ -298,11 +301,11 @@ def test_empty_captions(tmp_path, blank):
 # Memory
 
 
-def test_a_gigabyte_is_opened_without_being_loaded(tmp_path):
+def test_a_large_array_is_not_loaded(tmp_path):
     images, regions, width = 3500, 36, 2048
     path = tmp_path / "train_ims.npy"
     array = np.lib.format.open_memmap(path, "w+", np.float32, (images, regions, width))
-    del array  # a sparse file: no block of it is ever written
+    del array  # a sparse file: no block is written
     assert path.stat().st_size > 10**9
     (tmp_path / "train_caps.txt").write_text("a man\n" * 5 * images)
     script = """

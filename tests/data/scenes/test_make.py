@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from itr.data.layouts.precomp import check_regions_finite, read_split
+from itr.data.layouts.precomp import read_split
+from itr.data.layouts.region_arrays import check_regions_finite
 from itr.data.scenes.make import VERSION, prepare
 from itr.errors import ConfigError, DataError
 

@@ -1,4 +1,4 @@
-"""The bench of reading runs on both kinds of data and reports every stage."""
+"""`itr data bench` runs on regions and images and reports every stage."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def here(tmp_path_factory):
 @pytest.mark.parametrize(
     "model, stages",
     [
-        ("hrem", ["regions, all of it"]),
-        ("albef", ["read", "decode", "crop and resize", "augment and normalise", "pictures, all"]),
+        ("hrem", ["regions, all stages"]),
+        ("albef", ["read", "decode", "crop and resize", "augment and normalize", "images, all"]),
     ],
 )
 def test_every_stage_has_a_rate(here, capsys, monkeypatch, model, stages):
@@ -32,16 +32,16 @@ def test_every_stage_has_a_rate(here, capsys, monkeypatch, model, stages):
         f"recipe={model}_scenes_retrieval", "seconds=0.02", "workers=0,2", "batch_size=16",
     ]  # fmt: skip
     assert main(arguments) == 0, capsys.readouterr().err
-    shown = capsys.readouterr().out
-    for stage in (*stages, "captions, tokenised", "captions, from the cache", "2 workers"):
-        line = next(line for line in shown.splitlines() if stage in line)
+    output = capsys.readouterr().out
+    for stage in (*stages, "captions, tokenized", "captions, cached", "2 workers"):
+        line = next(line for line in output.splitlines() if stage in line)
         rate, milliseconds = (
             float(n.replace(",", "")) for n in re.findall(r"[\d,.]+\d", line)[-2:]
         )
         assert rate > 0 and milliseconds > 0
 
 
-def test_arguments_that_cannot_be_used(capsys):
+def test_unusable_arguments(capsys):
     assert main(["data=scenes", "seconds=fast"]) == 2
     assert "seconds" in capsys.readouterr().err
     assert main(["data=scens"]) == 2

@@ -1,4 +1,4 @@
-"""`itr data convert`: what comes back is what went in, through every layout."""
+"""`itr data convert`: a round trip through every layout preserves the dataset."""
 
 import dataclasses
 import itertools
@@ -45,12 +45,12 @@ def convert(*arguments, fails=False):
 
 
 @pytest.mark.parametrize("source, target", itertools.permutations(TARGETS, 2))
-def test_there_and_back(tmp_path, source, target, capsys):
+def test_round_trip(tmp_path, source, target, capsys):
     items = make_items()
     begin = tmp_path / "begin"
     worlds.write(source, begin, items)
-    ids = source != "arrow"  # as others write it, it holds no ids of captions
-    wanted = {
+    ids = source != "arrow"  # as published, it holds no caption ids
+    expected = {
         part: [
             (i.cocoid, tuple(i.sentids) if ids else (), i.captions, i.jpeg)
             for i in items
@@ -60,32 +60,32 @@ def test_there_and_back(tmp_path, source, target, capsys):
     }
     path = tmp_path / TARGETS[target]
     convert(begin, path)
-    assert seen(config(path, target), ids) == wanted
-    told = capsys.readouterr().out
-    assert f"wrote {target} layout" in told and "train with" in told
-    assert "train: 6 images, 21 captions" in told
+    assert seen(config(path, target), ids) == expected
+    output = capsys.readouterr().out
+    assert f"wrote {target} layout" in output and "train with" in output
+    assert "train: 6 images, 21 captions" in output
     back = tmp_path / "back" / TARGETS[source]
     convert(path, back)
-    assert seen(config(back, source), ids) == wanted
+    assert seen(config(back, source), ids) == expected
     convert(path, path, fails=True)
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
-def test_second_texts_go_along_or_into_a_file_of_their_own(tmp_path, capsys):
+def test_second_texts_are_converted_or_written_to_a_file(tmp_path, capsys):
     items = make_items()
     worlds.write("shards", tmp_path / "begin", items)
     convert(tmp_path / "begin", tmp_path / "pairs.csv")
     convert(tmp_path / "begin", tmp_path / "arrow")
     assert f"data.second_text={tmp_path / 'arrow' / 'second.json'}" in capsys.readouterr().out
-    wanted = [item.second for item in items if item.part == "train"]
+    expected = [item.second for item in items if item.part == "train"]
     table = config(tmp_path / "pairs.csv", "table")
-    assert list(open_split(table, "train", "pixels", second=True).second) == wanted
+    assert list(open_split(table, "train", "pixels", second=True).second) == expected
     arrow = config(tmp_path / "arrow", "arrow", second_text=str(tmp_path / "arrow" / "second.json"))
-    assert list(open_split(arrow, "train", "pixels", second=True).second) == wanted
+    assert list(open_split(arrow, "train", "pixels", second=True).second) == expected
 
 
-def test_pictures_of_any_format_go_into_shards_and_back(tmp_path):
-    """Also under names that tell no format, which the reader of tars could not know."""
+def test_shards_preserve_any_image_format(tmp_path):
+    """Including files whose extension does not identify an image."""
     rows, kinds = [], {"a.gif": "GIF", "b.bmp": "BMP", "c.tif": "TIFF", "d.dat": "PNG", "e": "JPEG"}
     for number, (name, kind) in enumerate(kinds.items()):
         (tmp_path / name).write_bytes(encoded(photo(seed=number), kind))
@@ -102,8 +102,8 @@ def test_pictures_of_any_format_go_into_shards_and_back(tmp_path):
 
 @pytest.mark.parametrize("target", ["karpathy", "table", "arrow", "shards"])
 @pytest.mark.parametrize("tars", ["a split", "a tar"])
-def test_pictures_of_one_name_are_all_written(tmp_path, target, tars):
-    """Keys that begin anew in each split, or in each tar."""
+def test_images_with_equal_names_are_all_written(tmp_path, target, tars):
+    """Keys that start from 0 in each split, or in each tar."""
     items = make_items((4, 2, 2))
     for part in PARTS:
         own = [item for item in items if item.part == part]
@@ -126,25 +126,23 @@ def test_pictures_of_one_name_are_all_written(tmp_path, target, tars):
         assert [row[2:] for row in rows] == [((i.captions[0],), i.jpeg) for i in own]
 
 
-def test_nothing_is_written_over(tmp_path, capsys):
+def test_nothing_is_overwritten(tmp_path, capsys):
     worlds.write("shards", tmp_path / "begin", make_items())
     there = tmp_path / "out" / "images" / make_items()[0].file
     there.parent.mkdir(parents=True)
     there.write_bytes(b"mine")
     convert(tmp_path / "begin", tmp_path / TARGETS["karpathy"], fails=True)
-    assert "exists already, and would be written over" in capsys.readouterr().err
+    assert "would be overwritten" in capsys.readouterr().err
     assert there.read_bytes() == b"mine"
     same = [(f"deep/{n}/000000.{end}", data) for n in range(2) for end, data in
             (("jpg", make_items()[n].jpeg), ("txt", b"a"))]  # fmt: skip
     worlds.write_tar(tmp_path / "twice" / "0.tar", same)
     convert(tmp_path / "twice", tmp_path / "pairs.csv", fails=True)
-    assert "two pictures of train are called 000000.jpg" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    assert "two images of train are named 000000.jpg" in " ".join(capsys.readouterr().err.split())
 
 
-def test_regions_there_and_back(tmp_path, capsys):
-    """Precomp from its own arrays, and from annotations whose regions another folder holds."""
+def test_regions_round_trip(tmp_path, capsys):
+    """Precomp from precomp, and from annotations with regions from another folder."""
     items = make_items(captions=5)
     worlds.write("precomp", tmp_path / "begin", items)
     worlds.write("karpathy", tmp_path / "pixels", items)
@@ -171,8 +169,8 @@ def test_regions_there_and_back(tmp_path, capsys):
     assert "--regions DIR" in capsys.readouterr().err
 
 
-def test_region_rows_name_their_pictures(tmp_path, capsys):
-    """Precomp into layouts of pictures: id_mapping.json says which file a row belongs to."""
+def test_regions_are_converted_to_images_by_file_name(tmp_path, capsys):
+    """id_mapping.json maps the rows of precomp to image files."""
     items = make_items(captions=5)
     worlds.write("precomp", tmp_path / "begin", items)
     worlds.write_pictures(tmp_path / "pictures" / "val2014", items)
@@ -186,10 +184,10 @@ def test_region_rows_name_their_pictures(tmp_path, capsys):
     }
     (tmp_path / "begin" / "coco_precomp" / "id_mapping.json").unlink()
     convert(tmp_path / "begin", tmp_path / "no.csv", "--images", tmp_path, fails=True)
-    assert "nothing names the pictures of these rows" in capsys.readouterr().err
+    assert "image names are unknown" in capsys.readouterr().err
 
 
-def test_what_cannot_be_converted_says_why_and_leaves_nothing(tmp_path, capsys):
+def test_errors_are_explained_and_leave_nothing_behind(tmp_path, capsys):
     items = make_items()
     worlds.write("karpathy", tmp_path / "begin", items)
     worlds.write("precomp", tmp_path / "regions", make_items((6, 2, 2), captions=5))
@@ -198,12 +196,12 @@ def test_what_cannot_be_converted_says_why_and_leaves_nothing(tmp_path, capsys):
         ((tmp_path / "nowhere", tmp_path / "arrow"), "no such file or folder"),
         ((tmp_path / "regions", tmp_path / "arrow"), "holds region arrays"),
         ((tmp_path / "begin", tmp_path / "x_precomp", "--regions", tmp_path / "regions" /
-          "coco_precomp"), "1 to 6 captions, and precomp wants the same"),
+          "coco_precomp"), "1 to 6 captions"),
     ):  # fmt: skip
         convert(*arguments, fails=True)
         assert words in capsys.readouterr().err
         assert not arguments[1].exists()
     data = ("--regions", tmp_path / "regions" / "coco_precomp", "--captions", 5)
     convert(tmp_path / "begin", tmp_path / "x_precomp", *data, fails=True)
-    assert "no regions of 2 pictures" in capsys.readouterr().err
+    assert "no regions for 2 images" in capsys.readouterr().err
     assert not (tmp_path / "x_precomp").exists()

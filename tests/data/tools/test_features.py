@@ -22,7 +22,7 @@ def root(tmp_path):
     return tmp_path / "set"
 
 
-def test_features_are_the_cells_of_the_last_map(root, tmp_path, capsys):
+def test_features_are_cells_of_the_last_feature_map(root, tmp_path, capsys):
     torch.manual_seed(0)
     model = timm.create_model("resnet18", pretrained=False, num_classes=0).eval()
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
@@ -43,7 +43,7 @@ def test_features_are_the_cells_of_the_last_map(root, tmp_path, capsys):
         assert [r.image_id for r in regions.records] == [r.image_id for r in pictures.records]
         for number, record in enumerate(pictures.records):
             assert regions.records[number].captions[0] == record.captions[0]
-            assert len(regions.records[number].captions) == 5  # repeated where there are fewer
+            assert len(regions.records[number].captions) == 5  # repeated if there are fewer
             with torch.no_grad():
                 found = model.forward_features(Pixels(pictures, view).fetch(np.array([number])))
             assert found.shape == (1, 512, 3, 3)
@@ -55,7 +55,7 @@ def test_features_are_the_cells_of_the_last_map(root, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
-def test_tokens_and_channels_last_become_maps(name):
+def test_tokens_and_channels_last_are_converted_to_maps(name):
     small = {"depths": (1, 1, 1, 1)} if name.startswith("swin") else {"depth": 1, "img_size": 64}
     model = timm.create_model(name, pretrained=False, num_classes=0, **small)
     side = 224 if name.startswith("swin") else 64
@@ -69,11 +69,11 @@ def test_tokens_and_channels_last_become_maps(name):
         assert torch.equal(found[:, :, 1, 2], raw[:, 1 + 1 * 4 + 2])
     else:
         assert torch.equal(found[:, :, 1, 2], raw[:, 1, 2])
-    with pytest.raises(ConfigError, match="no grid"):
+    with pytest.raises(ConfigError, match="not a grid"):
         feature_map(model, raw.flatten(1))
 
 
-def test_what_cannot_be_done_is_said_and_leaves_nothing(root, tmp_path, capsys):
+def test_errors_are_explained_and_leave_nothing_behind(root, tmp_path, capsys):
     out = tmp_path / "x_precomp"
 
     def fails(words, *arguments):
@@ -85,7 +85,7 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(root, tmp_path, capsys):
     (tmp_path / "no.safetensors").write_bytes(b"")
     fails("no.safetensors: cannot be read", "--backbone", "resnet18", "--weights",
           str(tmp_path / "no.safetensors"))  # fmt: skip
-    fails("no data set with pictures", "--backbone", "resnet18", "--images", str(root / "val2014"))
+    fails("no dataset with images", "--backbone", "resnet18", "--images", str(root / "val2014"))
     picture = next((root / "val2014").iterdir())
     picture.write_bytes(b"no picture")
     fails(picture.name, "--backbone", "resnet18", "--weights", "none", "--size", "32")

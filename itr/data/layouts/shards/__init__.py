@@ -1,1 +1,1 @@
-"""WebDataset shards: tar files, their index and their samples."""
+"""WebDataset shards: reading tars, their cached index, and their samples."""

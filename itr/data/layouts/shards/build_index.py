@@ -1,6 +1,6 @@
-"""Many tars listed: from the cache, and the others by as many processes as there are cores.
+"""Indexes many tars: reads cached indexes, and builds the others with one process per core.
 
-Listing is Python's own work (headers, JSON, UTF-8), so that threads would wait for each other.
+Indexing is pure Python work (headers, JSON, UTF-8), so threads would not speed it up.
 """
 
 from __future__ import annotations
@@ -22,68 +22,72 @@ from filelock import lock_descriptor
 from rich.console import Console
 from rich.progress import track
 
-from itr.data.layouts.shards.index import ShardList, kept_list, list_shard
+from itr.data.layouts.shards.index import ShardIndex, cached_index, index_shard
 
 log = logging.getLogger(__name__)
 
 LOCK = "shards.lock"
-WORTH = 10.0  # seconds of listing from which on other processes are started for it
-LINE_EVERY = 10.0  # seconds between lines where there is no terminal
+PARALLEL_FROM = 10.0  # seconds of remaining work that justify starting processes
+LOG_EVERY = 10.0  # seconds between log lines without a terminal
 
 
-def list_shards(
+def index_shards(
     paths: Sequence[Path], second_key: str, cache: str | Path | None
-) -> list[ShardList]:
-    """The list of each tar of ``paths``. Of several processes of a machine that want the same ones
-    one makes them, and the others find them in ``cache``.
+) -> list[ShardIndex]:
+    """The index of each tar in ``paths``.
 
-    Raises DataError for a tar that cannot be read.
+    If several processes of a machine need the same indexes, one of them builds them and the others
+    read them from ``cache``. Raises DataError for a tar that cannot be read.
     """
     if cache is None:
-        return list(_shown(_made(paths, second_key, None), len(paths)))
-    found = {path: kept_list(path, second_key, cache) for path in paths}
-    if any(made is None for made in found.values()):
-        with _alone(Path(cache)):
-            for path in [path for path, made in found.items() if made is None]:
-                found[path] = kept_list(path, second_key, cache)
-            missing = [path for path, made in found.items() if made is None]
-            lists = _shown(_made(missing, second_key, cache), len(missing))
-            found.update(zip(missing, lists, strict=True))
-    return [made for path in paths if (made := found[path]) is not None]
+        return list(_with_progress(_build(paths, second_key, None), len(paths)))
+    indexes = {path: cached_index(path, second_key, cache) for path in paths}
+    if any(index is None for index in indexes.values()):
+        with _lock(Path(cache)):
+            for path in [path for path, index in indexes.items() if index is None]:
+                indexes[path] = cached_index(path, second_key, cache)
+            missing = [path for path, index in indexes.items() if index is None]
+            built = _with_progress(_build(missing, second_key, cache), len(missing))
+            indexes.update(zip(missing, built, strict=True))
+    return [index for path in paths if (index := indexes[path]) is not None]
 
 
-def _made(paths: Sequence[Path], second_key: str, cache: str | Path | None) -> Iterator[ShardList]:
-    began, cores = time.monotonic(), len(os.sched_getaffinity(0))
+def _build(
+    paths: Sequence[Path], second_key: str, cache: str | Path | None
+) -> Iterator[ShardIndex]:
+    """Build in this process, and switch to a pool if that would take long."""
+    start, cores = time.monotonic(), len(os.sched_getaffinity(0))
     for done, path in enumerate(paths):
         left = len(paths) - done
-        if done and min(left, cores) > 1 and (time.monotonic() - began) / done * left > WORTH:
-            yield from _made_by_processes(paths[done:], second_key, cache, min(left, cores))
+        workers = min(left, cores)
+        if done and workers > 1 and (time.monotonic() - start) / done * left > PARALLEL_FROM:
+            yield from _build_in_pool(paths[done:], second_key, cache, workers)
             return
-        yield list_shard(path, second_key, cache)
+        yield index_shard(path, second_key, cache)
 
 
-def _made_by_processes(
-    paths: Sequence[Path], second_key: str, cache: str | Path | None, count: int
-) -> Iterator[ShardList]:
-    """Lists made by ``count`` processes; here where those cannot be started, or die."""
-    make = functools.partial(list_shard, second_key=second_key, cache=cache)
-    # Not forked: torch's and the tokenizers' threads do not survive that.
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _end_with_parent)
+def _build_in_pool(
+    paths: Sequence[Path], second_key: str, cache: str | Path | None, workers: int
+) -> Iterator[ShardIndex]:
+    """Build with ``workers`` processes; continue in this one if they cannot start or die."""
+    build = functools.partial(index_shard, second_key=second_key, cache=cache)
+    # Spawned, because the threads of torch and the tokenizers do not survive a fork.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _exit_with_parent)
     done = 0
     try:
-        for made in pool.map(make, paths):
-            yield made
+        for index in pool.map(build, paths):
+            yield index
             done += 1
     except BrokenProcessPool:
-        log.warning("listing shards: a process of %d is gone; going on with this one", count)
-        yield from map(make, paths[done:])
+        log.warning("indexing shards: one of %d processes died; continuing in this one", workers)
+        yield from map(build, paths[done:])
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """In a process of the pool: end when the process that started it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter
+def _exit_with_parent() -> None:
+    """Initializer of a pool process: exit when the parent process is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -94,35 +98,39 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _shown(lists: Iterable[ShardList], total: int) -> Iterator[ShardList]:
-    """``lists`` as they come, with a bar on a terminal and now and then a line elsewhere."""
+def _with_progress(indexes: Iterable[ShardIndex], total: int) -> Iterator[ShardIndex]:
+    """``indexes`` with a progress bar on a terminal and occasional log lines elsewhere."""
     console = Console(stderr=True)
     if console.is_terminal:
-        yield from track(lists, "listing shards", total, console=console, transient=True)
+        yield from track(indexes, "indexing shards", total, console=console, transient=True)
         return
-    began = told = time.monotonic()
-    for done, made in enumerate(lists, 1):
+    start = last_line = time.monotonic()
+    for done, index in enumerate(indexes, 1):
         now = time.monotonic()
-        if now - told >= LINE_EVERY:
-            told, left = now, (now - began) / done * (total - done)
-            log.info("listing shards: %d of %d, about %.0f s left", done, total, left)
-        yield made
+        if now - last_line >= LOG_EVERY:
+            last_line, left = now, (now - start) / done * (total - done)
+            log.info("indexing shards: %d of %d, about %.0f s left", done, total, left)
+        yield index
 
 
 @contextmanager
-def _alone(cache: Path) -> Iterator[None]:
-    """Inside, no other process of this machine lists into ``cache``. A lock ends with its owner."""
+def _lock(cache: Path) -> Iterator[None]:
+    """Exclude other processes of this machine that index into ``cache``.
+
+    The lock is released when its owner exits. Without a writable cache, or on a file system without
+    locks, nothing is locked and work may be done twice.
+    """
     try:
         cache.mkdir(parents=True, exist_ok=True)
         file = open(cache / LOCK, "a")
-    except OSError:  # a cache that cannot be written to: there is nothing to wait for
+    except OSError:
         yield
         return
     with file:
         try:
             if not lock_descriptor(file.fileno(), blocking=False):
-                log.info("%s: waiting for another process that lists shards", cache)
+                log.info("%s: waiting for another process that indexes shards", cache)
                 lock_descriptor(file.fileno())
-        except OSError:  # a file system without locks: the work may be done twice
+        except OSError:
             pass
         yield

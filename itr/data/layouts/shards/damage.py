@@ -1,4 +1,4 @@
-"""What of the tars of a data set cannot be used, and whether that is too much."""
+"""Counts unusable samples and damaged tars, and decides whether they are too many."""
 
 from __future__ import annotations
 
@@ -9,81 +9,89 @@ from pathlib import Path
 
 import numpy as np
 
-from itr.data.layouts.shards.index import ShardList
-from itr.data.layouts.shards.tar import CLOSING
-from itr.errors import DataError
-
-SHOWN = 3  # faults named in a message
+from itr.data.layouts.shards.index import ShardIndex
+from itr.data.layouts.shards.tar import END_PADDING
+from itr.errors import DataError, first_of
 
 
 @dataclass
-class Losses:
-    """Samples that were left out, and about how many are missing in damaged tars."""
+class ShardDamage:
+    """Samples that are left out, and an estimate of those missing in damaged tars."""
 
     where: Path
     usable: int
     reasons: Counter[str] = field(default_factory=Counter)  # -> samples left out
-    named: dict[str, str] = field(default_factory=dict)  # reason -> the first of them
+    examples: dict[str, str] = field(default_factory=dict)  # reason -> first such sample
     faults: list[str] = field(default_factory=list)  # of tars
-    lost: int = 0
-    sound: bool = True  # there are tars without a fault, which tell how much a tar holds
+    lost: int = 0  # samples estimated to be missing in damaged tars
+    can_estimate: bool = True  # there is an undamaged tar, which shows how many samples to expect
 
     @classmethod
-    def of(cls, paths: Sequence[Path], lists: Sequence[ShardList]) -> Losses:
-        """Those of the tars ``paths``.
+    def of(cls, paths: Sequence[Path], indexes: Sequence[ShardIndex]) -> ShardDamage:
+        """Collect the damage of the tars ``paths``.
 
-        A damaged tar lacks what the typical sound one has more, or what its unread bytes would
-        hold: whichever is more, for a tar that was cut has no bytes left to go by.
+        A damaged tar is assumed to lack the difference to the median undamaged tar, or what its
+        unread bytes would hold, whichever is more: a tar that was cut has no unread bytes.
         """
-        own = cls(paths[0].parent, sum(map(len, lists)))
-        for path, shard in zip(paths, lists, strict=True):
-            own.reasons.update(shard.broken)
-            for reason, key in shard.examples.items():
-                own.named.setdefault(reason, f"{path.name}: {key}")
-        damaged = [shard for shard in lists if shard.fault]
-        own.faults = [f"{p}: {s.fault}" for p, s in zip(paths, lists, strict=True) if s.fault]
-        sound = [len(shard) for shard in lists if not shard.fault]
-        own.sound = bool(sound) or not damaged
-        typical = int(np.median(sound)) if sound else 0
-        steps = [np.diff(shard.images[:, 0]) for shard in lists]  # from sample to sample
-        size = float(np.median(np.concatenate(steps))) if any(map(len, steps)) else np.inf
-        for shard in damaged:
-            unread = max(0, shard.unread - CLOSING)
-            own.lost += max(0, typical - len(shard), int(unread / max(1, size)))
-        return own
+        damage = cls(paths[0].parent, sum(map(len, indexes)))
+        for path, index in zip(paths, indexes, strict=True):
+            damage.reasons.update(index.broken)
+            for reason, key in index.examples.items():
+                damage.examples.setdefault(reason, f"{path.name}: {key}")
+        damaged = [index for index in indexes if index.fault]
+        damage.faults = [f"{p}: {i.fault}" for p, i in zip(paths, indexes, strict=True) if i.fault]
+        sizes = [len(index) for index in indexes if not index.fault]
+        damage.can_estimate = bool(sizes) or not damaged
+        typical = int(np.median(sizes)) if sizes else 0
+        steps = [np.diff(index.images[:, 0]) for index in indexes]  # bytes from sample to sample
+        step = float(np.median(np.concatenate(steps))) if any(map(len, steps)) else np.inf
+        for index in damaged:
+            unread = max(0, index.unread - END_PADDING)
+            damage.lost += max(0, typical - len(index), int(unread / max(1, step)))
+        return damage
 
     def notes(self, max_broken: float, missing: int, second_key: str) -> tuple[str, ...]:
-        """What to log. ``missing``: samples that have no second text, where one is needed.
+        """Log lines about the damage.
 
-        Raises DataError if more than the share ``max_broken`` is lost, or nothing is left; and
-        where no tar is sound, for then nobody knows how much that is.
+        Args:
+            max_broken: the share of samples that may be lost (``data.max_broken``).
+            missing: samples without a second text, if the model needs one.
+            second_key: name of the second text.
+
+        Raises DataError if more is lost, if nothing is left, or if the loss cannot be estimated
+        because every tar is damaged.
         """
         reasons, usable = Counter(self.reasons), self.usable - missing
         reasons[f"no {second_key}"] += missing
-        reasons += Counter()  # drops what is 0
+        reasons += Counter()  # drops zero counts
         broken = sum(reasons.values())
         listed = [
             f"{count} with {reason}"
-            + (f" (such as {self.named[reason]})" if reason in self.named else "")
+            + (f" (e.g. {self.examples[reason]})" if reason in self.examples else "")
             for reason, count in reasons.most_common()
         ]
         share = (broken + self.lost) / max(1, usable + broken + self.lost)
-        unknown = not self.sound and max_broken < 1
+        unknown = not self.can_estimate and max_broken < 1
         if not usable or share > max_broken or unknown:
-            parts = [f"{broken} broken samples ({'; '.join(listed[:SHOWN])})"] if listed else []
-            if self.faults:
-                lost = f"about {self.lost}" if self.sound else "nobody knows how many samples"
-                faults = "; ".join(self.faults[:SHOWN])
-                parts.append(f"{lost} lost in {len(self.faults)} damaged tars ({faults})")
-            told = f"{self.where}: {' and '.join(parts) or 'no sample'} beside {usable} usable ones"
+            summary = self._summary(broken, listed, usable)
             if unknown and share <= max_broken and usable:
                 raise DataError(
-                    f"{told}; no tar is whole. Repair or remove them, or type data.max_broken=1 to "
-                    "train on what can be read"
+                    f"{summary}; all tars are damaged. Repair or remove them, or pass "
+                    "data.max_broken=1 to train on what can be read"
                 )
             raise DataError(
-                f"{told}; that is more than data.max_broken={max_broken} allows. Repair or remove "
-                "them, or type a larger data.max_broken"
+                f"{summary}; that is more than data.max_broken={max_broken} allows. Repair or "
+                "remove them, or pass a larger data.max_broken"
             )
         notes = [f"left out: {', '.join(listed)}"] if listed else []
-        return (*notes, *(f"{fault}; what follows in it is not read" for fault in self.faults))
+        return (*notes, *(f"{fault}; the rest of this tar is not read" for fault in self.faults))
+
+    def _summary(self, broken: int, listed: Sequence[str], usable: int) -> str:
+        losses = []
+        if listed:
+            losses.append(f"{broken} unusable samples ({first_of(listed, separator='; ')})")
+        if self.faults:
+            lost = f"about {self.lost}" if self.can_estimate else "an unknown number of samples"
+            faults = first_of(self.faults, separator="; ")
+            losses.append(f"{lost} lost in {len(self.faults)} damaged tars ({faults})")
+        return f"{self.where}: {' and '.join(losses) or 'no sample'}, {usable} usable samples"

@@ -1,4 +1,4 @@
-"""What one tar holds: where each picture lies and its texts, listed once and kept on disk."""
+"""The index of one tar: byte ranges of images and all texts, built once and cached on disk."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from typing import Any
 import numpy as np
 
 from itr.data.layouts.shards.packed_strings import PackedStrings
-from itr.data.layouts.shards.tar import Broken, Members, Usable, usable
+from itr.data.layouts.shards.tar import TarReader, TarSample, UnusableSample, parse_sample
 from itr.errors import DataError
 from itr.files import atomic_write_or_warn
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # of the lists on disk
+FORMAT = 3  # version of the cached files
 STRINGS = ("keys", "names", "texts", "second")
 ARRAYS = ("images", "ids", "counts", "text_ids")
 
 
 @dataclass
-class ShardList:
-    """N usable samples with C captions of a tar, and what else there was."""
+class ShardIndex:
+    """N usable samples of a tar with C captions, and what could not be used."""
 
-    images: np.ndarray  # [N, 2] int64: where a picture begins, and its bytes
+    images: np.ndarray  # [N, 2] int64: offset and size of each image, in bytes
     ids: np.ndarray  # [N] int64: image_id of the .json; -1: none
-    counts: np.ndarray  # [N] int64: captions of each; one, as a rule
+    counts: np.ndarray  # [N] int64: captions per sample, usually 1
     text_ids: np.ndarray  # [C] int64: caption ids; -1: none
     keys: PackedStrings  # [N]
-    names: PackedStrings  # [N]: of the pictures' files
+    names: PackedStrings  # [N]: image file names
     texts: PackedStrings  # [C]
-    second: PackedStrings  # [N]: empty strings where there is none
+    second: PackedStrings  # [N]: second texts; empty if there is none
     broken: dict[str, int] = field(default_factory=dict)  # reason -> samples left out
-    examples: dict[str, str] = field(default_factory=dict)  # reason -> the first such key
-    fault: str = ""  # of the tar itself; what follows it is not read
-    unread: int = 0  # bytes that were not read because of it
+    examples: dict[str, str] = field(default_factory=dict)  # reason -> first such key
+    fault: str = ""  # of the tar itself; the rest of it is not read
+    unread: int = 0  # bytes that were not read because of the fault
 
     def __len__(self) -> int:
         return len(self.images)
@@ -51,28 +51,28 @@ class ShardList:
         return np.diff(self.second.offsets) > 0
 
 
-def kept_list(path: Path, second_key: str, cache: str | Path) -> ShardList | None:
-    """The list of the tar ``path`` that lies in ``cache``; None: none does, or the tar changed."""
-    return _read(_place(path, second_key, cache))
+def cached_index(path: Path, second_key: str, cache: str | Path) -> ShardIndex | None:
+    """The index of the tar ``path`` in ``cache``; None if there is none or the tar changed."""
+    return _load(_cache_file(path, second_key, cache))
 
 
-def list_shard(path: Path, second_key: str, cache: str | Path | None = None) -> ShardList:
-    """The list of the tar ``path``, made now; kept in ``cache`` by path, size and time of change.
+def index_shard(path: Path, second_key: str, cache: str | Path | None = None) -> ShardIndex:
+    """Build the index of the tar ``path`` and store it in ``cache``.
 
-    Raises DataError for a file that cannot be read.
+    The cache key contains the path, size and modification time. Raises DataError for a file that
+    cannot be read.
     """
-    place = None if cache is None else _place(path, second_key, cache)
+    file = None if cache is None else _cache_file(path, second_key, cache)
     try:
-        made = _make(path, path.stat().st_size, second_key)
+        index = _build(path, path.stat().st_size, second_key)
     except OSError as error:
         raise _unreadable(path, error) from error
-    if place is not None:
-        _write(place, made)
-    return made
+    if file is not None:
+        _save(file, index)
+    return index
 
 
-def _place(path: Path, second_key: str, cache: str | Path) -> Path:
-    """Where the list of the tar ``path``, as it is now, is kept."""
+def _cache_file(path: Path, second_key: str, cache: str | Path) -> Path:
     try:
         stat = path.stat()
     except OSError as error:
@@ -85,60 +85,54 @@ def _unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"{path}: cannot be read ({error.strerror})")
 
 
-def _make(path: Path, size: int, second_key: str) -> ShardList:
-    found: list[Usable] = []
+def _build(path: Path, size: int, second_key: str) -> ShardIndex:
+    samples: list[TarSample] = []
     broken: Counter[str] = Counter()
     examples: dict[str, str] = {}
     with path.open("rb") as file:
-        members = Members(file, size)
-        for sample in members:
+        reader = TarReader(file, size)
+        for members in reader:
             try:
-                found.append(usable(file, sample, second_key))
-            except Broken as error:
+                samples.append(parse_sample(file, members, second_key))
+            except UnusableSample as error:
                 broken[str(error)] += 1
-                examples.setdefault(str(error), sample.key.strip("/"))
-    return ShardList(
-        images=np.array([(s.offset, s.size) for s in found], np.int64).reshape(-1, 2),
-        ids=np.array([s.image_id for s in found], np.int64),
-        counts=np.array([len(s.captions) for s in found], np.int64),
-        text_ids=np.array([number for s in found for number in s.caption_ids], np.int64),
-        keys=PackedStrings.of(s.key for s in found),
-        names=PackedStrings.of(s.name for s in found),
-        texts=PackedStrings.of(caption for s in found for caption in s.captions),
-        second=PackedStrings.of(s.second for s in found),
+                examples.setdefault(str(error), members.key.strip("/"))
+    return ShardIndex(
+        images=np.array([(s.offset, s.size) for s in samples], np.int64).reshape(-1, 2),
+        ids=np.array([s.image_id for s in samples], np.int64),
+        counts=np.array([len(s.captions) for s in samples], np.int64),
+        text_ids=np.array([number for s in samples for number in s.caption_ids], np.int64),
+        keys=PackedStrings.of(s.key for s in samples),
+        names=PackedStrings.of(s.name for s in samples),
+        texts=PackedStrings.of(caption for s in samples for caption in s.captions),
+        second=PackedStrings.of(s.second for s in samples),
         broken=dict(broken),
         examples=examples,
-        fault=members.fault,
-        unread=members.unread,
+        fault=reader.fault,
+        unread=reader.unread,
     )
 
 
-# The list on disk
-
-
-def _read(path: Path) -> ShardList | None:
+def _load(path: Path) -> ShardIndex | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             rest = json.loads(file["rest"].tobytes())
-            parts: dict[str, Any] = {key: file[key] for key in ARRAYS}
+            fields: dict[str, Any] = {key: file[key] for key in ARRAYS}
             for key in STRINGS:
-                parts[key] = PackedStrings(file[f"{key}_block"], file[f"{key}_offsets"])
-            return ShardList(**parts, **rest)
+                fields[key] = PackedStrings(file[f"{key}_block"], file[f"{key}_offsets"])
+            return ShardIndex(**fields, **rest)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
-        log.warning("%s: damaged; made again", path)
+        log.warning("%s: damaged cache file; building the index again", path)
         return None
 
 
-def _write(path: Path, made: ShardList) -> None:
-    rest = {"broken": made.broken, "examples": made.examples, "fault": made.fault}
-    rest["unread"] = made.unread
-    arrays = {key: getattr(made, key) for key in ARRAYS}
+def _save(path: Path, index: ShardIndex) -> None:
+    rest = {key: getattr(index, key) for key in ("broken", "examples", "fault", "unread")}
+    arrays = {key: getattr(index, key) for key in ARRAYS}
     for key in STRINGS:
-        strings = getattr(made, key)
+        strings = getattr(index, key)
         arrays |= {f"{key}_block": strings.block, f"{key}_offsets": strings.offsets}
     arrays["rest"] = np.frombuffer(json.dumps(rest).encode(), np.uint8)
-    atomic_write_or_warn(
-        path, lambda file: np.savez(file, **arrays), "the samples listed in a shard"
-    )
+    atomic_write_or_warn(path, lambda file: np.savez(file, **arrays), "shard indexes")

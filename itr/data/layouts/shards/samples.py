@@ -1,4 +1,4 @@
-"""The samples of shards as records that are made when they are asked for. N samples, C captions."""
+"""The samples of shards as lazily built records. N samples, C captions."""
 
 from __future__ import annotations
 
@@ -10,129 +10,138 @@ from typing import Any, overload
 
 import numpy as np
 
-from itr.data.layouts.shards.index import ShardList
+from itr.data.layouts.shards.index import ShardIndex
 from itr.data.layouts.shards.packed_strings import PackedStrings
 from itr.data.records import SEQUENTIAL_ID, Record, Slice
 from itr.errors import DataError
 
-OF_SAMPLES = ("shard_ids", "images", "ids", "given", "caption_counts", "keys", "names", "second")
-OF_TEXTS = ("text_ids", "texts")
-VIEWED = 0.5  # share of the samples from which on a part is a view of them
+SAMPLE_FIELDS = (
+    "shard_ids",
+    "images",
+    "ids",
+    "has_id",
+    "caption_counts",
+    "keys",
+    "names",
+    "second",
+)
+TEXT_FIELDS = ("text_ids", "texts")
+VIEW_FROM = 0.5  # share of the samples above which `part` returns a view
 
 
 @dataclass(frozen=True, eq=False)
 class ShardSamples(Sequence[Record]):
-    """Records in the order of the tars; ids that no file gives are running numbers."""
+    """Records in tar order. Missing ids are replaced by running numbers."""
 
     paths: list[str]
-    shard_ids: np.ndarray  # [N] int64: which of the paths a sample lies in
-    images: np.ndarray  # [N, 2] int64: where its picture begins, and its bytes
+    shard_ids: np.ndarray  # [N] int64: index into ``paths``
+    images: np.ndarray  # [N, 2] int64: offset and size of the image, in bytes
     ids: np.ndarray  # [N] int64
-    given: np.ndarray  # [N] bool: whether a file gives the id
+    has_id: np.ndarray  # [N] bool: whether a file gives the image id
     caption_counts: np.ndarray  # [N] int64
     text_ids: np.ndarray  # [C] int64
     keys: PackedStrings  # [N]
     names: PackedStrings  # [N]
     texts: PackedStrings  # [C]
     second: PackedStrings  # [N]
-    whole: object = None  # what these are a view of and keep alive; None: they are nobody's part
-    starts: np.ndarray = dataclasses.field(init=False)  # [N + 1]: a sample's first caption
+    whole: object = None  # keeps the samples alive that this is a view of; None: not a view
+    starts: np.ndarray = dataclasses.field(init=False)  # [N + 1]: first caption of each sample
 
     @classmethod
-    def of(cls, paths: Sequence[Path], lists: Sequence[ShardList]) -> ShardSamples:
-        """All samples of the tars ``paths``. Raises DataError for an image id that stands twice."""
-        ids = np.concatenate([shard.ids for shard in lists])
-        given = ids >= 0
-        first = ids.max() + 1 if given.any() else 0  # of the running numbers
-        text_ids = np.concatenate([shard.text_ids for shard in lists])
+    def of(cls, paths: Sequence[Path], indexes: Sequence[ShardIndex]) -> ShardSamples:
+        """All samples of the tars ``paths``. Raises DataError for a duplicate image id."""
+        ids = np.concatenate([index.ids for index in indexes])
+        has_id = ids >= 0
+        first = ids.max() + 1 if has_id.any() else 0  # first running number
+        text_ids = np.concatenate([index.text_ids for index in indexes])
         samples = cls(
             [str(path) for path in paths],
-            np.repeat(np.arange(len(lists)), [len(shard) for shard in lists]),
-            np.concatenate([shard.images for shard in lists]),
-            np.where(given, ids, first + np.arange(len(ids))),
-            given,
-            np.concatenate([shard.counts for shard in lists]),
+            np.repeat(np.arange(len(indexes)), [len(index) for index in indexes]),
+            np.concatenate([index.images for index in indexes]),
+            np.where(has_id, ids, first + np.arange(len(ids))),
+            has_id,
+            np.concatenate([index.counts for index in indexes]),
             np.where(text_ids < 0, np.arange(len(text_ids)), text_ids),
             *(
-                PackedStrings.joined([getattr(shard, key) for shard in lists])
+                PackedStrings.joined([getattr(index, key) for index in indexes])
                 for key in ("keys", "names", "texts", "second")
             ),
         )
-        samples._require_apart()
+        samples._require_unique_ids()
         return samples
 
-    def _require_apart(self) -> None:
+    def _require_unique_ids(self) -> None:
         """Raise DataError if files give two samples the same image id."""
-        places = np.flatnonzero(self.given)
-        order = places[np.argsort(self.ids[places], kind="stable")]
+        rows = np.flatnonzero(self.has_id)
+        order = rows[np.argsort(self.ids[rows], kind="stable")]
         same = np.flatnonzero(np.diff(self.ids[order]) == 0)
         if same.size:
             one, other = order[same[0] : same[0] + 2].tolist()
             raise DataError(
                 f"{self.paths[self.shard_ids[other]]}: image id {self.ids[other]} of sample "
-                f"{self.keys[other]} is that of {self.keys[one]} in "
-                f"{self.paths[self.shard_ids[one]]}, too; every image needs an id of its own"
+                f"{self.keys[other]} is also used by {self.keys[one]} in "
+                f"{self.paths[self.shard_ids[one]]}; image ids must be unique"
             )
 
     def __post_init__(self) -> None:
         starts = np.concatenate([[0], np.cumsum(self.caption_counts)])
         object.__setattr__(self, "starts", starts)
 
-    def part(self, part: slice, whole: object = None) -> ShardSamples:
-        """Some of the samples, one after the other; their ids stay.
+    def part(self, span: slice, whole: object = None) -> ShardSamples:
+        """The samples of a slice, with the same ids.
 
-        Most of them are a view, which keeps ``whole`` alive; fewer are a copy, which does not keep
-        millions in memory for a few thousand.
+        A large part is a view, which keeps ``whole`` alive. A small part is a copy, so that a few
+        thousand samples do not keep millions in memory.
         """
-        first, last, _ = part.indices(len(self))
+        first, last, _ = span.indices(len(self))
         last = max(first, last)
         texts = slice(int(self.starts[first]), int(self.starts[last]))
-        parts: dict[str, Any] = {
-            **{key: getattr(self, key)[first:last] for key in OF_SAMPLES},
-            **{key: getattr(self, key)[texts] for key in OF_TEXTS},
+        fields: dict[str, Any] = {
+            **{key: getattr(self, key)[first:last] for key in SAMPLE_FIELDS},
+            **{key: getattr(self, key)[texts] for key in TEXT_FIELDS},
         }
-        if last - first < len(self) * VIEWED:
-            return ShardSamples(self.paths, **{key: part.copy() for key, part in parts.items()})
-        return ShardSamples(self.paths, **parts, whole=whole)
+        if last - first < len(self) * VIEW_FROM:
+            return ShardSamples(self.paths, **{key: value.copy() for key, value in fields.items()})
+        return ShardSamples(self.paths, **fields, whole=whole)
 
-    def only(self, keep: np.ndarray) -> ShardSamples:
-        """The samples where ``keep`` [N] is True; their ids stay."""
-        if keep.all():
+    def only(self, mask: np.ndarray) -> ShardSamples:
+        """The samples where ``mask``, bool [N], is True, with the same ids."""
+        if mask.all():
             return self
-        places = np.flatnonzero(keep)
-        texts = np.flatnonzero(np.repeat(keep, self.caption_counts))
+        rows = np.flatnonzero(mask)
+        texts = np.flatnonzero(np.repeat(mask, self.caption_counts))
         return ShardSamples(
             self.paths,
-            self.shard_ids[keep],
-            self.images[keep],
-            self.ids[keep],
-            self.given[keep],
-            self.caption_counts[keep],
+            self.shard_ids[mask],
+            self.images[mask],
+            self.ids[mask],
+            self.has_id[mask],
+            self.caption_counts[mask],
             self.text_ids[texts],
-            self.keys.take(places),
-            self.names.take(places),
+            self.keys.take(rows),
+            self.names.take(rows),
             self.texts.take(texts),
-            self.second.take(places),
+            self.second.take(rows),
         )
 
     def __len__(self) -> int:
         return len(self.shard_ids)
 
     @overload
-    def __getitem__(self, place: int) -> Record: ...
+    def __getitem__(self, index: int) -> Record: ...
     @overload
-    def __getitem__(self, place: slice) -> ShardSamples: ...
-    def __getitem__(self, place: int | slice) -> Record | ShardSamples:
-        if isinstance(place, slice):
-            return self.part(place)
-        place = range(len(self))[place]  # raises IndexError, counts from the end
-        offset, size = self.images[place].tolist()
-        texts = slice(int(self.starts[place]), int(self.starts[place + 1]))
+    def __getitem__(self, index: slice) -> ShardSamples: ...
+    def __getitem__(self, index: int | slice) -> Record | ShardSamples:
+        if isinstance(index, slice):
+            return self.part(index)
+        index = range(len(self))[index]  # handles negative indices and raises IndexError
+        offset, size = self.images[index].tolist()
+        texts = slice(int(self.starts[index]), int(self.starts[index + 1]))
         return Record(
-            image_id=int(self.ids[place]),
-            image=Slice(self.paths[self.shard_ids[place]], offset, size),
+            image_id=int(self.ids[index]),
+            image=Slice(self.paths[self.shard_ids[index]], offset, size),
             captions=tuple(self.texts[texts]),
             caption_ids=tuple(self.text_ids[texts].tolist()),
-            extra={"file": self.names[place], "key": self.keys[place]}
-            | ({} if self.given[place] else {SEQUENTIAL_ID: True}),
+            extra={"file": self.names[index], "key": self.keys[index]}
+            | ({} if self.has_id[index] else {SEQUENTIAL_ID: True}),
         )

@@ -1,4 +1,4 @@
-"""The samples of an open tar: members with a common key, and what is wrong with them."""
+"""Reads the samples of a tar: groups members by key, validates them and finds damage."""
 
 from __future__ import annotations
 
@@ -11,65 +11,68 @@ from typing import IO, Any, NamedTuple
 
 from PIL import Image
 
-USUAL = ("jpg", "jpeg", "png", "webp")  # pictures that are taken first where a sample has several
+PREFERRED = ("jpg", "jpeg", "png", "webp")  # used first if a sample has several images
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-TAIL = 16  # bytes at the end of a JPEG in which its end mark has to stand
+TAIL = 16  # the end marker of a JPEG must be within its last bytes
 BLOCK = tarfile.BLOCKSIZE
-CLOSING = 2 * BLOCK + tarfile.RECORDSIZE  # zeros that close a tar are fewer: two blocks, filled up
-CHUNK = 1 << 20  # bytes of zeros that are looked through at a time
+# A tar ends with two blocks of zeros, padded to a full record: fewer bytes than this.
+END_PADDING = 2 * BLOCK + tarfile.RECORDSIZE
+CHUNK = 1 << 20  # bytes read at a time while skipping zeros
 
 
-class Usable(NamedTuple):
-    """What a sample holds."""
+class TarSample(NamedTuple):
+    """The contents of a usable sample."""
 
-    key: str  # without folder and ending
-    name: str  # of the picture's file
-    offset: int  # where the picture begins
+    key: str  # without folder and extension
+    name: str  # image file name
+    offset: int  # of the image, in bytes
     size: int
-    image_id: int  # -1: not known
+    image_id: int  # -1: unknown
     captions: list[str]
-    caption_ids: list[int]  # -1: not known
-    second: str  # empty: there is none
+    caption_ids: list[int]  # -1: unknown
+    second: str  # second text; empty if there is none
 
 
 @dataclass
-class Sample:
-    """The members of one key."""
+class SampleMembers:
+    """The tar members that share a key, by extension."""
 
     key: str
     members: dict[str, tarfile.TarInfo] = field(default_factory=dict)
 
 
-class Broken(Exception):
-    """A sample that cannot be used, and why."""
+class UnusableSample(Exception):
+    """A sample that cannot be used; the message is the reason."""
 
 
-class Members:
-    """The samples of an open tar; afterwards ``fault`` says what is wrong with the tar itself, and
-    ``unread`` how many of its bytes were not read for that.
+class TarReader:
+    """Iterates over the samples of an open tar.
 
-    `tarfile` ends without an error at a header that is damaged, and at zeros. Behind the last
-    member there have to be the few zeros that close a tar, and then nothing, or another tar
-    (``cat a.tar b.tar``), which is read, too. The last sample before a fault is left out: it may
-    lack members.
+    After the iteration, ``fault`` describes damage of the tar itself (empty if there is none) and
+    ``unread`` is the number of bytes that were not read because of it.
+
+    `tarfile` stops without an error at a damaged header and at zeros. This reader therefore checks
+    that the last member is followed by the end-of-archive zeros, and then by nothing or by another
+    tar (``cat a.tar b.tar``), which is read as well. The last sample before a fault is left out,
+    since members may be missing.
     """
 
     def __init__(self, file: IO[bytes], size: int):
         self.file, self.size, self.fault, self.unread = file, size, "", 0
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[SampleMembers]:
         sample = None
         for member in self._members():
             if not member.isfile():
                 continue
             folder, _, name = member.name.rpartition("/")
-            stem, _, kind = name.partition(".")
+            stem, _, extension = name.partition(".")
             key = f"{folder}/{stem}"
             if sample is None or sample.key != key:
                 if sample is not None:
                     yield sample
-                sample = Sample(key)
-            sample.members[kind.lower()] = member
+                sample = SampleMembers(key)
+            sample.members[extension.lower()] = member
         if sample is not None and not self.fault:
             yield sample
 
@@ -82,36 +85,38 @@ class Members:
                 with tarfile.open(fileobj=self.file, mode="r:") as tar:
                     for member in tar:
                         if member.offset_data + member.size > self.size:
-                            self._say(f"truncated inside {member.name}", member.offset)
+                            self._set_fault(f"truncated inside {member.name}", member.offset)
                             return
                         end = tar.offset
                         yield member
             except (tarfile.TarError, OSError, EOFError) as error:
-                self._say(f"no tar that can be read to its end ({error})", end)
+                self._set_fault(f"cannot be read to its end ({error})", end)
                 return
-            begin = self._behind(begin, end)
+            begin = self._next_tar(begin, end)
 
-    def _behind(self, start: int, end: int) -> int | None:
-        """Where the next tar begins behind the one from ``start`` whose members end at ``end``;
-        None: there is none."""
+    def _next_tar(self, start: int, end: int) -> int | None:
+        """Offset of a tar concatenated to the one at ``start``, whose members end at ``end``.
+
+        None if there is no other tar. Records a fault if the tar does not end as it should.
+        """
         self.file.seek(end)
         first = self.file.read(BLOCK)
         if first.strip(b"\0"):
-            self._say(f"damaged header at byte {end}", end)
+            self._set_fault(f"damaged header at byte {end}", end)
         elif len(first) < BLOCK:
-            self._say(f"ends at byte {end} without the zeros that close a tar: truncated?", end)
+            self._set_fault(f"ends at byte {end} without the end-of-archive zeros: truncated?", end)
         else:
             begin = self._zeros_end(end)
-            # Two blocks, or as many as fill a record; other zeros are a hole.
+            # Two blocks, or as many as fill a record. Other lengths are a hole in the file.
             closed = begin - end == 2 * BLOCK or (begin - start) % tarfile.RECORDSIZE == 0
             if begin < self.size and closed and self._is_header(begin):
                 return begin
-            if begin < self.size or begin - end >= CLOSING:
-                self._say(f"a hole: nothing but zeros from byte {end} to {begin}", end)
+            if begin < self.size or begin - end >= END_PADDING:
+                self._set_fault(f"a hole: only zeros from byte {end} to {begin}", end)
         return None
 
     def _zeros_end(self, begin: int) -> int:
-        """The first block from ``begin`` on that is not all zeros, or the end of the file."""
+        """Offset of the first block from ``begin`` on that is not all zeros, or of the file end."""
         self.file.seek(begin)
         while chunk := self.file.read(CHUNK):
             if rest := chunk.lstrip(b"\0"):
@@ -127,57 +132,58 @@ class Members:
             return False
         return True
 
-    def _say(self, fault: str, read: int) -> None:
+    def _set_fault(self, fault: str, read: int) -> None:
         self.fault, self.unread = fault, self.size - read
 
 
 @functools.cache
-def picture_endings() -> dict[str, int]:
-    """Endings of pictures that Pillow reads, without dot -> rank; the usual ones come first."""
+def image_extensions() -> dict[str, int]:
+    """Image extensions that Pillow reads, without the dot -> preference (0 is preferred)."""
     known = Image.registered_extensions()
-    readable = {ending.lstrip(".") for ending, name in known.items() if name in Image.OPEN}
-    return {ending: rank for rank, ending in enumerate((*USUAL, *sorted(readable - set(USUAL))))}
+    readable = {extension.lstrip(".") for extension, name in known.items() if name in Image.OPEN}
+    ordered = (*PREFERRED, *sorted(readable - set(PREFERRED)))
+    return {extension: position for position, extension in enumerate(ordered)}
 
 
-def usable(file: IO[bytes], sample: Sample, second_key: str) -> Usable:
-    """What ``sample`` of the open tar ``file`` holds. Raises Broken if it cannot be used.
+def parse_sample(file: IO[bytes], sample: SampleMembers, second_key: str) -> TarSample:
+    """Read ``sample`` of the open tar ``file``. Raises UnusableSample with the reason.
 
-    ``.txt`` is the text; where the .json lists ``captions`` (with ``caption_ids``), those are.
+    The caption is ``.txt``, unless the .json lists ``captions`` (with ``caption_ids``).
     """
-    endings = picture_endings()
-    kinds = [kind for kind in sample.members if kind in endings]
-    if not kinds:
-        raise Broken("no picture")
-    kind = min(kinds, key=endings.__getitem__)
-    picture = sample.members[kind]
-    _require_picture(file, picture)
+    extensions = image_extensions()
+    candidates = [extension for extension in sample.members if extension in extensions]
+    if not candidates:
+        raise UnusableSample("no image")
+    extension = min(candidates, key=extensions.__getitem__)
+    image = sample.members[extension]
+    _require_image(file, image)
     if "txt" not in sample.members:
-        raise Broken("no .txt")
-    text = _text(_content(file, sample.members["txt"]), "text that is not UTF-8")
+        raise UnusableSample("no .txt")
+    text = _decode_text(_read_member(file, sample.members["txt"]), "text that is not UTF-8")
     if not text:
-        raise Broken("an empty text")
-    meta = _meta(file, sample)
-    other, number = meta.get(second_key), meta.get("image_id")
-    if other is not None and (not isinstance(other, str) or not other.strip()):
-        raise Broken(f"an empty {second_key}")
+        raise UnusableSample("an empty text")
+    meta = _read_json(file, sample)
+    second, image_id = meta.get(second_key), meta.get("image_id")
+    if second is not None and (not isinstance(second, str) or not second.strip()):
+        raise UnusableSample(f"an empty {second_key}")
     captions, ids = meta.get("captions", [text]), meta.get("caption_ids")
     if not isinstance(captions, list) or not captions or not all(map(_is_text, captions)):
-        raise Broken("captions that are no list of texts")
+        raise UnusableSample("captions that are not a list of texts")
     if ids is None:
         ids = [-1] * len(captions)
     if not isinstance(ids, list) or len(ids) != len(captions) or not all(map(_is_id, ids)):
-        raise Broken("caption_ids that do not fit the captions")
+        raise UnusableSample("caption_ids that do not fit the captions")
     key = sample.key.rpartition("/")[2]
     name = meta.get("file")
-    return Usable(
+    return TarSample(
         key,
-        str(name) if _is_text(name) else f"{key}.{kind}",
-        picture.offset_data,
-        picture.size,
-        number if isinstance(number, int) and _is_id(number) and number >= 0 else -1,
+        str(name) if _is_text(name) else f"{key}.{extension}",
+        image.offset_data,
+        image.size,
+        image_id if isinstance(image_id, int) and _is_id(image_id) and image_id >= 0 else -1,
         [caption.strip() for caption in captions],
         ids,
-        (other or "").strip(),
+        (second or "").strip(),
     )
 
 
@@ -189,37 +195,37 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _meta(file: IO[bytes], sample: Sample) -> dict[str, Any]:
+def _read_json(file: IO[bytes], sample: SampleMembers) -> dict[str, Any]:
     if "json" not in sample.members:
         return {}
     try:
-        meta = json.loads(_content(file, sample.members["json"]))
+        meta = json.loads(_read_member(file, sample.members["json"]))
     except ValueError as error:
-        raise Broken("JSON that cannot be read") from error
+        raise UnusableSample("invalid JSON") from error
     if not isinstance(meta, dict):
-        raise Broken("JSON that is no object")
+        raise UnusableSample("JSON that is not an object")
     return meta
 
 
-def _require_picture(file: IO[bytes], member: tarfile.TarInfo) -> None:
-    """Raise Broken for a picture that is empty or a JPEG that was cut; nothing is decoded."""
+def _require_image(file: IO[bytes], member: tarfile.TarInfo) -> None:
+    """Raise UnusableSample for an empty image or a truncated JPEG. Decodes nothing."""
     if member.size == 0:
-        raise Broken("an empty picture")
+        raise UnusableSample("an empty image")
     file.seek(member.offset_data)
     if file.read(len(JPEG_START)) != JPEG_START:
         return
     file.seek(member.offset_data + max(0, member.size - TAIL))
     if JPEG_END not in file.read(min(TAIL, member.size)):
-        raise Broken("a truncated JPEG")
+        raise UnusableSample("a truncated JPEG")
 
 
-def _content(file: IO[bytes], member: tarfile.TarInfo) -> bytes:
+def _read_member(file: IO[bytes], member: tarfile.TarInfo) -> bytes:
     file.seek(member.offset_data)
     return file.read(member.size)
 
 
-def _text(content: bytes, fault: str) -> str:
+def _decode_text(content: bytes, fault: str) -> str:
     try:
         return content.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise Broken(fault) from error
+        raise UnusableSample(fault) from error

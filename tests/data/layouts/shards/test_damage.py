@@ -1,4 +1,4 @@
-"""Pictures inside tars that nobody can decode: left out, counted over all ranks, remembered."""
+"""Undecodable images in tars: left out, counted over all ranks, cached."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ SMALL = ("model=alip", "data=yfcc", "data.held_out=0", "recipe=alip_scenes_retri
          "tracker=none", "device=cpu", "runtime.estimate=false")  # fmt: skip
 
 
-def spoilt(jpeg: bytes) -> bytes:
-    """Its ends look whole, decoding fails."""
+def corrupted(jpeg: bytes) -> bytes:
+    """A JPEG with valid first and last bytes that cannot be decoded."""
     return jpeg[:20] + bytes(len(jpeg) - 40) + jpeg[-20:]
 
 
 @pytest.fixture
 def root(tmp_path):
-    """12 pictures of train, 4 of val, 4 of test; the third of each cannot be decoded."""
+    """12 training images, 4 of val and 4 of test; the third of each cannot be decoded."""
     items = worlds.make_items((12, 4, 4))
     for number in (2, 14, 18):
-        items[number] = dataclasses.replace(items[number], jpeg=spoilt(items[number].jpeg))
+        items[number] = dataclasses.replace(items[number], jpeg=corrupted(items[number].jpeg))
     worlds.write("shards", tmp_path, items)
     return tmp_path
 
 
 def run_of(root, *more):
-    places = (f"data.shards={root / 'wds'}", f"data.cache={root / 'cache'}")
-    return compose("train", [*SMALL, *places, f"out={root / 'run'}", *more])
+    options = (f"data.shards={root / 'wds'}", f"data.cache={root / 'cache'}")
+    return compose("train", [*SMALL, *options, f"out={root / 'run'}", *more])
 
 
 def logged(root):
@@ -49,38 +49,38 @@ def logged(root):
     return [line.get("train/broken_pictures", 0) for line in lines if "train/loss" in line]
 
 
-def test_they_are_left_out_and_counted(root):
+def test_undecodable_images_are_left_out_and_counted(root):
     results = train(run_of(root, "data.max_broken=0.3", "trainer.max_steps=6"))
     counts = logged(root)
     assert results["broken_pictures"] == 1 and counts[-1] == 1 and sorted(counts) == counts
     assert results["test/n_images"] == 3
     log = " ".join((root / "run" / "train.log").read_text().split())
     for part in ("val", "test"):
-        assert f"{part}: left out: 1 pictures that cannot be decoded: " in log
+        assert f"{part}: left out: 1 images that cannot be decoded: " in log
     again = evaluate(compose("eval", [f"checkpoint={root / 'run'}", "device=cpu"]))
     assert again["test/n_images"] == 3 and again["test/rsum"] == results["test/rsum"]
 
 
-def test_too_many_are_refused_with_a_way_out(root):
+def test_too_many_are_refused(root):
     values = run_of(root, "data.max_broken=0.2")
     with pytest.raises(DataError, match=r"split val: 1 of 4 .*00001.tar.*a larger data.max_broken"):
         assemble_run(check_config(values), values)
 
 
-def test_more_readers_than_tars_are_refused_before_they_are_listed(root):
+def test_more_readers_than_tars_are_refused_before_indexing(root):
     values = run_of(root, "runtime.num_workers=7")
     with pytest.raises(ConfigError, match="6 shards for 1 devices x 7 workers = 7 readers"):
         assemble_run(check_config(values), values)
     assert not list(root.glob("cache/shard-*"))
 
 
-def test_what_comes_in_repeats_nothing_that_did_not_repeat():
+def test_replacements_add_no_repetition():
     records = [Record(n, f"{n}.jpg", ("a", "b"), (2 * n, 2 * n + 1)) for n in range(9)]
     split = Split("train", "table", records)
     drawn = np.array([4, 5, 6, 16, 8, 17, 10, 0])  # images 2 2 3 8 4 8 5 0
     captions, gone = without_broken(split, drawn, slice(0, 4), {2, 8, 6, 5})
     assert gone == [2, 8]
-    assert captions.tolist() == [14, 14, 6, 2, 8, 17, 10, 0]  # other rows are others' matter
+    assert captions.tolist() == [14, 14, 6, 2, 8, 17, 10, 0]  # rows of other ranks do not change
     full = np.arange(0, 18, 2)
     captions, gone = without_broken(split, full, slice(0, 9), {2, 3})
     assert gone == [2, 3] and (captions // 2).tolist() == [0, 1, 4, 4, 4, 5, 6, 7, 8]

@@ -1,4 +1,4 @@
-"""10,000 samples in shards: each exactly once an epoch over ranks and workers, in a new order."""
+"""10,000 samples in shards: each once per epoch over ranks and workers, in a new order."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from itr.data.loading.shuffle import WINDOW, shuffled
 from itr.errors import ConfigError
 from tests.data.shard_readers import loader_of, read_epoch, write_shards
 
-pytestmark = pytest.mark.usefixtures("in_time")  # nothing hangs
+pytestmark = pytest.mark.usefixtures("in_time")  # fails instead of hanging
 
 SAMPLES, SHARDS, BATCH, SEED = 10_000, 10, 500, 3
 
@@ -23,9 +23,9 @@ def options(**changes):
     return {"batch_size": BATCH, "seed": SEED, "world": 2, "workers": 2, **changes}
 
 
-def test_two_ranks_with_two_workers_see_every_sample_once_and_go_on_after_a_kill(shards, tmp_path):
-    """Rank 1 is killed in the middle; started again, it goes on behind its last whole batch."""
-    loader = loader_of(shards, batch_size=BATCH, seed=SEED)  # lists the shards, for all
+def test_two_ranks_read_every_sample_once_and_resume_after_a_kill(shards, tmp_path):
+    """Rank 1 is killed in the middle of the epoch and restarted after its last whole batch."""
+    loader = loader_of(shards, batch_size=BATCH, seed=SEED)  # indexes the shards for all
     (ours, theirs), done = read_epoch(shards, tmp_path / "run", 1, BATCH, SEED, kill_at=5)
     assert 5 <= done < SAMPLES // BATCH
     assert len(ours) == len(theirs) == SAMPLES // 2
@@ -35,7 +35,7 @@ def test_two_ranks_with_two_workers_see_every_sample_once_and_go_on_after_a_kill
     assert order[:, 0].ravel().tolist() == ours and order[:, 1].ravel().tolist() == theirs
 
 
-def test_the_order_is_new_in_every_epoch_and_the_same_for_a_seed(shards):
+def test_the_order_depends_on_epoch_and_seed(shards):
     loader, again = (loader_of(shards, batch_size=BATCH, seed=SEED) for _ in range(2))
     other = loader_of(shards, batch_size=BATCH, seed=SEED + 1)
     orders = [loader.order(epoch) for epoch in range(3)]
@@ -46,10 +46,10 @@ def test_the_order_is_new_in_every_epoch_and_the_same_for_a_seed(shards):
     assert loader.batches_per_epoch == SAMPLES // BATCH
 
 
-def test_more_readers_than_shards_are_refused_with_the_numbers(shards):
+def test_more_readers_than_shards_are_refused(shards):
     for world, workers, words in (
         (20, 0, "10 shards for 20 devices x 1 workers = 20 readers; .*devices=10"),
-        (2, 6, "10 shards for 2 devices x 6 workers = 12 readers; type runtime.num_workers=5"),
+        (2, 6, "10 shards for 2 devices x 6 workers = 12 readers; pass runtime.num_workers=5"),
     ):
         with pytest.raises(ConfigError, match=words):
             loader_of(shards, **options(world=world, workers=workers))

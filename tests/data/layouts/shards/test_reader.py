@@ -1,4 +1,4 @@
-"""Shards of pictures and texts: what is read, what is left out and counted, what is refused."""
+"""WebDataset shards: records, samples that are left out, damaged tars, training."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from itr.errors import ConfigError, DataError
 from itr.view import PixelView, TextView, View
 from tests.data.pictures import encoded, entry, photo, write_karpathy
 
-pytestmark = pytest.mark.usefixtures("in_time")  # nothing hangs
+pytestmark = pytest.mark.usefixtures("in_time")  # fails instead of hanging
 
 VIEW = View(
     kind="pixels",
@@ -36,7 +36,7 @@ VIEW = View(
 
 
 def member(number, **changes):
-    """The members of one sample, by ending; ``None`` leaves one out."""
+    """The members of one sample, by extension; ``None`` leaves one out."""
     parts = {
         "jpg": encoded(photo(seed=number)),
         "txt": f"raw text {number} é".encode(),
@@ -84,7 +84,7 @@ def test_records_are_the_samples_in_order(tmp_path):
     assert split.notes == ()
 
 
-def test_names_with_folders_dots_and_capital_endings(tmp_path):
+def test_names_with_folders_dots_and_capital_extensions(tmp_path):
     samples = {"a.b": {}, "000001": member(1)}
     samples["000002"] = {k.upper(): v for k, v in member(2).items()}
     write_tar(tmp_path / "a.tar", samples, folder="deep/er/")
@@ -102,7 +102,7 @@ def test_long_names(tmp_path, form):
     assert opened(tmp_path).n_images == 1
 
 
-def test_shards_are_named_in_several_ways(tmp_path):
+def test_patterns_for_shards(tmp_path):
     folder = write_shards(tmp_path / "elsewhere")
     for pattern, count in (
         (folder, 3),
@@ -114,31 +114,31 @@ def test_shards_are_named_in_several_ways(tmp_path):
     assert opened(tmp_path, shards=str(folder / "{00001..00002}.tar")).n_images == 8
     with pytest.raises(DataError, match="3 of 6 tars do not exist.*00003.tar"):
         find_shards(str(folder / "{00000..00005}.tar"))
-    with pytest.raises(DataError, match="no .tar there"):
+    with pytest.raises(DataError, match="data.shards=.*no .tar"):
         find_shards(str(tmp_path))
 
 
-def test_an_image_id_that_stands_twice_is_refused(tmp_path):
+def test_duplicate_image_ids_are_refused(tmp_path):
     folder = write_shards(tmp_path)
     samples = {"000011": member(11, json='{"image_id": 7, "synthetic_caption": "a"}')}
     write_tar(folder / "00003.tar", samples)
-    words = r"00003.tar: image id 7 of sample 000011 is that of 000001 in .*00000.tar"
+    words = r"00003.tar: image id 7 of sample 000011 .* 000001 in .*00000.tar"
     with pytest.raises(DataError, match=words):
         opened(tmp_path)
     samples = {"000011": member(11, json='{"synthetic_caption": "a"}')}
     write_tar(folder / "00003.tar", samples)
-    assert opened(tmp_path).records[12].image_id > 77  # no file gives one: that of no other
+    assert opened(tmp_path).records[12].image_id > 77  # no file gives one: a new id
 
 
 BROKEN = {
-    "no picture": {"jpg": None},
-    "an empty picture": {"jpg": b""},
+    "no image": {"jpg": None},
+    "an empty image": {"jpg": b""},
     "a truncated JPEG": {"jpg": encoded(photo())[:300]},
     "no .txt": {"txt": None},
     "an empty text": {"txt": b" \n"},
     "text that is not UTF-8": {"txt": b"caf\xe9"},
-    "JSON that cannot be read": {"json": '{"synthetic_caption": "a'},
-    "JSON that is no object": {"json": "[1]"},
+    "invalid JSON": {"json": '{"synthetic_caption": "a'},
+    "JSON that is not an object": {"json": "[1]"},
     "an empty synthetic_caption": {"json": '{"synthetic_caption": " "}'},
     "no synthetic_caption": {"json": "{}"},
 }
@@ -153,7 +153,7 @@ def test_broken_samples_are_left_out_and_counted(tmp_path, reason):
         opened(tmp_path)
     split = opened(tmp_path, max_broken=0.2)
     assert [r.image_id for r in split.records] == [0, 7, 21, 28, 35]
-    such = "" if reason == "no synthetic_caption" else " (such as a.tar: 000002)"
+    such = "" if reason == "no synthetic_caption" else " (e.g. a.tar: 000002)"
     assert split.notes == (f"left out: 1 with {reason}{such}",)
 
 
@@ -174,7 +174,7 @@ def test_any_picture_format_and_samples_without_json(tmp_path, ending, kind):
         assert decode(read_bytes(record.image), "any").shape == (3, 30, 40)
 
 
-def test_a_usual_format_is_taken_where_there_are_several(tmp_path):
+def test_the_preferred_format_of_several_is_read(tmp_path):
     samples = {f"{n:06d}": {"gif": b"GIF", **member(n)} for n in range(3)}
     write_tar(tmp_path / "a.tar", samples)
     for number, record in enumerate(opened(tmp_path).records):
@@ -182,7 +182,7 @@ def test_a_usual_format_is_taken_where_there_are_several(tmp_path):
 
 
 def damage(path, how):
-    """Cut, empty or spoil a tar of four samples."""
+    """Truncate, empty or corrupt a tar of four samples."""
     whole = path.read_bytes()
     with tarfile.open(path) as tar:
         third, last = tar.getmember("000006.jpg").offset, tar.getmembers()[-1]
@@ -213,7 +213,7 @@ def damage(path, how):
     ("cut at the end", 3), ("empty", 0), ("text", 0), ("hole", 1), ("hole before a header", 1),
     ("zeros to the end", 1),
 ])  # fmt: skip
-def test_damaged_tars_are_noticed(tmp_path, how, left):
+def test_damaged_tars_are_detected(tmp_path, how, left):
     """The last sample before the fault may lack members, so it is left out as well."""
     folder = write_shards(tmp_path)
     damage(folder / "00001.tar", how)
@@ -222,12 +222,12 @@ def test_damaged_tars_are_noticed(tmp_path, how, left):
     split = opened(tmp_path, max_broken=0.5)
     assert split.n_images == 8 + left
     (note,) = split.notes
-    assert "00001.tar" in note and "what follows in it is not read" in note
+    assert "00001.tar" in note and "is not read" in note
     for record in split.records:
         decode(read_bytes(record.image), "any")
 
 
-def test_tars_that_were_joined_with_cat_are_read_to_the_end(tmp_path):
+def test_concatenated_tars_are_read_to_the_end(tmp_path):
     folder = write_shards(tmp_path)
     parts = [folder / f"{n:05d}.tar" for n in range(3)]
     contents = [part.read_bytes() for part in parts]
@@ -241,7 +241,7 @@ def test_tars_that_were_joined_with_cat_are_read_to_the_end(tmp_path):
         for number, record in enumerate(split.records):
             assert read_bytes(record.image) == encoded(photo(seed=number))
     write_whole(tmp_path, parts, b"".join(contents)[:-12_000])
-    with pytest.raises(DataError, match="truncated.*no tar is whole"):
+    with pytest.raises(DataError, match="truncated.*max_broken=1 "):
         opened(tmp_path)
 
 
@@ -252,18 +252,20 @@ def write_whole(root, parts, content):
 
 
 @pytest.mark.parametrize("how", ["cut in a member", "spoilt header", "hole"])
-def test_where_no_tar_is_whole_nobody_knows_what_is_missing(tmp_path, how):
+def test_the_loss_is_unknown_if_all_tars_are_damaged(tmp_path, how):
     folder = write_shards(tmp_path, count=2)
     (folder / "00000.tar").unlink()
     damage(folder / "00001.tar", how)
     for share in (0.01, 0.99):
-        with pytest.raises(DataError, match="nobody knows how many.*00001.tar.*max_broken=1 "):
+        with pytest.raises(
+            DataError, match="unknown number of samples lost.*00001.tar.*max_broken=1 "
+        ):
             opened(tmp_path, max_broken=share)
     split = opened(tmp_path, max_broken=1)
-    assert split.n_images == 1 and "what follows in it is not read" in split.notes[0]
+    assert split.n_images == 1 and "is not read" in split.notes[0]
 
 
-def test_unread_bytes_count_where_the_sound_tars_are_small(tmp_path):
+def test_unread_bytes_count_if_the_undamaged_tars_are_small(tmp_path):
     folder = write_shards(tmp_path, count=1, size=40)
     whole = (folder / "00000.tar").read_bytes()
     with tarfile.open(folder / "00000.tar") as tar:
@@ -275,11 +277,11 @@ def test_unread_bytes_count_where_the_sound_tars_are_small(tmp_path):
         opened(tmp_path, max_broken=0.5)
 
 
-def test_lists_are_kept_and_made_again_when_a_tar_changes(tmp_path, monkeypatch):
+def test_indexes_are_cached_until_a_tar_changes(tmp_path, monkeypatch):
     folder = write_shards(tmp_path)
     first = opened(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(index, "_make", None)  # reading must not need it
+        patch.setattr(index, "_build", None)  # fails if it is called
         again = opened(tmp_path)
     assert again.captions() == first.captions() and list(again.second) == list(first.second)
     assert np.array_equal(again.records.images, first.records.images)
@@ -290,39 +292,39 @@ def test_lists_are_kept_and_made_again_when_a_tar_changes(tmp_path, monkeypatch)
     assert opened(tmp_path).n_images == 9
 
 
-def test_many_tars_are_listed_by_processes(tmp_path, monkeypatch, caplog):
-    """The same lists, a line now and then, and each tar once for two who ask at a time."""
+def test_many_tars_are_indexed_by_a_pool(tmp_path, monkeypatch, caplog):
+    """The pool builds the same indexes, logs progress, and two callers share one build."""
     folder = write_shards(tmp_path, count=6)
     damage(folder / "00001.tar", "cut in a member")
     paths = find_shards(str(folder))
-    alone = build_index.list_shards(paths, "synthetic_caption", None)
-    monkeypatch.setattr(build_index, "WORTH", 0.0)
-    monkeypatch.setattr(build_index, "LINE_EVERY", 0.0)
+    alone = build_index.index_shards(paths, "synthetic_caption", None)
+    monkeypatch.setattr(build_index, "PARALLEL_FROM", 0.0)
+    monkeypatch.setattr(build_index, "LOG_EVERY", 0.0)
     caplog.set_level("INFO", "itr")
     with ThreadPoolExecutor(2) as two:
         cache = tmp_path / "cache"
-        asked = [
-            two.submit(build_index.list_shards, paths, "synthetic_caption", cache) for _ in "ab"
+        futures = [
+            two.submit(build_index.index_shards, paths, "synthetic_caption", cache) for _ in "ab"
         ]
-        both = [found.result() for found in asked]
-    for lists in both:
-        for one, other in zip(alone, lists, strict=True):
+        both = [future.result() for future in futures]
+    for indexes in both:
+        for one, other in zip(alone, indexes, strict=True):
             assert np.array_equal(one.images, other.images) and one.fault == other.fault
             assert list(one.texts) == list(other.texts) and list(one.second) == list(other.second)
-    told = [r.getMessage() for r in caplog.records if "listing shards" in r.getMessage()]
-    assert len(told) == 6 and told[-1].startswith("listing shards: 6 of 6, about 0 s left")
+    lines = [r.getMessage() for r in caplog.records if "indexing shards" in r.getMessage()]
+    assert len(lines) == 6 and lines[-1].startswith("indexing shards: 6 of 6, about 0 s left")
     (folder / "00005.tar").write_bytes(b"")
     (folder / "00004.tar").unlink()
     with pytest.raises(DataError, match="00004.tar: cannot be read"):
-        build_index.list_shards(paths, "synthetic_caption", None)
+        build_index.index_shards(paths, "synthetic_caption", None)
 
 
-def test_the_parts_of_a_place_share_what_was_read(tmp_path, monkeypatch):
-    """Training's part is a view of all samples; those held out are small copies."""
+def test_splits_of_the_same_tars_share_memory(tmp_path, monkeypatch):
+    """The training split is a view of all samples; held-out splits are small copies."""
     write_shards(tmp_path)
     train = opened(tmp_path, "train", held_out=2)
     with monkeypatch.context() as patch:
-        patch.setattr(build_index, "kept_list", None)  # reading must not need it
+        patch.setattr(build_index, "cached_index", None)  # fails if it is called
         val, test = (opened(tmp_path, name, held_out=2) for name in ("val", "test"))
     whole = train.records.whole.samples
     assert len(whole) == 12
@@ -334,9 +336,9 @@ def test_the_parts_of_a_place_share_what_was_read(tmp_path, monkeypatch):
         assert len(part.records.texts.block) == len("raw text 10 é".encode()) * 2 - 2 * (
             part is val
         )
-    here = weakref.ref(whole)
+    reference = weakref.ref(whole)
     del train, whole
-    assert here() is None  # what only holds a few thousand keeps no millions alive
+    assert reference() is None  # small splits do not keep all samples alive
     assert [r.image_id // 7 for r in val.records] == [8, 9]
 
 
@@ -346,8 +348,8 @@ def test_second_key(tmp_path):
     assert list(opened(tmp_path, second_key="blip").second) == ["a thing"] * 12
 
 
-def test_samples_without_a_second_text_where_none_is_wanted(tmp_path):
-    """No model that reads one text, and no side file, loses a sample for it."""
+def test_samples_without_a_second_text_if_none_is_needed(tmp_path):
+    """They are kept for models with one text and for second texts from a file."""
     samples = {f"{n:06d}": member(n) for n in range(8)}
     for number in (1, 5):
         samples[f"{number:06d}"] = member(number, json="{}")
@@ -363,15 +365,15 @@ def test_samples_without_a_second_text_where_none_is_wanted(tmp_path):
     assert joined.second == [f"side {n}" for n in range(8)]
 
 
-def test_what_is_held_out_is_the_same_whether_a_second_text_is_wanted(tmp_path):
+def test_held_out_samples_do_not_depend_on_the_second_text(tmp_path):
     samples = {f"{n:06d}": member(n) for n in range(20)}
     for number in (0, 1, 2, 17):
         samples[f"{number:06d}"] = member(number, json=json.dumps({"image_id": 7 * number}))
     write_tar(tmp_path / "a.tar", samples)
 
     def ids(split, second):
-        found = opened(tmp_path, split, second, held_out=0.2, max_broken=0.3)
-        return [record.image_id // 7 for record in found.records]
+        part = opened(tmp_path, split, second, held_out=0.2, max_broken=0.3)
+        return [record.image_id // 7 for record in part.records]
 
     assert ids("val", False) == [12, 13, 14, 15] and ids("test", False) == [16, 17, 18, 19]
     assert ids("train", True) == list(range(3, 12)) and ids("train", False) == list(range(12))
@@ -390,8 +392,8 @@ def test_held_out_samples(tmp_path):
         opened(tmp_path, held_out=6)
 
 
-def test_which_layout_is_read(tmp_path):
-    """Shards where their synthetic captions are wanted, annotations otherwise."""
+def test_shards_are_preferred_for_synthetic_captions(tmp_path):
+    """Annotations are read otherwise."""
     write_shards(tmp_path)
     write_karpathy(tmp_path, [entry(n, "train") for n in range(3)])
     assert opened(tmp_path).layout == "shards"
@@ -419,7 +421,7 @@ def spelled(tokenizer, ids):
     return words.replace(" ##", "").removeprefix("[CLS] ").removesuffix(" [SEP]")
 
 
-def test_a_batch_holds_picture_text_and_second_text_of_one_sample(tmp_path):
+def test_a_batch_holds_image_text_and_second_text_of_a_sample(tmp_path):
     write_shards(tmp_path)
     split = opened(tmp_path)
     loader, tokenizer = loader_of(split, tmp_path)
@@ -436,12 +438,12 @@ def test_a_batch_holds_picture_text_and_second_text_of_one_sample(tmp_path):
 
 
 def spoil(root, number):
-    """Grey noise where the picture's data is: its ends look whole, decoding fails."""
+    """A sample whose image has valid first and last bytes but cannot be decoded."""
     jpeg = encoded(photo(seed=number))
     return member(number, jpg=jpeg[:20] + bytes(len(jpeg) - 40) + jpeg[-20:])
 
 
-def test_pictures_that_cannot_be_decoded_give_way(tmp_path, caplog):
+def test_undecodable_images_are_replaced(tmp_path, caplog):
     samples = {f"{n:06d}": member(n) for n in range(12)}
     for number in (4, 5):
         samples[f"{number:06d}"] = spoil(tmp_path, number)
@@ -451,12 +453,12 @@ def test_pictures_that_cannot_be_decoded_give_way(tmp_path, caplog):
     split = opened(tmp_path, max_broken=0.2)
     for workers in (0, 2):
         loader, _ = loader_of(split, tmp_path, workers=workers)
-        found = [i for batch in loader.epoch(0) for i in batch.image_id.tolist()]
-        assert sorted(found) == sorted([6 if n in (4, 5) else n for n in range(12)])
+        image_ids = [i for batch in loader.epoch(0) for i in batch.image_id.tolist()]
+        assert sorted(image_ids) == sorted([6 if n in (4, 5) else n for n in range(12)])
         assert loader.broken == {4, 5}
     assert "a.tar" in caplog.text and "left out" in caplog.text
     strict, _ = loader_of(opened(tmp_path, max_broken=0.1), tmp_path)
-    with pytest.raises(DataError, match="a.tar.*no picture that can be decoded"):
+    with pytest.raises(DataError, match="a.tar"):
         list(strict.epoch(0))
 
 
