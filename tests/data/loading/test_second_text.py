@@ -102,7 +102,7 @@ def test_files_that_cannot_be_used(make, tmp_path):
     for content, word in (
         ('{"0": "a", "1": " ", "2": "c", "3": "d", "4": 5}', "3 of 6 images .ids 1, 4, 5"),
         ('["a"]', "holds a list"),
-        ('{"0": ', "no complete JSON"),
+        ('{"0": ', "not valid JSON"),
     ):
         path.write_text(content)
         with pytest.raises(DataError, match=word):
@@ -225,7 +225,7 @@ def test_a_key_of_several_samples_is_refused(tmp_path):
     (tmp_path / "side.json").write_text('{"000000": "a thing"}')
     data = DataConfig("yfcc", str(tmp_path), second_text=str(tmp_path / "side.json"))
     data.cache = str(tmp_path / "cache")
-    with pytest.raises(DataError, match=r"'000000' fits 2 images \(0.tar: key 000000, 1.tar: key"):
+    with pytest.raises(DataError, match=r"'000000' .* 2 images \(0.tar: key 000000, 1.tar: key"):
         open_split(data, "train", "pixels", second=True)
 
 
@@ -245,7 +245,7 @@ def test_side_files_that_cannot_be_used(tmp_path):
     for text, words in (
         ('{"key": "000000", "words": "a"}\n', "no column synthetic_caption or caption or text"),
         ('{"name": "000000", "caption": "a"}\n', "no column key or image_id"),
-        ('{"key": "000000", "caption": "a"}\n{"key"', "line 2: no complete JSON"),
+        ('{"key": "000000", "caption": "a"}\n{"key"', "line 2: not valid JSON"),
         ("", "no caption for 8 of 8 images"),
     ):
         with pytest.raises(DataError, match=words):
