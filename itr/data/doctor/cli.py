@@ -25,8 +25,8 @@ from itr.data.doctor.inspect import (
     check_captions,
     check_duplicates,
     check_images,
-    check_regions,
 )
+from itr.data.doctor.inspect_regions import check_regions
 from itr.data.doctor.report import FAILED, NOTE, REFUSED, WARNING, DatasetReport, SplitReport
 from itr.data.layout import list_folder
 from itr.data.layouts.region_arrays import check_same_width

@@ -21,11 +21,11 @@ from itr.data.layouts.registry import KINDS, ORDER, find_layouts
 from itr.data.layouts.tabular import ENDINGS
 from itr.data.records import Split
 from itr.data.tools.write_precomp import write_precomp
+from itr.data.tools.write_shards import write_shards
 from itr.data.tools.writers import (
     WriteOptions,
     write_arrow,
     write_karpathy,
-    write_shards,
     write_table,
 )
 from itr.errors import ConfigError, DataError, UserError

@@ -61,7 +61,10 @@ def write_precomp(
             mapping |= dict(zip(ids, names[part], strict=True))
     if mapping:
         (target / MAPPING).write_text(json.dumps(mapping, ensure_ascii=False), "utf-8")
-    return [training_hint(target, options.name, "precomp")]
+    location = f"data.root={target} data.layout=precomp"
+    if "testall" in splits:  # not found under the name test
+        location += " data.splits.test=testall"
+    return [training_hint(location, options.name)]
 
 
 def _captions(splits: dict[str, Split], per_image: int | None) -> dict[str, list[tuple[str, ...]]]:

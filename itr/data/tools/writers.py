@@ -1,4 +1,4 @@
-"""Writes splits as Karpathy annotations, tables, Arrow files or shards, for ``itr data convert``.
+"""Writes splits as Karpathy annotations, tables or Arrow files, for ``itr data convert``.
 
 Image files are not copied: annotations refer to them relative to the annotation file. Images inside
 other files (tars, Arrow) are extracted unchanged.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import os
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,7 +20,6 @@ from rich.progress import track
 
 from itr.data.images.decode import read_bytes
 from itr.data.layout import coco_id
-from itr.data.layouts.shards.tar import image_extensions
 from itr.data.layouts.tabular import SEPARATORS
 from itr.data.records import OTHER_CAPTION, Record, Slice, Split
 from itr.errors import DataError
@@ -133,14 +130,14 @@ def store_image(record: Record, name: str, folder: Path) -> str:
     return f"{IMAGES}/{name}"
 
 
-def training_hint(root: Path, name: str, layout: str) -> str:
-    """A line with the options of train.py for the written dataset.
+def training_hint(location: str, name: str) -> str:
+    """A line with the options of train.py that read the written dataset.
 
-    ``data=table`` is the dataset config without published protocols or sizes; it reads any layout.
+    ``location`` are the options that name its files. Unpublished datasets use ``data=table``, which
+    reads any layout and has no published protocols.
     """
-    if name in PUBLISHED:
-        return f"train with: data={name} data.root={root} data.layout={layout}"
-    return f"train with: data=table data.name={name} data.root={root} data.layout={layout}"
+    dataset = f"data={name}" if name in PUBLISHED else f"data=table data.name={name}"
+    return f"train with: {dataset} {location}"
 
 
 def write_karpathy(target: Path, splits: dict[str, Split], options: WriteOptions) -> list[str]:
@@ -157,7 +154,7 @@ def write_karpathy(target: Path, splits: dict[str, Split], options: WriteOptions
     with atomic_write(target) as file:
         file.write(json.dumps(content, ensure_ascii=False).encode())
     return [
-        training_hint(target.parent, options.name, "karpathy"),
+        training_hint(f"data.root={target.parent} data.layout=karpathy", options.name),
         *_write_second_texts(splits, target.parent),
     ]
 
@@ -197,7 +194,7 @@ def write_table(target: Path, splits: dict[str, Split], options: WriteOptions) -
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with atomic_write(target) as file:
         file.write(_encode_table(target.suffix, columns, rows))
-    return [f"train with: data=table data.train={target}"]
+    return [training_hint(f"data.train={target}", options.name)]
 
 
 def _encode_table(extension: str, columns: list[str], rows: list[dict[str, Any]]) -> bytes:
@@ -251,50 +248,10 @@ def write_arrow(target: Path, splits: dict[str, Split], options: WriteOptions) -
                     rows = []
             if rows:
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
-    return [training_hint(target, options.name, "arrow"), *_write_second_texts(splits, target)]
-
-
-def write_shards(target: Path, splits: dict[str, Split], options: WriteOptions) -> list[str]:
-    """Write ``<split>/00000.tar``, ... in the folder ``target``; the .json holds all captions."""
-    names, number = image_names(splits), 0
-    for part, split in splits.items():
-        (target / part).mkdir(parents=True)
-        samples = zip(iterate(split), names[part], strict=True)
-        for shard in itertools.count():
-            chunk = list(itertools.islice(samples, 1))
-            if not chunk:
-                break
-            path = target / part / f"{shard:05d}.tar"
-            with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-                rest = itertools.islice(samples, options.shard_size - 1)
-                for (record, second), name in itertools.chain(chunk, rest):
-                    _add_sample(tar, f"{number:09d}", record, name, {options.second_key: second})
-                    number += 1
-    return [f"train with: data=yfcc data.shards={target}"]
-
-
-def _add_sample(
-    tar: tarfile.TarFile, key: str, record: Record, name: str, second: dict[str, str | None]
-) -> None:
-    meta = {
-        "image_id": record.image_id,
-        "file": name,
-        "captions": list(record.captions),
-        "caption_ids": list(record.caption_ids),
-        **{field: text for field, text in second.items() if text is not None},
-    }
-    extension = Path(name).suffix.lower().lstrip(".")
-    if extension not in image_extensions():  # the reader recognizes images by extension
-        extension = "jpg"
-    _add(tar, f"{key}.{extension}", read_bytes(record.image))
-    _add(tar, f"{key}.txt", record.captions[0].encode())
-    _add(tar, f"{key}.json", json.dumps(meta, ensure_ascii=False).encode())
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)  # time and owner stay 0, so that the output is reproducible
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
+    return [
+        training_hint(f"data.root={target} data.layout=arrow", options.name),
+        *_write_second_texts(splits, target),
+    ]
 
 
 def _write_second_texts(splits: dict[str, Split], folder: Path) -> list[str]:
