@@ -89,7 +89,7 @@ def splits_in(folder: Path) -> list[str]:
 def read_split(folder: str | Path, split: str, max_dev_captions: int | None = None) -> Split:
     """Read the split called ``split`` on disk. The region array is mapped, not loaded.
 
-    ``max_dev_captions`` cuts a split named ``dev`` to its first captions, as the authors' code does.
+    ``max_dev_captions`` cuts a split named ``dev`` to its first captions, as the authors do.
     Only a sample of the features is checked here; `check_regions_finite` checks all of them. Raises
     DataError that names the file for anything unusable.
     """
