@@ -59,7 +59,7 @@ class Evaluator:
         check_tie_break(tie_break)
         if precision not in AUTOCAST:
             raise ConfigError(
-                f"precision: unknown value '{precision}'; expected one of {', '.join(AUTOCAST)}"
+                f"precision: '{precision}' is unknown; expected one of {', '.join(AUTOCAST)}"
             )
         self.data, self.view, self.tokens = data, view, tokens
         self.batch_size, self.tie_break = batch_size, tie_break

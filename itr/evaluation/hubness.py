@@ -44,7 +44,7 @@ def check_hubness(config: HubnessConfig) -> None:
     for name in config.rows:
         if name not in METHODS:
             raise ConfigError(
-                f"hubness.rows: unknown value '{name}'{nearest(name, METHODS)}; expected some of "
+                f"hubness.rows: '{name}' is unknown{nearest(name, METHODS)}; expected some of "
                 f"{', '.join(METHODS)}"
             )
     for key, value in (("beta", config.beta), ("k", config.k), ("bank_size", config.bank_size)):

@@ -59,7 +59,7 @@ def find_protocols(names: Sequence[str]) -> list[Protocol]:
     for name in names:
         if name not in PROTOCOLS:
             raise ConfigError(
-                f"protocol: unknown value '{name}'{nearest(name, PROTOCOLS)}; expected one of "
+                f"protocol: '{name}' is unknown{nearest(name, PROTOCOLS)}; expected one of "
                 f"{', '.join(PROTOCOLS)}"
             )
     return [PROTOCOLS[name] for name in dict.fromkeys(names)]

@@ -29,7 +29,7 @@ def check_tie_break(tie_break: str) -> None:
     """Raises ConfigError unless ``tie_break`` is one of `TIE_BREAKS`."""
     if tie_break not in TIE_BREAKS:
         raise ConfigError(
-            f"tie_break: unknown value '{tie_break}'; expected one of {', '.join(TIE_BREAKS)}"
+            f"tie_break: '{tie_break}' is unknown; expected one of {', '.join(TIE_BREAKS)}"
         )
 
 

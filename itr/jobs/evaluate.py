@@ -36,7 +36,8 @@ from itr.jobs.launch.workers import launch
 from itr.jobs.load_checkpoint import LoadedCheckpoint, load_checkpoint
 from itr.models.base import Encoded
 from itr.plugins import trusts_configuration
-from itr.results.terminal_tables import results_table, write_results
+from itr.results.results_file import write_results
+from itr.results.terminal_tables import results_table
 from itr.training.console import Display, close_log, open_log
 from itr.training.device import keep_queries, prepare_data, resolve_device, resolve_precision
 from itr.training.process_setup import resolve_num_workers, set_threads

@@ -12,7 +12,8 @@ from itr.data.text.open import Tokenizer
 from itr.errors import TrainingError
 from itr.jobs.load_checkpoint import load_checkpoint
 from itr.models.base import RetrievalModel
-from itr.results.gallery.page import build_page, open_gallery
+from itr.results.gallery.evaluated_run import open_run
+from itr.results.gallery.page import build_page
 
 
 @command
@@ -36,8 +37,8 @@ def main(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_args(arguments)
     out = options.out or options.run / f"gallery-{options.split}.html"
-    gallery = open_gallery(options.run, options.split, options.protocol)
-    page = build_page(gallery, _load, options.queries, options.heat, options.seed)
+    run = open_run(options.run, options.split, options.protocol)
+    page = build_page(run, _load, options.queries, options.heat, options.seed)
     try:
         out.write_text(page, encoding="utf-8")
     except OSError as error:

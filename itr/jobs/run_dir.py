@@ -21,7 +21,7 @@ from itr import parallel
 from itr.data.checks.fingerprint import changed_splits
 from itr.errors import ConfigError, DataError, TrainingError
 from itr.jobs.lock import LOCK, RunLock
-from itr.results.terminal_tables import read_results
+from itr.results.results_file import read_results
 from itr.training.checkpointing import half_written
 from itr.training.faults.heartbeat import RANKS
 

@@ -23,7 +23,8 @@ from itr.models.build import model_meta
 from itr.plugins import trusts_configuration
 from itr.results.gallery.thumbnails import Thumbnails
 from itr.results.hard_queries import COLUMNS, hard_queries
-from itr.results.terminal_tables import results_table, write_results
+from itr.results.results_file import write_results
+from itr.results.terminal_tables import results_table
 from itr.results.trackers.tracker import NullTracker, Tracker, open_trackers
 from itr.training import checkpointing
 from itr.training.config import TrainConfig, check_config

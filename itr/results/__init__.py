@@ -1,1 +1,1 @@
-"""Where numbers go: trackers, files, tables."""
+"""Results: trackers, result files, tables, comparisons and gallery pages."""

@@ -1,4 +1,4 @@
-"""Tables of results: itr results RUNS... | compare RUN_A RUN_B | --wandb GROUP."""
+"""Tables of results and comparisons: itr results [table] RUNS..., itr results compare A B."""
 
 from __future__ import annotations
 
@@ -11,79 +11,125 @@ from rich.console import Console
 
 from itr.command import command
 from itr.errors import TrainingError
-from itr.results.collect import Found, collect, find_results
+from itr.results.collect import RunResults, collect, find_results
 from itr.results.compare import compare, comparison_table
-from itr.results.export import latex, markdown, table_csv
-from itr.results.paper_tables import sections
+from itr.results.export import to_csv, to_latex, to_markdown
+from itr.results.paper_tables import paper_tables
 from itr.results.published import load_published
 from itr.results.wandb_runs import runs_of_group
 
+PROG = "itr results"
 FORMATS = {"markdown": "results.md", "latex": "results.tex", "csv": "results.csv"}
+TABLE = """Print a table of results per dataset and protocol: published numbers, our runs with 95 %
+bootstrap intervals, mean and standard deviation over seeds, and the difference from the paper."""
+COMPARE = """Test whether run B differs from run A, query by query: sign-flip permutation tests for
+R@K and rSum, Wilcoxon tests for the mean ranks, with Holm's correction."""
 
 
 @command
 def main(arguments: Sequence[str]) -> None:
-    """Run one command."""
+    """Run a subcommand. Without a subcommand, the arguments are those of ``table``."""
     given = list(arguments)
-    if given[:1] == ["compare"]:
-        _compare(given[1:])
-    else:
-        _tables(given)
-
-
-def _compare(given: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="itr results compare",
-        description="A paired test of two runs, query by query",
-    )
-    parser.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="a folder with queries-*")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--protocol", help="default: the first that A was evaluated by")
+    parser = _parser()
+    if given and given[0] not in ("table", "compare", "-h", "--help"):
+        given.insert(0, "table")
     options = parser.parse_args(given)
-    protocol, found = compare(options.runs[0], options.runs[1], options.split, options.protocol)
-    a, b = map(str, options.runs)
-    Console().print(comparison_table(f"{options.split}, {protocol}", (a, b), found))
+    options.run(options)
 
 
-def _tables(given: list[str]) -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="itr results",
-        description="Paper against ours, with intervals and spread over seeds. "
-        "Also: itr results compare RUN_A RUN_B",
+        prog=PROG,
+        description="Tables of results, and paired comparisons of two runs.",
+        epilog="`itr results RUNS...` is short for `itr results table RUNS...`.",
     )
-    parser.add_argument("runs", nargs="*", type=Path, help="runs, or folders of runs")
-    parser.add_argument("--wandb", metavar="GROUP", help="read the runs of a W&B group instead")
-    parser.add_argument("--project", default="itr", help="of --wandb; ENTITY/PROJECT works, too")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--format", choices=FORMATS, default="markdown")
-    parser.add_argument("--out", type=Path, help="a folder; all three formats are written there")
-    parser.add_argument("--all", action="store_true", help="also published methods without a run")
-    options = parser.parse_args(given)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    table = commands.add_parser("table", help="published numbers and ours", description=TABLE)
+    table.set_defaults(run=_table, parser=table)
+    table.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUNS", help="run directories, or folders of runs"
+    )
+    table.add_argument(
+        "--wandb",
+        metavar="GROUP",
+        help="also read the finished runs of this Weights & Biases group",
+    )
+    table.add_argument(
+        "--project",
+        default="itr",
+        help="project of --wandb, as PROJECT or ENTITY/PROJECT (default: %(default)s)",
+    )
+    table.add_argument(
+        "--split", default="test", help="split whose results are shown (default: %(default)s)"
+    )
+    table.add_argument(
+        "--format", choices=FORMATS, default="markdown", help="output format (default: %(default)s)"
+    )
+    table.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help=f"also write all formats to this folder ({', '.join(FORMATS.values())})",
+    )
+    table.add_argument(
+        "--all", action="store_true", help="include published methods of which there is no run"
+    )
+
+    paired = commands.add_parser(
+        "compare", help="paired significance tests of two runs", description=COMPARE
+    )
+    paired.set_defaults(run=_compare)
+    for name in ("A", "B"):
+        paired.add_argument(
+            name.lower(),
+            type=Path,
+            metavar=name,
+            help=f"run {name}: a run directory, or the out=DIR of an evaluation",
+        )
+    paired.add_argument(
+        "--split", default="test", help="split that is compared (default: %(default)s)"
+    )
+    paired.add_argument(
+        "--protocol", help="protocol that is compared (default: the first protocol of A)"
+    )
+    return parser
+
+
+def _compare(options: argparse.Namespace) -> None:
+    protocol, tests = compare(options.a, options.b, options.split, options.protocol)
+    names = str(options.a), str(options.b)
+    Console().print(comparison_table(f"{options.split}, {protocol}", names, tests))
+
+
+def _table(options: argparse.Namespace) -> None:
     if not options.runs and not options.wandb:
-        parser.error("name a run, a folder of runs, or --wandb GROUP")
-    found: list[Found] = find_results(options.runs) if options.runs else []
+        options.parser.error("pass run directories, a folder of runs, or --wandb GROUP")
+    runs: list[RunResults] = find_results(options.runs) if options.runs else []
     if options.wandb:
-        found += runs_of_group(options.project, options.wandb)
-    rows, known = collect(found, options.split), load_published()
-    tables = sections(rows, known, options.all)
-    made = {
-        "markdown": markdown(tables),
-        "latex": latex(tables),
-        "csv": table_csv(rows, known, tables),
+        runs += runs_of_group(options.project, options.wandb)
+    rows, published = collect(runs, options.split), load_published()
+    tables = paper_tables(rows, published, options.all)
+    texts = {
+        "markdown": to_markdown(tables),
+        "latex": to_latex(tables),
+        "csv": to_csv(rows, published, tables),
     }
-    sys.stdout.write(made[options.format])
+    sys.stdout.write(texts[options.format])
     if options.out:
-        _write(options.out, made)
+        _write(options.out, texts)
 
 
-def _write(folder: Path, made: dict[str, str]) -> None:
+def _write(folder: Path, texts: dict[str, str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for kind, name in FORMATS.items():
-            (folder / name).write_text(made[kind], encoding="utf-8")
+            (folder / name).write_text(texts[kind], encoding="utf-8")
     except OSError as error:
-        raise TrainingError(f"--out {folder}: cannot be written ({error})") from error
-    print(f"written: {', '.join(str(folder / name) for name in FORMATS.values())}", file=sys.stderr)
+        raise TrainingError(
+            f"--out {folder}: cannot be written ({error}); pass another folder"
+        ) from error
+    print(f"wrote {', '.join(str(folder / name) for name in FORMATS.values())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a table's columns are: they hang on how its rows were evaluated."""
+"""The metric columns of a results table, which depend on the protocol."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from itr.evaluation.protocols import PROTOCOLS
 
 
 @dataclass(frozen=True)
-class Kind:
-    """``columns``: the metrics of a table and their headings."""
+class ColumnSet:
+    """The metrics of a table with their headings, and the metric by which rows are compared."""
 
     columns: tuple[tuple[str, str], ...]
+    main: str
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -20,31 +21,37 @@ class Kind:
 
     @property
     def headings(self) -> tuple[str, ...]:
-        """What stands above them."""
+        """Column headings."""
         return tuple(heading for _, heading in self.columns)
 
 
-RETRIEVAL = Kind(
+RETRIEVAL = ColumnSet(
     (
         *((f"i2t_r{k}", f"{'i2t ' if k == 1 else ''}R@{k}") for k in (1, 5, 10)),
         *((f"t2i_r{k}", f"{'t2i ' if k == 1 else ''}R@{k}") for k in (1, 5, 10)),
         ("rsum", "rSum"),
-    )
+    ),
+    main="rsum",
 )
-CXC = Kind((*RETRIEVAL.columns, ("i2i_r1", "i2i R@1"), ("t2t_r1", "t2t R@1")))
-ECCV = Kind(
+CXC = ColumnSet(
+    (*RETRIEVAL.columns, ("i2i_r1", "i2i R@1"), ("t2t_r1", "t2t R@1")),
+    main="rsum",
+)
+ECCV = ColumnSet(
     tuple(
-        (f"{way}_{metric}", f"{way} {heading}")
-        for way in ("i2t", "t2i")
+        (f"{direction}_{metric}", f"{direction} {heading}")
+        for direction in ("i2t", "t2i")
         for metric, heading in (("map_at_r", "mAP@R"), ("rprecision", "R-P"), ("r1", "R@1"))
-    )
+    ),
+    main="i2t_map_at_r",
 )
-ZEROSHOT = Kind(
-    (("top1", "top-1"), ("mean_per_class", "mean per class"), ("reported", "as papers report"))
+ZEROSHOT = ColumnSet(
+    (("top1", "top-1"), ("mean_per_class", "mean per class"), ("reported", "as papers report")),
+    main="top1",
 )
 
 
-def kind_of(protocol: str) -> Kind:
+def columns_of(protocol: str) -> ColumnSet:
     """The columns of a table of ``protocol``."""
     if protocol == "zeroshot":
         return ZEROSHOT

@@ -1,4 +1,4 @@
-"""The tables of `report` as Markdown, LaTeX and CSV."""
+"""Writes paper tables as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -7,28 +7,35 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from itr.results.collect import Row
-from itr.results.columns import kind_of
-from itr.results.paper_tables import Line, Section, chosen, reference
-from itr.results.published import Published, PublishedResults
+from itr.results.collect import ResultRow
+from itr.results.columns import columns_of
+from itr.results.paper_tables import (
+    PaperTable,
+    TableLine,
+    checkpoint_selection,
+    published_counterpart,
+)
+from itr.results.published import PublishedResults, PublishedRow
 
 
-def _head(table: Section) -> tuple[str, ...]:
-    return ("method", *table.kind.headings, "seeds", "chosen on", "trained on")
+def _headings(table: PaperTable) -> tuple[str, ...]:
+    return ("method", *table.columns.headings, "seeds", "training", "selected on", "trained on")
 
 
-def markdown(tables: Sequence[Section]) -> str:
-    """Tables that read well as text, too."""
+def _cells(line: TableLine) -> list[str]:
+    """The cells behind the name of a line."""
+    return [*line.cells, line.seeds, line.training, line.selection, line.trained]
+
+
+def to_markdown(tables: Sequence[PaperTable]) -> str:
+    """Markdown tables, with columns aligned at whatever width they need."""
     return "\n".join(_markdown(table) for table in tables)
 
 
-def _markdown(table: Section) -> str:
+def _markdown(table: PaperTable) -> str:
     lines = [
-        list(_head(table)),
-        *(
-            [_shown(line, _plain), *line.cells, line.seeds, line.chosen, line.trained]
-            for line in table.lines
-        ),
+        list(_headings(table)),
+        *([_name(line, _escape_markdown), *_cells(line)] for line in table.lines),
     ]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
 
@@ -43,41 +50,42 @@ def _markdown(table: Section) -> str:
     return "\n".join([f"## {table.title}", "", *body, "", *notes, ""])
 
 
-def _plain(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _shown(line: Line, escape: Callable[[str], str]) -> str:
+def _name(line: TableLine, escape: Callable[[str], str]) -> str:
     indent = "" if line.kind in ("paper", "ours") else "... "
     return f"{indent}{escape(line.name)}{' ' if line.marks else ''}{escape(line.marks)}"
 
 
 SPECIAL = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
            "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
-           "±": r"$\pm$", "–": "--", "†": r"$\dagger$", "‡": r"$\ddagger$"}  # fmt: skip
+           "±": r"$\pm$", "–": "--", "†": r"$\dagger$", "‡": r"$\ddagger$",
+           "◆": r"$\blacklozenge$"}  # fmt: skip
 
 
-def _tex(text: str) -> str:
+def _escape_latex(text: str) -> str:
     return "".join(SPECIAL.get(character, character) for character in text)
 
 
-def latex(tables: Sequence[Section]) -> str:
-    """One ``table`` environment each; needs the package booktabs."""
-    made = []
+def to_latex(tables: Sequence[PaperTable]) -> str:
+    """One ``table`` environment per table; needs the LaTeX packages booktabs and amssymb."""
+    blocks = []
     for table in tables:
         body: list[str] = []
         for line in table.lines:
             if line.kind == "ours" and body:
                 body.append(r"\midrule" if body[-1] != r"\midrule" else "")
-            cells = [*line.cells, line.seeds, line.chosen, line.trained]
-            body.append(" & ".join([_shown(line, _tex), *map(_tex, cells)]) + r" \\")
-        head = " & ".join(map(_tex, _head(table))) + r" \\"
-        notes = r" \\ ".join(_tex(note) for note in table.notes)
-        made += [
+            cells = [_name(line, _escape_latex), *map(_escape_latex, _cells(line))]
+            body.append(" & ".join(cells) + r" \\")
+        head = " & ".join(map(_escape_latex, _headings(table))) + r" \\"
+        notes = r" \\ ".join(_escape_latex(note) for note in table.notes)
+        blocks += [
             r"\begin{table}",
-            rf"\caption{{{_tex(table.title)}}}",
+            rf"\caption{{{_escape_latex(table.title)}}}",
             r"\small",
-            r"\begin{tabular}{l" + "r" * (len(_head(table)) - 1) + "}",
+            r"\begin{tabular}{l" + "r" * (len(_headings(table)) - 1) + "}",
             r"\toprule",
             head,
             r"\midrule",
@@ -88,33 +96,36 @@ def latex(tables: Sequence[Section]) -> str:
             r"\end{table}",
             "",
         ]
-    return "\n".join(made)
+    return "\n".join(blocks)
 
 
 FIELDS = ("kind", "data", "split", "protocol", "model", "name", "metric", "value", "deviation",
-          "low", "high", "seeds", "paper", "delta", "ensemble", "chosen_on", "trained_on",
-          "pretrained_on", "backbone", "n_captions", "source", "evidence", "note")  # fmt: skip
+          "low", "high", "seeds", "paper", "delta", "ensemble", "selected_on", "training",
+          "trained_on", "pretrained_on", "backbone", "n_captions", "source", "evidence",
+          "note")  # fmt: skip
 
 
-def table_csv(rows: Sequence[Row], known: PublishedResults, tables: Sequence[Section]) -> str:
-    """One line a number, full precision: ours with what they are set against, then the papers'."""
+def to_csv(
+    rows: Sequence[ResultRow], published: PublishedResults, tables: Sequence[PaperTable]
+) -> str:
+    """One line per number in full precision: ours with their counterparts, then the papers'."""
     out = io.StringIO()
     writer = csv.DictWriter(out, FIELDS, restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        paper = reference(row, known.of(row.data, row.protocol, row.split))
-        for metric in kind_of(row.protocol).metrics:
-            writer.writerow(_our_record(row, metric, paper, known))
+        paper = published_counterpart(row, published.of(row.data, row.protocol, row.split))
+        for metric in columns_of(row.protocol).metrics:
+            writer.writerow(_our_record(row, metric, paper, published))
     for table in tables:
-        for paper in known.of(table.data, table.protocol, table.split):
-            for metric in table.kind.metrics:
+        for paper in published.of(table.data, table.protocol, table.split):
+            for metric in table.columns.metrics:
                 if (value := paper.values.get(metric)) is not None:
                     writer.writerow(_paper_record(paper, metric, value))
     return out.getvalue()
 
 
 def _our_record(
-    row: Row, metric: str, paper: Published | None, known: PublishedResults
+    row: ResultRow, metric: str, paper: PublishedRow | None, published: PublishedResults
 ) -> dict[str, Any]:
     mean, deviation = row.mean(metric)
     interval = row.intervals.get(metric)
@@ -135,7 +146,8 @@ def _our_record(
         "paper": printed,
         "delta": None if mean is None or printed is None else mean - printed,
         "ensemble": row.ensemble,
-        "chosen_on": chosen(row, known),
+        "selected_on": checkpoint_selection(row, published),
+        "training": row.training,
         "trained_on": row.fact("trained_on"),
         "n_captions": row.fact("n_captions"),
         "source": paper.source if paper else None,
@@ -145,7 +157,7 @@ def _our_record(
     return {key: "" if value is None else value for key, value in record.items()}
 
 
-def _paper_record(paper: Published, metric: str, value: float) -> dict[str, Any]:
+def _paper_record(paper: PublishedRow, metric: str, value: float) -> dict[str, Any]:
     return {
         "kind": "paper",
         "data": paper.test,
@@ -156,7 +168,7 @@ def _paper_record(paper: Published, metric: str, value: float) -> dict[str, Any]
         "metric": metric,
         "value": value,
         "ensemble": paper.ensemble,
-        "chosen_on": paper.selection,
+        "selected_on": paper.selection,
         "trained_on": paper.train,
         "pretrained_on": paper.pretrain,
         "backbone": paper.backbone,

@@ -1,4 +1,4 @@
-"""The hardest queries of an evaluation as a table, with pictures where there are any."""
+"""The hardest queries of an evaluation as table rows, with images if available."""
 
 from __future__ import annotations
 
@@ -9,39 +9,40 @@ from itr.evaluation.query_log import DIRECTIONS, QueryLog
 from itr.results.gallery.query_cases import choose
 from itr.results.gallery.thumbnails import Thumbnails
 
-COUNT = 16  # queries a direction
+COUNT = 16  # queries per direction
 SIDE = 160  # pixels
-COLUMNS = ("direction", "rank", "query", "picture", "best answer", "its picture", "match", "score")
+COLUMNS = ("direction", "rank", "query", "image", "top candidate", "its image", "match", "score")
 
 
-def hard_queries(log: QueryLog, split: Split, pictures: Thumbnails) -> list[list[Any]]:
-    """Rows under `COLUMNS`: of both directions the queries whose match is ranked last, under the
-    first protocol. ``match`` is the best right answer; a picture that is not there is None. After
-    re-ranking ranks are texts (a column has one type): "> 128" where the match lies behind."""
+def hard_queries(log: QueryLog, split: Split, thumbnails: Thumbnails) -> list[list[Any]]:
+    """Rows under `COLUMNS`: the lowest-ranked queries of both directions under the first protocol.
+
+    ``match`` is the best-ranked match. A missing image is None. After re-ranking, ranks are strings
+    (a column has one type): "> 128" if the match is not among the re-ranked candidates.
+    """
     captions, rows = split.captions(), []
     protocol = next(iter(log.ranks))
     depth = log.ranks[protocol].depth
-    for way in DIRECTIONS:
-        for case in choose(log, protocol, way, "worst", COUNT):
-            first = case.candidates[0].number
-            image = case.query if way == "i2t" else case.best
-            answer = captions[first] if way == "i2t" else f"image {log.image_ids[first]}"
-            query = f"image {log.image_ids[image]}" if way == "i2t" else captions[case.query]
-            match = captions[case.best] if way == "i2t" else f"image {log.image_ids[image]}"
+    for direction in DIRECTIONS:
+        from_image = direction == "i2t"
+        for case in choose(log, protocol, direction, "worst", COUNT):
+            top = case.candidates[0]
+            image = case.query if from_image else case.best_match
+            name = f"image {log.image_ids[image]}"
             rows.append(
                 [
-                    way,
-                    case.rank if depth is None else _told(case.rank, depth),
-                    query,
-                    pictures.get(image, SIDE),
-                    answer,
-                    pictures.get(first, SIDE) if way == "t2i" else None,
-                    match,
-                    case.candidates[0].score,
+                    direction,
+                    case.rank if depth is None else _rank_text(case.rank, depth),
+                    name if from_image else captions[case.query],
+                    thumbnails.get(image, SIDE),
+                    captions[top.index] if from_image else f"image {log.image_ids[top.index]}",
+                    None if from_image else thumbnails.get(top.index, SIDE),
+                    captions[case.best_match] if from_image else name,
+                    top.score,
                 ]
             )
     return rows
 
 
-def _told(rank: float, depth: int) -> str:
+def _rank_text(rank: float, depth: int) -> str:
     return f"> {depth}" if rank > depth else f"{rank:g}"

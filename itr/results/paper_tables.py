@@ -1,234 +1,292 @@
-"""Paper against ours. One table for each data set and protocol; `formats` writes them."""
+"""Compares our rows with published numbers: one table per dataset, split and protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from itr.results.collect import Row
-from itr.results.columns import Kind, kind_of
-from itr.results.published import Published, PublishedResults
-from itr.results.terminal_tables import chosen_on_test
+from itr.results.collect import ResultRow
+from itr.results.columns import ColumnSet, columns_of
+from itr.results.published import PublishedResults, PublishedRow
+from itr.results.terminal_tables import selected_on_test
 
-CHOSEN = {"zero-shot": "nothing (zero-shot)", "last": "last epoch", "unknown": "?", None: "?"}
-TOLD = {"quoted": "quoted by others", "users": "measured by users"}
+SELECTION_TEXT = {"zero-shot": "none (zero-shot)", "last": "last epoch", "unknown": "?", None: "?"}
+EVIDENCE_TEXT = {"quoted": "quoted by others", "users": "measured by users"}
 UNKNOWN = "unknown"
 
 
 @dataclass
-class Line:
+class TableLine:
     """One line of a table."""
 
     kind: str  # paper | ours | interval | delta
     name: str
     cells: list[str]
     seeds: str = ""
-    chosen: str = ""
+    training: str = ""
+    selection: str = ""
     trained: str = ""
     marks: str = ""
 
 
 @dataclass
-class Section:
+class PaperTable:
     """One table: what was evaluated, its lines, and the notes below it."""
 
     data: str
     split: str
     protocol: str
     size: str
-    lines: list[Line] = field(default_factory=list)
+    lines: list[TableLine] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
 
     @property
-    def kind(self) -> Kind:
-        """Its columns."""
-        return kind_of(self.protocol)
+    def columns(self) -> ColumnSet:
+        """The metric columns."""
+        return columns_of(self.protocol)
 
     @property
     def title(self) -> str:
-        """Data set, split, protocol, sizes."""
+        """Dataset, split, protocol, sizes."""
         return f"{self.data}, {self.split} split, protocol {self.protocol}{self.size}"
 
     def note(self, text: str) -> None:
-        """Add a line below the table, once."""
+        """Add a note below the table, without duplicates."""
         self.notes[text] = None
 
 
-def sections(rows: Sequence[Row], known: PublishedResults, everyone: bool = False) -> list[Section]:
-    """A table for each data set and protocol among ``rows``; ``everyone``: also published methods
-    that no row is of. Ours follow what was published of the same method on the same split."""
-    made: dict[tuple[str, str, str, str], Section] = {}
-    grouped: dict[tuple[str, ...], list[Row]] = {}
+def paper_tables(
+    rows: Sequence[ResultRow], published: PublishedResults, all_methods: bool = False
+) -> list[PaperTable]:
+    """A table for each dataset, split and protocol in ``rows``.
+
+    Published rows of a method come before ours. ``all_methods``: include published methods of
+    which there is no row in ``rows``.
+    """
+    tables: dict[tuple[str, str, str, str], PaperTable] = {}
+    grouped: dict[tuple[str, ...], list[ResultRow]] = {}
     for row in rows:
-        place = (row.data, row.split, row.protocol, _size(row))
-        made.setdefault(place, Section(*place))
-        grouped.setdefault(place, []).append(row)
-    for place, section in made.items():
-        ours = sorted(grouped[place], key=lambda row: (str(row.fact("model")), row.name))
-        printed = known.of(section.data, section.protocol, section.split)
-        models = dict.fromkeys(str(row.fact("model")) for row in ours)
-        others = dict.fromkeys(row.model for row in printed) if everyone else {}
-        for model in {**models, **others}:
-            papers = [row for row in printed if row.model == model]
-            _method(section, [r for r in ours if str(r.fact("model")) == model], papers, known)
-        _misprints(section, {**models, **others}, known)
-    return [made[place] for place in sorted(made)]
+        key = (row.data, row.split, row.protocol, _size(row))
+        tables.setdefault(key, PaperTable(*key))
+        grouped.setdefault(key, []).append(row)
+    for key, table in tables.items():
+        _fill(table, grouped[key], published, all_methods)
+    return [tables[key] for key in sorted(tables)]
 
 
-def _size(row: Row) -> str:
-    images, captions, ties = (row.fact(key) for key in ("n_images", "n_captions", "tie_break"))
+def _fill(
+    table: PaperTable, rows: Sequence[ResultRow], published: PublishedResults, all_methods: bool
+) -> None:
+    ours = sorted(rows, key=lambda row: (str(row.fact("model")), row.name))
+    best = _best(ours, table.columns.main)
+    comparable = published.of(table.data, table.protocol, table.split)
+    models = dict.fromkeys(str(row.fact("model")) for row in ours)
+    if all_methods:
+        models |= dict.fromkeys(row.model for row in comparable)
+    for model in models:
+        papers = [row for row in comparable if row.model == model]
+        for paper in papers:
+            table.lines.append(_paper_line(table, paper, published))
+        for row in (row for row in ours if str(row.fact("model")) == model):
+            table.lines += _our_lines(table, row, papers, published, row is best)
+    _add_misprints(table, models, published)
+
+
+def _best(rows: Sequence[ResultRow], metric: str) -> ResultRow | None:
+    """The row with the highest ``metric``; None for fewer than two rows."""
+    with_metric = [row for row in rows if row.mean(metric)[0] is not None]
+    if len(with_metric) < 2:
+        return None
+    return max(with_metric, key=lambda row: row.mean(metric)[0] or 0.0)
+
+
+def _size(row: ResultRow) -> str:
+    images, captions, rule = (row.fact(key) for key in ("n_images", "n_captions", "tie_break"))
     if not images:
         return ""
     if captions is None:
         return f" ({images:,} images, {row.fact('n_classes')} classes)"
     folds = f" in {row.fact('folds')} folds" if row.fact("folds") else ""
-    return f" ({images:,} images, {captions:,} captions{folds}, {ties} ties)"
+    return f" ({images:,} images, {captions:,} captions{folds}, {rule} ties)"
 
 
-def _method(
-    section: Section, ours: Sequence[Row], papers: Sequence[Published], known: PublishedResults
-) -> None:
-    for paper in papers:
-        section.lines.append(_paper_line(section, paper, known))
-    for row in ours:
-        section.lines.append(_our_line(section, row, known))
-        if row.intervals:
-            found = [row.intervals.get(metric) for metric in section.kind.metrics]
-            cells = [f"{i.low:.1f}–{i.high:.1f}" if i else "" for i in found]
-            section.lines.append(Line("interval", "95 % interval", cells))
-        against = reference(row, papers)
-        if against is not None:
-            section.lines.append(_delta_line(section, row, against, known))
-        elif row.fact("trained_on") is None and any(_alike(row, paper) for paper in papers):
-            trains = ", ".join(dict.fromkeys(paper.train for paper in papers if paper.reference))
-            section.note(
-                f"{row.name}: training data not known, so set against no row; evaluate again "
-                f"with trained_on= one of {trains}"
-            )
+def _our_lines(
+    table: PaperTable,
+    row: ResultRow,
+    papers: Sequence[PublishedRow],
+    published: PublishedResults,
+    is_best: bool,
+) -> list[TableLine]:
+    """Our row, its intervals, and its difference from the published counterpart."""
+    lines = [_our_line(table, row, published, is_best)]
+    if row.intervals:
+        intervals = [row.intervals.get(metric) for metric in table.columns.metrics]
+        cells = [f"{i.low:.1f}–{i.high:.1f}" if i else "" for i in intervals]
+        lines.append(TableLine("interval", "95 % interval", cells))
+    counterpart = published_counterpart(row, papers)
+    if counterpart is not None:
+        lines.append(_delta_line(table, row, counterpart, published))
+    elif row.fact("trained_on") is None and any(_comparable(row, paper) for paper in papers):
+        trains = ", ".join(dict.fromkeys(paper.train for paper in papers if paper.reference))
+        table.note(
+            f"{row.name}: training data unknown, so not compared; evaluate again with "
+            f"trained_on= one of {trains}"
+        )
+    return lines
 
 
-def _alike(row: Row, paper: Published) -> bool:
-    """Whether ``row`` may be set against ``paper``, but for what it was trained on."""
+def _comparable(row: ResultRow, paper: PublishedRow) -> bool:
+    """Whether ``row`` can be compared with ``paper``, apart from the training data."""
     count = row.ensemble
     same = (paper.model, paper.stage) == (row.fact("model"), row.stage)
     return paper.reference and same and paper.ensemble in (count, min(count, 2))
 
 
-def reference(row: Row, papers: Sequence[Published]) -> Published | None:
-    """The printed row that ``row`` is set against: of its model, its training data and as many
-    models (else two for several). Training data that are not known match where there is one."""
+def published_counterpart(row: ResultRow, papers: Sequence[PublishedRow]) -> PublishedRow | None:
+    """The published row that ``row`` is compared with.
+
+    It has the same model, training data and number of models (or two, for an ensemble of several).
+    Unknown training data match if there is only one candidate.
+    """
     trained, model = row.fact("trained_on"), row.fact("model")
     trains = {paper.train for paper in papers if paper.reference and paper.model == model}
     if trained is None and len(trains) == 1:
         (trained,) = trains
-    fitting = [paper for paper in papers if _alike(row, paper) and paper.train == trained]
-    return max(fitting, key=lambda paper: paper.ensemble, default=None)
+    matches = [p for p in papers if _comparable(row, p) and p.train == trained]
+    return max(matches, key=lambda paper: paper.ensemble, default=None)
 
 
-def chosen(row: Row, known: PublishedResults) -> str | None:
-    """On which split the checkpoint was chosen ("val,test" of an ensemble's); of an authors'
-    file what is known of them."""
+def checkpoint_selection(row: ResultRow, published: PublishedResults) -> str | None:
+    """The split on which the checkpoint was selected ("val,test" for an ensemble).
+
+    For an authors' checkpoint, what is published about its selection.
+    """
     if not row.fact("official"):
         return row.fact("select_on")
     facts = (row.fact(key) for key in ("official", "model", "trained_on", "select_on"))
     count = row.ensemble
-    each = [parts if len(parts := str(f).split(",")) == count else [str(f)] * count for f in facts]
-    found = [
-        str(known.chosen(model, None if trained == "None" else trained) or UNKNOWN)
+    each = [words if len(words := str(f).split(",")) == count else [str(f)] * count for f in facts]
+    selections = [
+        str(published.selection(model, None if trained == "None" else trained) or UNKNOWN)
         if official == "True"
         else select
         for official, model, trained, select in zip(*each, strict=True)
     ]
-    return ",".join(dict.fromkeys(found))
+    return ",".join(dict.fromkeys(selections))
 
 
-def _paper_line(section: Section, paper: Published, known: PublishedResults) -> Line:
-    values = (paper.values.get(metric) for metric in section.kind.metrics)
+def _paper_line(table: PaperTable, paper: PublishedRow, published: PublishedResults) -> TableLine:
+    values = (paper.values.get(metric) for metric in table.columns.metrics)
     cells = ["" if value is None else f"{value:.1f}" for value in values]
-    marks = _marks(section, paper.ensemble, paper.selection)
+    marks = _marks(table, paper.ensemble, paper.selection)
     if paper.evidence == "unverified":
         marks += "?"
-        section.note("? not verified against the paper")
-    section.note(f"[{paper.source}] {known.sources[paper.source]}")
+        table.note("? not verified against the paper")
+    table.note(f"[{paper.source}] {published.sources[paper.source]}")
     stage = ", first stage" if paper.stage else ""
-    parts = [paper.backbone, TOLD.get(paper.evidence), paper.note]
-    if extra := "; ".join(part for part in parts if part):
-        section.note(f"{paper.label}{stage}: {extra}")
-    name = f"{paper.label}{stage} [{paper.source}]"
-    picked = CHOSEN.get(paper.selection, paper.selection)
-    return Line("paper", name, cells, "", picked, _trained(paper), marks)
+    details = [paper.backbone, EVIDENCE_TEXT.get(paper.evidence), paper.note]
+    if text := "; ".join(detail for detail in details if detail):
+        table.note(f"{paper.label}{stage}: {text}")
+    return TableLine(
+        "paper",
+        f"{paper.label}{stage} [{paper.source}]",
+        cells,
+        selection=SELECTION_TEXT.get(paper.selection, paper.selection),
+        trained=_training_data(paper),
+        marks=marks,
+    )
 
 
-def _trained(paper: Published) -> str:
+def _training_data(paper: PublishedRow) -> str:
     pretrained = paper.pretrain if paper.pretrain != paper.train else ""
     return f"{paper.train} (after {pretrained})" if pretrained else paper.train
 
 
-def _our_line(section: Section, row: Row, known: PublishedResults) -> Line:
+def _our_line(
+    table: PaperTable, row: ResultRow, published: PublishedResults, is_best: bool
+) -> TableLine:
     cells = []
-    for metric in section.kind.metrics:
+    for metric in table.columns.metrics:
         mean, deviation = row.mean(metric)
         cell = "" if mean is None else f"{mean:.1f}"
         cells.append(cell if deviation is None else f"{cell} ± {deviation:.1f}")
-    picked = chosen(row, known)
-    marks = _marks(section, row.ensemble, picked)
+    selection = checkpoint_selection(row, published)
+    marks = _marks(table, row.ensemble, selection)
+    if is_best:
+        marks += "◆"
+        headings = dict(table.columns.columns)
+        table.note(f"◆ best of our rows by {headings[table.columns.main]}")
+    _add_notes(table, row)
+    words = str(selection or UNKNOWN).split(",")
+    text = ", ".join(SELECTION_TEXT.get(word, word) for word in words)
+    return TableLine(
+        "ours",
+        f"{row.name} (ours)",
+        cells,
+        seeds="" if row.seeds == [None] else str(len(row.seeds)),
+        training=row.training,
+        selection=f"authors: {text}" if row.fact("official") else text,
+        trained=row.fact("trained_on") or "?",
+        marks=marks,
+    )
+
+
+def _add_notes(table: PaperTable, row: ResultRow) -> None:
     depth = row.fact("rerank_k")
     if depth == UNKNOWN:
-        section.note(f"{row.name}: scores of a file, which does not say whether they are re-ranked")
+        table.note(f"{row.name}: from a score file; whether it was re-ranked is unknown")
     elif depth and not row.variant:
-        section.note(f"{row.name}: the {depth} best are re-ranked")
-    if row.fact("within") and not row.variant:
-        section.note(f"{row.name}: i2i and t2t are of the {row.fact('within')}")
+        table.note(f"{row.name}: the best {depth} candidates are re-ranked")
+    if row.fact("within_modality") and not row.variant:
+        table.note(f"{row.name}: i2i and t2t use {row.fact('within_modality')} scores")
     if skipped := row.fact("directions_skipped"):
-        section.note(f"{row.name}: not evaluated: {skipped}")
+        table.note(f"{row.name}: not evaluated: {skipped}")
     if row.variant.rpartition("/")[2].startswith("hubness"):
-        section.note(f"{row.name}: corrected by {row.fact('hubness_bank') or 'a bank'}")
+        bank = row.fact("hubness_bank") or "a query bank"
+        table.note(f"{row.name}: hubness correction with {bank}")
     if row.intervals:
-        section.note(
+        table.note(
             "95 % interval: bootstrap over images with their captions, of the mean over seeds"
         )
     if len(row.runs) > 1:
-        section.note("±: standard deviation over seeds")
-    seeds = "" if row.seeds == [None] else str(len(row.seeds))
-    told = ", ".join(CHOSEN.get(one, one) for one in str(picked or UNKNOWN).split(","))
-    told = f"authors: {told}" if row.fact("official") else told
-    return Line("ours", f"{row.name} (ours)", cells, seeds, told, row.fact("trained_on") or "?",
-                marks)  # fmt: skip
+        table.note("±: standard deviation over seeds")
 
 
-def _marks(section: Section, ensemble: int, selection: str | None) -> str:
+def _marks(table: PaperTable, ensemble: int, selection: str | None) -> str:
     marks = ""
     if ensemble > 1:
         marks += "*"
-        section.note("* an ensemble of several models; compare with ensembles only")
-    if chosen_on_test(selection):
+        table.note("* ensemble of several models; compare with ensembles only")
+    if selected_on_test(selection):
         marks += "†"
-        section.note("† checkpoint chosen on the test split: optimistic")
+        table.note("† checkpoint selected on the test split: optimistic")
     return marks
 
 
-def _delta_line(section: Section, row: Row, paper: Published, known: PublishedResults) -> Line:
+def _delta_line(
+    table: PaperTable, row: ResultRow, paper: PublishedRow, published: PublishedResults
+) -> TableLine:
     cells = []
-    for metric in section.kind.metrics:
+    for metric in table.columns.metrics:
         mean, printed = row.mean(metric)[0], paper.values.get(metric)
         cells.append("" if mean is None or printed is None else f"{mean - printed:+.1f}")
-    picked, marks = chosen(row, known), ""
-    told = UNKNOWN not in (picked, paper.selection)
-    if told and chosen_on_test(paper.selection) != chosen_on_test(picked):
+    selection, marks = checkpoint_selection(row, published), ""
+    known = UNKNOWN not in (selection, paper.selection)
+    if known and selected_on_test(paper.selection) != selected_on_test(selection):
         marks = "‡"
-        section.note("‡ the two were chosen on different splits: the difference favours test")
+        table.note("‡ checkpoints selected on different splits: the difference favors test")
     if row.fact("trained_on") is None:
-        section.note(f"{row.name}: training data not known; set against {paper.label}")
+        table.note(f"{row.name}: training data unknown; compared with {paper.label}")
     if paper.ensemble != row.ensemble:
-        section.note(f"{row.name}: {row.ensemble} models, set against {paper.ensemble}")
+        table.note(f"{row.name}: {row.ensemble} models, compared with {paper.ensemble}")
     captions = row.fact("n_captions")
     if paper.captions and captions and paper.captions != captions:
-        section.note(f"{row.name}: {captions:,} captions, {paper.label}: {paper.captions:,}")
-    return Line("delta", f"ours - {paper.label}", cells, marks=marks)
+        table.note(f"{row.name}: {captions:,} captions, {paper.label}: {paper.captions:,}")
+    return TableLine("delta", f"ours - {paper.label}", cells, marks=marks)
 
 
-def _misprints(section: Section, models: dict[str, None], known: PublishedResults) -> None:
-    shown = {note.partition("]")[0].removeprefix("[") for note in section.notes}
-    for one in known.misprints:
-        if one["test"] == section.data and (one["model"] in models or one["where"] in shown):
-            section.note(f"misprint [{one['where']}]: {one['what']}")
+def _add_misprints(table: PaperTable, models: dict[str, None], published: PublishedResults) -> None:
+    sources = {note.partition("]")[0].removeprefix("[") for note in table.notes}
+    for one in published.misprints:
+        if one["test"] == table.data and (one["model"] in models or one["where"] in sources):
+            table.note(f"misprint [{one['where']}]: {one['what']}")

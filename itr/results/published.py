@@ -1,4 +1,4 @@
-"""The numbers that others printed: ``published.yaml`` beside this file, read and checked."""
+"""Reads and validates the published numbers in ``published.yaml``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from itr.errors import DataError
 FILE = Path(__file__).with_name("published.yaml")
 SELECTIONS = ("val", "test", "last", "zero-shot", "unknown")
 EVIDENCE = ("source", "quoted", "users", "unverified")
-WAYS = ("i2t", "t2i", "i2i", "t2t")
-NAMES = tuple(f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10))
+DIRECTIONS = ("i2t", "t2i", "i2i", "t2t")
+NAMES = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10))
 
 
 @dataclass(frozen=True)
-class Published:
-    """One printed row of retrieval results; ``published.yaml`` explains the fields."""
+class PublishedRow:
+    """One published row of results; ``published.yaml`` documents the fields."""
 
     model: str
     label: str
@@ -37,39 +37,43 @@ class Published:
     t2i: tuple[float | None, ...] = (None, None, None)
     rsum: float | None = None
     split: str = "test"
-    captions: int = 0  # how many are ranked; 0: not known
+    captions: int = 0  # number of captions ranked; 0: unknown
     pretrain: str = ""
-    stage: str = ""  # first_stage: without re-ranking
+    stage: str = ""  # "first_stage": without re-ranking
     reference: bool = False
     note: str = ""
     more: Mapping[str, float] = field(default_factory=dict)  # other metrics
 
     @property
     def values(self) -> dict[str, float | None]:
-        """R@K both ways, rSum and any other metrics, under the names of our own results."""
+        """R@K of both directions, rSum and other metrics, under the names that our results use."""
         named = dict(zip(NAMES, (*self.i2t, *self.t2i), strict=True))
         return {**named, "rsum": self.rsum, **self.more}
 
 
 @dataclass(frozen=True)
 class PublishedResults:
-    """Everything in the file."""
+    """The contents of the file."""
 
     sources: dict[str, str]
-    rows: tuple[Published, ...]
+    rows: tuple[PublishedRow, ...]
     misprints: tuple[dict[str, str], ...]
     authors: Mapping[str, Mapping[str, str]]
 
-    def of(self, test: str, protocol: str, split: str = "test") -> list[Published]:
-        """The rows of a data set's split under a protocol, re-ranked or not. Papers seldom say
-        whether a split's captions beyond five an image are ranked: theirs stand beside either of
-        our protocols."""
-        here = (test, protocol.removesuffix("_first5"), split)
-        return [row for row in self.rows if (row.test, row.protocol, row.split) == here]
+    def of(self, test: str, protocol: str, split: str = "test") -> list[PublishedRow]:
+        """The rows of a dataset's split under a protocol, re-ranked or not.
 
-    def chosen(self, model: str, trained: str | None) -> str | None:
-        """How the authors of ``model`` chose their checkpoint trained on ``trained``; None: not
-        known, or it differs by what it was trained on."""
+        Papers rarely say whether they rank more than five captions per image, so their rows match
+        both variants of our protocols.
+        """
+        key = (test, protocol.removesuffix("_first5"), split)
+        return [row for row in self.rows if (row.test, row.protocol, row.split) == key]
+
+    def selection(self, model: str, trained: str | None) -> str | None:
+        """How the authors of ``model`` selected their checkpoint trained on ``trained``.
+
+        None if this is unknown, or if it depends on the training data and ``trained`` is None.
+        """
         rules = self.authors.get(model, {})
         if trained is not None and trained in rules:
             return rules[trained]
@@ -78,40 +82,45 @@ class PublishedResults:
 
 @functools.cache
 def load_published(path: Path = FILE) -> PublishedResults:
-    """The file at ``path``. Raises DataError, naming the row, for a field that cannot stand."""
+    """Load and validate ``path``. Raises DataError, naming the row, for an invalid field."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         rows = [_row(path, number, row) for number, row in enumerate(content["rows"], start=1)]
-        rows += [made for row in content["cxc"] for made in _cxc(row)]
-        rows += [made for row in content["classification"] for made in _classification(row)]
+        rows += [_cxc(row) for row in content["cxc"]]
+        for row in content["classification"]:
+            rows += _classification(row)
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read as published numbers ({error!r})") from error
+        raise DataError(f"{path}: not a valid file of published numbers ({error!r})") from error
     seen: dict[tuple[Any, ...], str] = {}
     for row in rows:
         if row.source not in content["sources"]:
-            raise DataError(f"{path}: '{row.label}' names source '{row.source}', not in sources")
-        place = (row.model, row.train, row.test, row.split, row.protocol, row.ensemble, row.stage)
-        if row.reference and place in seen:
-            raise DataError(f"{path}: '{seen[place]}' and '{row.label}' are both the reference")
+            raise DataError(
+                f"{path}: '{row.label}' has source: {row.source}, which is not in sources"
+            )
+        key = (row.model, row.train, row.test, row.split, row.protocol, row.ensemble, row.stage)
+        if row.reference and key in seen:
+            raise DataError(
+                f"{path}: '{seen[key]}' and '{row.label}' both have reference: true; keep one"
+            )
         if row.reference:
-            seen[place] = row.label
+            seen[key] = row.label
     return PublishedResults(
         content["sources"], tuple(rows), tuple(content["misprints"]), content["authors"]
     )
 
 
-def _cxc(row: dict[str, Any]) -> list[Published]:
+def _cxc(row: dict[str, Any]) -> PublishedRow:
     """R@1 in four directions, of a model trained on COCO."""
-    facts = {key: value for key, value in row.items() if key not in WAYS}
-    more = {f"{way}_r1": row[way] for way in WAYS}
-    return [Published(train="coco", test="coco", protocol="cxc", ensemble=1, more=more, **facts)]
+    facts = {key: value for key, value in row.items() if key not in DIRECTIONS}
+    more = {f"{direction}_r1": row[direction] for direction in DIRECTIONS}
+    return PublishedRow(train="coco", test="coco", protocol="cxc", ensemble=1, more=more, **facts)
 
 
-def _classification(row: dict[str, Any]) -> list[Published]:
-    """A row for each set that is classified."""
+def _classification(row: dict[str, Any]) -> list[PublishedRow]:
+    """One row per classification dataset."""
     facts = {key: row[key] for key in ("model", "label", "selection", "source", "evidence")}
     return [
-        Published(
+        PublishedRow(
             **facts,
             train="yfcc",
             protocol="zeroshot",
@@ -127,21 +136,23 @@ def _classification(row: dict[str, Any]) -> list[Published]:
     ]
 
 
-def _row(path: Path, number: int, row: dict[str, Any]) -> Published:
-    known = [field.name for field in fields(Published)]
-    strange = [key for key in row if key not in known]
-    if strange:
-        raise DataError(f"{path}: row {number} has '{strange[0]}'; expected {', '.join(known)}")
-    made = Published(**{**row, "i2t": tuple(row["i2t"]), "t2i": tuple(row["t2i"])})
+def _row(path: Path, number: int, row: dict[str, Any]) -> PublishedRow:
+    known = [field.name for field in fields(PublishedRow)]
+    unknown = [key for key in row if key not in known]
+    if unknown:
+        raise DataError(f"{path}: row {number} has '{unknown[0]}'; expected {', '.join(known)}")
+    parsed = PublishedRow(**{**row, "i2t": tuple(row["i2t"]), "t2i": tuple(row["t2i"])})
     for key, value, allowed in (
-        ("selection", made.selection, SELECTIONS),
-        ("evidence", made.evidence, EVIDENCE),
+        ("selection", parsed.selection, SELECTIONS),
+        ("evidence", parsed.evidence, EVIDENCE),
     ):
         if value not in allowed:
             raise DataError(
-                f"{path}: row {number} ('{made.label}') has {key}: {value}; expected one of "
+                f"{path}: row {number} ('{parsed.label}') has {key}: {value}; expected one of "
                 f"{', '.join(allowed)}"
             )
-    if (len(made.i2t), len(made.t2i)) != (3, 3):
-        raise DataError(f"{path}: row {number} ('{made.label}') needs three values each way")
-    return made
+    if (len(parsed.i2t), len(parsed.t2i)) != (3, 3):
+        raise DataError(
+            f"{path}: row {number} ('{parsed.label}') needs three values in i2t and in t2i"
+        )
+    return parsed

@@ -1,4 +1,4 @@
-"""Results read back from the service of Weights & Biases."""
+"""Reads the results of runs from the Weights & Biases service."""
 
 from __future__ import annotations
 
@@ -6,47 +6,47 @@ import importlib
 from typing import Any
 
 from itr.errors import ConfigError, DataError
-from itr.results.collect import Found
+from itr.results.collect import RunResults
 
 
-def runs_of_group(project: str, group: str) -> list[Found]:
-    """The finished runs of ``group`` in ``project`` (or ``entity/project``), oldest first, as
-    `itr.results.collect.collect` takes them (of one seed twice the later counts).
+def runs_of_group(project: str, group: str) -> list[RunResults]:
+    """The finished runs of ``group`` in ``project`` (or ``entity/project``), oldest first, so that
+    `collect` uses the newer of two runs with the same seed.
 
-    Raises ConfigError without the package or a key, DataError where the service has no such runs.
+    Raises ConfigError if the package or a key is missing, DataError if there are no such runs.
     """
     try:
         wandb = importlib.import_module("wandb")
     except ImportError as error:
-        raise ConfigError("--wandb: wandb is not installed; type pip install wandb") from error
+        raise ConfigError("--wandb: wandb is not installed; run pip install wandb") from error
     try:
-        chosen = {"group": group, "state": "finished"}
-        runs = list(wandb.Api().runs(project, filters=chosen, order="+created_at"))
+        filters = {"group": group, "state": "finished"}
+        runs = list(wandb.Api().runs(project, filters=filters, order="+created_at"))
         # `summary` holds views of nested values; `summary_metrics` is plain.
-        found = [from_run(run.name, dict(run.summary_metrics), dict(run.config)) for run in runs]
-    except Exception as error:  # no key, no network, no project: the package raises many kinds
+        read = [from_run(run.name, dict(run.summary_metrics), dict(run.config)) for run in runs]
+    except Exception as error:  # no key, no network, no project: the package raises many types
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ConfigError(
-            f"--wandb {group}: the runs of {project} cannot be read ({reason}); type `wandb login` "
-            "(or set WANDB_API_KEY) and --project ENTITY/PROJECT, or name the run folders instead"
+            f"--wandb {group}: the runs of {project} cannot be read ({reason}); run `wandb login` "
+            "(or set WANDB_API_KEY) and pass --project ENTITY/PROJECT, or pass run directories"
         ) from error
-    whole = [run for run in found if any(key.endswith("rsum") for key in run.results)]
-    if not whole:
+    with_results = [run for run in read if any(key.endswith("rsum") for key in run.results)]
+    if not with_results:
         raise DataError(
-            f"--wandb {group}: {len(found)} finished runs in {project}, none with results; look at "
-            "the group's name, or wait for a run to finish"
+            f"--wandb {group}: {len(read)} finished runs in {project}, none with results; check "
+            "the name of the group, or wait for a run to finish"
         )
-    return whole
+    return with_results
 
 
-def from_run(name: str, summary: dict[str, Any], config: dict[str, Any]) -> Found:
-    """A run's summary and configuration, as results and configuration of ours.
+def from_run(name: str, summary: dict[str, Any], config: dict[str, Any]) -> RunResults:
+    """Convert the summary and configuration of a W&B run.
 
-    A metric that was never given a final value comes as ``{"max": ...}``: its best so far.
+    A metric without a final value is stored as ``{"max": ...}``, its best value so far.
     """
     results = {}
     for key, value in summary.items():
-        whole = isinstance(value, dict) and len(value) == 1
-        results[key] = next(iter(value.values())) if whole else value
-    plain = {key: value for key, value in config.items() if not key.startswith("_")}
-    return Found(name, {k: v for k, v in results.items() if not k.startswith("_")}, plain)
+        nested = isinstance(value, dict) and len(value) == 1
+        results[key] = next(iter(value.values())) if nested else value
+    options = {key: value for key, value in config.items() if not key.startswith("_")}
+    return RunResults(name, {k: v for k, v in results.items() if not k.startswith("_")}, options)

@@ -8,7 +8,7 @@ from typing import Any
 
 from itr.errors import DataError
 from itr.jobs import run_dir
-from itr.results.terminal_tables import read_results
+from itr.results.results_file import read_results
 
 TAIL = 64 * 1024  # bytes read from the end of a log
 

@@ -88,9 +88,9 @@ def test_stored_embeddings_score_the_same_and_go_stale(
     evaluate(compose("eval", [f"checkpoint={runs[0]}", *given, f"out={out}"]))
     (row,) = collect(find_results([runs[0], out]), resamples=0)  # the run and its evaluation
     assert row.runs[0].folder == out and row.values["rsum"] == [trained["test/rsum"]]
-    with pytest.raises(DataError, match="embeddings of another checkpoint .*delete the file"):
+    with pytest.raises(DataError, match="checkpoint_sha256.*delete the file"):
         evaluate(compose("eval", [f"checkpoint={runs[1]}", *given, kept]))
-    with pytest.raises(DataError, match="embeddings of other data"):
+    with pytest.raises(DataError, match="data_hash"):
         evaluate(compose("eval", [f"checkpoint={runs[0]}", *given, kept, "split=val"]))
 
 

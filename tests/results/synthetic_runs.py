@@ -15,7 +15,7 @@ from itr.evaluation.query_log import build_query_log
 from itr.evaluation.ranks import Ranks
 from itr.evaluation.retrieval_set import RetrievalSet
 from itr.evaluation.score_tables import EmbeddingTable
-from itr.results.terminal_tables import write_results
+from itr.results.results_file import write_results
 
 IMAGES, EACH = 40, 5
 

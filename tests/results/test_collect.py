@@ -16,12 +16,13 @@ from itr.evaluation.ranks import Ranks
 from itr.evaluation.retrieval_set import RetrievalSet
 from itr.evaluation.score_tables import MatrixTable
 from itr.results.__main__ import main
-from itr.results.collect import Row, collect, find_results
+from itr.results.collect import ResultRow, collect, find_results
 from itr.results.compare import compare, comparison_table
-from itr.results.export import markdown, table_csv
-from itr.results.paper_tables import Section, sections
+from itr.results.export import to_csv, to_markdown
+from itr.results.paper_tables import PaperTable, paper_tables
 from itr.results.published import load_published
-from itr.results.terminal_tables import results_table, write_results
+from itr.results.results_file import write_results
+from itr.results.terminal_tables import results_table
 from tests.results.synthetic_runs import run
 
 
@@ -29,16 +30,16 @@ def f30k(folder: Path, **more: Any) -> Path:
     return run(folder, **{"data": "f30k", "trained_on": "f30k", "test/protocol": "f30k_1k", **more})
 
 
-def rows_of(folder: Path, split: str = "test") -> list[Row]:
+def rows_of(folder: Path, split: str = "test") -> list[ResultRow]:
     return collect(find_results([folder]), split, resamples=0)
 
 
-def only(folder: Path, split: str = "test") -> Section:
-    (table,) = sections(rows_of(folder, split), load_published())
+def only(folder: Path, split: str = "test") -> PaperTable:
+    (table,) = paper_tables(rows_of(folder, split), load_published())
     return table
 
 
-def lines(table: Section, kind: str) -> list[Any]:
+def lines(table: PaperTable, kind: str) -> list[Any]:
     return [line for line in table.lines if line.kind == kind]
 
 
@@ -50,31 +51,33 @@ def test_a_validation_split_is_not_set_against_test_rows(tmp_path: Path) -> None
     write_results(tmp_path / "a", {**facts, "val/protocol": "coco_5k", "val/rsum": 440.0})
     table = only(tmp_path, "val")
     assert [line.cells[-1] for line in table.lines] == ["450.5", "449.1", "440.0", "-10.5"]
-    written = table_csv(rows_of(tmp_path, "val"), load_published(), [table])
+    written = to_csv(rows_of(tmp_path, "val"), load_published(), [table])
     assert {record["split"] for record in csv.DictReader(io.StringIO(written))} == {"val"}
 
 
 def test_one_model_of_an_ensemble_chosen_on_test_marks_it(tmp_path: Path) -> None:
     mixed = {"ensemble": 2, "select_on": "val,test", "test/member_2/i2t_r1": 1.0}
     f30k(tmp_path / "a", **mixed, **{"test/member_1/i2t_r1": 1.0})
-    marks = {line.name: (line.marks, line.chosen) for line in lines(only(tmp_path), "ours")}
+    marks = {line.name: (line.marks, line.selection) for line in lines(only(tmp_path), "ours")}
     assert marks["hrem (ours)"] == ("*†", "val, test")
     assert marks["hrem, member 1 (ours)"] == ("", "val")
     assert marks["hrem, member 2 (ours)"] == ("†", "test")
     table = results_table({"test/rsum": 1.0, "select_on": "val,test"}, "x")
-    assert "one of the checkpoints was chosen on the TEST split" in str(table.caption)
+    assert "one of the checkpoints was selected on the TEST split" in str(table.caption)
 
 
 def test_authors_files_carry_how_they_were_chosen(tmp_path: Path) -> None:
     official = {"official": True, "select_on": None, "seed": None, "trained_on": None}
     f30k(tmp_path / "hrem", **official)
     (ours,) = lines(only(tmp_path), "ours")
-    assert (ours.marks, ours.chosen) == ("†", "authors: test")
+    assert (ours.marks, ours.selection) == ("†", "authors: test")
     (delta,) = lines(only(tmp_path), "delta")
     assert delta.marks == ""  # the paper's row was chosen on test, too
     known = load_published()
-    assert known.chosen("multisea", None) is None and known.chosen("multisea", "f30k") == "test"
-    assert known.chosen("user", None) == "val" and known.chosen("nobody", "coco") is None
+    assert (
+        known.selection("multisea", None) is None and known.selection("multisea", "f30k") == "test"
+    )
+    assert known.selection("user", None) == "val" and known.selection("nobody", "coco") is None
 
 
 def test_results_without_a_seed_are_no_seeds(tmp_path: Path) -> None:
@@ -110,7 +113,7 @@ def test_training_data_pick_the_row(tmp_path: Path, trained: str | None, against
     table = only(tmp_path)
     assert [line.name for line in lines(table, "delta")] == against
     assert any("contrast alone, first stage" in line.name for line in lines(table, "paper"))
-    asked = "evaluate again with trained_on= one of f30k, coco, 14M, 4M" in str(table.notes)
+    asked = "trained_on= one of f30k, coco, 14M, 4M" in str(table.notes)
     assert asked == (trained is None)
 
 
@@ -120,7 +123,7 @@ def test_what_does_not_compare_is_said(tmp_path: Path) -> None:
     table = only(tmp_path)
     assert lines(table, "delta")[0].name == "ours - HREM"
     notes = "\n".join(table.notes)
-    assert "hrem: 3 models, set against 2" in notes
+    assert "hrem: 3 models, compared with 2" in notes
     assert "hrem: 25,010 captions, HREM: 25,000" in notes
     assert "HREM: BUTD regions, BERT-base; quoted by others, not seen in the paper" in notes
     assert "misprint [hrem_readme]: the released checkpoint is a single model" in notes
@@ -138,23 +141,23 @@ def test_cxc_eccv_and_classification_have_tables(tmp_path: Path) -> None:
         **coco,
         **{f"test/eccv/{key}": value for key, value in metrics.items()},
         **{f"test/cxc/{key}": value for key, value in {**cxc, "rsum": 300.0}.items()},
-        **{"test/cxc/within": "first stage"},
+        **{"test/cxc/within_modality": "first stage"},
     )
     facts = {"model": "alip", "data": "flowers102", "trained_on": "yfcc", "select_on": "val"}
     found = {"protocol": "zeroshot", "top1": 50.0, "mean_per_class": 52.5, "n_images": 6149}
     found |= {"reported": "mean_per_class", "n_classes": 102}
     write_results(tmp_path / "b", {**facts, **{f"test/{k}": v for k, v in found.items()}})
-    tables = {t.protocol: t for t in sections(rows_of(tmp_path), load_published())}
+    tables = {t.protocol: t for t in paper_tables(rows_of(tmp_path), load_published())}
     assert list(tables) == ["coco_5k", "cxc", "eccv", "zeroshot"]
     (eccv,) = lines(tables["eccv"], "ours")
     assert eccv.cells == ["30.0", "30.0", "70.0", "30.0", "30.0", "71.0"]
     paper = lines(tables["cxc"], "paper")[0]
     assert paper.cells == ["60.6", "", "", "46.2", "", "", "", "44.4", "45.9"]
     assert lines(tables["cxc"], "ours")[0].cells[-2:] == ["50.0", "50.0"]
-    assert "i2i and t2t are of the first stage" in str(tables["cxc"].notes)
+    assert "i2i and t2t use first stage scores" in str(tables["cxc"].notes)
     assert [line.cells[-1] for line in tables["zeroshot"].lines] == ["54.8", "52.5", "-2.3"]
     assert "(6,149 images, 102 classes)" in tables["zeroshot"].title
-    shown = markdown(list(tables.values()))
+    shown = to_markdown(list(tables.values()))
     assert "i2t mAP@R" in shown and "mean per class" in shown
 
 
@@ -185,7 +188,7 @@ def test_ranks_behind_the_short_list_are_no_ranks(tmp_path: Path) -> None:
     protocol, found = compare(tmp_path / "a", tmp_path / "b")
     assert protocol == "full" and "t2i_rank" in found and "i2t_rank" not in found
     caption = str(comparison_table("x", ("a", "b"), found).caption)
-    assert "all 8 tests" in caption and "i2t mean rank: not given" in caption
+    assert "all 8 tests" in caption and "i2t mean rank: omitted" in caption
     log_of({"full": drawn(0, None)}).save(tmp_path / "a", "test", {})
     assert "i2t_rank" not in compare(tmp_path / "a", tmp_path / "b")[1]
 
@@ -198,7 +201,7 @@ def test_runs_known_by_cxc_alone_can_be_compared(tmp_path: Path, capsys: Any) ->
     assert "test, cxc" in capsys.readouterr().out
     asked = ["--protocol", "full"]
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), *asked]) == 2
-    assert "was not evaluated as full (but as cxc)" in capsys.readouterr().err
+    assert "protocol full (available: cxc)" in capsys.readouterr().err
 
 
 def test_every_row_has_its_intervals(tmp_path: Path) -> None:

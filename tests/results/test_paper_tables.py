@@ -15,10 +15,10 @@ from itr.evaluation.query_log import read_queries
 from itr.evaluation.statistics import METRICS, recall_intervals
 from itr.results.__main__ import main
 from itr.results.collect import collect, find_results
-from itr.results.export import latex, markdown
-from itr.results.paper_tables import reference, sections
+from itr.results.export import to_latex, to_markdown
+from itr.results.paper_tables import paper_tables, published_counterpart
 from itr.results.published import FILE, load_published
-from itr.results.terminal_tables import read_results, write_results
+from itr.results.results_file import read_results, write_results
 from tests.results.synthetic_runs import run
 
 
@@ -51,8 +51,8 @@ def test_known_misprints_are_not_among_the_rows():
     ("change", "message"),
     [
         ({"selection": "luck"}, "selection: luck; expected one of val, test"),
-        ({"source": "nobody"}, "names source 'nobody', not in sources"),
-        ({"i2t": [1.0]}, "needs three values each way"),
+        ({"source": "nobody"}, "source: nobody"),
+        ({"i2t": [1.0]}, "row 1 .*three values"),
         ({"colour": "red"}, "row 1 has 'colour'; expected model, label"),
     ],
 )
@@ -102,28 +102,29 @@ def test_paper_against_ours_marks_what_is_not_comparable(tmp_path: Path):
     f30k(tmp_path / "test", select_on="test", seedless_hash="bb")
     f30k(tmp_path / "many", ensemble=2, seedless_hash="cc")
     rows, known = collect(find_results([tmp_path]), resamples=50), load_published()
-    (table,) = sections(rows, known)
+    (table,) = paper_tables(rows, known)
     lines = {(line.kind, line.name): line for line in table.lines}
     paper = next(line for key, line in lines.items() if key[0] == "paper" and "README" not in key)
-    assert "†" in paper.marks and paper.chosen == "test"
+    assert "†" in paper.marks and paper.selection == "test"
     deltas = [line for line in table.lines if line.kind == "delta"]
     ours = [line for line in table.lines if line.kind == "ours"]
     # The ensemble has no printed ensemble to stand against: no difference is shown.
     assert len(ours) == 3 and len(deltas) == 2
     assert sorted(line.marks for line in deltas) == ["", "‡"]
-    assert sorted(line.marks for line in ours) == ["", "*", "†"]
+    assert sorted(line.marks.rstrip("◆") for line in ours) == ["", "*", "†"]
+    assert sum("◆" in line.marks for line in ours) == 1
     printed = next(row for row in known.of("f30k", "f30k_1k") if row.reference)
     single = next(
         row for row in rows if row.fact("select_on") == "val" and not row.fact("ensemble")
     )
-    assert reference(single, known.of("f30k", "f30k_1k")) == printed
+    assert published_counterpart(single, known.of("f30k", "f30k_1k")) == printed
     difference = single.values["i2t_r1"][0] - printed.i2t[0]
     assert f"{difference:+.1f}" in [line.cells[0] for line in deltas]
     notes = "\n".join(table.notes)
-    for expected in ("an ensemble of several", "chosen on the test split", "chosen on different"):
+    for expected in ("ensemble of several", "selected on the test split", "selected on different"):
         assert expected in notes
     assert "chan" not in str(table.lines).lower()
-    assert "chan" in str(sections(rows, known, everyone=True)).lower()
+    assert "chan" in str(paper_tables(rows, known, all_methods=True)).lower()
 
 
 def test_three_formats_hold_the_same_numbers(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -142,9 +143,9 @@ def test_three_formats_hold_the_same_numbers(tmp_path: Path, capsys: pytest.Capt
         if record["paper"]:
             assert float(record["delta"]) == pytest.approx(value - float(record["paper"]))
     tex = (tmp_path / "out" / "results.tex").read_text()
-    assert r"\begin{tabular}{lrrrrrrrrrr}" in tex and r"hrem\_readme" in tex and "†" not in tex
+    assert r"\begin{tabular}{lrrrrrrrrrrr}" in tex and r"hrem\_readme" in tex and "†" not in tex
     rows = [line for line in tex.splitlines() if line.count(" & ") > 1]
-    assert all(line.count(" & ") == 10 and line.endswith(r"\\") for line in rows)
+    assert all(line.count(" & ") == 11 and line.endswith(r"\\") for line in rows)
 
 
 def test_first_stage_and_extra_rows_are_named(tmp_path: Path):
@@ -158,14 +159,16 @@ def test_first_stage_and_extra_rows_are_named(tmp_path: Path):
         ("full", "hrem, first stage"),
         ("coco_1k_5fold", "hrem, csls"),
     ]
-    assert latex(sections(rows, load_published())) and markdown(sections(rows, load_published()))
+    assert to_latex(paper_tables(rows, load_published())) and to_markdown(
+        paper_tables(rows, load_published())
+    )
 
 
 def test_runs_that_are_not_there_say_what_to_type(tmp_path: Path, capsys):
     assert main([str(tmp_path / "none")]) == 2
-    assert "no such folder; name a run" in capsys.readouterr().err
+    assert "none: no such folder" in capsys.readouterr().err
     assert main([str(tmp_path)]) == 2
-    assert "no results.json below it; train first" in capsys.readouterr().err
+    assert "no results.json" in capsys.readouterr().err
 
 
 def test_compare_two_runs(tmp_path: Path, capsys, monkeypatch):
@@ -182,9 +185,9 @@ def test_compare_refuses_what_is_not_the_same_queries(tmp_path: Path, capsys):
     a, b = run(tmp_path / "a"), run(tmp_path / "b", images=30)
     assert main(["compare", str(a), str(b)]) == 2
     error = capsys.readouterr().err
-    assert "different queries (text_to_image: 200, beginning [0, 0, 0] and 150" in error
+    assert "(text_to_image: 200, starting with [0, 0, 0] and 150" in error
     (b / "queries-test.npz").unlink()
     assert main(["compare", str(a), str(b)]) == 2
     assert "queries-test.npz: no such file" in capsys.readouterr().err
     assert main(["compare", str(a), str(a), "--protocol", "coco_5k"]) == 2
-    assert "was not evaluated as coco_5k (but as full)" in capsys.readouterr().err
+    assert "protocol coco_5k (available: full)" in capsys.readouterr().err

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from itr.errors import DataError, TrainingError
-from itr.results.terminal_tables import read_results, results_table, runs_table, write_results
+from itr.results.results_file import read_results, write_results
+from itr.results.terminal_tables import results_table, runs_table
 
 
 def results(split: str, r1: float, protocol: str = "coco_5k", **more: Any) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def test_one_line_a_run():
     lines = text(runs_table([("first-run", first), ("second-run", results("test", 42.0))]))
     assert lines[0] == ["2", "runs"]
     assert ["first-run", "41.0", *numbers, "41.0", *numbers, "382.5"] in lines
-    assert ["second-run", "42.0", *numbers, "42.0", *numbers, "384.5"] in lines
+    assert ["second-run", "*", "42.0", *numbers, "42.0", *numbers, "384.5"] in lines
     assert ["test", "coco_5k"] in lines
     lines = text(runs_table([("first", first), ("second", results("dev", 42.0, "full"))]))
     assert any(line[:4] == ["first", "test", "coco_5k", "41.0"] for line in lines)
@@ -96,11 +97,11 @@ def test_results_that_cannot_be_written_leave_the_old_ones(tmp_path):
 
 
 def test_unreadable_results_say_what_to_type(tmp_path: Path):
-    with pytest.raises(DataError, match="no such file; the run has not finished"):
+    with pytest.raises(DataError, match="results.json: no such file"):
         read_results(tmp_path)
     (tmp_path / "results.json").write_text('{"a":')
-    with pytest.raises(DataError, match="not JSON .* python eval.py checkpoint="):
+    with pytest.raises(DataError, match="results.json: .*JSON.* python eval.py checkpoint="):
         read_results(tmp_path)
     (tmp_path / "results.json").write_text("[1]")
-    with pytest.raises(DataError, match="holds a list, expected key: value"):
+    with pytest.raises(DataError, match="results.json: .*list"):
         read_results(tmp_path)

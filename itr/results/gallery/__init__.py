@@ -1,1 +1,1 @@
-"""A page of what a run finds and misses."""
+"""Gallery pages: queries, candidates, charts and heat maps of one evaluation."""

@@ -1,4 +1,4 @@
-"""Small charts as SVG inside a page: no script, no network, colours from the page's style."""
+"""Draws small SVG charts without scripts; colors come from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 40
 
 @dataclass(frozen=True)
 class Curve:
-    """A named line (``filled``: the area below it, too); ``style`` is a class of the page."""
+    """A named line, with the area below it if ``filled``; ``style`` is a CSS class of the page."""
 
     name: str
     x: np.ndarray
@@ -81,7 +81,7 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers between ``low`` and ``high``."""
+    """About ``count`` round numbers between ``low`` and ``high``."""
     step = 10 ** np.floor(np.log10((high - low) / count))
     step *= next(f for f in (1, 2, 2.5, 5, 10) if (high - low) / (step * f) <= count)
     first = np.ceil(low / step - 1e-9)
@@ -91,10 +91,10 @@ def _ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def density(counts: np.ndarray, edges: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centres and shares (per cent) of ``counts``, in at most ``bins`` bins."""
+    """Bin centers and percentages of a histogram, merged into at most ``bins`` bins."""
     width = max(1, -(-len(counts) // bins))
-    spare = -len(counts) % width
-    merged = np.pad(counts, (0, spare)).reshape(-1, width).sum(axis=1)
+    padding = -len(counts) % width
+    merged = np.pad(counts, (0, padding)).reshape(-1, width).sum(axis=1)
     step = edges[1] - edges[0]
-    centres = edges[0] + step * width * (np.arange(len(merged)) + 0.5)
-    return centres, 100 * merged / max(1, merged.sum())
+    centers = edges[0] + step * width * (np.arange(len(merged)) + 0.5)
+    return centers, 100 * merged / max(1, merged.sum())

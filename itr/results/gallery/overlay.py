@@ -1,28 +1,28 @@
-"""Heat maps over pictures: coarse map to smooth overlay. H, W of the picture, g of the map."""
+"""Overlays a coarse heat map on an image. H, W: size of the image; g: size of the map."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
 
-# Knots of the jet colours: position, value; 256 levels between them, as the plotting libraries do.
+# Knots (position, value) of the jet color map; 256 levels in between, as in plotting libraries.
 JET = (
     ((0, 0), (0.35, 0), (0.66, 1), (0.89, 1), (1, 0.5)),
     ((0, 0), (0.125, 0), (0.375, 1), (0.64, 1), (0.91, 0), (1, 0)),
     ((0, 0.5), (0.11, 1), (0.34, 1), (0.65, 0), (1, 0)),
 )
 LEVELS = 256
-COLOURS = np.stack(
+COLORS = np.stack(
     [np.interp(np.linspace(0, 1, LEVELS), *np.array(knots).T) for knots in JET], axis=1
 )
-BLUR = 0.02  # of the longer side
+BLUR = 0.02  # standard deviation, relative to the longer side
 STRENGTH = 0.7
 
 
 def smooth_map(coarse: np.ndarray, height: int, width: int) -> np.ndarray:
-    """``coarse`` [g, g] as [H, W] between 0 and 1: cubic splines, then a Gaussian blur.
+    """Upscale ``coarse`` [g, g] to [H, W] in 0 to 1: cubic splines, then a Gaussian blur.
 
-    The display of ALBEF's visualisation notebook. A map without differences becomes zeros.
+    As in ALBEF's visualization notebook. A constant map becomes zeros.
     """
     values = _unit(coarse.astype(np.float64))
     factors = height / values.shape[0], width / values.shape[1]
@@ -38,7 +38,7 @@ def _unit(values: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """``image`` [H, W, 3] in 0 to 1 under ``heat`` [H, W]; the hotter, the more of its colour."""
-    colour = COLOURS[np.minimum((heat * LEVELS).astype(int), LEVELS - 1)]
+    """Blend ``image`` [H, W, 3] in 0 to 1 with the colors of ``heat`` [H, W]; hot is opaque."""
+    color = COLORS[np.minimum((heat * LEVELS).astype(int), LEVELS - 1)]
     share = (heat**STRENGTH)[..., None]
-    return (1 - share) * image + share * colour
+    return (1 - share) * image + share * color

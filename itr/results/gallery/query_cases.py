@@ -1,4 +1,4 @@
-"""Which queries are worth a look, and what the model answered. Q queries, k candidates kept."""
+"""Selects queries for a gallery page, with their top candidates. Q queries, k candidates saved."""
 
 from __future__ import annotations
 
@@ -9,107 +9,111 @@ import numpy as np
 
 from itr.evaluation.query_log import QueryLog
 
-SHOWN = 5  # candidates a query
+CANDIDATES_SHOWN = 5  # per query
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One answer: an image number (t2i) or a caption number (i2t)."""
+class RankedCandidate:
+    """A candidate of a query: an image (t2i) or a caption (i2t)."""
 
-    number: int
+    index: int
     rank: int
-    score: float | None  # None: it was not among those that were scored
-    right: bool
+    score: float | None  # None: it was not scored
+    is_match: bool
 
 
 @dataclass(frozen=True)
-class Case:
-    """A query, its rank under the protocol, its best candidates and its best match."""
+class QueryCase:
+    """A query, its rank under the protocol, its top candidates and its matches."""
 
-    way: str  # i2t | t2i
-    query: int  # an image number (i2t) or a caption number (t2i)
+    direction: str  # i2t | t2i
+    query: int  # image index (i2t) or caption index (t2i)
     rank: float
-    candidates: tuple[Candidate, ...]
-    truths: tuple[int, ...]  # all right candidates
-    match: float | None  # score of the best one
-    best: int  # which one that is
+    candidates: tuple[RankedCandidate, ...]
+    matches: tuple[int, ...]  # indices of all matching candidates
+    match_score: float | None  # of the best match; None: it was not scored
+    best_match: int
 
 
-Choice = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Selection = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def worst(ranks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Queries by falling rank."""
+    """Query indices by descending rank."""
     order = np.argsort(-np.nan_to_num(ranks, nan=-1), kind="stable")
     return order[np.isfinite(ranks[order])]
 
 
 def near_misses(ranks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Queries whose match came second or third, in random order."""
+    """Indices of the queries with rank 2 or 3, in random order."""
     return rng.permutation(np.flatnonzero((ranks > 1) & (ranks <= 3)))
 
 
-def sample(ranks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """All queries in random order."""
+def random_sample(ranks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Indices of all queries in random order."""
     return rng.permutation(np.flatnonzero(np.isfinite(ranks)))
 
 
-CHOICES: dict[str, Choice] = {"worst": worst, "near": near_misses, "sample": sample}
+SELECTIONS: dict[str, Selection] = {
+    "worst": worst,
+    "near": near_misses,
+    "sample": random_sample,
+}
 
 
 def choose(
-    log: QueryLog, protocol: str, way: str, choice: str, count: int, seed: int = 0
-) -> list[Case]:
-    """At most ``count`` queries of the direction ``way``, chosen as `CHOICES` says.
+    log: QueryLog, protocol: str, direction: str, selection: str, count: int, seed: int = 0
+) -> list[QueryCase]:
+    """At most ``count`` queries of ``direction``, selected by `SELECTIONS`.
 
-    Of captions that share an image only the first is taken.
+    Only the first of several selected captions of an image is used.
     """
-    ranks = getattr(log.ranks[protocol], way)
-    order = CHOICES[choice](ranks, np.random.default_rng(seed))
-    cases: list[Case] = []
+    ranks = getattr(log.ranks[protocol], direction)
+    order = SELECTIONS[selection](ranks, np.random.default_rng(seed))
+    cases: list[QueryCase] = []
     images: set[int] = set()
     for query in map(int, order):
-        image = query if way == "i2t" else int(log.text_to_image[query])
+        image = query if direction == "i2t" else int(log.text_to_image[query])
         if image in images:
             continue
         images.add(image)
-        cases.append(_case(log, way, query, float(ranks[query])))
+        cases.append(_case(log, direction, query, float(ranks[query])))
         if len(cases) == count:
             break
     return cases
 
 
-def _case(log: QueryLog, way: str, query: int, rank: float) -> Case:
-    answers, owner = log.top_candidates[way], log.text_to_image
-    if way == "i2t":
-        truths = tuple(int(i) for i in np.flatnonzero(owner == query))
+def _case(log: QueryLog, direction: str, query: int, rank: float) -> QueryCase:
+    top, owner = log.top_candidates[direction], log.text_to_image
+    if direction == "i2t":
+        matches = tuple(int(i) for i in np.flatnonzero(owner == query))
     else:
-        truths = (int(owner[query]),)
+        matches = (int(owner[query]),)
+    shown = slice(CANDIDATES_SHOWN)
+    pairs = zip(top.candidates[query][shown], top.scores[query][shown], strict=True)
     candidates = tuple(
-        Candidate(int(number), place + 1, float(score), int(number) in truths)
-        for place, (number, score) in enumerate(
-            zip(answers.candidates[query][:SHOWN], answers.scores[query][:SHOWN], strict=True)
-        )
+        RankedCandidate(int(index), position + 1, float(score), int(index) in matches)
+        for position, (index, score) in enumerate(pairs)
     )
-    match = float(answers.match_score[query])
-    return Case(
-        way,
+    score = float(top.match_score[query])
+    return QueryCase(
+        direction,
         query,
         rank,
         candidates,
-        truths,
-        None if np.isnan(match) else match,
-        int(answers.match_index[query]),
+        matches,
+        None if np.isnan(score) else score,
+        int(top.match_index[query]),
     )
 
 
-def hubs(log: QueryLog, way: str, count: int = 5) -> tuple[float, list[tuple[int, int]]]:
-    """Hubness: skewness of how often each candidate is among the kept answers (Radovanovic et al.,
-    JMLR 2010), and the most frequent ones as (candidate, times)."""
-    answers = log.top_candidates[way]
-    total = len(log.image_ids) if way == "t2i" else len(log.caption_ids)
-    times = np.bincount(answers.candidates.ravel(), minlength=total)
-    spread = times.std()
-    skewness = float((((times - times.mean()) / spread) ** 3).mean()) if spread else 0.0
+def hubs(log: QueryLog, direction: str, count: int = 5) -> tuple[float, list[tuple[int, int]]]:
+    """Hubness: the skewness of how often each candidate is among the saved top candidates
+    (Radovanovic et al., JMLR 2010), and the most frequent ones as (candidate, times)."""
+    top = log.top_candidates[direction]
+    total = len(log.image_ids) if direction == "t2i" else len(log.caption_ids)
+    times = np.bincount(top.candidates.ravel(), minlength=total)
+    deviation = times.std()
+    skewness = float((((times - times.mean()) / deviation) ** 3).mean()) if deviation else 0.0
     order = np.argsort(-times, kind="stable")[:count]
-    return skewness, [(int(number), int(times[number])) for number in order]
+    return skewness, [(int(index), int(times[index])) for index in order]

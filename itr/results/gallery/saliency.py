@@ -1,4 +1,4 @@
-"""Where a model looks: a coarse map of one image for one caption. g parts a side, R regions."""
+"""Computes saliency maps of an image for a caption. g: cells per side, R: regions."""
 
 from __future__ import annotations
 
@@ -19,76 +19,78 @@ from itr.data.text.open import Tokenizer, build_table
 from itr.models.base import RetrievalModel
 from itr.view import PixelView
 
-GRID = 8  # parts a side that are hidden in turn
-OWN = "Grad-CAM on the attention of words to the image"
-HIDING = "how much of the score is lost when a part of the image is hidden"
+GRID = 8  # cells per side that are occluded in turn
+GRAD_CAM = "Grad-CAM on the attention of words to the image"
+OCCLUSION = "how much the score drops when a part of the image is occluded"
 
 
-class Seen(NamedTuple):
-    """``values`` [g, g] over the picture, or [R] of regions whose place is not known."""
+class SaliencyMap(NamedTuple):
+    """``values`` [g, g] over the image, or [R] for regions without positions."""
 
     values: np.ndarray
-    score: float  # of the pair, by the embeddings
+    score: float  # of the pair, from the embeddings
 
 
-def kind_of(model: RetrievalModel) -> str:
+def describe_maps(model: RetrievalModel) -> str:
     """What the maps of ``model`` show."""
-    return OWN if type(model).heat is not RetrievalModel.heat else HIDING
+    return GRAD_CAM if type(model).heat is not RetrievalModel.heat else OCCLUSION
 
 
-def visible_area(picture: Image, view: PixelView | None) -> Image:
-    """What a model with ``view`` sees of ``picture``, over which its map lies: the middle, where
-    the shorter side is made to fit; else all."""
+def visible_area(image: Image, view: PixelView | None) -> Image:
+    """The part of an image that a model with ``view`` sees, and that its map covers.
+
+    The center square if the shorter side is resized to fit, otherwise the whole image.
+    """
     if view is None or view.resize != "shortest":
-        return picture
-    width, height = picture.size
+        return image
+    width, height = image.size
     side = min(width, height)
     left, top = round((width - side) / 2), round((height - side) / 2)
-    return picture.crop((left, top, left + side, top + side))
+    return image.crop((left, top, left + side, top + side))
 
 
-def look(
+def saliency_maps(
     model: RetrievalModel,
     tokenizer: Tokenizer,
     split: Split,
     pairs: Sequence[tuple[int, int]],
     cache: Path,
-) -> list[Seen]:
-    """A map for each pair (image number, caption number) of ``split``; on the model's device."""
+) -> list[SaliencyMap]:
+    """A map for each pair (image index, caption index) of ``split``."""
     captions = split.captions()
     device = next(model.parameters()).device
-    found = []
+    maps = []
     for image, caption in pairs:
         record = split.records[image]
         text = captions[caption]
-        alone = dataclasses.replace(record, captions=(text,), caption_ids=(caption,))
-        one = dataclasses.replace(split, records=[alone], second=None)
+        single = dataclasses.replace(record, captions=(text,), caption_ids=(caption,))
+        one = dataclasses.replace(split, records=[single], second=None)
         table = build_table(tokenizer, [text], model.view.text_eval, cache)
         images = next(iter(image_batches(one, model.view, 1))).to(device)
         texts = next(iter(caption_batches(one, model.view, table, 1))).to(device)
-        found.append(_look(model, images, texts))
-    return found
+        maps.append(_saliency_map(model, images, texts))
+    return maps
 
 
-def _look(model: RetrievalModel, images: Batch, texts: Batch) -> Seen:
+def _saliency_map(model: RetrievalModel, images: Batch, texts: Batch) -> SaliencyMap:
     with torch.inference_mode():
         text = model.encode_texts(texts).pooled[0].float()
         score = float(model.encode_images(images).pooled[0].float() @ text)
-    with torch.no_grad():  # the model turns gradients on where its map needs them
-        own = model.heat(images, texts)
-    if own is not None:
-        return Seen(own[0].float().cpu().numpy(), score)
+    with torch.no_grad():  # a model enables gradients itself if its map needs them
+        heat = model.heat(images, texts)
+    if heat is not None:
+        return SaliencyMap(heat[0].float().cpu().numpy(), score)
     with torch.inference_mode():
-        hidden = _without_each_part(images)
-        lost = score - model.encode_images(hidden).pooled.float() @ text
+        occluded = _occlude_each_part(images)
+        lost = score - model.encode_images(occluded).pooled.float() @ text
     values = lost.clamp_min(0).cpu().numpy()
-    return Seen(values.reshape(GRID, GRID) if images.pixels is not None else values, score)
+    return SaliencyMap(values.reshape(GRID, GRID) if images.pixels is not None else values, score)
 
 
-def _without_each_part(images: Batch) -> Batch:
-    """[P] copies of one image, each with one part grey (a region: the others' mean)."""
+def _occlude_each_part(images: Batch) -> Batch:
+    """Copies of one image, each with one cell gray (or one region replaced by the others' mean)."""
     if images.pixels is not None:
-        return Batch(image_id=_zeros(GRID**2), pixels=_without_squares(images.pixels))
+        return Batch(image_id=_zeros(GRID**2), pixels=_occlude_each_cell(images.pixels))
     assert images.regions is not None
     regions = images.regions[0]
     count = len(regions)
@@ -109,15 +111,15 @@ def _without_each_part(images: Batch) -> Batch:
     )
 
 
-def _without_squares(pixels: Tensor) -> Tensor:
-    """[g * g, 3, H, W]: normalised pixels, 0 (the data's mean colour) in one square each."""
+def _occlude_each_cell(pixels: Tensor) -> Tensor:
+    """Normalized pixels [g * g, 3, H, W], each copy with one cell set to 0, the mean color."""
     copies = pixels.repeat(GRID**2, 1, 1, 1)
     height, width = pixels.shape[2:]
     rows = np.linspace(0, height, GRID + 1).astype(int)
     columns = np.linspace(0, width, GRID + 1).astype(int)
-    for part in range(GRID**2):
-        y, x = divmod(part, GRID)
-        copies[part, :, rows[y] : rows[y + 1], columns[x] : columns[x + 1]] = 0
+    for cell in range(GRID**2):
+        y, x = divmod(cell, GRID)
+        copies[cell, :, rows[y] : rows[y + 1], columns[x] : columns[x + 1]] = 0
     return copies
 
 

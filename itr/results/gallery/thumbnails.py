@@ -1,4 +1,4 @@
-"""Small copies of a split's pictures, for pages and tables."""
+"""Thumbnails of a split's images, for pages and tables."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from itr.data.records import Record, Split
 from itr.errors import UserError
 
 SIDE = 224  # pixels of the longer side
-QUALITY = 72
+QUALITY = 72  # of the JPEG files
 
 
 class Thumbnails:
-    """Thumbnails by image number of ``split``; where the split holds regions, those that the data
-    set keeps beside them, found by their captions (``missing`` says why there are none)."""
+    """Thumbnails by image index of ``split``.
+
+    If the split holds region features, the dataset's image files are used, matched by their
+    captions. ``missing`` says why there are none.
+    """
 
     def __init__(self, split: Split, data: DataConfig, name: str):
         self.decoder, self.missing = split.decoder, ""
@@ -30,22 +33,22 @@ class Thumbnails:
             return
         self.records = {}
         try:
-            beside = open_split(dataclasses.replace(data, layout="auto"), name, "pixels")
+            pixels = open_split(dataclasses.replace(data, layout="auto"), name, "pixels")
         except UserError as error:
             self.missing = str(error)
             return
-        self.decoder = beside.decoder
-        share = len(split.records[0].captions)  # of more than these, regions have the first
-        by_words = {_words(record, share): record for record in beside.records}
-        for number, record in enumerate(split.records):
-            if (found := by_words.get(_words(record, share))) is not None:
-                self.records[number] = found
+        self.decoder = pixels.decoder
+        count = len(split.records[0].captions)  # region files have only the first captions
+        by_captions = {_caption_key(record, count): record for record in pixels.records}
+        for index, record in enumerate(split.records):
+            if (match := by_captions.get(_caption_key(record, count))) is not None:
+                self.records[index] = match
         if not self.records:
-            self.missing = f"{beside.source}: none of its pictures has the captions of the regions"
+            self.missing = f"{pixels.source}: no image has the captions of the region features"
 
     def get(self, image: int, side: int = SIDE) -> Image.Image | None:
-        """The picture of image number ``image``, at most ``side`` pixels long; None if there is
-        none or it cannot be read."""
+        """The image with this index, scaled to at most ``side`` pixels; None if it is missing or
+        cannot be read."""
         record = self.records.get(image)
         if record is None:
             return None
@@ -53,27 +56,27 @@ class Thumbnails:
             pixels = decode(read_bytes(record.image), str(record.image), self.decoder)
         except UserError:
             return None
-        picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
-        picture.thumbnail((side, side))
-        return picture
+        thumbnail = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+        thumbnail.thumbnail((side, side))
+        return thumbnail
 
 
-def _words(record: Record, share: int) -> str:
-    """The first captions of an image, whatever their order, case and punctuation: region files have
-    ids of their own, and their captions were often cleaned."""
-    first = record.captions[:share]
+def _caption_key(record: Record, count: int) -> str:
+    """The first ``count`` captions of an image, without order, case and punctuation: region files
+    use other ids, and their captions were often cleaned."""
+    first = record.captions[:count]
     plain = (re.sub(r"[^a-z0-9]+", " ", text.lower()).strip() for text in first)
     return "\n".join(sorted(plain))
 
 
-def data_uri(picture: Image.Image) -> str:
-    """``picture`` as a JPEG inside a URL, so that a page needs no other file."""
+def data_uri(image: Image.Image) -> str:
+    """``image`` as a JPEG data URI, so that a page needs no other file."""
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    image.convert("RGB").save(buffer, "JPEG", quality=QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def open_thumbnails(data: DataConfig, name: str, kind: str) -> tuple[Split, Thumbnails]:
-    """The split ``name`` as it was evaluated, and its pictures. Raises as `open_split`."""
+    """The split ``name`` as it was evaluated, and its thumbnails. Raises as `open_split`."""
     split = open_split(data, name, kind)
     return split, Thumbnails(split, data, name)

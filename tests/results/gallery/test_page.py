@@ -25,8 +25,9 @@ from itr.jobs.load_checkpoint import load_checkpoint
 from itr.models.base import Encoded
 from itr.official.__main__ import main as official
 from itr.results.gallery import saliency
+from itr.results.gallery.evaluated_run import open_run
 from itr.results.gallery.overlay import smooth_map
-from itr.results.gallery.page import build_page, open_gallery
+from itr.results.gallery.page import build_page
 from itr.results.gallery.query_cases import choose, hubs
 from itr.view import PixelView
 from tests.conftest import compose
@@ -37,17 +38,17 @@ WIDTHS = {"desktop": 1280, "phone": 390}
 
 
 class Page(HTMLParser):
-    """What a page asks for, and its words."""
+    """The URLs that a page refers to, and its text."""
 
     def __init__(self, text: str):
         super().__init__()
-        self.asked: list[str] = []
+        self.urls: list[str] = []
         self.open: list[str] = []
         self.words: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.asked += [value for key, value in attrs if key in ("src", "href", "srcset")]
+        self.urls += [value for key, value in attrs if key in ("src", "href", "srcset")]
         if tag not in ("meta", "img", "line", "polyline", "polygon"):
             self.open.append(tag)
 
@@ -79,43 +80,43 @@ def test_the_page_is_one_well_formed_file_without_a_network(page: Path):
     text = page.read_text()
     found = Page(text)
     assert not found.open
-    assert found.asked and all(link.startswith(("data:image/jpeg", "#")) for link in found.asked)
+    assert found.urls and all(link.startswith(("data:image/jpeg", "#")) for link in found.urls)
     assert "url(" not in text and "@import" not in text and "<script" not in text
-    anchors = [link[1:] for link in found.asked if link.startswith("#")]
+    anchors = [link[1:] for link in found.urls if link.startswith("#")]
     assert all(f'id="{anchor}"' in text for anchor in anchors)
     assert 'name="viewport"' in text
 
 
 def test_the_page_shows_the_worst_queries_with_their_ranks(page: Path, finished: Path):
     log, words = read_queries(finished), " ".join(Page(page.read_text()).words)
-    captions = open_gallery(finished).captions
+    captions = open_run(finished).captions
     ranks = log.ranks["full"].t2i
     worst = choose(log, "full", "t2i", "worst", 4)
-    assert worst[0].rank == ranks.max() and len({case.truths for case in worst}) == 4
+    assert worst[0].rank == ranks.max() and len({case.matches for case in worst}) == 4
     for case in worst:
         assert captions[case.query] in words
         assert re.search(rf"rank\s+{int(case.rank)}\b", words)
-        assert case.truths == (log.text_to_image[case.query],)
-        assert all(c.right == (c.number in case.truths) for c in case.candidates)
+        assert case.matches == (log.text_to_image[case.query],)
+        assert all(c.is_match == (c.index in case.matches) for c in case.candidates)
     assert all(1 < case.rank <= 3 for case in choose(log, "full", "i2t", "near", 50))
-    assert "how much of the score is lost" in words
+    assert saliency.OCCLUSION in words
 
 
 def test_words_from_the_data_cannot_break_the_page(finished: Path):
-    gallery = open_gallery(finished)
-    gallery.captions = ["<script>alert(1)</script> & more"] * len(gallery.captions)
-    text = build_page(gallery, count=2, heat=0)
+    evaluated = open_run(finished)
+    evaluated.captions = ["<script>alert(1)</script> & more"] * len(evaluated.captions)
+    text = build_page(evaluated, count=2, heat=0)
     assert "<script" not in text and "&lt;script&gt;" in text
 
 
 def test_data_that_changed_since_is_refused(finished: Path, tmp_path: Path, capsys):
     copy = run(tmp_path / "other", images=7)
-    log, facts = read_queries(copy), read_queries(finished).facts
+    log, facts = read_queries(copy), read_queries(finished).metadata
     log.save(copy, "test", facts)
     assert main([str(copy)]) == 2
-    assert "holds 20 images and 100 captions, the evaluation" in capsys.readouterr().err
+    assert "20 images and 100 captions" in capsys.readouterr().err
     assert main([str(run(tmp_path / "bare"))]) == 2
-    assert "came without a data set" in capsys.readouterr().err
+    assert "without a dataset" in capsys.readouterr().err
     assert main([str(tmp_path / "nothing")]) == 2
     assert "queries-test.npz: no such file" in capsys.readouterr().err
 
@@ -123,20 +124,20 @@ def test_data_that_changed_since_is_refused(finished: Path, tmp_path: Path, caps
 def test_hubs_count_the_answers(finished: Path):
     log = read_queries(finished)
     skewness, top = hubs(log, "t2i")
-    times = [(log.answers["t2i"].candidates == image).sum() for image in range(20)]
+    times = [(log.top_candidates["t2i"].candidates == image).sum() for image in range(20)]
     assert top[0] == (int(np.argmax(times)), max(times))
     centred = times - np.mean(times)
     assert skewness == pytest.approx(np.mean(centred**3) / np.std(times) ** 3)
 
 
 def test_a_region_counts_as_much_as_the_score_loses_without_it(finished: Path):
-    gallery = open_gallery(finished)
+    evaluated = open_run(finished)
     loaded = load_checkpoint(finished)
     model, tokenizer = loaded.model, loaded.tokenizer
-    cache = Path(gallery.data.cache)
-    (seen,) = saliency.look(model, tokenizer, gallery.split, [(3, 16)], cache)
-    regions = torch.from_numpy(np.array(gallery.split.regions[3], dtype=np.float32))
-    text = maps_text(model, tokenizer, gallery.captions[16], cache)
+    cache = Path(evaluated.data.cache)
+    (seen,) = saliency.saliency_maps(model, tokenizer, evaluated.split, [(3, 16)], cache)
+    regions = torch.from_numpy(np.array(evaluated.split.regions[3], dtype=np.float32))
+    text = maps_text(model, tokenizer, evaluated.captions[16], cache)
 
     def score(values: torch.Tensor) -> float:
         mask = torch.ones(1, len(values), dtype=torch.bool)
@@ -181,7 +182,7 @@ class Corner:
 
 def test_a_hidden_square_is_hot_where_the_model_looks():
     pixels = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0)) + 0.5
-    seen = saliency._look(Corner(), Batch(pixels=pixels), Batch())  # type: ignore[arg-type]
+    seen = saliency._saliency_map(Corner(), Batch(pixels=pixels), Batch())  # type: ignore[arg-type]
     assert seen.values.shape == (8, 8) and seen.values[0, 0] == seen.values.max() > 0
     assert (seen.values > 0).sum() == 1  # squares are 6 pixels
     smooth = smooth_map(seen.values, 40, 60)
@@ -210,7 +211,7 @@ def test_a_map_lies_over_the_part_that_the_model_saw(size: tuple[int, int]):
 def test_a_page_with_maps_over_pictures(of_pixels: Path, pixel_page: Path):
     """Each caption's picture stands beside the same one under the model's own map."""
     text = pixel_page.read_text()
-    assert saliency.OWN in text and "heat map of image" in text and 'class="bars"' not in text
+    assert saliency.GRAD_CAM in text and "heat map of image" in text and 'class="bars"' not in text
     sources = re.findall(r'<div class="two"><img src="data:image/jpeg;base64,([^"]+)"[^>]*>'
                          r'<img src="data:image/jpeg;base64,([^"]+)"', text)  # fmt: skip
     assert len(sources) >= 2
@@ -220,9 +221,11 @@ def test_a_page_with_maps_over_pictures(of_pixels: Path, pixel_page: Path):
         )
         assert plain.shape == hot.shape
         assert 2 < np.abs(plain - hot).mean() < 200  # painted, and not painted over
-    gallery, loaded = open_gallery(of_pixels), load_checkpoint(of_pixels)
-    cache = Path(gallery.data.cache)
-    (seen,) = saliency.look(loaded.model, loaded.tokenizer, gallery.split, [(3, 16)], cache)
+    evaluated, loaded = open_run(of_pixels), load_checkpoint(of_pixels)
+    cache = Path(evaluated.data.cache)
+    (seen,) = saliency.saliency_maps(
+        loaded.model, loaded.tokenizer, evaluated.split, [(3, 16)], cache
+    )
     assert seen.values.shape == (4, 4) and seen.values.max() > 0
 
 
@@ -236,8 +239,9 @@ def test_an_ensembles_page_says_why_it_has_no_maps(
     assert main([str(finished.parent / "mean"), "--queries", "2"]) == 0
     words = " ".join(Page((finished.parent / "mean" / "gallery-test.html").read_text()).words)
     best = finished / "checkpoints" / "best.safetensors"
-    assert f"the mean of 2 models. Each has maps of its own: python eval.py checkpoint={best}" in (
-        " ".join(words.split())
+    assert (
+        f"the mean of 2 models. For the maps of one model, run python eval.py checkpoint={best}"
+        in (" ".join(words.split()))
     )
 
 
@@ -259,10 +263,13 @@ def test_an_authors_file_is_looked_into_as_it_was_evaluated(
     ]))  # fmt: skip
     monkeypatch.chdir(world)
     assert main([str(tmp_path / "out"), "--queries", "1", "--heat", "1"]) == 0
-    assert saliency.HIDING in (tmp_path / "out" / "gallery-test.html").read_text()
+    assert saliency.OCCLUSION in (tmp_path / "out" / "gallery-test.html").read_text()
     (tmp_path / "model_best.pth").unlink()
     assert main([str(tmp_path / "out"), "--queries", "1", "--heat", "1"]) == 0
-    assert "model_best.pth is not there" in (tmp_path / "out" / "gallery-test.html").read_text()
+    assert (
+        "model_best.pth does not exist any more"
+        in (tmp_path / "out" / "gallery-test.html").read_text()
+    )
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the page was not drawn")

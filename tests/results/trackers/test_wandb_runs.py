@@ -20,7 +20,7 @@ from PIL import Image
 from itr.results.__main__ import main
 from itr.results.collect import collect, find_results
 from itr.results.hard_queries import COLUMNS, COUNT
-from itr.results.terminal_tables import read_results
+from itr.results.results_file import read_results
 from itr.results.wandb_runs import from_run
 from tests.results.trackers.test_tracker import items, lines, records
 
@@ -110,7 +110,7 @@ def test_without_a_service_the_group_cannot_be_read(
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     assert main(["--wandb", "hrem-scenes"]) == 2
-    assert "type `wandb login`" in capsys.readouterr().err
+    assert "wandb login" in capsys.readouterr().err
 
 
 class Service(BaseHTTPRequestHandler):
