@@ -27,8 +27,8 @@ from PIL import Image
 
 from itr.data.images.pixels import Pixels
 from itr.data.layouts.registry import DataConfig, open_split
-from itr.data.loading.loader import TrainLoader
-from itr.data.text.open import Tokenizer
+from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
+from itr.data.text.tokenizer import Tokenizer
 from itr.view import CaptionAugment, PixelView, TextView, View
 
 ROUNDS, PICTURES, CAPTIONS = 5, 32, 2000
@@ -214,7 +214,7 @@ def main() -> int:
         text = TextView(augment=CaptionAugment())
         table = tokenizer.tokenize(split.captions(), text)
         view = View(kind="pixels", tokenizer="", text=text, pixels=VIEW)
-        loader = TrainLoader(split, view, table, tokenizer, PICTURES, 0)
+        loader = TrainLoader(TrainData(split, view, table, tokenizer), LoaderOptions(PICTURES))
         places = [str(record.image) for record in split.records]
         names = (VOCABULARY / "vocab.txt").read_text("utf-8").splitlines()
         known = {name: number for number, name in enumerate(names)}
@@ -227,7 +227,7 @@ def main() -> int:
 
         def our_texts() -> int:
             for batch in batches:
-                loader.texts.pad(*loader.drawn_texts(0, batch))
+                loader.captions.fields(0, batch)
             return CAPTIONS
 
         rows = []

@@ -14,9 +14,8 @@ from torchvision.io import write_png
 
 from itr.batch import Batch
 from itr.data.images.regions import Regions
-from itr.data.loading.loader import Texts
 from itr.data.records import Record, Split
-from itr.data.text.token_table import TokenTable
+from itr.data.text.token_table import CaptionPadder, TokenTable
 from itr.view import View
 
 CAPTIONS = 5
@@ -87,7 +86,7 @@ class Words:
 def text_fields(table: TokenTable, view: View, captions: np.ndarray) -> dict[str, torch.Tensor]:
     """The token fields of a training `Batch`."""
     places, lengths = table.positions(captions)
-    return Texts(table, view.text).pad(table.flat[places], lengths)
+    return CaptionPadder(table, view.text).fields(table.flat[places], lengths)
 
 
 def region_batch(split: Split, table: TokenTable, view: View, pairs: int) -> Batch:
@@ -95,7 +94,7 @@ def region_batch(split: Split, table: TokenTable, view: View, pairs: int) -> Bat
     random, images = np.random.default_rng(1), np.arange(pairs)
     keep = random.random((pairs, split.regions.shape[1])) >= view.regions.drop
     keep[:, : max(1, view.regions.min_pad)] = True
-    fields = Regions(split).fetch(images, keep, view.regions.min_pad)
+    fields = Regions(split).fields(images, keep, view.regions.min_pad)
     return Batch(
         image_id=torch.from_numpy(images),
         caption_id=torch.from_numpy(CAPTIONS * images),

@@ -6,6 +6,7 @@ Shapes: B pairs, R regions, D region width, G guide width, L token ids, S image 
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -70,10 +71,8 @@ class Batch:
 
     def split(self, size: int) -> list[Batch]:
         """Consecutive pieces of ``size`` pairs (the last may be smaller), with the same padding."""
-        return [
-            self._map(lambda t, first=first: t[first : first + size])
-            for first in range(0, len(self), size)
-        ]
+        starts = range(0, len(self), size)
+        return [self._map(operator.itemgetter(slice(start, start + size))) for start in starts]
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """A copy on ``device``, with `finish` applied there."""

@@ -79,7 +79,7 @@ class Images(Encoder):
         return self.finish(self.fc.fc(x) + self.fc.mlp(x), lengths)
 
 
-class Texts(Encoder):
+class CaptionPadder(Encoder):
     def __init__(self, options: Options, bert: BertConfig):
         super().__init__(options)
         self.bert = BertModel(bert)
@@ -226,7 +226,7 @@ class NaiveHREM(nn.Module):
 
     def __init__(self, options: Options, bert: BertConfig):
         super().__init__()
-        self.img_enc, self.txt_enc = Images(options), Texts(options, bert)
+        self.img_enc, self.txt_enc = Images(options), CaptionPadder(options, bert)
         self.criterion = Criterion(options)
         self.options = options
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from benchmarks.literal.plain import Choose, follow, metrics, one
 from itr.batch import Batch
-from itr.data.loading.loader import image_batches
+from itr.data.loading.eval_batches import image_batches
 from itr.data.records import Split
 from itr.data.text.token_table import TokenTable
 from itr.models.albef import ALBEF

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from benchmarks.literal.plain import Choose, metrics, one
 from itr.batch import Batch
-from itr.data.loading.loader import caption_batches, image_batches
+from itr.data.loading.eval_batches import caption_batches, image_batches
 from itr.data.records import Split
 from itr.data.text.token_table import TokenTable
 from itr.models.base import Encoded

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from itr.data.images.regions import Regions
-from itr.data.loading.loader import Texts
 from itr.data.records import Split
-from itr.data.text.token_table import TokenTable
+from itr.data.text.token_table import CaptionPadder, TokenTable
 from itr.models.base import RetrievalModel
 
 Choose = Callable[[Tensor], Tensor]  # weights [P, M] -> a column for each row, [P] int64
@@ -96,16 +95,16 @@ def evaluate_regions(
 
     ``images`` and ``texts`` encode [B, R, W] regions and [B, L] ids with their lengths [B].
     """
-    read, words = Regions(split), Texts(tokens, model.view.text_eval)
+    read, words = Regions(split), CaptionPadder(tokens, model.view.text_eval)
     owner = split.text_to_image
     kept: list[np.ndarray] = []
     model.eval()
     with torch.no_grad():
         for start in range(0, len(owner), BATCH):
             captions = np.arange(start, min(start + BATCH, len(owner)))
-            fields = read.fetch(owner[captions], None, model.view.regions_eval.min_pad)
+            fields = read.fields(owner[captions], None, model.view.regions_eval.min_pad)
             places, count = tokens.positions(captions)
-            fields |= words.pad(tokens.flat[places], count)
+            fields |= words.fields(tokens.flat[places], count)
             v = images(fields["regions"], lengths_of(fields["region_mask"]))
             u = texts(fields["tokens"], lengths_of(fields["token_mask"]))
             kept.append(np.stack([v.numpy(), u.numpy()]).astype(np.float64))

@@ -1,7 +1,7 @@
-"""Random numbers that are a pure function of where they are used.
+"""Counter-based random numbers: a pure function of (seed, epoch, stream, sample, position).
 
-A loader that draws them needs no state: any worker, rank or resumed run that asks for the same
-(seed, epoch, sample, position) gets the same number, in whatever order it asks.
+A loader that uses them needs no state. Every worker, rank or resumed run gets the same number for
+the same arguments, whatever the order of its calls.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-# Streams: what a draw decides.
-ORDER, CAPTION, REGION, WORD, PIECE, PICTURE, SECOND, BUCKET = range(8)
+# Streams: what a number is used for. Their order is part of every published result.
+ORDER, CAPTION, REGION, WORD, PIECE, IMAGE, SECOND, BUCKET = range(8)
 
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
@@ -19,7 +19,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox(counter: tuple[ArrayLike, ...], key: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """Philox4x32-10 of four 32-bit counters (broadcast together): four arrays of 32-bit words.
+    """Philox4x32-10 of four 32-bit counters (broadcast): four arrays of 32-bit words.
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
@@ -41,7 +41,7 @@ def philox(counter: tuple[ArrayLike, ...], key: tuple[int, int]) -> tuple[np.nda
 def uniform(
     seed: int, epoch: int, stream: int, sample: ArrayLike, position: ArrayLike = 0
 ) -> np.ndarray:
-    """float64 in [0, 1) for each (sample, position), which broadcast together; both < 2**32."""
+    """Uniform float64 in [0, 1) for each (sample, position); both are < 2**32 and broadcast."""
     key = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
     high, low, _, _ = philox((position, sample, epoch, stream), key)
     bits = ((high >> np.uint64(5)) << np.uint64(26)) | (low >> np.uint64(6))

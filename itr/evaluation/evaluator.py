@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from itr.data.checks.fingerprint import DIGITS, content_hash
-from itr.data.loading.loader import caption_batches, image_batches
+from itr.data.loading.eval_batches import caption_batches, image_batches
 from itr.data.records import Split
-from itr.data.text.open import TokenTable
+from itr.data.text.token_table import TokenTable
 from itr.errors import ConfigError
 from itr.evaluation.encode import AUTOCAST, Encoder, Progress, eval_mode
 from itr.evaluation.protocol_metrics import evaluate_protocols
@@ -189,7 +189,11 @@ class Evaluator:
         """
         data, encoder = self.data, Encoder(model, self.device, self.precision, tokens, progress)
         images = image_batches(
-            data, self.view, self.batch_size, self.workers, late=self.device.type == "cuda"
+            data,
+            self.view,
+            self.batch_size,
+            self.workers,
+            finish_on_device=self.device.type == "cuda",
         )
         captions = caption_batches(data, self.view, self.tokens, self.batch_size)
         return (

@@ -15,13 +15,15 @@ from itr.data.checks import fingerprint
 from itr.data.checks.decodable import broken_image_warnings, find_broken_images, require_decodable
 from itr.data.checks.leaks import check_leaks
 from itr.data.config import DataConfig
-from itr.data.images.regions import keep_resident
+from itr.data.images.regions import cache_regions
 from itr.data.layouts.region_arrays import check_regions_finite, check_same_width
 from itr.data.layouts.registry import open_split, require_enough_shards
-from itr.data.loading.loader import TrainLoader
-from itr.data.loading.second_text import open_second
+from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
+from itr.data.loading.second_text import open_second_texts
 from itr.data.records import Split
-from itr.data.text.open import Tokenizer, TokenTable, build_table, open_tokenizer
+from itr.data.text.token_cache import tokenize_cached
+from itr.data.text.token_table import TokenTable
+from itr.data.text.tokenizer import Tokenizer, open_tokenizer
 from itr.evaluation.evaluator import Evaluator
 from itr.jobs.init_weights import initialize_from, skip_pretrained, stored_tokenizer
 from itr.models.base import RetrievalModel
@@ -65,30 +67,27 @@ def _build_parts(config: TrainConfig, values: Mapping[str, Any]) -> RunComponent
     broken = find_broken_images(splits["train"], data.cache)
 
     def table(name: str, text: TextView) -> TokenTable:
-        return build_table(tokenizer, splits[name].texts, text, cache)
+        return tokenize_cached(tokenizer, splits[name].texts, text, cache)
 
     view = model.view  # pre-trained weights may have fewer positions than was thought
     runtime, train = config.runtime, splits["train"]
-    resident = None
+    cached_regions = None
     if runtime.cache_on_device is not None:
-        resident = keep_resident(train, device, runtime.cache_on_device)
-    loader = TrainLoader(
-        train,
-        view,
-        table("train", view.text),
-        tokenizer,
+        cached_regions = cache_regions(train, device, runtime.cache_on_device)
+    loader_options = LoaderOptions(
         config.batch_size,
         config.seed,
-        workers=resolve_num_workers(runtime.num_workers, train, device),
+        num_workers=resolve_num_workers(runtime.num_workers, train, device),
         rank=parallel.rank(),
-        world=parallel.world_size(),
+        world_size=parallel.world_size(),
         pin_memory=device.type == "cuda",
-        second=open_second(train, view, tokenizer, data.cache),
-        late=device.type == "cuda",
-        resident=resident,
-        bucket=config.trainer.length_bucket_batches,
-        broken=broken,
+        finish_on_device=device.type == "cuda",
+        length_bucket_batches=config.trainer.length_bucket_batches,
     )
+    second = open_second_texts(train, view, tokenizer, data.cache)
+    tokens = table("train", view.text)
+    train_data = TrainData(train, view, tokens, tokenizer, second, cached_regions)
+    loader = TrainLoader(train_data, loader_options, broken)
     evaluators = {
         name: Evaluator(
             split,

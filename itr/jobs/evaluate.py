@@ -17,7 +17,7 @@ from itr import parallel
 from itr.data.checks.decodable import require_decodable
 from itr.data.layouts.region_arrays import check_regions_finite
 from itr.data.layouts.registry import DataConfig, open_split
-from itr.data.text.open import build_table
+from itr.data.text.token_cache import tokenize_cached
 from itr.errors import CheckpointError, ConfigError
 from itr.evaluation import stored_embeddings
 from itr.evaluation.evaluator import Evaluator
@@ -340,7 +340,7 @@ def make_evaluator(
     return Evaluator(
         split,
         model.view,
-        build_table(tokenizer, split.texts, model.view.text_eval, Path(data.cache)),
+        tokenize_cached(tokenizer, split.texts, model.view.text_eval, Path(data.cache)),
         protocols=["full"] if bank else data.protocols,
         batch_size=config.runtime.eval_batch_size,
         tie_break=config.tie_break or loaded.ties,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from itr.command import command
-from itr.data.text.open import Tokenizer
+from itr.data.text.tokenizer import Tokenizer
 from itr.errors import TrainingError
 from itr.jobs.load_checkpoint import load_checkpoint
 from itr.models.base import RetrievalModel

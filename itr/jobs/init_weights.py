@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from itr import checkpoint
-from itr.data.text.open import Tokenizer
+from itr.data.text.tokenizer import Tokenizer
 from itr.errors import CheckpointError
 from itr.models.base import RetrievalModel
 from itr.models.build import model_config

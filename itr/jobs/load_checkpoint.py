@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from itr import checkpoint
-from itr.data.text.open import Tokenizer
+from itr.data.text.tokenizer import Tokenizer
 from itr.errors import CheckpointError, ConfigError
 from itr.evaluation.stored_embeddings import file_hash
 from itr.instantiate import check

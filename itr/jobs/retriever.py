@@ -12,7 +12,7 @@ from torch import Tensor
 
 from itr.data.config import DECODERS
 from itr.data.images.decode import decode, read_bytes
-from itr.data.loading.loader import caption_batches, image_batches
+from itr.data.loading.eval_batches import caption_batches, image_batches
 from itr.data.records import Record, Split
 from itr.errors import ConfigError, DataError
 from itr.evaluation.encode import AUTOCAST, Encoder, Progress

@@ -21,7 +21,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from itr.command import command
 from itr.data.layouts.precomp import GUIDES, read_split, splits_in
-from itr.data.loading.loader import image_batches
+from itr.data.loading.eval_batches import image_batches
 from itr.data.records import Record, Split
 from itr.data.tools.features import image_splits
 from itr.errors import ConfigError, DataError
@@ -47,7 +47,7 @@ class ImageTower:
         """float32 [N, width] of all pictures of ``split``."""
         found = []
         late = self.device.type == "cuda"
-        for batch in image_batches(split, self.view, batch_size, workers, late=late):
+        for batch in image_batches(split, self.view, batch_size, workers, finish_on_device=late):
             pixels = batch.to(self.device).pixels
             assert pixels is not None
             found.append(self.encode(pixels).float().cpu().numpy())

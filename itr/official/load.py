@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from itr import checkpoint
-from itr.data.text.open import Tokenizer
+from itr.data.text.tokenizer import Tokenizer
 from itr.errors import CheckpointError
 from itr.instantiate import nearest
 from itr.models.albef import ALBEF

@@ -14,8 +14,8 @@ import numpy as np
 from itr.data.checks.fingerprint import content_hash
 from itr.data.layouts.precomp import read_split
 from itr.data.layouts.region_arrays import check_regions_finite
-from itr.data.loading.loader import TrainLoader
-from itr.data.text.open import Tokenizer
+from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
+from itr.data.text.tokenizer import Tokenizer
 from itr.view import RegionView, TextView, View
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_captions(split.captions(), 200)
     view = View("regions", "wordpiece", regions=RegionView(drop=0.2))
     table = tokenizer.tokenize(split.captions(), TextView())
-    loader = TrainLoader(split, view, table, tokenizer, 64, 0, workers=2)
+    loader = TrainLoader(TrainData(split, view, table, tokenizer), LoaderOptions(64, num_workers=2))
     for batch in loader.epoch(0):
         assert batch.regions is not None
         peak = max(peak, anonymous())

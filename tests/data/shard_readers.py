@@ -23,8 +23,9 @@ import torch
 from PIL import Image
 
 from itr.data.layouts.registry import DataConfig, open_split
-from itr.data.loading.loader import TrainLoader
-from itr.data.text.open import build_table, open_tokenizer
+from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
+from itr.data.text.token_cache import tokenize_cached
+from itr.data.text.tokenizer import open_tokenizer
 from itr.view import PixelView, View
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,8 +55,8 @@ def loader_of(root: Path, **options: Any) -> TrainLoader:
     data = DataConfig("yfcc", "", shards=str(root), cache=str(root.parent / "cache"))
     split = open_split(data, "train", "pixels")
     tokenizer = open_tokenizer(VIEW, ["0 1 2 3 4 5 6 7 8 9"])
-    table = build_table(tokenizer, split.captions(), VIEW.text, data.cache)
-    return TrainLoader(split, VIEW, table, tokenizer, **options)
+    table = tokenize_cached(tokenizer, split.captions(), VIEW.text, data.cache)
+    return TrainLoader(TrainData(split, VIEW, table, tokenizer), LoaderOptions(**options))
 
 
 def read_epoch(
@@ -83,7 +84,9 @@ def _read_ids(out: Path) -> list[int]:
 def _read(root: Path, out: Path, epoch: int, first: int, pause: float, options: Any) -> None:
     """Write the image ids of each batch from ``first`` on to ``out``, one line per batch."""
     with out.open("a") as file:
-        for batch in loader_of(root, world=WORLD, workers=WORKERS, **options).epoch(epoch, first):
+        for batch in loader_of(root, world_size=WORLD, num_workers=WORKERS, **options).epoch(
+            epoch, first
+        ):
             means = batch.pixels[:, 0].mean((1, 2)) * VIEW.pixels.std[0] + VIEW.pixels.mean[0]
             assert torch.equal((means * 255 / 16).round().long(), batch.image_id % 16)
             file.write(" ".join(map(str, batch.image_id.tolist())) + "\n")

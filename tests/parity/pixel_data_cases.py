@@ -20,13 +20,13 @@ from torch import Tensor
 
 from itr.data.images.decode import decode, read_bytes
 from itr.data.images.randaugment import ARGUMENTS, SIGNED, Operation, apply_operation
-from itr.data.images.transforms import Choices, normalise, transform
+from itr.data.images.transforms import Choices, normalize, transform
 from itr.data.layouts.registry import DataConfig, open_split
-from itr.data.loading.loader import image_batches
+from itr.data.loading.eval_batches import image_batches
 from itr.data.records import Split
 from itr.data.text.cleaners import CLEANERS
-from itr.data.text.open import Tokenizer
-from itr.data.text.token_table import Texts
+from itr.data.text.token_table import CaptionPadder
+from itr.data.text.tokenizer import Tokenizer
 from itr.view import PixelView, TextView, View
 from tests.parity.harness import Case, Runner
 
@@ -36,7 +36,7 @@ from tests.parity.harness import Case, Runner
 def pixels_of(data: bytes, view: PixelView, choices: Choices | None = None) -> Tensor:
     """float32 [3, S, S], as a loader makes it of a file's bytes."""
     image = decode(data, "golden", "pillow", view.premultiply)
-    return normalise(transform(image, view, choices or Choices(), "pillow"), view)
+    return normalize(transform(image, view, choices or Choices(), "pillow"), view)
 
 
 def png(pixels: Tensor) -> bytes:
@@ -141,7 +141,7 @@ def albef_randaugment_ops(case: Case) -> None:
 def padded(tokenizer: Tokenizer, captions: Sequence[str], view: TextView) -> dict[str, Any]:
     """The token fields of a batch of all ``captions``."""
     table = tokenizer.tokenize(captions, view)
-    return Texts(table, view).pad(table.flat, table.lengths)
+    return CaptionPadder(table, view).fields(table.flat, table.lengths)
 
 
 def alip_tokenizer(case: Case) -> None:

@@ -14,8 +14,8 @@ import torch
 from itr.data.images.regions import Regions
 from itr.data.layouts.precomp import read_split
 from itr.data.records import Record, Split
-from itr.data.text.open import Tokenizer
-from itr.data.text.token_table import Texts
+from itr.data.text.token_table import CaptionPadder
+from itr.data.text.tokenizer import Tokenizer
 from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.ground_truths import index_positives, rated_at_least, within_modality
 from itr.evaluation.protocol_metrics import evaluate_scores, recall_at_k
@@ -99,12 +99,12 @@ def collate(case: Case) -> None:
     keep = np.arange(lengths.max()) < lengths[:, None]
     padded[keep] = np.concatenate(images)
     rows = np.arange(len(images))
-    regions = Regions(_split(padded)).fetch(rows, keep, 0)
+    regions = Regions(_split(padded)).fields(rows, keep, 0)
     table = Tokenizer.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]).tokenize(
         ["x"], TextView()
     )
     words = np.array([len(caption) for caption in captions])
-    texts = Texts(table, TextView()).pad(np.concatenate(captions), words)
+    texts = CaptionPadder(table, TextView()).fields(np.concatenate(captions), words)
     case.check("out.images", regions["regions"])
     case.check("out.image_lengths", regions["region_mask"].sum(dim=1).float())
     case.check("out.captions", texts["tokens"])
@@ -120,7 +120,7 @@ def region_dropout(case: Case) -> None:
     images = split.text_to_image[captions]
     case.equal("images", images, [item["image_index"] for item in items])
     keep = np.stack([case[f"in.draws.{item['n']}"].numpy() > 0.20 for item in items])
-    batch = Regions(split).fetch(images, keep, 0)
+    batch = Regions(split).fields(images, keep, 0)
     lengths = batch["region_mask"].sum(dim=1)
     case.equal("kept", lengths, [item["kept"] for item in items])
     for row, item in enumerate(items):

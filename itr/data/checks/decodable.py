@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from itr.data.images.decode import JPEG, PNG, decode, name_of, read_bytes
+from itr.data.images.decode import JPEG, PNG, decode, image_name, read_bytes
 from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Slice, Split
 from itr.errors import DataError, first_of
@@ -100,7 +100,7 @@ Check = Callable[[Any, str], str]  # (Record.image, decoder) -> fault, empty if 
 def _check_decoding(image: Any, decoder: str) -> str:
     """Decode the image."""
     try:
-        decode(read_bytes(image), name_of(image), decoder)
+        decode(read_bytes(image), image_name(image), decoder)
     except DataError as error:
         return str(error)
     return ""

@@ -18,7 +18,7 @@ from itr.batch import Batch
 from itr.data.classification.prompts import DATASETS, SEED, ClassificationSpec
 from itr.data.config import DECODERS
 from itr.data.images.decode import decode, read_bytes
-from itr.data.images.transforms import Choices, check_view, normalise, transform
+from itr.data.images.transforms import Choices, check_view, normalize, transform
 from itr.errors import ConfigError, DataError, first_of
 from itr.instantiate import nearest
 from itr.view import PixelView
@@ -83,7 +83,7 @@ class ClassificationDataset:
                 self.digest.update(image.numpy().tobytes() + str(int(target)).encode())
                 pixels[index] = transform(image, view, Choices(), self.config.decoder)
                 targets[index] = int(target)
-            yield Batch(image_id=torch.tensor(rows), pixels=normalise(pixels, view)), targets
+            yield Batch(image_id=torch.tensor(rows), pixels=normalize(pixels, view)), targets
 
     def _read_image(self, row: int) -> tuple[Tensor, int]:
         """uint8 [3, H, W] and the class."""

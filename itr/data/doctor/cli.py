@@ -32,7 +32,7 @@ from itr.data.layout import list_folder
 from itr.data.layouts.region_arrays import check_same_width
 from itr.data.layouts.registry import FINDERS, KINDS, ORDER, DataConfig, open_split
 from itr.data.records import Split
-from itr.data.text.open import open_tokenizer
+from itr.data.text.tokenizer import open_tokenizer
 from itr.data.tools import compose
 from itr.errors import ConfigError, DataError, UserError
 from itr.view import View

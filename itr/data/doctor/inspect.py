@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from itr.data.doctor.report import NOTE, REFUSED, WARNING, DatasetReport
-from itr.data.images.decode import decode, name_of, read_bytes
+from itr.data.images.decode import decode, image_name, read_bytes
 from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Slice, Split
 from itr.errors import DataError, first_of
@@ -81,7 +81,7 @@ def digest(data: bytes) -> int:
 
 def check_image(image: int | str | Slice, decoder: str) -> ImageCheck:
     """Read and decode one image, as training does."""
-    name = name_of(image)
+    name = image_name(image)
     try:
         data = read_bytes(image)
         decoded = decode(data, name, decoder)
@@ -219,4 +219,4 @@ def image_label(split: Split, number: int) -> str:
     record = split.records[number]
     if isinstance(record.image, int):
         return f"{split.source} row {record.image}"
-    return name_of(record.image)
+    return image_name(record.image)

@@ -1,8 +1,9 @@
-"""Picture files to uint8 tensors, as PIL's ``convert("RGB")`` sees them. H, W height, width.
+"""Decodes image files to uint8 tensors, with the pixels of PIL's ``convert("RGB")``.
 
-JPEG and plain PNG go through torchvision, which releases the interpreter's lock and decodes into a
-tensor; what it treats otherwise than PIL (CMYK, palettes, 16 bits, ...) and any other format go
-through PIL. EXIF orientation is left alone, as the authors' code leaves it.
+JPEG and plain PNG are decoded by torchvision, which releases the GIL and writes directly into a
+tensor. PIL decodes all other formats, and images that torchvision converts differently (CMYK,
+palettes, 16 bits, ...). EXIF orientation is ignored, as in the authors' code.
+H, W: height and width.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from itr.data.records import Slice
 from itr.errors import DataError
 
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
-PLAIN_PNG = ((8, 0), (8, 2))  # bit depth, colour type: grey and RGB
+PLAIN_PNG = ((8, 0), (8, 2))  # bit depth and color type: grayscale and RGB
 
 
 def read_bytes(image: int | str | Slice) -> bytes:
-    """The encoded picture. Raises DataError, naming the file, if it cannot be read."""
+    """The encoded image. Raises DataError, naming the file, if it cannot be read."""
     if isinstance(image, int):
-        raise DataError(f"image {image} is a row of regions; expected a picture file")
+        raise DataError(f"image {image} is a row of a region array; expected an image file")
     try:
         if isinstance(image, str):
             with open(image, "rb") as file:
@@ -35,49 +36,49 @@ def read_bytes(image: int | str | Slice) -> bytes:
             file.seek(image.offset)
             return file.read(image.size)
     except OSError as error:
-        raise DataError(f"{name_of(image)}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{image_name(image)}: cannot be read ({error.strerror})") from error
 
 
-def name_of(image: int | str | Slice) -> str:
-    """What to call a picture in a message."""
+def image_name(image: int | str | Slice) -> str:
+    """The file, and position in it, of an image; for messages."""
     if isinstance(image, Slice):
         return f"{image.path}, {image.size} bytes from {image.offset}"
     return str(image)
 
 
 def decode(data: bytes, name: str, decoder: str = "torchvision", alpha: bool = False) -> Tensor:
-    """The picture in ``data``, uint8 [3, H, W]; with ``alpha`` [4, H, W] where it has one.
+    """Decode ``data``: uint8 [3, H, W]; with ``alpha`` [4, H, W] if the image has an alpha channel.
 
-    Raises DataError that says ``name`` for anything that is no complete picture.
+    Raises DataError, naming ``name``, if ``data`` is not a complete image.
     """
     if not data:
-        raise DataError(f"{name}: empty file; expected a picture")
+        raise DataError(f"{name}: empty file; expected an image")
     try:
         if decoder == "torchvision":
-            found = _fast(data)
-            if found is not None:
-                return found
+            image = _torchvision(data)
+            if image is not None:
+                return image
         return _pillow(data, alpha)
     except (OSError, ValueError, RuntimeError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
-            f"{name}: no picture that can be decoded ({reason}; {len(data)} bytes); replace it, or "
-            "remove it from the annotations"
+            f"{name}: cannot be decoded as an image ({reason}; {len(data)} bytes); replace the "
+            "file, or remove it from the annotations"
         ) from error
 
 
-def _fast(data: bytes) -> Tensor | None:
-    """torchvision's decoding where it equals PIL's; None: left to PIL."""
+def _torchvision(data: bytes) -> Tensor | None:
+    """The image decoded by torchvision; None where its pixels would differ from PIL's."""
     if data.startswith(JPEG):
-        found = decode_jpeg(_tensor(data), mode=ImageReadMode.UNCHANGED)
-        return None if found.shape[0] == 4 else found.expand(3, -1, -1)  # 4: CMYK
+        image = decode_jpeg(_tensor(data), mode=ImageReadMode.UNCHANGED)
+        return None if image.shape[0] == 4 else image.expand(3, -1, -1)  # 4: CMYK
     if data.startswith(PNG) and tuple(data[24:26]) in PLAIN_PNG and b"tRNS" not in data[:1024]:
         return decode_png(_tensor(data), mode=ImageReadMode.RGB)
     return None
 
 
 def _tensor(data: bytes) -> Tensor:
-    with warnings.catch_warnings():  # the buffer is not writable; nobody writes
+    with warnings.catch_warnings():  # "the buffer is not writable": it is only read
         warnings.simplefilter("ignore", UserWarning)
         return torch.frombuffer(data, dtype=torch.uint8)
 

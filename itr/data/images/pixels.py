@@ -1,4 +1,4 @@
-"""The pictures of a split as batches of pixels. B pictures, S their size."""
+"""Reads images of a split as batches of pixels. B images, S their size."""
 
 from __future__ import annotations
 
@@ -11,54 +11,62 @@ from torch import Tensor
 
 from itr.batch import Batch
 from itr.data import counter_rng
-from itr.data.images.decode import decode, name_of, read_bytes
-from itr.data.images.transforms import DRAWS, Choices, Rest, check_view, draw, normalise, transform
+from itr.data.images.decode import decode, image_name, read_bytes
+from itr.data.images.transforms import (
+    DRAWS,
+    Choices,
+    RemainingTransforms,
+    check_view,
+    draw_choices,
+    normalize,
+    transform,
+)
 from itr.data.records import Split
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView
 
 
-class BrokenPicture(DataError):
-    """A picture that cannot be decoded; ``number`` is the image's in its split."""
+class BrokenImageError(DataError):
+    """An image that cannot be decoded; ``image`` is its index in the split."""
 
-    def __init__(self, message: str, number: int):
+    def __init__(self, message: str, image: int):
         super().__init__(message)
-        self.number = number
+        self.image = image
 
 
 class Pixels:
-    """The pictures of a split, by image number, as ``view`` wants them.
+    """Reads images of a split by index, transformed as ``view`` requires.
 
-    ``late``: what need not be done on the host is left to `Batch.to`. Raises ConfigError for a
-    view that cannot be done or a split without pictures.
+    With ``finish_on_device`` the host only decodes, crops and resizes; `Batch.to` does the rest.
+    Raises ConfigError for an invalid view or a split without image files.
     """
 
-    def __init__(self, split: Split, view: PixelView, late: bool = False):
+    def __init__(self, split: Split, view: PixelView, finish_on_device: bool = False):
         if split.regions is not None:
             raise ConfigError(
-                f"{split.source}: holds regions, but the model's view asks for pictures"
+                f"{split.source}: contains region features, but the model requires images"
             )
         check_view(view)
-        self.split, self.view, self.late = split, view, late
+        self.split, self.view, self.finish_on_device = split, view, finish_on_device
         self.random = view.flip or view.randaugment or view.resize == "random_crop"
 
     def fetch(self, images: np.ndarray, uniforms: np.ndarray | None = None) -> Tensor:
-        """float32 [B, 3, S, S], normalised, of ``images`` [B].
+        """Normalized pixels of ``images`` [B], float32 [B, 3, S, S].
 
-        ``uniforms`` [B, DRAWS] in [0, 1) decide what is random in the view. Raises BrokenPicture,
-        naming the file, for a picture that cannot be read.
+        ``uniforms`` [B, DRAWS] in [0, 1) determine the random transforms. Raises BrokenImageError,
+        naming the file, if an image cannot be decoded.
         """
         pixels, choices = self._raw(images, uniforms)
-        if self.late:
-            return Rest.of(self.view, choices)(pixels)
-        return normalise(pixels, self.view)
+        if self.finish_on_device:
+            return RemainingTransforms.of(self.view, choices)(pixels)
+        return normalize(pixels, self.view)
 
     def fields(self, images: np.ndarray, uniforms: np.ndarray | None = None) -> dict[str, Any]:
-        """The picture fields of a `Batch`: as `fetch`, at once or left to the device."""
-        if not self.late:
+        """The image fields of a `Batch` of ``images`` [B]; see `fetch`."""
+        if not self.finish_on_device:
             return {"pixels": self.fetch(images, uniforms)}
         pixels, choices = self._raw(images, uniforms)
-        rest = Rest.of(self.view, choices)
+        rest = RemainingTransforms.of(self.view, choices)
 
         def on_device(batch: Batch) -> Batch:
             assert batch.pixels is not None
@@ -67,30 +75,34 @@ class Pixels:
         return {"pixels": pixels, "finish": on_device}
 
     def _raw(self, images: np.ndarray, uniforms: np.ndarray | None) -> tuple[Tensor, list[Choices]]:
-        """uint8 [B, 3, S, S] and what chance decided for each; if late, only their crops are
-        taken."""
+        """Images [B, 3, S, S] as uint8 and the random choices of each.
+
+        With ``finish_on_device`` only the crops have been applied.
+        """
         size = self.view.size
         pixels = torch.empty((len(images), 3, size, size), dtype=torch.uint8)
         choices = []
-        for row, number in enumerate(images.tolist()):
-            pixels[row], made = self._one(number, None if uniforms is None else uniforms[row])
-            choices.append(made)
+        for row, image in enumerate(images.tolist()):
+            pixels[row], choice = self._one(image, None if uniforms is None else uniforms[row])
+            choices.append(choice)
         return pixels, choices
 
-    def _one(self, number: int, uniforms: np.ndarray | None) -> tuple[Tensor, Choices]:
-        place, decoder = self.split.records[number].image, self.split.decoder
+    def _one(self, index: int, uniforms: np.ndarray | None) -> tuple[Tensor, Choices]:
+        file, decoder = self.split.records[index].image, self.split.decoder
         try:
-            image = decode(read_bytes(place), name_of(place), decoder, self.view.premultiply)
+            image = decode(read_bytes(file), image_name(file), decoder, self.view.premultiply)
         except DataError as error:
-            raise BrokenPicture(str(error), number) from error
+            raise BrokenImageError(str(error), index) from error
         height, width = image.shape[-2:]
-        choices = Choices() if uniforms is None else draw(self.view, uniforms, height, width)
-        now = Choices(box=choices.box) if self.late else choices
+        choices = (
+            Choices() if uniforms is None else draw_choices(self.view, uniforms, height, width)
+        )
+        now = Choices(box=choices.box) if self.finish_on_device else choices
         return transform(image, self.view, now, decoder), choices
 
-    def drawn(self, seed: int, epoch: int, captions: np.ndarray) -> np.ndarray | None:
-        """The uniforms [B, DRAWS] of the pictures shown with ``captions``; None: nothing random."""
+    def draw_uniforms(self, seed: int, epoch: int, captions: np.ndarray) -> np.ndarray | None:
+        """The ``uniforms`` [B, DRAWS] for the images of ``captions``; None: nothing is random."""
         if not self.random:
             return None
-        places = np.arange(DRAWS)
-        return counter_rng.uniform(seed, epoch, counter_rng.PICTURE, captions[:, None], places)
+        position = np.arange(DRAWS)
+        return counter_rng.uniform(seed, epoch, counter_rng.IMAGE, captions[:, None], position)

@@ -1,6 +1,7 @@
-"""What a `PixelView` asks for, done to one picture. H, W its height and width, S the view's size.
+"""Image transforms of a `PixelView`. H, W height and width of an image, S the view's size.
 
-Random choices are made apart from the pixels (`draw`), so that recorded ones can be replayed.
+Random choices are drawn separately from the pixels (`draw_choices`), so that recorded choices can
+be replayed.
 """
 
 from __future__ import annotations
@@ -33,34 +34,34 @@ MODES = {
     "bicubic": (InterpolationMode.BICUBIC, Image.Resampling.BICUBIC),
     "bilinear": (InterpolationMode.BILINEAR, Image.Resampling.BILINEAR),
 }
-ATTEMPTS = 10  # at a random crop before the central one is taken
-DRAWS = 4 * ATTEMPTS + 7  # uniforms that one picture may use
-LONGEST = 16  # times the short side: what lies further out is cut off before a resize
+ATTEMPTS = 10  # random crops that are tried before the center crop is used
+DRAWS = 4 * ATTEMPTS + 7  # uniform numbers per image
+MAX_ASPECT_RATIO = 16  # longer images are center-cropped to it before they are resized
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What chance decided for one picture."""
+    """Random choices for one image."""
 
-    box: Box | None = None  # of random_crop
+    box: Box | None = None  # random_crop
     flip: bool = False
     operations: tuple[Operation, ...] = ()
 
 
 def check_view(view: PixelView) -> None:
-    """Raise ConfigError for a view that nothing here can do."""
+    """Raises ConfigError for an invalid view."""
     for key, value, known in (
         ("resize", view.resize, RESIZES),
         ("interpolation", view.interpolation, tuple(MODES)),
     ):
         if value not in known:
-            raise ConfigError(f"image {key} '{value}': unknown (known: {', '.join(known)})")
+            raise ConfigError(f"image {key}='{value}': unknown; expected one of {', '.join(known)}")
     if view.size < 1:
-        raise ConfigError(f"image size {view.size}: expected at least 1")
+        raise ConfigError(f"image size={view.size}: expected at least 1")
 
 
-def draw(view: PixelView, uniforms: np.ndarray, height: int, width: int) -> Choices:
-    """The choices for a picture, from ``uniforms`` [DRAWS] in [0, 1): crop, flip, RandAugment."""
+def draw_choices(view: PixelView, uniforms: np.ndarray, height: int, width: int) -> Choices:
+    """Crop, flip and RandAugment of an image, from ``uniforms`` [DRAWS] in [0, 1)."""
     box = random_box(view, uniforms, height, width) if view.resize == "random_crop" else None
     rest = uniforms[4 * ATTEMPTS :]
     return Choices(
@@ -71,10 +72,10 @@ def draw(view: PixelView, uniforms: np.ndarray, height: int, width: int) -> Choi
 
 
 def random_box(view: PixelView, uniforms: np.ndarray, height: int, width: int) -> Box:
-    """A crop with its area share uniform in ``crop_scale`` and log ratio in ``crop_ratio``.
+    """A random crop: area uniform in ``crop_scale``, log aspect ratio uniform in ``crop_ratio``.
 
-    Source: Szegedy et al., "Going deeper with convolutions", as torchvision does it: after ten
-    boxes that do not fit, the central one of the nearest allowed ratio.
+    Source: Szegedy et al., "Going deeper with convolutions" (CVPR 2015), as in torchvision: after
+    ten boxes that do not fit, the center crop with the nearest allowed aspect ratio.
     """
     (low, high), ratios = view.crop_scale, view.crop_ratio
     logs = [math.log(ratio) for ratio in ratios]
@@ -93,7 +94,10 @@ def random_box(view: PixelView, uniforms: np.ndarray, height: int, width: int) -
 
 
 def transform(image: Tensor, view: PixelView, choices: Choices, decoder: str) -> Tensor:
-    """uint8 [3, S, S] of ``image``, uint8 [3 or 4, H, W]; resized as ``decoder`` resizes."""
+    """Crop, resize, flip and RandAugment: ``image`` uint8 [3 or 4, H, W] -> uint8 [3, S, S].
+
+    ``decoder`` selects the library that resizes.
+    """
     if choices.box is not None:
         image = F.crop(image, *choices.box)
     image = _resize(image, view, decoder)
@@ -105,32 +109,34 @@ def transform(image: Tensor, view: PixelView, choices: Choices, decoder: str) ->
 
 
 @dataclass(frozen=True)
-class Rest:
-    """What is left to do for pictures that were cropped and resized, put in order on the host."""
+class RemainingTransforms:
+    """Flip, RandAugment and normalization of a batch whose images are cropped and resized."""
 
     view: PixelView
-    flipped: list[int]
-    steps: list[dict[Operation, list[int]]]  # of RandAugment
+    flipped: list[int]  # rows
+    steps: list[dict[Operation, list[int]]]  # RandAugment: the rows of each operation
 
     @classmethod
-    def of(cls, view: PixelView, choices: Sequence[Choices]) -> Rest:
-        """What ``choices`` [B] leave to do."""
+    def of(cls, view: PixelView, choices: Sequence[Choices]) -> RemainingTransforms:
+        """The remaining transforms of ``choices`` [B]."""
         flipped = [row for row, choice in enumerate(choices) if choice.flip]
         return cls(view, flipped, grouped([choice.operations for choice in choices]))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """float32 of ``images`` uint8 [B, 3, S, S], where they are: flip, RandAugment, normalise.
-        The same numbers as `transform` and `normalise` give."""
+        """Transform ``images`` uint8 [B, 3, S, S] on their device: float32 [B, 3, S, S].
+
+        Gives the same numbers as `transform` and `normalize`.
+        """
         if self.flipped:
             where = torch.tensor(self.flipped, device=images.device)
             images = images.index_copy(0, where, images[where].flip(-1))
         if self.steps:
             images = apply_operations(images, self.steps, self.view.wrapping)
-        return normalise(images, self.view)
+        return normalize(images, self.view)
 
 
-def normalise(images: Tensor, view: PixelView) -> Tensor:
-    """float32 of ``images`` uint8 [..., 3, S, S]: in [0, 1], less the mean, by the deviation."""
+def normalize(images: Tensor, view: PixelView) -> Tensor:
+    """Scale ``images`` uint8 [..., 3, S, S] to [0, 1], subtract the mean, divide by the std."""
     mean, std = (
         torch.tensor(value, device=images.device).view(3, 1, 1) for value in (view.mean, view.std)
     )
@@ -142,9 +148,11 @@ def _resize(image: Tensor, view: PixelView, decoder: str) -> Tensor:
     if view.resize != "shortest":
         return _resample(image, size, size, view.interpolation, decoder)
     short, long = sorted((height, width))
-    if long > LONGEST * short:
-        image = F.center_crop(image, [min(side, LONGEST * short) for side in (height, width)])
-        (height, width), long = image.shape[-2:], LONGEST * short
+    if long > MAX_ASPECT_RATIO * short:
+        image = F.center_crop(
+            image, [min(side, MAX_ASPECT_RATIO * short) for side in (height, width)]
+        )
+        (height, width), long = image.shape[-2:], MAX_ASPECT_RATIO * short
     long = int(size * long / short)
     h, w = (size, long) if height <= width else (long, size)
     image = _resample(image, h, w, view.interpolation, decoder)
@@ -152,10 +160,10 @@ def _resize(image: Tensor, view: PixelView, decoder: str) -> Tensor:
 
 
 def _resample(image: Tensor, height: int, width: int, mode: str, decoder: str) -> Tensor:
-    """uint8 [3, height, width]; a fourth channel is alpha and weighs the others."""
+    """Resize to uint8 [3, height, width]; a fourth channel is alpha and weighs the others."""
     tensor_mode, pil_mode = MODES[mode]
     if decoder == "torchvision" and image.shape[0] == 3:
         return F.resize(image, [height, width], tensor_mode, antialias=True)
-    picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-    picture = picture.resize((width, height), pil_mode)
-    return torch.from_numpy(np.array(picture)[..., :3]).permute(2, 0, 1)
+    resized = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+    resized = resized.resize((width, height), pil_mode)
+    return torch.from_numpy(np.array(resized)[..., :3]).permute(2, 0, 1)

@@ -1,1 +1,1 @@
-"""Splits to batches."""
+"""Loading: from a split to batches."""

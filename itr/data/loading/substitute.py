@@ -1,4 +1,4 @@
-"""Which images are shown where a training picture is broken. B pairs of the whole batch."""
+"""Replaces training images that cannot be decoded by the next readable ones. B pairs per batch."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ import numpy as np
 from itr.data.records import Split
 
 
-def without_broken(
-    split: Split, drawn: np.ndarray, mine: slice, broken: Container[int]
+def replace_broken(
+    split: Split, captions: np.ndarray, share: slice, broken: Container[int]
 ) -> tuple[np.ndarray, list[int]]:
-    """The captions ``drawn`` [B] with the next sound images in the place of the ``broken`` ones in
-    the rows ``mine`` of this rank, and which those were.
+    """``captions`` [B] with the pairs of ``broken`` images replaced, and the replaced images.
 
-    An image that the batch holds already is passed over, so that as many repeat as were drawn: the
-    other ranks, who do not know what is broken here, count on it. What comes in does not depend on
-    when a picture was found to be broken: the batch is put together until all of it is sound.
+    Only the rows ``share`` of this rank change. A broken image becomes the next readable one that
+    the batch does not contain yet: the number of pairs with equal images stays the same, and the
+    other ranks, which do not know the broken images of this rank, rely on it. The result depends
+    only on ``broken``, not on when an image was found to be broken: the loader assembles a batch
+    again until all of its images can be decoded.
     """
-    owners = split.text_to_image[drawn]
-    own = owners[mine]
-    gone = [image for image in dict.fromkeys(own.tolist()) if image in broken]
-    if not gone:
-        return drawn, gone
-    captions, taken = drawn.copy(), set(owners.tolist())
-    for image in gone:
-        other = _next(split, image, broken, taken)
-        if other is None:  # the batch is all there is
-            other = _next(split, image, broken)
-        assert other is not None, "every picture is broken"
-        taken.add(other)
-        captions[mine][own == image] = split.first_caption[other]
-    return captions, gone
+    images = split.text_to_image[captions]
+    own = images[share]
+    replaced = [image for image in dict.fromkeys(own.tolist()) if image in broken]
+    if not replaced:
+        return captions, replaced
+    captions, used = captions.copy(), set(images.tolist())
+    for image in replaced:
+        substitute = _next_image(split, image, broken, used)
+        if substitute is None:  # the batch contains all readable images
+            substitute = _next_image(split, image, broken)
+        assert substitute is not None, "every image is broken"
+        used.add(substitute)
+        captions[share][own == image] = split.first_caption[substitute]
+    return captions, replaced
 
 
-def _next(split: Split, image: int, *passed: Container[int]) -> int | None:
-    """The first image after ``image`` that is in none of ``passed``; None: there is none."""
-    after = ((image + step) % split.n_images for step in range(1, split.n_images))
-    return next((n for n in after if not any(n in known for known in passed)), None)
+def _next_image(split: Split, image: int, *excluded: Container[int]) -> int | None:
+    """The first image after ``image``, cyclically, that is in none of ``excluded``, if any."""
+    following = ((image + step) % split.n_images for step in range(1, split.n_images))
+    return next((n for n in following if not any(n in images for images in excluded)), None)

@@ -1,4 +1,4 @@
-"""The caption augmentation, on token ids. T ids of any number of captions, W basic tokens."""
+"""Caption augmentation on token ids. T ids of any number of captions, W words."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import numpy as np
 
 from itr.view import CaptionAugment
 
-KEEP, MASK, RANDOM, DELETE = range(4)  # what happens to an id
+KEEP, MASK, RANDOM, DELETE = range(4)  # actions on an id
 
 
-def fates(words: np.ndarray, uniforms: np.ndarray, rule: CaptionAugment) -> np.ndarray:
+def word_actions(words: np.ndarray, uniforms: np.ndarray, rule: CaptionAugment) -> np.ndarray:
     """KEEP, MASK, RANDOM or DELETE for each id, int8 [T].
 
-    ``words`` [T] numbers the basic token of each id (-1: a special one, kept), ``uniforms`` [W]
-    holds one draw in [0, 1) for each basic token.
+    ``words`` [T] is the index of each id's word (-1: a special id, always KEEP). ``uniforms`` [W]
+    holds one draw in [0, 1) per word.
     """
     share = uniforms / rule.probability if rule.probability > 0 else np.full_like(uniforms, np.inf)
-    fate = np.where(
+    action = np.where(
         share < rule.mask, MASK, np.where(share < rule.mask + rule.random, RANDOM, DELETE)
     )
-    fate = np.append(np.where(uniforms < rule.probability, fate, KEEP), KEEP)
-    return fate[words].astype(np.int8)  # -1 reads the KEEP that was appended
+    action = np.append(np.where(uniforms < rule.probability, action, KEEP), KEEP)
+    return action[words].astype(np.int8)  # index -1 reads the appended KEEP
 
 
 def augment(
@@ -31,12 +31,12 @@ def augment(
     replacements: np.ndarray,
     mask_id: int,
 ) -> np.ndarray:
-    """``ids`` [T] after augmentation: pieces masked, replaced or left out, word by word.
+    """``ids`` [T] with pieces masked, replaced or deleted, word by word.
 
-    ``replacements`` holds the new ids of the replaced pieces, in order; ``words``, ``uniforms`` as
-    for `fates`. Everything may be deleted; [CLS] and [SEP] stay.
+    ``replacements`` are the new ids of the replaced pieces, in order; ``words`` and ``uniforms``
+    are those of `word_actions`. All words may be deleted; [CLS] and [SEP] stay.
     """
-    fate = fates(words, uniforms, rule)
-    changed = np.where(fate == MASK, mask_id, ids)
-    changed[fate == RANDOM] = replacements
-    return changed[fate != DELETE]
+    action = word_actions(words, uniforms, rule)
+    changed = np.where(action == MASK, mask_id, ids)
+    changed[action == RANDOM] = replacements
+    return changed[action != DELETE]

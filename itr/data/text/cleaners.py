@@ -1,4 +1,4 @@
-"""What happens to a caption before it is tokenised: the cleaners that a `TextView` names."""
+"""Caption cleaners, applied before tokenization; a `TextView` selects one by name."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import html
 import re
 from collections.abc import Callable
 
-ALBEF_WORDS = 30  # kept of a caption
+ALBEF_WORDS = 30  # maximum
 
 _ALBEF_DELETED = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
-_PLAIN = re.compile(r"[\x20-\x25\x27-\x7e]*")  # printable ASCII without &: nothing to mend
+_PLAIN = re.compile(r"[\x20-\x25\x27-\x7e]*")  # printable ASCII without &: nothing to repair
 
 
 def albef(caption: str) -> str:
@@ -21,7 +21,7 @@ def albef(caption: str) -> str:
 
 
 def clip(caption: str) -> str:
-    """CLIP's: mojibake mended, HTML unescaped twice, white space collapsed, lower case."""
+    """CLIP's ``basic_clean``: repair mojibake, unescape HTML twice, collapse spaces, lower case."""
     if not _PLAIN.fullmatch(caption):
         caption = html.unescape(html.unescape(_fixer()(caption)))
     return " ".join(caption.split()).lower()
@@ -29,7 +29,7 @@ def clip(caption: str) -> str:
 
 @functools.cache
 def _fixer() -> Callable[[str], str]:
-    import ftfy  # slow to import, and only web text needs it
+    import ftfy  # slow to import, needed for web text only
 
     return ftfy.fix_text
 

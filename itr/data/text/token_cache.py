@@ -1,4 +1,4 @@
-"""Token ids of a split's captions, made once and kept on disk."""
+"""Tokenizes captions once and caches their token ids on disk."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from itr.view import TextView
 log = logging.getLogger(__name__)
 
 
-def build_table(
+def tokenize_cached(
     tokenizer: Tokenizer,
     captions: Sequence[str],
     view: TextView,
     cache_dir: str | Path | None = None,
 ) -> TokenTable:
-    """`Tokenizer.tokenize`, kept in ``cache_dir`` for the next run; a damaged file is rebuilt."""
+    """`Tokenizer.tokenize`, cached in ``cache_dir``; a damaged cache file is rebuilt."""
     if cache_dir is None:
         return tokenizer.tokenize(captions, view)
     key = hashlib.sha256(
@@ -50,7 +50,7 @@ def build_table(
 
 
 def _as_json(captions: Sequence[str]) -> Iterator[bytes]:
-    """What ``json.dumps`` makes of the list of ``captions``, in pieces: they may be millions."""
+    """``json.dumps`` of the list of ``captions``, in pieces: there may be millions."""
     yield b"["
     for number, part in enumerate(chunks(captions)):
         yield (b", " if number else b"") + json.dumps(part)[1:-1].encode()
@@ -67,5 +67,5 @@ def _read_table(path: Path, n_captions: int, pad: int) -> TokenTable | None:
             return table
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
-    log.warning("%s: damaged; made again", path)
+    log.warning("%s: damaged cache file; tokenizing again", path)
     return None

@@ -1,4 +1,4 @@
-"""Token ids of a split's captions, and batches of them. B captions, L token ids."""
+"""Token ids of many captions in flat arrays, and their padding. B captions, L token ids."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from itr.view import TextView
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Token ids of C captions, one after the other; the special ones included."""
+    """Token ids of C captions, concatenated; T ids in total, special ones included."""
 
     flat: np.ndarray  # [T] int32
-    words: np.ndarray  # [T] int32: which basic token of its caption an id is a piece of; -1: none
-    offsets: np.ndarray  # [C + 1] int64: where each caption begins
-    pad: int = 0  # the id that fills a batch up
+    words: np.ndarray  # [T] int32: index of the word that an id is a piece of; -1: special id
+    offsets: np.ndarray  # [C + 1] int64: start of each caption in `flat`
+    pad: int = 0  # padding id
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """[C] int64: number of ids of each caption."""
+        """Number of ids of each caption, int64 [C]."""
         return np.diff(self.offsets)
 
     def ids(self, index: int) -> np.ndarray:
@@ -35,7 +35,7 @@ class TokenTable:
         return self.flat[self.offsets[index] : self.offsets[index + 1]]
 
     def positions(self, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the ids of ``captions`` [B] stand in ``flat``, one after the other, and lengths."""
+        """Indices into ``flat`` of the ids of ``captions`` [B], concatenated, and lengths [B]."""
         lengths = self.lengths[captions]
         before = np.cumsum(lengths) - lengths
         shift = np.repeat(self.offsets[:-1][captions] - before, lengths)
@@ -43,8 +43,11 @@ class TokenTable:
 
 
 @dataclass
-class Texts:
-    """Token ids of a split, padded as ``view`` asks; raises ConfigError where they do not fit."""
+class CaptionPadder:
+    """Pads captions of ``table`` as ``view`` requires.
+
+    Raises ConfigError if a caption is longer than ``view.pad_to``.
+    """
 
     table: TokenTable
     view: TextView
@@ -57,10 +60,12 @@ class Texts:
                 f"to {self.view.pad_to} or less, or pad_to to {longest} or more"
             )
 
-    def pad(self, ids: np.ndarray, lengths: np.ndarray, least: int = 0) -> dict[str, Any]:
-        """The token fields of a `Batch` from captions one after the other: ``ids`` [sum of
-        ``lengths`` [B]], at least ``least`` wide."""
-        width = self.view.pad_to or max(int(lengths.max()), self.view.min_pad, least)
+    def fields(self, ids: np.ndarray, lengths: np.ndarray, min_width: int = 0) -> dict[str, Any]:
+        """The token fields of a `Batch` of B captions, padded to at least ``min_width`` ids.
+
+        ``ids`` [sum of ``lengths``] are the concatenated captions, ``lengths`` [B] their lengths.
+        """
+        width = self.view.pad_to or max(int(lengths.max()), self.view.min_pad, min_width)
         mask = np.arange(width) < lengths[:, None]
         tokens = np.full(mask.shape, self.table.pad, dtype=np.int64)
         tokens[mask] = ids

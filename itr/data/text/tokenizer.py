@@ -1,4 +1,4 @@
-"""Captions to token ids: BERT's WordPiece, and the byte pairs of CLIP and RoBERTa."""
+"""Tokenizers: BERT's WordPiece, and the byte-level BPE of CLIP and RoBERTa."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,17 @@ from itr.data.text import tokenizer_backends
 from itr.data.text.cleaners import CLEANERS
 from itr.data.text.token_table import TokenTable
 from itr.data.text.tokenizer_backends import SPECIALS, STYLE_SPECIALS
-from itr.data.text.tokenizer_files import BytePairFiles, read_files
+from itr.data.text.tokenizer_files import BytePairFiles, read_tokenizer_files
 from itr.errors import CheckpointError, ConfigError
 from itr.instantiate import nearest
-from itr.view import TextView
+from itr.view import TextView, View
 
-CHUNK = 100_000  # captions that are tokenised at a time
+CHUNK = 100_000  # captions that are tokenized at a time
+FROM_CAPTIONS = {"clip-from-captions": "clip", "roberta-from-captions": "roberta"}
 
 
 def chunks(captions: Sequence[str]) -> Iterator[list[str]]:
-    """``captions``, which may be millions in one block, a list of `CHUNK` at a time."""
+    """Lists of `CHUNK` consecutive captions; there may be millions in one block."""
     for first in range(0, len(captions), CHUNK):
         yield list(captions[first : first + CHUNK])
 
@@ -33,15 +34,15 @@ def chunks(captions: Sequence[str]) -> Iterator[list[str]]:
 class Tokenizer:
     """BERT's basic tokenizer, then WordPiece (words over 100 characters become [UNK]).
 
-    Special tokens written inside a caption are ordinary text; [CLS] and [SEP] are added here.
-    Raises ConfigError for a vocabulary that is not BERT's kind.
+    Special tokens written inside a caption are ordinary text; `tokenize` adds [CLS] and [SEP].
+    Raises ConfigError for a vocabulary without BERT's special tokens.
     """
 
-    tokens: list[str]  # the place in the list is the id
+    tokens: list[str]  # the index of a token is its id
     pad_id: int
-    unk_id: int | None  # None: there is none
-    cls_id: int  # what stands first, whatever its name
-    sep_id: int  # what stands last
+    unk_id: int | None
+    cls_id: int  # first id of every caption
+    sep_id: int  # last id of every caption
     mask_id: int | None
 
     def __init__(
@@ -61,7 +62,7 @@ class Tokenizer:
         vocabulary = {token: number for number, token in enumerate(self.tokens)}
         missing = [token for token in SPECIALS if token not in vocabulary]
         if missing or vocabulary["[PAD]"] != 0:
-            fault = f"lacks {', '.join(missing)}" if missing else "has [PAD] elsewhere than at 0"
+            fault = f"has no {', '.join(missing)}" if missing else "[PAD] is not its first entry"
             raise ConfigError(
                 f"{source}: {fault}; expected a BERT vocabulary with [PAD] as its first entry"
             )
@@ -72,26 +73,26 @@ class Tokenizer:
 
     @classmethod
     def from_vocab(cls, tokens: Sequence[str], lowercase: bool = True) -> Tokenizer:
-        """A tokenizer over ``tokens``; the place in the list is the id."""
+        """A tokenizer with the vocabulary ``tokens``; the index of a token is its id."""
         return cls(tokens, lowercase)
 
     @staticmethod
     def from_files(name_or_dir: str) -> Tokenizer:
-        """The tokenizer of a BERT, RoBERTa or CLIP, told apart by its files.
+        """The tokenizer of a BERT, RoBERTa or CLIP; the kind is detected from its files.
 
         ``name_or_dir`` is a local directory, a name on the Hugging Face hub, or ``open_clip`` (the
-        vocabulary in that package). Raises ConfigError when it cannot be found or used.
+        vocabulary in that package). Raises ConfigError if the files are missing or unusable.
         """
-        found = read_files(name_or_dir)
-        if isinstance(found, BytePairFiles):
-            return BytePairs(*found, source=name_or_dir)
-        return Tokenizer(found.tokens, **found.options, source=name_or_dir)
+        files = read_tokenizer_files(name_or_dir)
+        if isinstance(files, BytePairFiles):
+            return BytePairTokenizer(*files, source=name_or_dir)
+        return Tokenizer(files.tokens, **files.options, source=name_or_dir)
 
     @staticmethod
     def from_captions(captions: Iterable[str], size: int) -> Tokenizer:
-        """A WordPiece vocabulary of at most ``size`` entries learnt from ``captions``.
+        """A WordPiece tokenizer with at most ``size`` ids, learned from ``captions``.
 
-        The same captions give the same vocabulary, in whatever order they come.
+        The result does not depend on the order of the captions.
         """
         return Tokenizer(tokenizer_backends.learn_wordpiece(list(captions), size))
 
@@ -101,16 +102,16 @@ class Tokenizer:
         return len(self.tokens)
 
     def to_json(self) -> str:
-        """All there is to know, for a checkpoint."""
+        """The complete tokenizer as JSON, for a checkpoint."""
         return json.dumps({"format": 1, "options": self.options, "tokens": self.tokens})
 
     @staticmethod
     def from_json(text: str) -> Tokenizer:
-        """The tokenizer that `to_json` wrote; raises CheckpointError if it is damaged."""
+        """The tokenizer of a `to_json`; raises CheckpointError if the text is damaged."""
         try:
             values = json.loads(text)
             if "merges" in values:
-                return BytePairs(values["tokens"], values["merges"], values["style"])
+                return BytePairTokenizer(values["tokens"], values["merges"], values["style"])
             return Tokenizer(values["tokens"], **values["options"])
         except (ValueError, KeyError, TypeError, ConfigError) as error:
             raise CheckpointError(f"the tokenizer in the checkpoint is damaged: {error}") from error
@@ -121,22 +122,21 @@ class Tokenizer:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def tokenize(self, captions: Sequence[str], view: TextView) -> TokenTable:
-        """Ids of ``captions``, each [CLS] ... [SEP]; cut only where ``view.max_length`` asks.
+        """Ids of ``captions``, each [CLS] ... [SEP], truncated to ``view.max_length``.
 
         Raises ConfigError for an unknown ``view.cleaner``.
         """
-        clean = cleaner_of(view)
+        clean = get_cleaner(view)
         last = [self.sep_id] if view.end else []
-        around = 1 + len(last)
-        if view.max_length is not None and view.max_length < around:
+        n_special = 1 + len(last)
+        if view.max_length is not None and view.max_length < n_special:
             raise ConfigError(
-                f"max_length={view.max_length}: [CLS] and [SEP] alone are {around} ids"
+                f"max_length={view.max_length}: too short, [CLS] and [SEP] need {n_special} ids"
             )
-        room = None if view.max_length is None else view.max_length - around
-        # Said here, the library does not warn when a data loader forks its workers.
+        room = None if view.max_length is None else view.max_length - n_special
+        # Without a value the library warns when a process forks after tokenizing.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        # Of millions of captions only the arrays are kept: as Python's numbers they take 16 times
-        # as much.
+        # Compact arrays: Python integers of millions of captions take 16 times the memory.
         ids, words, lengths = array("i"), array("i"), array("q")
         for part in chunks(captions):
             cleaned = [clean(view.prompt + caption) for caption in part]
@@ -144,18 +144,18 @@ class Tokenizer:
                 pieces = encoding.ids[:room]
                 ids.extend((self.cls_id, *pieces, *last))
                 words.extend((-1, *encoding.word_ids[:room], *([-1] * len(last))))
-                lengths.append(len(pieces) + around)
+                lengths.append(len(pieces) + n_special)
         offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
         return TokenTable(np.asarray(ids), np.asarray(words), offsets, pad=self.pad_id)
 
 
-class BytePairs(Tokenizer):
-    """Byte-level byte pairs in the ``style`` of CLIP or RoBERTa.
+class BytePairTokenizer(Tokenizer):
+    """Byte-level BPE in the ``style`` of ``clip`` or ``roberta``.
 
-    Unlike BERT's, special tokens written inside a caption count as such, as in the authors' code.
-    CLIP's has no padding id of its own: 0 pads, as its authors do. Raises ConfigError for a
-    vocabulary without the style's special tokens.
+    As in the authors' code, and unlike BERT, special tokens written inside a caption are special.
+    CLIP has no padding token; like its authors we pad with 0. Raises ConfigError for a vocabulary
+    without the special tokens of the style.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class BytePairs(Tokenizer):
         missing = [token for token in STYLE_SPECIALS[style] if token not in vocabulary]
         if missing:
             raise ConfigError(
-                f"{source}: lacks {', '.join(missing)}; expected the vocabulary of a {style}"
+                f"{source}: has no {', '.join(missing)}; expected a {style} vocabulary"
             )
         ids = [vocabulary[token] for token in STYLE_SPECIALS[style]]
         if style == "clip":
@@ -181,28 +181,43 @@ class BytePairs(Tokenizer):
             self.cls_id, self.pad_id, self.sep_id, self.unk_id, self.mask_id = ids
         try:
             self._fast = tokenizer_backends.byte_pairs(vocabulary, self.merges, style)
-        except Exception as error:  # the library's own; merges of what the vocabulary lacks
+        except Exception as error:  # the library raises Exception itself
             raise ConfigError(
                 f"{source}: its merges do not fit its vocabulary ({error})"
             ) from error
 
     @staticmethod
-    def learn(captions: Iterable[str], size: int, style: str) -> BytePairs:
-        """Byte pairs of at most ``size`` entries learnt from ``captions``, as `from_captions`."""
+    def learn(captions: Iterable[str], size: int, style: str) -> BytePairTokenizer:
+        """A tokenizer with at most ``size`` ids, learned from ``captions``; see `from_captions`."""
         tokens, merges = tokenizer_backends.learn_byte_pairs(list(captions), size, style)
-        return BytePairs(tokens, merges, style)
+        return BytePairTokenizer(tokens, merges, style)
 
     def to_json(self) -> str:
-        """All there is to know, for a checkpoint."""
+        """The complete tokenizer as JSON, for a checkpoint."""
         values = {"tokens": self.tokens, "merges": self.merges, "style": self.style}
         return json.dumps({"format": 1, **values})
 
 
-def cleaner_of(view: TextView) -> Any:
-    """The function that ``view.cleaner`` names. Raises ConfigError for an unknown one."""
+def get_cleaner(view: TextView) -> Callable[[str], str]:
+    """The cleaner that ``view`` names. Raises ConfigError for an unknown one."""
     if view.cleaner not in CLEANERS:
         raise ConfigError(
             f"text cleaner '{view.cleaner}': unknown{nearest(view.cleaner, CLEANERS)} "
             f"(known: {', '.join(CLEANERS)})"
         )
     return CLEANERS[view.cleaner]
+
+
+def open_tokenizer(view: View, captions: Iterable[str]) -> Tokenizer:
+    """The tokenizer that ``view.tokenizer`` names.
+
+    ``captions`` (of the training split) are consumed only by tokenizers that learn from them.
+    Raises ConfigError if its files are missing or unusable.
+    """
+    if view.tokenizer not in ("wordpiece", *FROM_CAPTIONS):
+        return Tokenizer.from_files(view.tokenizer)
+    clean = get_cleaner(view.text)
+    captions = [clean(caption) for caption in captions]
+    if style := FROM_CAPTIONS.get(view.tokenizer):
+        return BytePairTokenizer.learn(captions, view.vocabulary_size, style)
+    return Tokenizer.from_captions(captions, view.vocabulary_size)

@@ -1,8 +1,8 @@
-"""Pipelines of the `tokenizers` library, and vocabularies learnt from captions.
+"""Builds pipelines of the `tokenizers` library and learns vocabularies from captions.
 
-A vocabulary learnt from the same captions is the same, in whatever order they come. The library's
-trainers number what they meet as a hash map yields it and break ties by number: so everything that
-they could meet is numbered here first.
+A learned vocabulary does not depend on the order of the captions. The library's trainers number new
+symbols in the order of a hash map and break ties by number; therefore all symbols that they can
+encounter are numbered here in advance.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tokenizers.trainers import BpeTrainer, WordPieceTrainer
 from itr.errors import ConfigError
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-WORD_END = "</w>"  # CLIP: stands after the last piece of a word
+WORD_END = "</w>"  # CLIP: suffix of the last piece of a word
 STYLES = ("clip", "roberta")
 STYLE_SPECIALS = {
     "clip": ("<start_of_text>", "<end_of_text>"),
     "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
 }
-# Words of CLIP: endings after an apostrophe, runs of letters, single digits, runs of the rest.
+# CLIP: contractions, runs of letters, single digits, runs of other characters.
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -52,7 +52,7 @@ def wordpiece(
 
 
 def byte_pairs(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], style: str) -> Any:
-    """Byte-level BPE as CLIP or RoBERTa does it; special tokens written in a text are special."""
+    """Byte-level BPE of CLIP or RoBERTa; special tokens written in a text are special."""
     options: dict[str, Any] = {"end_of_word_suffix": WORD_END} if style == "clip" else {}
     fast = FastTokenizer(BPE(dict(vocabulary), list(merges), **options))
     fast.pre_tokenizer = _byte_level(style)
@@ -70,13 +70,13 @@ def _byte_level(style: str) -> Any:
 
 
 def learn_wordpiece(captions: Sequence[str], size: int) -> list[str]:
-    """The tokens of a WordPiece vocabulary of at most ``size`` entries.
+    """Tokens of a WordPiece vocabulary with at most ``size`` entries.
 
-    Raises ConfigError where the characters alone need more.
+    Raises ConfigError if the characters of the captions already need more.
     """
     fast = wordpiece({"[UNK]": 0})
     characters = fast.normalizer.normalize_str("".join(sorted(set("".join(captions)))))
-    # "a" + c stays one token if c can continue a word.
+    # c can continue a word if "a" + c is a single word.
     continuations = [
         f"##{character}"
         for character in sorted(set(characters))
@@ -95,10 +95,10 @@ def learn_wordpiece(captions: Sequence[str], size: int) -> list[str]:
 def learn_byte_pairs(
     captions: Sequence[str], size: int, style: str
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """Tokens and merges of a byte-level BPE of at most ``size`` entries, special ones included.
+    """Tokens and merges of a byte-level BPE with at most ``size`` entries, special ones included.
 
-    As CLIP's its special tokens come last, as RoBERTa's first. Raises ConfigError where the bytes
-    alone need more.
+    Special tokens come last for CLIP and first for RoBERTa. Raises ConfigError if the bytes already
+    need more.
     """
     letters = sorted(ByteLevel.alphabet())
     known = [*letters, *(letter + WORD_END for letter in letters)] if style == "clip" else letters
@@ -111,8 +111,8 @@ def learn_byte_pairs(
     trainer = BpeTrainer(vocab_size=room, special_tokens=known, show_progress=False, **options)
     fast.train_from_iterator(captions, trainer, length=len(captions))
     vocabulary, merges = fast.get_vocab(), _merges(fast)
-    learnt = sorted(vocabulary, key=vocabulary.__getitem__)
-    tokens = [*learnt, *specials] if style == "clip" else [*specials, *learnt]
+    learned = sorted(vocabulary, key=vocabulary.__getitem__)
+    tokens = [*learned, *specials] if style == "clip" else [*specials, *learned]
     return tokens, merges
 
 
@@ -123,4 +123,6 @@ def _merges(fast: Any) -> list[tuple[str, str]]:
 
 def _require_room(size: int, needed: int, what: str) -> None:
     if needed > size:
-        raise ConfigError(f"vocabulary_size={size}: {what} alone need {needed}; type a larger one")
+        raise ConfigError(
+            f"vocabulary_size={size}: too small, {what} need {needed}; pass a larger one"
+        )

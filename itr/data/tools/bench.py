@@ -21,14 +21,15 @@ from rich.progress import track
 from rich.table import Table
 
 from itr.command import command
-from itr.data.images.decode import decode, name_of, read_bytes
+from itr.data.images.decode import decode, image_name, read_bytes
 from itr.data.images.pixels import Pixels
-from itr.data.images.transforms import Choices, Rest, draw, transform
+from itr.data.images.transforms import Choices, RemainingTransforms, draw_choices, transform
 from itr.data.layouts.registry import open_split
-from itr.data.loading.loader import TrainLoader
-from itr.data.loading.second_text import open_second
+from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
+from itr.data.loading.second_text import open_second_texts
 from itr.data.records import Split
-from itr.data.text.open import build_table, open_tokenizer
+from itr.data.text.token_cache import tokenize_cached
+from itr.data.text.tokenizer import open_tokenizer
 from itr.data.tools import compose
 from itr.errors import ConfigError
 from itr.view import View
@@ -96,7 +97,7 @@ def measure(values: dict[str, Any], options: BenchOptions) -> Table:
     split = open_split(data, "train", view.kind, second=view.second_text is not None)
     loader = make_loader(split, view, data.cache, min(options.batch_size, split.n_images))
     torch.set_num_threads(1)
-    stages = {**(_pixel_stages(loader) if loader.pixels else {}), **_common_stages(loader)}
+    stages = {**(_pixel_stages(loader) if loader.images.pixels else {}), **_common_stages(loader)}
     table = Table(title=f"{data.name}, {split.layout} layout, for {values['model']['name']}")
     for name in ("stage", "samples/s", "ms/sample"):
         table.add_column(name, justify="left" if name == "stage" else "right")
@@ -116,22 +117,23 @@ def make_loader(
 ) -> TrainLoader:
     """The loader that training on a CPU would use."""
     tokenizer = open_tokenizer(view, itertools.chain(split.texts, split.second_texts()))
-    table = build_table(tokenizer, split.texts, view.text, cache)
-    second = open_second(split, view, tokenizer, cache)
-    return TrainLoader(split, view, table, tokenizer, batch_size, 0, workers=workers, second=second)
+    table = tokenize_cached(tokenizer, split.texts, view.text, cache)
+    second = open_second_texts(split, view, tokenizer, cache)
+    data = TrainData(split, view, table, tokenizer, second)
+    return TrainLoader(data, LoaderOptions(batch_size, num_workers=workers))
 
 
 def _pixel_stages(loader: TrainLoader) -> dict[str, Stage]:
     """Each stage of image loading, on the precomputed output of the stages before it."""
     split, view = loader.split, loader.view.pixels
-    rows = split.text_to_image[loader.order(0)[:POOL]].tolist()
+    rows = split.text_to_image[loader.plan.order(0)[:POOL]].tolist()
     images = [split.records[row].image for row in rows]
     data = [read_bytes(image) for image in images]
-    decoded = [decode(d, name_of(i), split.decoder) for d, i in zip(data, images, strict=True)]
+    decoded = [decode(d, image_name(i), split.decoder) for d, i in zip(data, images, strict=True)]
     pixels = Pixels(split, view)
-    drawn = pixels.drawn(0, 0, loader.order(0)[:POOL])
+    drawn = pixels.draw_uniforms(0, 0, loader.plan.order(0)[:POOL])
     choices = [
-        Choices() if drawn is None else draw(view, drawn[n], *image.shape[-2:])
+        Choices() if drawn is None else draw_choices(view, drawn[n], *image.shape[-2:])
         for n, image in enumerate(decoded)
     ]
     resized = torch.stack(
@@ -140,7 +142,7 @@ def _pixel_stages(loader: TrainLoader) -> dict[str, Stage]:
             for image, choice in zip(decoded, choices, strict=True)
         ]
     )
-    rests = [Rest.of(view, [choice]) for choice in choices]
+    rests = [RemainingTransforms.of(view, [choice]) for choice in choices]
     count = len(images)
 
     def resize(n: int) -> Any:
@@ -165,12 +167,12 @@ def _common_stages(loader: TrainLoader) -> dict[str, Stage]:
         return tokenizer.tokenize([texts[n % len(texts)] for n in captions], loader.view.text)
 
     def cached_ids(captions: np.ndarray) -> Any:
-        return loader.texts.pad(*loader.drawn_texts(0, captions))
+        return loader.captions.fields(0, captions)
 
     def images(captions: np.ndarray) -> Any:
-        return loader.image_fields(0, captions, split.text_to_image[captions])
+        return loader.images.fields(0, captions)
 
-    kind = "images" if loader.pixels else "regions"
+    kind = "images" if loader.images.pixels else "regions"
     return {
         f"{kind}, all stages": images,
         "captions, tokenized": tokenize,
@@ -180,7 +182,7 @@ def _common_stages(loader: TrainLoader) -> dict[str, Stage]:
 
 def rates(stages: dict[str, Stage], loader: TrainLoader, seconds: float) -> dict[str, float]:
     """Samples per second of CPU time of each stage: medians over interleaved rounds."""
-    order = loader.order(0)
+    order = loader.plan.order(0)
     batches = itertools.cycle(
         [order[n : n + loader.batch_size] for n in range(0, len(order), loader.batch_size)]
     )
@@ -205,7 +207,7 @@ def _batch_rates(loader: TrainLoader, options: BenchOptions) -> dict[int, float]
     """Samples per second of wall-clock time of whole batches, by number of workers."""
     rates_by_workers = {}
     for workers in options.workers:
-        loader.workers = workers
+        loader.num_workers = workers
         epochs = itertools.chain.from_iterable(loader.epoch(n) for n in itertools.count())
         next(epochs)
         started, done = time.perf_counter(), 0

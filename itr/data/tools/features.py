@@ -24,7 +24,7 @@ from itr.data.config import DataConfig
 from itr.data.layout import role_of
 from itr.data.layouts.precomp import FOLDER_SUFFIX
 from itr.data.layouts.registry import KINDS, find_layouts
-from itr.data.loading.loader import image_batches
+from itr.data.loading.eval_batches import image_batches
 from itr.data.records import Record, Split
 from itr.data.tools.write_precomp import RegionSource, write_precomp
 from itr.data.tools.writers import WriteOptions
@@ -223,7 +223,7 @@ def _features(
     grid: GridExtractor, split: Split, batch_size: int, workers: int
 ) -> Iterator[np.ndarray]:
     late = grid.device.type == "cuda"
-    for batch in image_batches(split, grid.view, batch_size, workers, late=late):
+    for batch in image_batches(split, grid.view, batch_size, workers, finish_on_device=late):
         pixels = batch.to(grid.device).pixels
         assert pixels is not None
         yield from grid(pixels).cpu().numpy()

@@ -12,7 +12,7 @@ from torch import Tensor
 from itr.batch import Batch
 from itr.data.checks.fingerprint import DIGITS
 from itr.data.classification.dataset import ClassificationConfig, ClassificationDataset
-from itr.data.loading.loader import caption_batches
+from itr.data.loading.eval_batches import caption_batches
 from itr.data.records import Record, Split
 from itr.errors import ConfigError
 from itr.evaluation.encode import Encoder, Progress

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from itr.data.text.open import Tokenizer
+from itr.data.text.tokenizer import Tokenizer
 from itr.models.base import RetrievalModel
 from itr.results.gallery import saliency
 from itr.results.gallery.evaluated_run import EvaluatedRun

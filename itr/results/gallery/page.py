@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from itr.data.text.open import Tokenizer
+from itr.data.text.tokenizer import Tokenizer
 from itr.evaluation.query_log import DIRECTIONS, QueryLog
 from itr.evaluation.statistics import recall_intervals
 from itr.models.base import RetrievalModel

@@ -13,9 +13,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 from itr.batch import Batch
-from itr.data.loading.loader import caption_batches, image_batches
+from itr.data.loading.eval_batches import caption_batches, image_batches
 from itr.data.records import Split
-from itr.data.text.open import Tokenizer, build_table
+from itr.data.text.token_cache import tokenize_cached
+from itr.data.text.tokenizer import Tokenizer
 from itr.models.base import RetrievalModel
 from itr.view import PixelView
 
@@ -65,7 +66,7 @@ def saliency_maps(
         text = captions[caption]
         single = dataclasses.replace(record, captions=(text,), caption_ids=(caption,))
         one = dataclasses.replace(split, records=[single], second=None)
-        table = build_table(tokenizer, [text], model.view.text_eval, cache)
+        table = tokenize_cached(tokenizer, [text], model.view.text_eval, cache)
         images = next(iter(image_batches(one, model.view, 1))).to(device)
         texts = next(iter(caption_batches(one, model.view, table, 1))).to(device)
         maps.append(_saliency_map(model, images, texts))

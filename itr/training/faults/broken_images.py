@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from itr import parallel
-from itr.data.images.decode import name_of
+from itr.data.images.decode import image_name
 from itr.data.records import Split
 from itr.errors import DataError
 from itr.training.console import log
@@ -52,7 +52,7 @@ class BrokenImages:
         return count
 
     def _warn(self, rank: int, indices: Sequence[int]) -> None:
-        names = [name_of(self.split.records[index].image) for index in indices[:SHOWN]]
+        names = [image_name(self.split.records[index].image) for index in indices[:SHOWN]]
         log.warning(
             "rank %d skipped %d images that cannot be decoded: %s%s (total on all ranks: %d)",
             rank,

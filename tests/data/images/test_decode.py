@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from itr.data.images.decode import decode, name_of, read_bytes
+from itr.data.images.decode import decode, image_name, read_bytes
 from itr.data.records import Slice
 from itr.errors import DataError
 from tests.data.pictures import encoded, photo
@@ -94,9 +94,9 @@ def test_pictures_are_read_from_files_and_from_inside_files(tmp_path):
     path = tmp_path / "many"
     path.write_bytes(b"before" + encoded(photo()) + b"after")
     place = Slice(str(path), 6, len(encoded(photo())))
-    assert read_bytes(place) == encoded(photo()) and str(path) in name_of(place)
+    assert read_bytes(place) == encoded(photo()) and str(path) in image_name(place)
     assert read_bytes(str(path)).startswith(b"before")
     with pytest.raises(DataError, match="nowhere.jpg: cannot be read"):
         read_bytes(str(tmp_path / "nowhere.jpg"))
-    with pytest.raises(DataError, match="row of regions"):
+    with pytest.raises(DataError, match="is a row of"):
         read_bytes(3)

@@ -8,11 +8,12 @@ from PIL import Image
 from itr.batch import Batch
 from itr.data import counter_rng
 from itr.data.images.pixels import Pixels
-from itr.data.images.transforms import DRAWS, draw, normalise, transform
+from itr.data.images.transforms import DRAWS, draw_choices, normalize, transform
 from itr.data.layouts.precomp import read_split
 from itr.data.layouts.registry import DataConfig, open_split
-from itr.data.loading.loader import TrainLoader, caption_batches, image_batches
-from itr.data.text.open import open_tokenizer
+from itr.data.loading.eval_batches import caption_batches, image_batches
+from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
+from itr.data.text.tokenizer import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView, TextView, View
 from tests.data.pictures import entry, photo, write_karpathy
@@ -44,7 +45,10 @@ def world(tmp_path):
             split = self.split()
             tokenizer = open_tokenizer(view, split.captions())
             table = tokenizer.tokenize(split.captions(), view.text)
-            return TrainLoader(split, view, table, tokenizer, batch_size, seed, **options)
+            return TrainLoader(
+                TrainData(split, view, table, tokenizer),
+                LoaderOptions(batch_size, seed, **options),
+            )
 
     return World()
 
@@ -66,39 +70,39 @@ def test_a_batch_equals_one_made_picture_by_picture(world, unit):
         for row, caption in enumerate(batch.caption_id.tolist()):
             path = split.records[split.text_to_image[caption]].image
             image = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
-            uniforms = counter_rng.uniform(3, 5, counter_rng.PICTURE, caption, np.arange(DRAWS))
-            choices = draw(RANDOM, uniforms, *image.shape[-2:])
-            expected = normalise(transform(image, RANDOM, choices, "torchvision"), RANDOM)
+            uniforms = counter_rng.uniform(3, 5, counter_rng.IMAGE, caption, np.arange(DRAWS))
+            choices = draw_choices(RANDOM, uniforms, *image.shape[-2:])
+            expected = normalize(transform(image, RANDOM, choices, "torchvision"), RANDOM)
             assert torch.equal(batch.pixels[row], expected)
 
 
 def test_an_epoch_is_a_function_of_seed_and_number(world):
     first = list(world.loader().epoch(0))
     assert same(first, list(world.loader().epoch(0)))
-    assert same(first, list(world.loader(workers=2).epoch(0)))
+    assert same(first, list(world.loader(num_workers=2).epoch(0)))
     assert same(first[1:], list(world.loader().epoch(0, start_batch=1)))
     assert not same(first, list(world.loader().epoch(1)))
     assert not same(first, list(world.loader(seed=4).epoch(0)))
-    halves = [list(world.loader(rank=r, world=2).epoch(0)) for r in range(2)]
+    halves = [list(world.loader(rank=r, world_size=2).epoch(0)) for r in range(2)]
     for whole, a, b in zip(first, *halves, strict=True):
         assert torch.equal(whole.pixels, torch.cat([a.pixels, b.pixels]))
 
 
 def test_captions_of_one_image_are_shown_with_pictures_of_their_own(world):
     pixels = Pixels(world.split(), RANDOM)
-    uniforms = pixels.drawn(0, 0, np.array([0, 1]))
+    uniforms = pixels.draw_uniforms(0, 0, np.array([0, 1]))
     a, b = pixels.fetch(np.array([0, 0]), uniforms)
     assert not torch.equal(a, b)
-    assert Pixels(world.split(), PixelView(size=16)).drawn(0, 0, np.array([0])) is None
+    assert Pixels(world.split(), PixelView(size=16)).draw_uniforms(0, 0, np.array([0])) is None
 
 
 def test_evaluation_gives_each_picture_once_and_draws_nothing(world):
     loader = world.loader()
-    batches = list(image_batches(loader.split, loader.view, 3, workers=2))
+    batches = list(image_batches(loader.split, loader.view, 3, num_workers=2))
     assert torch.cat([b.image_id for b in batches]).tolist() == list(range(IMAGES))
     expected = Pixels(loader.split, PixelView(size=16)).fetch(np.arange(IMAGES))
     assert torch.equal(torch.cat([b.pixels for b in batches]), expected)
-    captions = list(caption_batches(loader.split, loader.view, loader.texts.table, 5))
+    captions = list(caption_batches(loader.split, loader.view, loader.captions.table, 5))
     assert sum(len(b) for b in captions) == 2 * IMAGES
 
 
@@ -122,7 +126,9 @@ def test_text_is_padded_with_the_tokenizers_own_id(world):
     split = world.split()
     tokenizer = open_tokenizer(view, split.captions())
     table = tokenizer.tokenize(split.captions(), view.text)
-    (batch,) = list(TrainLoader(split, view, table, tokenizer, 14, 0).epoch(0))
+    (batch,) = list(
+        TrainLoader(TrainData(split, view, table, tokenizer), LoaderOptions(14)).epoch(0)
+    )
     assert batch.tokens.shape == (14, 8) and batch.tokens[0, -1] == tokenizer.pad_id == 1
     assert torch.equal(batch.tokens == 1, ~batch.token_mask)
 
@@ -130,19 +136,19 @@ def test_text_is_padded_with_the_tokenizers_own_id(world):
 def test_a_broken_picture_is_named(world):
     path = world.root / "images" / "0002.jpg"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(DataError, match="0002.jpg: no picture that can be decoded"):
-        list(world.loader(workers=2).epoch(0))
+    with pytest.raises(DataError, match="0002.jpg: cannot be decoded"):
+        list(world.loader(num_workers=2).epoch(0))
     loader = world.loader()
     with pytest.raises(DataError, match="0002.jpg"):
         list(image_batches(loader.split, loader.view, 2))
 
 
 def test_splits_and_views_that_do_not_fit(world, tmp_path):
-    with pytest.raises(ConfigError, match="resize 'crop'"):
+    with pytest.raises(ConfigError, match="resize='crop'"):
         world.loader(pixels=PixelView(resize="crop"))
     np.save(tmp_path / "train_ims.npy", np.ones((4, 2, 3), np.float32))
     (tmp_path / "train_caps.txt").write_text("a\nb\nc\nd\n" * 5)
-    with pytest.raises(ConfigError, match="holds regions"):
+    with pytest.raises(ConfigError, match="region features"):
         Pixels(read_split(tmp_path, "train"), PixelView())
 
 

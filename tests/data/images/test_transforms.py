@@ -21,8 +21,8 @@ from itr.data.images.transforms import (
     DRAWS,
     Choices,
     check_view,
-    draw,
-    normalise,
+    draw_choices,
+    normalize,
     random_box,
     transform,
 )
@@ -45,7 +45,7 @@ def tensor_of(image):
 
 
 def made(image, view, choices=None, decoder="pillow"):
-    return normalise(transform(tensor_of(image), view, choices or Choices(), decoder), view)
+    return normalize(transform(tensor_of(image), view, choices or Choices(), decoder), view)
 
 
 def literal(view):
@@ -143,11 +143,11 @@ def test_random_boxes_are_distributed_as_torchvisions():
 def test_draws_decide_crop_flip_and_operations():
     view = PixelView(resize="random_crop", flip=True, randaugment=True)
     uniforms = np.full(DRAWS, 0.4)
-    choices = draw(view, uniforms, 100, 100)
+    choices = draw_choices(view, uniforms, 100, 100)
     assert choices.flip and choices.box is not None and len(choices.operations) == 2
     uniforms[40] = 0.6
-    assert not draw(view, uniforms, 100, 100).flip
-    assert draw(PixelView(), uniforms, 100, 100) == Choices()
+    assert not draw_choices(view, uniforms, 100, 100).flip
+    assert draw_choices(PixelView(), uniforms, 100, 100) == Choices()
 
 
 def test_operations_are_uniform_and_signed_ones_lose_their_sign_half_the_time():
@@ -243,9 +243,9 @@ def test_operations_on_tiny_pictures(name, shape):
 
 def test_views_that_cannot_be_done():
     for view, word in (
-        (PixelView(resize="crop"), "resize 'crop'"),
-        (PixelView(interpolation="nearest"), "interpolation 'nearest'"),
-        (PixelView(size=0), "size 0"),
+        (PixelView(resize="crop"), "resize='crop'"),
+        (PixelView(interpolation="nearest"), "interpolation='nearest'"),
+        (PixelView(size=0), "size=0"),
     ):
         with pytest.raises(ConfigError, match=word):
             check_view(view)

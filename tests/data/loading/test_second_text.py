@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from itr.data.layouts.registry import DataConfig, open_split
-from itr.data.loading.loader import TrainLoader
-from itr.data.loading.second_text import open_second
-from itr.data.text.open import open_tokenizer
+from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
+from itr.data.loading.second_text import open_second_texts
+from itr.data.text.tokenizer import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView, TextView, View
 from tests.data import worlds
@@ -44,8 +44,10 @@ def make(tmp_path):
         view = view_of(unit)
         tokenizer = open_tokenizer(view, [*split.captions(), *split.second_texts()])
         table = tokenizer.tokenize(split.captions(), view.text)
-        second = open_second(split, view, tokenizer, None)
-        loader = TrainLoader(split, view, table, tokenizer, 3, seed, second=second, **options)
+        second = open_second_texts(split, view, tokenizer, None)
+        loader = TrainLoader(
+            TrainData(split, view, table, tokenizer, second), LoaderOptions(3, seed, **options)
+        )
         return loader, tokenizer
 
     return make
@@ -79,7 +81,7 @@ def test_other_caption_is_another_of_the_same_image(make, unit):
 
 def test_other_caption_is_a_function_of_seed_and_epoch(make):
     loader, tokenizer = make("other_caption")
-    assert drawn(loader, tokenizer, 3) == drawn(*make("other_caption", workers=2), 3)
+    assert drawn(loader, tokenizer, 3) == drawn(*make("other_caption", num_workers=2), 3)
     assert drawn(loader, tokenizer, 3) != drawn(loader, tokenizer, 4)
     assert drawn(loader, tokenizer, 3) != drawn(*make("other_caption", seed=1), 3)
     (rest,) = list(loader.epoch(3, start_batch=loader.batches_per_epoch - 1))
@@ -118,7 +120,7 @@ def test_a_set_without_second_texts_says_what_to_type(make):
 
 def test_nothing_is_opened_where_none_is_wanted(make, tmp_path):
     loader, tokenizer = make("other_caption")
-    assert open_second(loader.split, view_of(second=False), tokenizer, None) is None
+    assert open_second_texts(loader.split, view_of(second=False), tokenizer, None) is None
 
 
 # A side file of shards

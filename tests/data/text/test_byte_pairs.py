@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
 from itr.data.text.cleaners import CLEANERS
-from itr.data.text.open import BytePairs, Tokenizer, build_table, open_tokenizer
+from itr.data.text.token_cache import tokenize_cached
+from itr.data.text.tokenizer import BytePairTokenizer, Tokenizer, open_tokenizer
 from itr.errors import CheckpointError, ConfigError
 from itr.view import TextView, View
 from tests.conftest import ROOT
@@ -77,7 +78,7 @@ def test_ways_to_name_clips_vocabulary(clip, tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         Tokenizer.from_files(str(tmp_path))
     (tmp_path / VOCABULARY.name).write_bytes(gzip.compress(b"title\na b\n"))
-    with pytest.raises(ConfigError, match="expected 48894 merges"):
+    with pytest.raises(ConfigError, match="48894"):
         Tokenizer.from_files(str(tmp_path))
 
 
@@ -97,29 +98,30 @@ def hugging_face(tokenizer, folder, last=()):
 @pytest.mark.parametrize("style", ["clip", "roberta"])
 def test_same_captions_same_vocabulary(style):
     captions = corpus()
-    tokenizer = BytePairs.learn(captions, 700, style)
+    tokenizer = BytePairTokenizer.learn(captions, 700, style)
     assert tokenizer.vocabulary_size == 700 and len(set(tokenizer.tokens)) == 700
     random.Random(1).shuffle(captions)
-    assert BytePairs.learn(iter(captions), 700, style).fingerprint == tokenizer.fingerprint
+    assert BytePairTokenizer.learn(iter(captions), 700, style).fingerprint == tokenizer.fingerprint
     script = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from tests.data.corpus import corpus\nfrom itr.data.text.open import BytePairs\n"
-        f"print(BytePairs.learn(corpus(), 700, {style!r}).fingerprint)"
+        "from tests.data.corpus import corpus\n"
+        "from itr.data.text.tokenizer import BytePairTokenizer\n"
+        f"print(BytePairTokenizer.learn(corpus(), 700, {style!r}).fingerprint)"
     )  # another process: other hash seeds
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == tokenizer.fingerprint
     again = Tokenizer.from_json(tokenizer.to_json())
-    assert isinstance(again, BytePairs) and again.fingerprint == tokenizer.fingerprint
-    with pytest.raises(ConfigError, match="vocabulary_size=200: bytes"):
-        BytePairs.learn(captions, 200, style)
+    assert isinstance(again, BytePairTokenizer) and again.fingerprint == tokenizer.fingerprint
+    with pytest.raises(ConfigError, match="vocabulary_size=200: .*bytes"):
+        BytePairTokenizer.learn(captions, 200, style)
 
 
 @pytest.mark.parametrize("style", ["clip", "roberta"])
 def test_any_text_can_be_spelled(style, tmp_path):
     """Byte level: nothing is unknown, and the bytes come back."""
-    tokenizer = BytePairs.learn(corpus(), 700, style)
+    tokenizer = BytePairTokenizer.learn(corpus(), 700, style)
     text = "tea \u6771\u4eac \U0001f600 rats"
     ids = tokenizer.tokenize([text], TextView()).ids(0).tolist()
     assert ids[0] == tokenizer.cls_id and ids[-1] == tokenizer.sep_id
@@ -132,7 +134,7 @@ def test_any_text_can_be_spelled(style, tmp_path):
 
 
 def test_special_ids_of_each_style():
-    clip, roberta = (BytePairs.learn(corpus(), 700, style) for style in ("clip", "roberta"))
+    clip, roberta = (BytePairTokenizer.learn(corpus(), 700, style) for style in ("clip", "roberta"))
     assert (clip.cls_id, clip.sep_id, clip.pad_id) == (698, 699, 0)  # the end is the largest id
     ids = (roberta.cls_id, roberta.pad_id, roberta.sep_id, roberta.unk_id, roberta.mask_id)
     assert ids == (0, 1, 2, 3, 4)
@@ -141,13 +143,13 @@ def test_special_ids_of_each_style():
 
 
 def test_cut_and_end(tmp_path):
-    tokenizer = BytePairs.learn(corpus(), 700, "clip")
+    tokenizer = BytePairTokenizer.learn(corpus(), 700, "clip")
     full = tokenizer.tokenize(["tea rats sun"], TextView()).ids(0).tolist()
     cut = tokenizer.tokenize(["tea rats sun"], TextView(max_length=4)).ids(0).tolist()
     assert cut == [*full[:3], tokenizer.sep_id]
     open_ended = tokenizer.tokenize(["tea rats sun"], TextView(end=False, max_length=4))
     assert open_ended.ids(0).tolist() == full[:4]
-    tables = [build_table(tokenizer, ["tea"], TextView(end=e), tmp_path) for e in (True, False)]
+    tables = [tokenize_cached(tokenizer, ["tea"], TextView(end=e), tmp_path) for e in (True, False)]
     assert tables[0].ids(0).tolist() == [*tables[1].ids(0).tolist(), tokenizer.sep_id]
 
 
@@ -165,12 +167,12 @@ def test_open_tokenizer_learns_from_cleaned_captions():
 
 
 def test_vocabularies_that_cannot_be_used(tmp_path):
-    tokenizer = BytePairs.learn(corpus(), 600, "roberta")
+    tokenizer = BytePairTokenizer.learn(corpus(), 600, "roberta")
     hugging_face(tokenizer, tmp_path / "good")
     assert Tokenizer.from_files(str(tmp_path / "good")).fingerprint == tokenizer.fingerprint
     faults = {
         "gaps": lambda v: v | {"zz": 9999},
-        "lacks <mask>": lambda v: {("mask" if k == "<mask>" else k): n for k, n in v.items()},
+        "<mask>": lambda v: {("mask" if k == "<mask>" else k): n for k, n in v.items()},
         "merges do not fit": lambda v: {f"{k}?" if n > 500 else k: n for k, n in v.items()},
     }
     path = tmp_path / "good" / "vocab.json"
@@ -181,7 +183,7 @@ def test_vocabularies_that_cannot_be_used(tmp_path):
             Tokenizer.from_files(str(tmp_path / "good"))
     path.write_text(json.dumps(vocabulary))
     (tmp_path / "good" / "merges.txt").write_text("a b c\n")
-    with pytest.raises(ConfigError, match="merges that are not of two"):
+    with pytest.raises(ConfigError, match="damaged merges"):
         Tokenizer.from_files(str(tmp_path / "good"))
     with pytest.raises(CheckpointError, match="damaged"):
         Tokenizer.from_json('{"merges": [["a"]], "tokens": ["a"], "style": "clip"}')

@@ -15,7 +15,10 @@ from transformers import BertTokenizer
 
 from itr.data.layouts.shards.packed_strings import PackedStrings
 from itr.data.text import tokenizer as tokenizer_module
-from itr.data.text.open import SPECIALS, Tokenizer, augment, build_table
+from itr.data.text.caption_augment import augment
+from itr.data.text.token_cache import tokenize_cached
+from itr.data.text.tokenizer import Tokenizer
+from itr.data.text.tokenizer_backends import SPECIALS
 from itr.errors import CheckpointError, ConfigError
 from itr.view import CaptionAugment, TextView
 from tests.conftest import ROOT
@@ -129,7 +132,7 @@ def test_max_length_and_prompt(tokenizer):
 
 
 def test_vocabularies_that_are_not_berts():
-    with pytest.raises(ConfigError, match=r"lacks \[MASK\]"):
+    with pytest.raises(ConfigError, match=r"\[MASK\]"):
         Tokenizer.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"])
     with pytest.raises(ConfigError, match=r"\[PAD\] as its first"):
         Tokenizer.from_vocab(["a", *SPECIALS])
@@ -177,9 +180,9 @@ def test_from_files_reads_what_transformers_saves(tmp_path, lowercase):
 def test_berts_that_cannot_be_used(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="neither vocab.txt nor"):
+    with pytest.raises(ConfigError, match="vocab.txt"):
         Tokenizer.from_files(str(tmp_path / "empty"))
-    with pytest.raises(ConfigError, match="not a directory.*model.pretrained=false"):
+    with pytest.raises(ConfigError, match="model.pretrained=false"):
         Tokenizer.from_files(str(tmp_path / "nowhere" / "bert"))
     write_bert(tmp_path / "broken")
     (tmp_path / "broken" / "tokenizer_config.json").write_text("{")
@@ -220,7 +223,7 @@ def test_same_captions_same_vocabulary():
     script = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from tests.data.text.test_tokenizer import corpus\n"
-        "from itr.data.text.open import Tokenizer\n"
+        "from itr.data.text.tokenizer import Tokenizer\n"
         "print(Tokenizer.from_captions(corpus(), 300).fingerprint)"
     )  # another process: other hash seeds
     done = subprocess.run(
@@ -251,12 +254,12 @@ def same(a, b):
 
 def test_cache_is_read_and_keyed_by_all_that_matters(tmp_path, tokenizer, monkeypatch):
     fresh = tokenizer.tokenize(CAPTIONS, TextView())
-    assert same(build_table(tokenizer, CAPTIONS, TextView(), tmp_path), fresh)
+    assert same(tokenize_cached(tokenizer, CAPTIONS, TextView(), tmp_path), fresh)
     with monkeypatch.context() as patch:
         patch.setattr(Tokenizer, "tokenize", None)  # reading must not need it
-        assert same(build_table(tokenizer, CAPTIONS, TextView(), tmp_path), fresh)
+        assert same(tokenize_cached(tokenizer, CAPTIONS, TextView(), tmp_path), fresh)
         augmented = TextView(augment=CaptionAugment(), pad_to=40)  # does not change the ids
-        assert same(build_table(tokenizer, CAPTIONS, augmented, tmp_path), fresh)
+        assert same(tokenize_cached(tokenizer, CAPTIONS, augmented, tmp_path), fresh)
     others = [
         (tokenizer, CAPTIONS[::-1], TextView()),
         (tokenizer, CAPTIONS, TextView(prompt="a ")),
@@ -266,7 +269,7 @@ def test_cache_is_read_and_keyed_by_all_that_matters(tmp_path, tokenizer, monkey
         (tokenizer, ["a", "b"], TextView()),
     ]
     for arguments in others:
-        assert same(build_table(*arguments, tmp_path), arguments[0].tokenize(*arguments[1:]))
+        assert same(tokenize_cached(*arguments, tmp_path), arguments[0].tokenize(*arguments[1:]))
     assert len(list(tmp_path.iterdir())) == 1 + len(others)  # and nothing temporary is left
 
 
@@ -280,28 +283,28 @@ def test_pieces_of_captions_give_the_same_ids_and_the_same_file(tmp_path, tokeni
             patch.setattr(tokenizer_module, "CHUNK", size)
             for captions in (CAPTIONS, PackedStrings.of(["before", *CAPTIONS, "after"])[1:-1]):
                 assert same(tokenizer.tokenize(captions, TextView()), whole)
-                assert same(build_table(tokenizer, captions, TextView(), tmp_path), whole)
+                assert same(tokenize_cached(tokenizer, captions, TextView(), tmp_path), whole)
     assert [path.name for path in tmp_path.iterdir()] == [f"tokens-{named}.npz"]
-    assert len(build_table(tokenizer, [], TextView(), tmp_path)) == 0
+    assert len(tokenize_cached(tokenizer, [], TextView(), tmp_path)) == 0
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
 def test_damaged_cache_is_rebuilt(tmp_path, tokenizer, damage):
-    fresh = build_table(tokenizer, CAPTIONS, TextView(), tmp_path)
+    fresh = tokenize_cached(tokenizer, CAPTIONS, TextView(), tmp_path)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     place = whole.index(fresh.flat.tobytes())
     flipped = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
     damaged = {"cut": whole[: len(whole) // 2], "flip": flipped, "empty": b"", "text": b"x" * 99}
     path.write_bytes(damaged[damage])
-    assert same(build_table(tokenizer, CAPTIONS, TextView(), tmp_path), fresh)
-    assert same(build_table(tokenizer, CAPTIONS, TextView(), tmp_path), fresh)
+    assert same(tokenize_cached(tokenizer, CAPTIONS, TextView(), tmp_path), fresh)
+    assert same(tokenize_cached(tokenizer, CAPTIONS, TextView(), tmp_path), fresh)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_unwritable_cache_does_not_stop_a_run(tmp_path, tokenizer):
     (tmp_path / "file").write_text("")
-    table = build_table(tokenizer, CAPTIONS, TextView(), tmp_path / "file" / "cache")
+    table = tokenize_cached(tokenizer, CAPTIONS, TextView(), tmp_path / "file" / "cache")
     assert same(table, tokenizer.tokenize(CAPTIONS, TextView()))
 
 

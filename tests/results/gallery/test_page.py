@@ -155,10 +155,10 @@ def test_a_region_counts_as_much_as_the_score_loses_without_it(finished: Path):
 
 
 def maps_text(model, tokenizer, caption: str, cache: Path) -> torch.Tensor:
-    from itr.data.text.open import build_table
+    from itr.data.text.token_cache import tokenize_cached
 
     ids = torch.from_numpy(
-        build_table(tokenizer, [caption], model.view.text_eval, cache).ids(0).astype(np.int64)
+        tokenize_cached(tokenizer, [caption], model.view.text_eval, cache).ids(0).astype(np.int64)
     )
     mask = torch.ones(1, len(ids), dtype=torch.bool)
     batch = Batch(caption_id=torch.zeros(1), tokens=ids[None], token_mask=mask)

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from itr.data.loading.substitute import without_broken
+from itr.data.loading.substitute import replace_broken
 from itr.data.records import Record, Split
 from itr.errors import ConfigError, DataError
 from itr.jobs.assemble import assemble_run
@@ -78,9 +78,9 @@ def test_replacements_add_no_repetition():
     records = [Record(n, f"{n}.jpg", ("a", "b"), (2 * n, 2 * n + 1)) for n in range(9)]
     split = Split("train", "table", records)
     drawn = np.array([4, 5, 6, 16, 8, 17, 10, 0])  # images 2 2 3 8 4 8 5 0
-    captions, gone = without_broken(split, drawn, slice(0, 4), {2, 8, 6, 5})
+    captions, gone = replace_broken(split, drawn, slice(0, 4), {2, 8, 6, 5})
     assert gone == [2, 8]
     assert captions.tolist() == [14, 14, 6, 2, 8, 17, 10, 0]  # rows of other ranks do not change
     full = np.arange(0, 18, 2)
-    captions, gone = without_broken(split, full, slice(0, 9), {2, 3})
+    captions, gone = replace_broken(split, full, slice(0, 9), {2, 3})
     assert gone == [2, 3] and (captions // 2).tolist() == [0, 1, 4, 4, 4, 5, 6, 7, 8]

@@ -20,7 +20,7 @@ def shards(tmp_path_factory):
 
 
 def options(**changes):
-    return {"batch_size": BATCH, "seed": SEED, "world": 2, "workers": 2, **changes}
+    return {"batch_size": BATCH, "seed": SEED, "world_size": 2, "num_workers": 2, **changes}
 
 
 def test_two_ranks_read_every_sample_once_and_resume_after_a_kill(shards, tmp_path):
@@ -31,18 +31,18 @@ def test_two_ranks_read_every_sample_once_and_resume_after_a_kill(shards, tmp_pa
     assert len(ours) == len(theirs) == SAMPLES // 2
     assert sorted(ours + theirs) == list(range(SAMPLES))
     # The batches are those of one process: each rank has its half of every one.
-    order = loader.order(1).reshape(-1, 2, BATCH // 2)
+    order = loader.plan.order(1).reshape(-1, 2, BATCH // 2)
     assert order[:, 0].ravel().tolist() == ours and order[:, 1].ravel().tolist() == theirs
 
 
 def test_the_order_depends_on_epoch_and_seed(shards):
     loader, again = (loader_of(shards, batch_size=BATCH, seed=SEED) for _ in range(2))
     other = loader_of(shards, batch_size=BATCH, seed=SEED + 1)
-    orders = [loader.order(epoch) for epoch in range(3)]
+    orders = [loader.plan.order(epoch) for epoch in range(3)]
     assert all(sorted(order.tolist()) == list(range(SAMPLES)) for order in orders)
     assert not any((a == b).mean() > 0.01 for a, b in zip(orders, orders[1:], strict=False))
-    assert np.array_equal(orders[2], again.order(2))
-    assert not np.array_equal(orders[2], other.order(2))
+    assert np.array_equal(orders[2], again.plan.order(2))
+    assert not np.array_equal(orders[2], other.plan.order(2))
     assert loader.batches_per_epoch == SAMPLES // BATCH
 
 
@@ -52,8 +52,8 @@ def test_more_readers_than_shards_are_refused(shards):
         (2, 6, "10 shards for 2 devices x 6 workers = 12 readers; pass runtime.num_workers=5"),
     ):
         with pytest.raises(ConfigError, match=words):
-            loader_of(shards, **options(world=world, workers=workers))
-    loader_of(shards, **options(workers=5))
+            loader_of(shards, **options(world_size=world, num_workers=workers))
+    loader_of(shards, **options(num_workers=5))
 
 
 def test_many_shards_are_mixed_window_by_window():

@@ -15,9 +15,10 @@ from itr.data.layouts.registry import DataConfig, open_split
 from itr.data.layouts.shards import build_index, index
 from itr.data.layouts.shards.packed_strings import PackedStrings
 from itr.data.layouts.shards.reader import find_shards
-from itr.data.loading.loader import TrainLoader, image_batches
-from itr.data.loading.second_text import open_second
-from itr.data.text.open import open_tokenizer
+from itr.data.loading.eval_batches import image_batches
+from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
+from itr.data.loading.second_text import open_second_texts
+from itr.data.text.tokenizer import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView, TextView, View
 from tests.data.pictures import encoded, entry, photo, write_karpathy
@@ -411,8 +412,10 @@ def test_shards_are_preferred_for_synthetic_captions(tmp_path):
 def loader_of(split, tmp_path, batch_size=3, **options):
     tokenizer = open_tokenizer(VIEW, [*split.captions(), *split.second_texts()])
     table = tokenizer.tokenize(split.captions(), VIEW.text)
-    second = open_second(split, VIEW, tokenizer, tmp_path / "cache")
-    loader = TrainLoader(split, VIEW, table, tokenizer, batch_size, 0, second=second, **options)
+    second = open_second_texts(split, VIEW, tokenizer, tmp_path / "cache")
+    loader = TrainLoader(
+        TrainData(split, VIEW, table, tokenizer, second), LoaderOptions(batch_size, **options)
+    )
     return loader, tokenizer
 
 
@@ -452,11 +455,11 @@ def test_undecodable_images_are_replaced(tmp_path, caplog):
     write_tar(tmp_path / "b.tar", dict(parts[6:]))
     split = opened(tmp_path, max_broken=0.2)
     for workers in (0, 2):
-        loader, _ = loader_of(split, tmp_path, workers=workers)
+        loader, _ = loader_of(split, tmp_path, num_workers=workers)
         image_ids = [i for batch in loader.epoch(0) for i in batch.image_id.tolist()]
         assert sorted(image_ids) == sorted([6 if n in (4, 5) else n for n in range(12)])
         assert loader.broken == {4, 5}
-    assert "a.tar" in caplog.text and "left out" in caplog.text
+    assert "a.tar" in caplog.text and "broken so far: 2" in caplog.text
     strict, _ = loader_of(opened(tmp_path, max_broken=0.1), tmp_path)
     with pytest.raises(DataError, match="a.tar"):
         list(strict.epoch(0))
