@@ -108,8 +108,8 @@ KIND = "regions"
 
 
 class ToyLayout:
-    name = layout = "toy"
-    kind = holds = "regions"
+    name = "toy"
+    kind = "regions"
     notes = ()
 
     def __init__(self, path):

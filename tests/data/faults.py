@@ -19,10 +19,10 @@ WARNED, REFUSED = 1, 2  # exit codes of `itr data check`
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault that ``spoil(root)`` creates; the check and training report it with ``words``."""
+    """A fault that ``corrupt(root)`` creates; the check and training report it with ``words``."""
 
     layout: str
-    spoil: Callable[[Path], None]
+    corrupt: Callable[[Path], None]
     level: int
     words: tuple[str, ...]
     options: tuple[str, ...] = ()  # beside data.root
@@ -35,29 +35,29 @@ TOLERANT = ("data.max_broken=0.5",)
 def annotations(change: Callable[[Any], Any]) -> Callable[[Path], None]:
     """Change the fourth image (train) of the Karpathy annotations."""
 
-    def spoil(root: Path) -> None:
+    def corrupt(root: Path) -> None:
         path = root / "dataset_coco.json"
         content = json.loads(path.read_text())
         change(content["images"][3])
         path.write_text(json.dumps(content))
 
-    return spoil
+    return corrupt
 
 
 def entries(change: Callable[[list[dict]], Any]) -> Callable[[Path], None]:
-    def spoil(root: Path) -> None:
+    def corrupt(root: Path) -> None:
         path = root / "dataset_coco.json"
         content = json.loads(path.read_text())
         change(content["images"])
         path.write_text(json.dumps(content))
 
-    return spoil
+    return corrupt
 
 
 def image(part: str, change: Callable[[bytes], bytes | None]) -> Callable[[Path], None]:
     """Change the bytes of the first image of ``part`` (None: remove it)."""
 
-    def spoil(root: Path) -> None:
+    def corrupt(root: Path) -> None:
         images = json.loads((root / "dataset_coco.json").read_text())["images"]
         name = next(i["filename"] for i in images if i["split"] == part)
         path = root / "val2014" / name
@@ -66,26 +66,26 @@ def image(part: str, change: Callable[[bytes], bytes | None]) -> Callable[[Path]
         if content is not None:
             path.write_bytes(content)
 
-    return spoil
+    return corrupt
 
 
 def cut(name: str, size: int | float) -> Callable[[Path], None]:
     """Keep the first bytes (a share of them) of a file."""
 
-    def spoil(root: Path) -> None:
+    def corrupt(root: Path) -> None:
         path = next(root.rglob(name))
         whole = path.read_bytes()
         path.write_bytes(whole[: size if isinstance(size, int) else int(size * len(whole))])
 
-    return spoil
+    return corrupt
 
 
 def array(name: str, change: Callable[[np.ndarray], Any], **options: Any) -> Callable[[Path], None]:
-    def spoil(root: Path) -> None:
+    def corrupt(root: Path) -> None:
         path = next(root.rglob(f"{name}_ims.npy"))
         np.save(path, change(np.load(path)), **options)
 
-    return spoil
+    return corrupt
 
 
 def put(index: tuple[int, ...] | int, value: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -97,18 +97,18 @@ def put(index: tuple[int, ...] | int, value: float) -> Callable[[np.ndarray], np
 
 
 def lines(name: str, change: Callable[[list[str]], list[str]], encoding: str = "utf-8"):
-    def spoil(root: Path) -> None:
+    def corrupt(root: Path) -> None:
         path = next(root.rglob(name))
         changed = change(path.read_text("utf-8").splitlines())
         path.write_text("\n".join(changed) + "\n", encoding)
 
-    return spoil
+    return corrupt
 
 
 def member(kind: str, content: bytes | None) -> Callable[[Path], None]:
     """Replace (None: leave out) a member of the first sample of the second training tar."""
 
-    def spoil(root: Path) -> None:
+    def corrupt(root: Path) -> None:
         path = root / "wds" / "train" / "00001.tar"
         with tarfile.open(path) as tar:
             members = [(m.name, tar.extractfile(m).read()) for m in tar]  # type: ignore[union-attr]
@@ -116,7 +116,7 @@ def member(kind: str, content: bytes | None) -> Callable[[Path], None]:
         members[index : index + 1] = [] if content is None else [(members[index][0], content)]
         write_tar(path, members)
 
-    return spoil
+    return corrupt
 
 
 def header(root: Path) -> None:

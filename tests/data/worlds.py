@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.data.pictures import encoded, photo
+from tests.data.image_files import encoded, photo
 
 PARTS = ("train", "val", "test")
 PIXEL_LAYOUTS = ("karpathy", "lists", "coco", "arrow", "table", "shards")
@@ -42,7 +42,7 @@ class Item:
 
     @property
     def sentids(self) -> list[int]:
-        return [10 * self.number + place for place in range(len(self.captions))]
+        return [10 * self.number + index for index in range(len(self.captions))]
 
 
 def make_items(sizes: tuple[int, int, int] = (6, 3, 3), captions: int | None = None) -> list[Item]:
@@ -60,14 +60,14 @@ def make_items(sizes: tuple[int, int, int] = (6, 3, 3), captions: int | None = N
     return items
 
 
-def write_pictures(folder: Path, items: list[Item]) -> None:
+def write_image_files(folder: Path, items: list[Item]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for item in items:
         (folder / item.file).write_bytes(item.jpeg)
 
 
 def write_karpathy(root: Path, items: list[Item], name: str = "coco") -> None:
-    write_pictures(root / "val2014", items)
+    write_image_files(root / "val2014", items)
     images = [
         {
             "filepath": "val2014",
@@ -87,7 +87,7 @@ def write_karpathy(root: Path, items: list[Item], name: str = "coco") -> None:
 
 
 def write_lists(root: Path, items: list[Item], name: str = "coco") -> None:
-    write_pictures(root / "val2014", items)
+    write_image_files(root / "val2014", items)
     for part in PARTS:
         own = [item for item in items if item.part == part]
         listed: list[dict] = [
@@ -106,7 +106,7 @@ def write_coco(root: Path, items: list[Item]) -> None:
     (root / "annotations").mkdir(parents=True)
     for part in PARTS:
         own = [item for item in items if item.part == part]
-        write_pictures(root / f"{part}2014", own)
+        write_image_files(root / f"{part}2014", own)
         images = [{"id": i.cocoid, "file_name": i.file, "width": 9, "height": 9} for i in own]
         notes = [
             {"id": number, "image_id": i.cocoid, "caption": text}
@@ -152,7 +152,7 @@ def rows_of(items: list[Item]) -> list[dict]:
 
 
 def write_table(root: Path, items: list[Item], ending: str = ".csv") -> Path:
-    write_pictures(root / "pictures", items)
+    write_image_files(root / "pictures", items)
     rows, path = rows_of(items), root / f"pairs{ending}"
     if ending == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n\n" for row in rows))

@@ -18,8 +18,8 @@ from itr.jobs.run_dir import write_manifest
 from itr.jobs.train import train
 from tests.conftest import compose
 from tests.data import worlds
+from tests.data.image_files import encoded, photo
 from tests.data.images.test_decode import UNUSUAL
-from tests.data.pictures import encoded, photo
 
 
 def report_of(capsys, *arguments):
@@ -44,14 +44,14 @@ TEXTS = (
 
 def write_unusual(root):
     """Write unusual but valid images and texts, with one to seven captions per image."""
-    pictures = {name: make() for name, make in UNUSUAL.items()}
-    pictures |= {"tall": encoded(photo(4, 2000)), "vast": encoded(photo(120, 100))}
-    pictures |= {"png called jpg": encoded(photo(seed=9), "PNG")}
+    contents = {name: make() for name, make in UNUSUAL.items()}
+    contents |= {"tall": encoded(photo(4, 2000)), "vast": encoded(photo(120, 100))}
+    contents |= {"png called jpg": encoded(photo(seed=9), "PNG")}
     images = []
-    for number, (name, data) in enumerate(pictures.items()):
+    for number, (name, data) in enumerate(contents.items()):
         file = f"{number:02d} {name}.jpg"
         (root / file).write_bytes(data)
-        captions = [TEXTS[(number + place) % 7] for place in range(1 + number % 7)]
+        captions = [TEXTS[(number + index) % 7] for index in range(1 + number % 7)]
         part = ("train", "train", "train", "val", "test")[number % 5]
         images.append(
             {"filename": file, "split": part, "sentences": [{"raw": text} for text in captions]}

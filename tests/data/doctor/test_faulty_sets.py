@@ -99,7 +99,7 @@ def test_faults_are_reported_and_training_agrees(clean, configurations, tmp_path
     fault = FAULTS[name]
     root = tmp_path / "set"
     shutil.copytree(clean / fault.layout, root)
-    fault.spoil(root)
+    fault.corrupt(root)
     code, report = check_folder(capsys, root, f"data.cache={tmp_path / 'c'}", *fault.options)
     assert code == fault.level, report["findings"]
     level = {WARNED: "warning", REFUSED: "refused"}[fault.level]

@@ -9,7 +9,7 @@ from PIL import Image
 from itr.data.images.decode import decode, image_name, read_bytes
 from itr.data.records import Slice
 from itr.errors import DataError
-from tests.data.pictures import encoded, photo
+from tests.data.image_files import encoded, photo
 
 
 def palette_with_transparency():

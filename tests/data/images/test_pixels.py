@@ -16,7 +16,7 @@ from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
 from itr.data.text.tokenizer import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView, TextView, View
-from tests.data.pictures import entry, photo, write_karpathy
+from tests.data.image_files import entry, photo, write_karpathy
 
 IMAGES = 7
 RANDOM = PixelView(size=16, resize="random_crop", flip=True, randaugment=True)

@@ -28,7 +28,7 @@ from itr.data.images.transforms import (
 )
 from itr.errors import ConfigError
 from itr.view import PixelView
-from tests.data.pictures import photo
+from tests.data.image_files import photo
 
 SHAPES = [(40, 30), (30, 41), (57, 90), (24, 24), (3, 100), (1, 1), (500, 375)]
 # Flat pictures are cut before the short side is resized: they have a test of their own.

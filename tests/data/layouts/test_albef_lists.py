@@ -6,7 +6,7 @@ import pytest
 
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.errors import DataError
-from tests.data.pictures import entry, write_karpathy
+from tests.data.image_files import entry, write_karpathy
 
 SPLITS = ["train", "val", "test", "train", "train"]
 

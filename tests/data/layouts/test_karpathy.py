@@ -7,7 +7,7 @@ import pytest
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.data.scenes.make import prepare
 from itr.errors import ConfigError, DataError
-from tests.data.pictures import encoded, entry, photo, write_karpathy
+from tests.data.image_files import encoded, entry, photo, write_karpathy
 
 SPLITS = ["train", "val", "test", "train", "restval"]
 

@@ -142,7 +142,7 @@ def test_two_years_of_coco_are_ambiguous(tmp_path):
 
 def table(tmp_path, text, name="pairs.csv", **options):
     (tmp_path / name).write_text(text)
-    worlds.write_pictures(tmp_path, make_items((12, 0, 0)))
+    worlds.write_image_files(tmp_path, make_items((12, 0, 0)))
     return DataConfig("table", "", train=str(tmp_path / name), **options)
 
 
@@ -172,7 +172,7 @@ def test_one_table_per_split_and_custom_column_names(tmp_path):
     for name, part in (("train", rows[:16]), ("val", rows[16:20]), ("test", rows[20:])):
         text = "photo\twords\n" + "".join(f"{image}\t{words}\n" for image, words in part)
         (tmp_path / f"{name}.tsv").write_text(text)
-    worlds.write_pictures(tmp_path / "deep", make_items((12, 0, 0)))
+    worlds.write_image_files(tmp_path / "deep", make_items((12, 0, 0)))
     options = {"images": str(tmp_path / "deep"), "columns": {"image": "photo", "caption": "words"}}
     data = DataConfig("table", str(tmp_path), **options)
     sizes = [open_split(data, part, "pixels").n_images for part in PARTS]

@@ -22,8 +22,8 @@ from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
 from itr.data.text.tokenizer import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import CaptionAugment, PixelView, TextView, View
+from tests.data.image_files import entry, write_karpathy
 from tests.data.loading.test_loader import IMAGES, REGIONS, WIDTH, all_equal, make_view, world  # noqa: F401
-from tests.data.pictures import entry, write_karpathy
 
 CPU = torch.device("cpu")
 

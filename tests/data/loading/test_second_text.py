@@ -14,7 +14,7 @@ from itr.data.text.tokenizer import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView, TextView, View
 from tests.data import worlds
-from tests.data.pictures import entry, write_karpathy
+from tests.data.image_files import entry, write_karpathy
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -209,7 +209,7 @@ def test_an_id_that_no_file_gives_is_no_name(tmp_path):
     split = open_split(data, "train", "pixels", second=True)
     assert list(split.second) == [f"text {n}" for n in range(6)]
     table = tmp_path / "set"
-    worlds.write_pictures(table, worlds.make_items((2, 0, 0)))
+    worlds.write_image_files(table, worlds.make_items((2, 0, 0)))
     for number, file in enumerate(sorted(table.iterdir())):
         file.rename(table / f"{number}.jpg")
     (table / "pairs.csv").write_text("image,caption\n0.jpg,a\n1.jpg,b\n")

@@ -11,7 +11,7 @@ from itr.data.checks.leaks import check_leaks
 from itr.data.images.decode import read_bytes
 from itr.data.layouts.registry import DataConfig, open_split
 from tests.data import worlds
-from tests.data.pictures import encoded, photo
+from tests.data.image_files import encoded, photo
 from tests.data.worlds import PARTS, make_items
 
 TARGETS = {
@@ -29,7 +29,7 @@ def config(path, layout, **options):
     return dataclasses.replace(data, root=str(path.parent if path.suffix == ".json" else path))
 
 
-def seen(data, ids=True):
+def contents(data, ids=True):
     parts = {part: open_split(data, part, "pixels") for part in PARTS}
     return {
         part: [
@@ -60,13 +60,13 @@ def test_round_trip(tmp_path, source, target, capsys):
     }
     path = tmp_path / TARGETS[target]
     convert(begin, path)
-    assert seen(config(path, target), ids) == expected
+    assert contents(config(path, target), ids) == expected
     output = capsys.readouterr().out
     assert f"wrote {target} layout" in output and "train with" in output
     assert "train: 6 images, 21 captions" in output
     back = tmp_path / "back" / TARGETS[source]
     convert(path, back)
-    assert seen(config(back, source), ids) == expected
+    assert contents(config(back, source), ids) == expected
     convert(path, path, fails=True)
     assert "already exists" in capsys.readouterr().err
 
@@ -93,9 +93,9 @@ def test_shards_preserve_any_image_format(tmp_path):
     (tmp_path / "pairs.csv").write_text("image,caption,split\n" + "".join(rows))
     convert(tmp_path / "pairs.csv", tmp_path / "wds")
     convert(tmp_path / "wds", tmp_path / "back" / "pairs.csv")
-    for place in (config(tmp_path / "wds", "shards"), config(tmp_path / "back/pairs.csv", "table")):
-        found = open_split(place, "train", "pixels")
-        for number, (record, name) in enumerate(zip(found.records, kinds, strict=True)):
+    for data in (config(tmp_path / "wds", "shards"), config(tmp_path / "back/pairs.csv", "table")):
+        split = open_split(data, "train", "pixels")
+        for number, (record, name) in enumerate(zip(split.records, kinds, strict=True)):
             assert record.captions == (f"picture {number}",)
             assert read_bytes(record.image) == (tmp_path / name).read_bytes()
 
@@ -118,10 +118,10 @@ def test_images_with_equal_names_are_all_written(tmp_path, target, tars):
             worlds.write_tar(tmp_path / "wds" / part / f"{tar:05d}.tar", members)
     path = tmp_path / TARGETS[target]
     convert(tmp_path / "wds", path)
-    found = seen(config(path, target), ids=False)
+    converted = contents(config(path, target), ids=False)
     opened = {part: open_split(config(path, target), part, "pixels") for part in PARTS}
     check_leaks(opened)
-    for part, rows in found.items():
+    for part, rows in converted.items():
         own = [item for item in items if item.part == part]
         assert [row[2:] for row in rows] == [((i.captions[0],), i.jpeg) for i in own]
 
@@ -173,12 +173,12 @@ def test_regions_are_converted_to_images_by_file_name(tmp_path, capsys):
     """id_mapping.json maps the rows of precomp to image files."""
     items = make_items(captions=5)
     worlds.write("precomp", tmp_path / "begin", items)
-    worlds.write_pictures(tmp_path / "pictures" / "val2014", items)
+    worlds.write_image_files(tmp_path / "pictures" / "val2014", items)
     convert(tmp_path / "begin", tmp_path / "no.csv", fails=True)
     assert "--images DIR" in capsys.readouterr().err
     convert(tmp_path / "begin", tmp_path / "wds", "--images", tmp_path / "pictures")
-    found = seen(config(tmp_path / "wds", "shards"), ids=False)
-    assert found == {
+    converted = contents(config(tmp_path / "wds", "shards"), ids=False)
+    assert converted == {
         part: [(i.cocoid, (), i.captions, i.jpeg) for i in items if i.part == part]
         for part in PARTS
     }

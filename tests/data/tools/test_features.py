@@ -38,14 +38,14 @@ def test_features_are_cells_of_the_last_feature_map(root, tmp_path, capsys):
                      std=settings["std"])  # fmt: skip
     for role, images in (("train", 5), ("dev", 2), ("test", 2)):
         regions = open_split(config, role, "regions")
-        pictures = open_split(DataConfig("coco", str(root)), role, "pixels")
+        pixels = open_split(DataConfig("coco", str(root)), role, "pixels")
         assert regions.regions.shape == (images, 4, 512)
-        assert [r.image_id for r in regions.records] == [r.image_id for r in pictures.records]
-        for number, record in enumerate(pictures.records):
+        assert [r.image_id for r in regions.records] == [r.image_id for r in pixels.records]
+        for number, record in enumerate(pixels.records):
             assert regions.records[number].captions[0] == record.captions[0]
             assert len(regions.records[number].captions) == 5  # repeated if there are fewer
             with torch.no_grad():
-                found = model.forward_features(Pixels(pictures, view).fetch(np.array([number])))
+                found = model.forward_features(Pixels(pixels, view).fetch(np.array([number])))
             assert found.shape == (1, 512, 3, 3)
             # Adaptive cells of 3 in 2: rows 0-1 and 1-2.
             for cell, (top, left) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):

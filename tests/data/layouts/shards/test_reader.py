@@ -21,7 +21,7 @@ from itr.data.loading.second_text import open_second_texts
 from itr.data.text.tokenizer import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView, TextView, View
-from tests.data.pictures import encoded, entry, photo, write_karpathy
+from tests.data.image_files import encoded, entry, photo, write_karpathy
 
 pytestmark = pytest.mark.usefixtures("in_time")  # fails instead of hanging
 
@@ -191,7 +191,7 @@ def damage(path, how):
         path.write_bytes(whole[: third + 600])
     elif how == "cut in a header":
         path.write_bytes(whole[: third + 100])
-    elif how == "spoilt header":
+    elif how == "corrupt header":
         path.write_bytes(whole[:third] + b"\x55" * 512 + whole[third + 512 :])
     elif how == "cut after a member":
         path.write_bytes(whole[:third])
@@ -210,8 +210,8 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize("how, left", [
-    ("cut in a member", 1), ("cut in a header", 1), ("spoilt header", 1), ("cut after a member", 1),
-    ("cut at the end", 3), ("empty", 0), ("text", 0), ("hole", 1), ("hole before a header", 1),
+    ("cut in a member", 1), ("cut in a header", 1), ("corrupt header", 1),
+    ("cut after a member", 1), ("cut at the end", 3), ("empty", 0), ("text", 0), ("hole", 1), ("hole before a header", 1),
     ("zeros to the end", 1),
 ])  # fmt: skip
 def test_damaged_tars_are_detected(tmp_path, how, left):
@@ -252,7 +252,7 @@ def write_whole(root, parts, content):
     parts[0].write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["cut in a member", "spoilt header", "hole"])
+@pytest.mark.parametrize("how", ["cut in a member", "corrupt header", "hole"])
 def test_the_loss_is_unknown_if_all_tars_are_damaged(tmp_path, how):
     folder = write_shards(tmp_path, count=2)
     (folder / "00000.tar").unlink()
@@ -429,18 +429,18 @@ def test_a_batch_holds_image_text_and_second_text_of_a_sample(tmp_path):
     split = opened(tmp_path)
     loader, tokenizer = loader_of(split, tmp_path)
     (every,) = image_batches(split, VIEW, 12)
-    seen = []
+    image_ids = []
     for batch in loader.epoch(0):
         for row, number in enumerate(batch.image_id.tolist()):
-            seen.append(number)
+            image_ids.append(number)
             assert spelled(tokenizer, batch.tokens[row]) == f"raw text {number} e"
             assert spelled(tokenizer, batch.second_tokens[row]) == f"picture {number}"
             assert torch.equal(batch.pixels[row], every.pixels[number])
         assert batch.second_mask.sum() == (batch.second_tokens != 0).sum()
-    assert sorted(seen) == list(range(12))
+    assert sorted(image_ids) == list(range(12))
 
 
-def spoil(root, number):
+def undecodable(number):
     """A sample whose image has valid first and last bytes but cannot be decoded."""
     jpeg = encoded(photo(seed=number))
     return member(number, jpg=jpeg[:20] + bytes(len(jpeg) - 40) + jpeg[-20:])
@@ -449,7 +449,7 @@ def spoil(root, number):
 def test_undecodable_images_are_replaced(tmp_path, caplog):
     samples = {f"{n:06d}": member(n) for n in range(12)}
     for number in (4, 5):
-        samples[f"{number:06d}"] = spoil(tmp_path, number)
+        samples[f"{number:06d}"] = undecodable(number)
     parts = list(samples.items())
     write_tar(tmp_path / "a.tar", dict(parts[:6]))
     write_tar(tmp_path / "b.tar", dict(parts[6:]))

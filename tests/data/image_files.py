@@ -32,8 +32,8 @@ def entry(number: int, split: str, captions=("a man", "a dog"), **fields) -> dic
         "imgid": number,
         "split": split,
         "sentences": [
-            {"raw": caption, "sentid": 10 * number + place, "tokens": caption.split()}
-            for place, caption in enumerate(captions)
+            {"raw": caption, "sentid": 10 * number + index, "tokens": caption.split()}
+            for index, caption in enumerate(captions)
         ],
         **fields,
     }
