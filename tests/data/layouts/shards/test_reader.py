@@ -211,8 +211,8 @@ def damage(path, how):
 
 @pytest.mark.parametrize("how, left", [
     ("cut in a member", 1), ("cut in a header", 1), ("corrupt header", 1),
-    ("cut after a member", 1), ("cut at the end", 3), ("empty", 0), ("text", 0), ("hole", 1), ("hole before a header", 1),
-    ("zeros to the end", 1),
+    ("cut after a member", 1), ("cut at the end", 3), ("empty", 0), ("text", 0),
+    ("hole", 1), ("hole before a header", 1), ("zeros to the end", 1),
 ])  # fmt: skip
 def test_damaged_tars_are_detected(tmp_path, how, left):
     """The last sample before the fault may lack members, so it is left out as well."""
