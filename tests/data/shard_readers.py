@@ -10,6 +10,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -81,8 +82,12 @@ def _read_ids(out: Path) -> list[int]:
     return [int(number) for line in lines for number in line.split()]
 
 
-def _read(root: Path, out: Path, epoch: int, first: int, pause: float, options: Any) -> None:
-    """Write the image ids of each batch from ``first`` on to ``out``, one line per batch."""
+def _read(root: Path, out: Path, epoch: int, first: int, ids: int, options: Any) -> None:
+    """Write the image ids of each batch from ``first`` on to ``out``, one line per batch.
+
+    After ``ids`` ids (0: never), write part of a line and wait to be killed.
+    """
+    written = 0
     with out.open("a") as file:
         for batch in loader_of(root, world_size=WORLD, num_workers=WORKERS, **options).epoch(
             epoch, first
@@ -91,7 +96,11 @@ def _read(root: Path, out: Path, epoch: int, first: int, pause: float, options: 
             assert torch.equal((means * 255 / 16).round().long(), batch.image_id % 16)
             file.write(" ".join(map(str, batch.image_id.tolist())) + "\n")
             file.flush()
-            time.sleep(pause)
+            written += len(batch)
+            if 0 < ids <= written:
+                file.write("12")
+                file.flush()
+                signal.pause()
 
 
 def _start(*arguments: Any) -> BaseProcess:
@@ -101,8 +110,8 @@ def _start(*arguments: Any) -> BaseProcess:
 
 
 def _kill(process: BaseProcess, out: Path, ids: int) -> int:
-    """Kill ``process`` once ``out`` has ``ids`` ids; drop a partial line. Returns the lines."""
-    while len(_read_ids(out)) < ids:
+    """Kill ``process`` once it waits after ``ids`` ids; drop the partial line. Returns the lines."""
+    while len(_read_ids(out)) < ids or out.read_text().endswith("\n"):
         assert process.is_alive(), "the process ended too early"
         time.sleep(0.02)
     process.kill()
@@ -117,12 +126,12 @@ def main() -> None:
     epoch, batch_size, seed, kill_at = map(int, sys.argv[3:])
     outs = [folder / f"rank{rank}" for rank in range(WORLD)]
     options = [{"batch_size": batch_size, "seed": seed, "rank": rank} for rank in range(WORLD)]
-    pauses = (0.0, 0.1 if kill_at else 0.0)
-    ranks = [_start(root, outs[r], epoch, 0, pauses[r], options[r]) for r in range(WORLD)]
+    limits = (0, kill_at * batch_size // WORLD)
+    ranks = [_start(root, outs[r], epoch, 0, limits[r], options[r]) for r in range(WORLD)]
     done = 0
     if kill_at:
-        done = _kill(ranks[1], outs[1], kill_at * batch_size // WORLD)
-        ranks[1] = _start(root, outs[1], epoch, done, 0.0, options[1])
+        done = _kill(ranks[1], outs[1], limits[1])
+        ranks[1] = _start(root, outs[1], epoch, done, 0, options[1])
     for rank in ranks:
         rank.join()
     (folder / "done").write_text(str(done))

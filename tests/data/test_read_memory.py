@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 from tests.data import memory_reader
 from tests.data.memory_reader import write_large
 
@@ -19,7 +19,7 @@ def test_reading_keeps_no_copy_of_the_array(tmp_path):
     size = write_large(tmp_path, 1200)
     process = subprocess.run(
         [sys.executable, memory_reader.__file__, str(tmp_path)],
-        env=environment(), capture_output=True, text=True, timeout=500, check=False,
+        env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     before, peak = map(float, process.stdout.split())

@@ -14,7 +14,7 @@ import pytest
 from itr.errors import ConfigError
 from itr.instantiate import check
 from itr.jobs.launch.slurm import SlurmConfig, _results, make_executor
-from tests.conftest import ROOT, TINY
+from tests.conftest import PATIENCE, ROOT, TINY
 
 # What the cluster's own programs do, as far as a submission goes: the script is kept.
 SBATCH = '#!/bin/sh\ncp "$1" "$KEPT/$(ls "$KEPT" | wc -l).sh"\necho "Submitted batch job 4242"\n'
@@ -28,7 +28,7 @@ def launch(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **environment},
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=PATIENCE,
         check=False,
     )
 

@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import ROOT, TINY
+from tests.conftest import PATIENCE, ROOT, TINY
 
 COMMAND = ["${env}", "python", "${program}", "${args_no_hyphens}"]
-DEADLINE = 1800.0  # seconds; only a test that hangs reaches it
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160", "PYTHONPATH": str(ROOT)}
 
 
@@ -74,13 +73,13 @@ def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[st
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     """The exit code and output of a process."""
-    printed, _ = process.communicate(timeout=DEADLINE)
+    printed, _ = process.communicate(timeout=PATIENCE)
     return process.returncode, printed
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
     """Return once ``condition()`` is true."""
-    end = time.monotonic() + DEADLINE
+    end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, f"no result after {DEADLINE:.0f} s"
+        assert time.monotonic() < end, f"no result after {PATIENCE:.0f} s"
         time.sleep(0.05)

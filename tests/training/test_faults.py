@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from itr.errors import DataError, RankLost, Stopped, TrainingError
 from itr.jobs import run_dir
 from itr.jobs.launch import workers
 from itr.jobs.train import train
+from itr.results.trackers.tracker import MetricsFile
 from itr.training import checkpointing
 from itr.training.config import check_config
 from itr.training.console import log
@@ -32,17 +32,19 @@ from tests.training.sizes import overrides
 from tests.training.test_stop import equal
 
 
-def signal_when(ready: Callable[[], bool]) -> threading.Thread:
-    """Sends SIGTERM to this very process as soon as ``ready`` says so."""
+@contextlib.contextmanager
+def signal_after_log(key: str, update: int) -> Iterator[None]:
+    """Sends SIGTERM to this process once ``key`` of ``update`` was logged."""
+    log_line = MetricsFile.log
 
-    def wait() -> None:
-        while not ready():
-            time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGTERM)
+    def log(file: MetricsFile, values: Mapping[str, float], step: int) -> None:
+        log_line(file, values, step)
+        if key in values and step == update:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    return thread
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetricsFile, "log", log)
+        yield
 
 
 def test_an_evaluation_is_left_and_made_again(tiny: list[str], tmp_path: Path) -> None:
@@ -50,22 +52,18 @@ def test_an_evaluation_is_left_and_made_again(tiny: list[str], tmp_path: Path) -
     given = [*tiny, *slow, "trainer.log_every=100"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(compose("train", [*given, f"out={whole}"]))
-    metrics, last = cut / "metrics.jsonl", cut / "checkpoints" / checkpointing.LAST
+    last = cut / "checkpoints" / checkpointing.LAST
     often = [*given, f"out={cut}", "trainer.checkpoint_minutes=1e-9"]  # after every update
-    # The first line is logged right before the first validation.
-    thread = signal_when(lambda: metrics.is_file() and metrics.stat().st_size > 0)
-    with pytest.raises(Stopped, match="after update 5; the run is saved"):
+    # Update 5 is logged right before the first validation.
+    with signal_after_log("train/loss", 5), pytest.raises(Stopped, match="after update 5"):
         train(compose("train", often))
-    thread.join()
     before = last.with_name(checkpointing.PREVIOUS)
     found = [checkpoint.read_meta(path) for path in (last, before)]
     assert [meta["unvalidated"] for meta in found] == [True, False]
     assert [meta["clock"]["updates"] for meta in found] == [5, 4]
     # The last update's validation is the second one; behind it, the test split is evaluated.
-    thread = signal_when(lambda: metrics.read_text().count("val/rsum") == 2)
-    with pytest.raises(Stopped, match="the run is saved") as stopped:
+    with signal_after_log("val/rsum", 8), pytest.raises(Stopped) as stopped:
         train(compose("train", [*often, "resume=auto"]))
-    thread.join()
     assert stopped.value.preempted and not (cut / run_dir.RESULTS).exists()
     results = train(compose("train", [*often, "resume=auto"]))
     assert results["resumed_at"] == 8

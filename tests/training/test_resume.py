@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,14 @@ TIMES = ("time", "pairs_per_second", "seconds")
 LONG = ("trainer.epochs=5", "trainer.checkpoint_every=4", "model.graph.warmup=13")
 
 
+KILLED_AT_UPDATE_20 = """
+import runpy, signal, sys
+from tests.conftest import signal_at_update
+with signal_at_update(20, signal.SIGKILL):
+    runpy.run_path("train.py", run_name="__main__")
+"""
+
+
 def _values(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.endswith(TIMES)} for line in lines]
@@ -32,20 +39,16 @@ def test_a_killed_run_goes_on_exactly(world: Path, tmp_path: Path) -> None:
     done = call("train.py", *common, f"out={undisturbed}")
     assert done.returncode == 0, done.stderr + done.stdout
 
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *common, f"out={killed}"],
+    # Past the checkpoint of update 16, inside the second epoch, after update 18 was logged.
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_UPDATE_20, *common, f"out={killed}"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
     )
-    metrics = killed / "metrics.jsonl"
-    while process.poll() is None:
-        if metrics.is_file() and '"step": 18' in metrics.read_text():
-            break  # past the checkpoint of update 16, inside the second epoch
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert '"step": 18' in (killed / "metrics.jsonl").read_text()
     assert not (killed / "results.json").exists()
 
     refused = call_here("train.py", *common, f"out={killed}")

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,11 @@ from itr import checkpoint
 from itr.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from itr.jobs.lock import RunLock
 from itr.jobs.train import train
-from tests.conftest import compose
+from tests.conftest import compose, signal_at_update
 from tests.training.sizes import SIZES, overrides
 
 TIMES = ("time", "pairs_per_second", "seconds")
-# Three batches an epoch; a log of three updates is cut by most stops.
+# Three batches per epoch; the stop lies between two log lines.
 LENGTH = (
     "batch_size=20",
     "trainer.max_steps=15",
@@ -31,25 +29,13 @@ LENGTH = (
     "trainer.validate_every=8",
     "accumulate=1",
 )
+STOP = 6
 LONGER = {"hrem": ("model.graph.warmup=6",), "multisea": ("accumulate=2",)}
 
 
 def values(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.endswith(TIMES)} for line in lines]
-
-
-def stop_soon(metrics: Path, number: int) -> threading.Thread:
-    """Sends ``number`` to this very process once something was logged."""
-
-    def wait() -> None:
-        while not (metrics.is_file() and metrics.stat().st_size):
-            time.sleep(0.001)
-        os.kill(os.getpid(), number)
-
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    return thread
 
 
 def equal(first: Path, second: Path) -> None:
@@ -69,14 +55,12 @@ def test_stop_and_go(model: str, world: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(compose("train", [*given, f"out={whole}"]))
     number = signal.SIGUSR1 if model == "user" else signal.SIGTERM
-    thread = stop_soon(cut / "metrics.jsonl", number)
-    with pytest.raises(Stopped, match="the run is saved: go on with resume=auto") as stopped:
+    with signal_at_update(STOP, number), pytest.raises(Stopped, match="resume=auto") as stopped:
         train(compose("train", [*given, f"out={cut}"]))
-    thread.join()
     assert stopped.value.preempted and not (cut / "results.json").exists()
     assert signal.getsignal(number) == signal.SIG_DFL
     results = train(compose("train", [*given, f"out={cut}", "resume=auto"]))
-    assert 4 <= results["resumed_at"] < 15
+    assert results["resumed_at"] == STOP
     equal(whole, cut)
 
 

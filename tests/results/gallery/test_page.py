@@ -30,7 +30,7 @@ from itr.results.gallery.overlay import smooth_map
 from itr.results.gallery.page import build_page
 from itr.results.gallery.query_cases import choose, hubs
 from itr.view import PixelView
-from tests.conftest import compose
+from tests.conftest import PATIENCE, compose
 from tests.results.synthetic_runs import run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -303,7 +303,7 @@ def test_the_page_in_a_real_browser(
     for _ in range(3):  # on a busy machine the browser's own clock may run out before the pictures
         found = subprocess.run(
             [*common, f"--screenshot={shot}", "--dump-dom", frame.as_uri()],
-            capture_output=True, text=True, timeout=240, check=True,
+            capture_output=True, text=True, timeout=PATIENCE, check=True,
         ).stdout  # fmt: skip
         title = re.search(r"<title>(ok|broken) ([^<]*)</title>", found)
         if title is not None:

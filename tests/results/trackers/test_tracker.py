@@ -18,6 +18,7 @@ from itr.errors import ConfigError, TrainingError
 from itr.instantiate import check
 from itr.results.trackers.tracker import MetricsFile, TrackerConfig, open_trackers
 from itr.results.trackers.wandb_backend import pick_mode, summary_of
+from tests.conftest import PATIENCE
 
 CONFIG = {
     "model": {"name": "hrem", "embed_size": 8},
@@ -45,7 +46,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def records(folder: Path) -> list[Any]:
     """Records of the one finished W&B run below ``folder``. Its writer is a process of its own,
     which may be a moment behind: wait for the last record."""
-    for _ in range(100):
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
         found = list(parse(next(folder.glob("wandb/offline-run-*/*.wandb")).read_bytes()))
         if any(record.WhichOneof("record_type") == "exit" for record in found):
             return found

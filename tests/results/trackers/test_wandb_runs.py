@@ -22,6 +22,7 @@ from itr.results.collect import collect, find_results
 from itr.results.hard_queries import COLUMNS, COUNT
 from itr.results.results_file import read_results
 from itr.results.wandb_runs import from_run
+from tests.conftest import PATIENCE
 from tests.results.trackers.test_tracker import items, lines, records
 
 TABLE = "test/hard_queries/"
@@ -178,7 +179,7 @@ def test_the_service_is_asked_for_the_finished_runs_of_a_group(
              "--project", "me/itr", "--split", "val", "--format", "csv"],
             env={**os.environ, "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}",
                  "WANDB_API_KEY": "0" * 40, "WANDB_CONFIG_DIR": str(tmp_path)},
-            capture_output=True, text=True, timeout=120,
+            capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (asked,) = server.asked
