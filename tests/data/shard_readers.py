@@ -110,7 +110,7 @@ def _start(*arguments: Any) -> BaseProcess:
 
 
 def _kill(process: BaseProcess, out: Path, ids: int) -> int:
-    """Kill ``process`` once it waits after ``ids`` ids; drop the partial line. Returns the lines."""
+    """Kill ``process`` once it waits after ``ids`` ids, drop the partial line, count lines."""
     while len(_read_ids(out)) < ids or out.read_text().endswith("\n"):
         assert process.is_alive(), "the process ended too early"
         time.sleep(0.02)
