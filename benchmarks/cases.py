@@ -1,7 +1,6 @@
-"""The six methods at two sizes: near their recipes in what a CPU does in seconds, and tiny.
+"""Benchmark sizes of every method: reduced to seconds on a CPU, and tiny for tests.
 
-``train`` and ``evaluate`` are overrides of the published recipe; whatever they leave out is as it
-was published.
+``train`` and ``evaluate`` are overrides of the published recipe.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from benchmarks.worlds import Words, picture_split, pixel_batch, region_batch, region_split
+from benchmarks.random_data import Words, image_split, pixel_batch, region_batch, region_split
 from itr.batch import Batch
 from itr.data.records import Split
 from itr.models.base import RetrievalModel
@@ -35,17 +34,17 @@ class Case:
     recipe: tuple[str, ...]
     train: tuple[str, ...]
     evaluate: tuple[str, ...]
-    no_dropout: tuple[str, ...]  # what makes both sides compute the same
+    no_dropout: tuple[str, ...]  # makes both implementations deterministic
     words: Words
-    pairs: int  # of a training step
-    images: int  # of the evaluation, with five captions each
+    pairs: int  # per training step
+    images: int  # in the evaluation, with five captions each
     region_width: int | None = None
-    picture: str | None = None  # the key of the pictures' size
+    image_key: str | None = None  # configuration key of the image size
     rerank_k: int | None = None
-    repeats: bool = False  # two pairs of the batch share an image
+    repeats: bool = False  # two pairs of a batch share an image
 
     def config(self, *overrides: str) -> tuple[TrainConfig, dict[str, Any]]:
-        """The configuration as the entry points make it, typed and plain."""
+        """The configuration as the entry points compose it, typed and plain."""
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             composed = hydra.compose("train", overrides=[*self.recipe, *overrides])
@@ -55,7 +54,7 @@ class Case:
         return check_config(plain), plain
 
     def model(self, *overrides: str) -> tuple[RetrievalModel, TrainConfig]:
-        """A model with random weights, the same ones whenever its sizes are the same."""
+        """A model with random weights that depend only on its sizes."""
         config, plain = self.config(*overrides)
         regions = None if self.region_width is None else REGIONS
         torch.manual_seed(0)
@@ -63,9 +62,9 @@ class Case:
         return build_model(config.model, plain["loss"], facts), config
 
     def size(self, config: TrainConfig) -> int:
-        """Height of the pictures."""
+        """Image size in pixels."""
         value: Any = config.model
-        for key in (self.picture or "").split("."):
+        for key in (self.image_key or "").split("."):
             value = value[key]
         return int(value)
 
@@ -84,10 +83,10 @@ class Case:
         return batch
 
     def split(self, config: TrainConfig, folder: Path) -> Split:
-        """The evaluation's images; pictures go to ``folder``."""
+        """The split of the evaluation. Image files go to ``folder``."""
         if self.region_width is not None:
             return region_split(self.images, REGIONS, self.region_width)
-        return picture_split(self.images, self.size(config), folder)
+        return image_split(self.images, self.size(config), folder)
 
 
 def _sizes(key: str, **values: Any) -> tuple[str, ...]:
@@ -148,7 +147,7 @@ ALIP = Case(
     words=Words(49408, shortest=8, longest=32, first=49406, last=49407),
     pairs=64,
     images=200,
-    picture="image.size",
+    image_key="image.size",
 )
 ALBEF = Case(
     name="albef",
@@ -167,7 +166,7 @@ ALBEF = Case(
     words=Words(30522, shortest=8, longest=24, first=101),
     pairs=16,
     images=100,
-    picture="image.size",
+    image_key="image.size",
     rerank_k=16,
     repeats=True,
 )
@@ -200,14 +199,14 @@ MULTISEA = Case(
     words=Words(4000, shortest=9, longest=32, pad=1, first=0, last=2),
     pairs=20,
     images=60,
-    picture="image.size",
+    image_key="image.size",
     rerank_k=16,
 )
 CASES = {case.name: case for case in (HREM, USER, VSE, ALIP, ALBEF, MULTISEA)}
 
 
 def shrunk(case: Case, by: int) -> Case:
-    """The same model on smaller batches and galleries, for a busy machine."""
+    """The same model with smaller batches and retrieval sets."""
     return replace(case, pairs=max(4, case.pairs // by), images=max(25, case.images // by))
 
 

@@ -1,4 +1,4 @@
-"""Reading data against the field's per-sample path: python benchmarks/data_reading.py
+"""Speed of reading data against the usual per-sample code: python benchmarks/data_reading.py
 
 Both paths are timed in CPU seconds of one thread on the same files, interleaved; medians are
 printed with their ratio. The per-sample path is written here as a data set class of the field does

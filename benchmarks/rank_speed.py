@@ -1,4 +1,4 @@
-"""Counting against the field's loop of sorts: ``python benchmarks/rank_speed.py``.
+"""Speed of counting ranks against sorting per query: ``python benchmarks/rank_speed.py``.
 
 Prints one JSON object: seconds of both (of ``--slice`` of the queries, scaled up; 0: only ours) for
 the part that follows the score matrix, their ratio, and the peak memory beyond the embeddings.

@@ -1,9 +1,9 @@
-"""Re-ranking against one query at a time: ``python benchmarks/rerank_speed.py``.
+"""Speed of re-ranking against one query at a time: ``python benchmarks/rerank_speed.py``.
 
 A tiny ALBEF with random weights scores the k nearest candidates of 1,000 images and 5,000 captions.
-The loop is the field's: a query after the other, its k pairs in one batch, the image's keys and
-values made for each pair, captions padded to 30 ids, every layer computed for every word. It is
-run on a share of the queries in both directions (``--share``) and scaled up; ours is run whole.
+The baseline is the usual loop: one query after the other, its k pairs in one batch, keys and values
+of the image computed for each pair, captions padded to 30 ids, every layer computed for every word.
+It runs on a share of the queries in both directions (``--share``), scaled up; ours runs in full.
 CPU seconds of one thread; prints one JSON object.
 """
 
@@ -63,7 +63,7 @@ def encoded(images: int, captions: int, tokens: int) -> tuple[Encoded, Encoded]:
 
 
 def one_query(model: ALBEF, images: Encoded, texts: Encoded, i: Tensor, t: Tensor) -> Tensor:
-    """Scores of the pairs (``i``, ``t``) with nothing shared between them."""
+    """Scores of the pairs (``i``, ``t``) without shared computation."""
     states, mask = texts.tokens[t], texts.mask[t]
     fused = model.fusion(states, mask, model.fusion.keys_values(images.tokens[i]))
     return model.itm_head(fused[:, 0])[:, 1]

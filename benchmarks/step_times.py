@@ -1,4 +1,4 @@
-"""Every method's training step and evaluation against a literal re-writing of the same arithmetic.
+"""Times every method's training step and evaluation against a literal implementation.
 
     python benchmarks/step_times.py [--methods hrem,user] [--threads 2] [--out benchmarks/steps.md]
 
@@ -26,15 +26,15 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the code beside this file
 
 from benchmarks.cases import CASES, Case, shrunk, tiny  # noqa: E402
-from benchmarks.counting import operators, waits  # noqa: E402
-from benchmarks.parts import Part, parts  # noqa: E402
-from benchmarks.sides import (  # noqa: E402
+from benchmarks.comparison import (  # noqa: E402
     Evaluations,
-    Twosome,
+    SideBySide,
     compare_losses,
     compare_metrics,
     compare_step,
 )
+from benchmarks.method_parts import Part, parts  # noqa: E402
+from benchmarks.operator_counts import count_operators, host_syncs  # noqa: E402
 
 Row = list[str]
 # Gradients are compared on so many pairs: with a hundred, some ReLU, maximum or hinge lies so near
@@ -97,9 +97,9 @@ def measure(case: Case, tables: Tables, timer: Timer) -> None:
     """Compare, then time, one method."""
     compare_losses(case)
     worst = compare_step(shrunk(case, max(1, case.pairs // PAIRS_COMPARED)))
-    both = Twosome(case)
-    seen = [operators(side) for side in (both.ours, both.literally)]  # also warms up
-    counts = [count.total() for count in seen], [waits(count).total() for count in seen]
+    both = SideBySide(case)
+    seen = [count_operators(side) for side in (both.ours, both.literally)]  # also warms up
+    counts = [count.total() for count in seen], [host_syncs(count).total() for count in seen]
     times = timer.in_turn(both.ours, both.literally, 1.0)
     cells = [f"{ours:,} / {literal:,}" for ours, literal in counts]
     tables.steps.append(
@@ -109,7 +109,7 @@ def measure(case: Case, tables: Tables, timer: Timer) -> None:
     measure_parts(case, parts(both), tables, timer)
     del both
     if case.name == "alip":
-        fair = Twosome(case, checkpointing=False)
+        fair = SideBySide(case, checkpointing=False)
         what = "the whole step, checkpointing off"
         measure_parts(case, iter([(what, fair.ours, fair.literally)]), tables, timer)
         del fair

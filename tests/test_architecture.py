@@ -52,7 +52,6 @@ OPEN_CLASSES = set(
     "Attention SelfAttention TextConfig Report Side ImageEncoder TextEncoder Keys Options "
     "Picture".split()
 )
-)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cases import CASES, tiny
-from benchmarks.sides import Evaluations, compare_metrics, compare_step
+from benchmarks.comparison import Evaluations, compare_metrics, compare_step
 from benchmarks.step_times import main
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
-from benchmarks.counting import operators, waits
+from benchmarks.operator_counts import count_operators, host_syncs
 from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
@@ -202,8 +202,8 @@ def test_reranking_asks_the_device_nothing() -> None:
     model, given = build().eval(), batch()
     images, texts = model.encode_images(given), model.encode_texts(given)
     pairs = torch.cartesian_prod(torch.arange(6), torch.arange(6))
-    counts = operators(lambda: model.rerank(images, texts, pairs, "both"))
-    assert not waits(counts) and counts.total() <= 75, counts.total()
+    counts = count_operators(lambda: model.rerank(images, texts, pairs, "both"))
+    assert not host_syncs(counts) and counts.total() <= 75, counts.total()
 
 
 def test_reranking_projects_each_image_once() -> None:

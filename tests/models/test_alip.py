@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.counting import operators
+from benchmarks.operator_counts import count_operators
 from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
@@ -217,7 +217,7 @@ def test_gates_and_losses_are_few_operators() -> None:
         terms = model.criterion(x, t, c, torch.arange(5), 5, Clock(), Draws())
         torch.stack(list(terms.losses.values())).sum().backward()
 
-    assert sum(operators(criterion).values()) <= MOST_OF_CRITERION
+    assert sum(count_operators(criterion).values()) <= MOST_OF_CRITERION
 
 
 def test_from_files_to_recalls_and_back(world: Path, tmp_path: Path) -> None:

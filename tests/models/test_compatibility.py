@@ -11,7 +11,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from benchmarks.counting import operators, waits
+from benchmarks.operator_counts import count_operators, host_syncs
 from itr.errors import ConfigError
 from itr.jobs.losses_cli import loss_choices, model_names, table, verdict, with_loss
 from itr.jobs.train import train
@@ -115,10 +115,10 @@ def test_an_allowed_pair_trains(
         steps.clock.epoch = number  # the hinge's first epoch, and what follows
         totals: list[torch.Tensor] = []
         given = batch_for(model, 6, ids, seed=number)
-        counts = operators(
+        counts = count_operators(
             lambda given=given, totals=totals: totals.append(steps.micro_batch(given))
         )
-        assert torch.isfinite(totals[0]) and not waits(counts)
+        assert torch.isfinite(totals[0]) and not host_syncs(counts)
         for name, parameter in made.named_parameters():
             assert (parameter.grad is None) == steps.sleeps(name), name
         steps.update()

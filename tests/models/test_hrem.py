@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 import itr.models.hrem as hrem
-from benchmarks.counting import operators, waits
+from benchmarks.operator_counts import count_operators, host_syncs
 from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws, ReplayedDraws
@@ -296,7 +296,7 @@ def _count_relations(of: HREM, data: Batch) -> int:
         outputs.append(hrem.relevance_divergence(relations, images, texts, of.config.graph))
         torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
 
-    return operators(relate).total()
+    return count_operators(relate).total()
 
 
 def test_relations_take_few_operators_whatever_the_batch_size():
@@ -318,9 +318,9 @@ def test_method_part_takes_few_operators():
             states = bert_states(ours.texts.bert, data.tokens)
             states.backward(torch.ones_like(states))
 
-        whole = operators(step).total()
+        whole = count_operators(step).total()
         ours.zero_grad(set_to_none=True)
-        counts.append(whole - operators(bert).total())
+        counts.append(whole - count_operators(bert).total())
     assert counts[0] == counts[1]
     assert counts[0] <= 800
 
@@ -328,8 +328,8 @@ def test_method_part_takes_few_operators():
 @pytest.mark.parametrize("loss", [DistanceWeightedTriplet, Triplet, InfoNCE])
 def test_a_training_step_never_asks_the_device(loss: type[nn.Module]):
     ours, data, draws = model(loss=loss).train(), batch(8), Draws()
-    seen = operators(lambda: total(ours, ours(data, Clock(), draws).losses).backward())
-    assert not waits(seen)
+    seen = count_operators(lambda: total(ours, ours(data, Clock(), draws).losses).backward())
+    assert not host_syncs(seen)
 
 
 # Behaviour

@@ -19,8 +19,8 @@ from transformers import (
 )
 from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput
 
-from benchmarks.counting import operators, waits
 from benchmarks.literal import multisea as plain
+from benchmarks.operator_counts import count_operators, host_syncs
 from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
@@ -245,11 +245,11 @@ def test_reranking_never_asks_the_device_and_projects_each_image_once() -> None:
     handle = model.aformer.text[0].cross.key.register_forward_hook(  # type: ignore[union-attr]
         lambda _module, inputs, _output: rows.append(inputs[0].shape[0])
     )
-    counts = operators(lambda: model.rerank(images, texts, pairs, "t2i"))
+    counts = count_operators(lambda: model.rerank(images, texts, pairs, "t2i"))
     handle.remove()
     assert rows == [3]
-    counts += operators(lambda: model.rerank(images, texts, pairs, "i2t"))
-    assert not waits(counts)
+    counts += count_operators(lambda: model.rerank(images, texts, pairs, "i2t"))
+    assert not host_syncs(counts)
     assert sum(counts.values()) <= 520
 
 

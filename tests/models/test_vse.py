@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from benchmarks.counting import operators, waits
+from benchmarks.operator_counts import count_operators, host_syncs
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError
@@ -36,9 +36,9 @@ def test_dropped_regions_take_few_operators_and_ask_the_device_nothing() -> None
         drop = torch.arange(6) < torch.randint(3, 7, (size, 1))  # region dropout, the worst case
         given = batch(size, region_mask=drop, min_region_length=3)
         steps(given)
-        counts.append(operators(lambda steps=steps, given=given: steps(given)))
+        counts.append(count_operators(lambda steps=steps, given=given: steps(given)))
     assert counts[0] == counts[1]
-    assert not waits(counts[0])
+    assert not host_syncs(counts[0])
     assert counts[0].total() <= 1400, counts[0].most_common(12)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.counting import operators, waits
+from benchmarks.operator_counts import count_operators, host_syncs
 from tests.models.tiny import Steps, batch_for, build
 
 # Operators that are no views, of a tiny model; towers of more layers have more.
@@ -29,7 +29,7 @@ def test_a_step_asks_the_device_nothing_and_its_operators_do_not_grow(
     for size in sizes:
         steps, given = Steps(name, build(name, *overrides)), batch_for(name, size)
         steps(given)  # AdamW makes its state in the first one
-        counts.append(operators(lambda steps=steps, given=given: steps(given)))
-    assert not waits(counts[0] + counts[1])
+        counts.append(count_operators(lambda steps=steps, given=given: steps(given)))
+    assert not host_syncs(counts[0] + counts[1])
     assert counts[0] == counts[1]
     assert counts[0].total() <= most, counts[0].most_common(12)

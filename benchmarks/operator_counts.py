@@ -1,5 +1,7 @@
-"""How many operators a call takes, and which of them make a GPU wait for the host or the other way
-round: a number that the host reads, or a result whose shape depends on values."""
+"""Counts the operators of a call and those that synchronize host and GPU.
+
+An operator synchronizes if the host reads its value or if its output shape depends on values.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-MASKED = "indexed by a mask"  # which becomes positions, below what a dispatch mode sees
+MASKED = "indexed by a mask"  # converted to positions below the dispatch mode
 SYNCS = frozenset(
     (
         MASKED,
@@ -23,7 +25,7 @@ SYNCS = frozenset(
         "nonzero",
         "nonzero_static",
         "masked_select",
-        "multinomial",  # torch's own checks its weights on the host
+        "multinomial",  # checks its weights on the host
         "bincount",
         "_unique",
         "_unique2",
@@ -35,8 +37,8 @@ READS = (torch.ops.aten.index,)
 WRITES = (torch.ops.aten.index_put, torch.ops.aten.index_put_)
 
 
-def operators(action: Callable[[], Any]) -> Counter[str]:
-    """How often ``action`` calls each operator that is no view, forward and backward."""
+def count_operators(action: Callable[[], Any]) -> Counter[str]:
+    """The number of calls of each operator in ``action``, views excluded, backward included."""
     seen: Counter[str] = Counter()
 
     class Counting(TorchDispatchMode):
@@ -52,12 +54,12 @@ def operators(action: Callable[[], Any]) -> Counter[str]:
 
 
 def _is_masked(packet: Any, args: tuple[Any, ...]) -> bool:
-    """Whether a mask says which places; one value for all of them is filled in without asking."""
+    """Whether an index is a boolean mask. Filling one value needs no synchronization."""
     if packet not in READS and (packet not in WRITES or args[2].numel() == 1):
         return False
     return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1])
 
 
-def waits(seen: Counter[str]) -> Counter[str]:
-    """Those of ``seen`` that make one side wait."""
+def host_syncs(seen: Counter[str]) -> Counter[str]:
+    """The operators in ``seen`` that synchronize host and GPU."""
     return Counter({name: count for name, count in seen.items() if name in SYNCS})

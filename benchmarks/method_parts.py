@@ -1,7 +1,7 @@
-"""The parts of a step that are the method's own, timed without the towers in front of them.
+"""The method-specific parts of a training step, without the encoders.
 
-Each part runs forward and backward from given fragments or embeddings; a pair of calls, ours and
-the literal one, on the twosome of the whole step.
+Each part runs forward and backward from fixed fragments or embeddings, once with our code and once
+with the literal code.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.comparison import SideBySide
 from benchmarks.literal import hrem, multisea, vse
 from benchmarks.literal.plain import lengths_of, multinomial, update
-from benchmarks.sides import Twosome
 from itr.batch import Batch
 from itr.models.albef import ALBEF
 from itr.models.albef import Keys as MomentumKeys
@@ -27,23 +27,23 @@ from itr.models.vse import VSE
 from itr.nn.pooling import masked_mean, masked_top2_mean, unit_length
 from itr.training.optim import clip_gradients
 
-Part = tuple[str, Callable[[], object], Callable[[], object]]  # what, ours, literal
+Part = tuple[str, Callable[[], object], Callable[[], object]]  # description, ours, literal
 
 
 def leaf(*shape: int, unit: bool = False, seed: int = 0) -> Tensor:
-    """A random tensor that gathers a gradient."""
+    """A random leaf tensor that requires a gradient."""
     values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
     return (F.normalize(values, dim=-1) if unit else values).requires_grad_()
 
 
 def masks(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Of regions and of words."""
+    """Masks of regions and of words."""
     assert batch.region_mask is not None and batch.token_mask is not None
     return batch.region_mask, batch.token_mask
 
 
-def parts(both: Twosome) -> Iterator[Part]:
-    """The parts of the method of ``both``."""
+def parts(both: SideBySide) -> Iterator[Part]:
+    """The parts of a method."""
     known = {HREM: _hrem, USER: _user, VSE: _gpo, ALIP: _alip, ALBEF: _albef, MultiSEA: _multisea}
     yield from known[type(both.model)](both)
     both.ours_backward(), both.literal_backward()
@@ -54,12 +54,12 @@ def parts(both: Twosome) -> Iterator[Part]:
     )
 
 
-def _update(both: Twosome) -> None:
+def _update(both: SideBySide) -> None:
     clip_gradients(both.model.parameters(), both.config.optim.max_norm)
     both.optimizer.step()
 
 
-def _hrem(both: Twosome) -> Iterator[Part]:
+def _hrem(both: SideBySide) -> Iterator[Part]:
     model, batch = both.model, both.batch
     assert isinstance(model, HREM) and batch.image_id is not None
     ids, sides = batch.image_id, masks(batch)
@@ -100,7 +100,7 @@ def _hrem(both: Twosome) -> Iterator[Part]:
     yield "graph and losses", graph, literal_graph
 
 
-def _gpo(both: Twosome) -> Iterator[Part]:
+def _gpo(both: SideBySide) -> Iterator[Part]:
     model, batch = both.model, both.batch
     assert isinstance(model, VSE)
     sides = masks(batch)
@@ -136,7 +136,7 @@ def _gpo(both: Twosome) -> Iterator[Part]:
         )
 
 
-def _user(both: Twosome) -> Iterator[Part]:
+def _user(both: SideBySide) -> Iterator[Part]:
     model, batch = both.model, both.batch
     assert isinstance(model, USER) and batch.image_id is not None
     ids = batch.image_id
@@ -160,7 +160,7 @@ def _user(both: Twosome) -> Iterator[Part]:
     yield "losses and queues", ours, literally
 
 
-def _alip(both: Twosome) -> Iterator[Part]:
+def _alip(both: SideBySide) -> Iterator[Part]:
     model, batch = both.model, both.batch
     assert isinstance(model, ALIP) and batch.image_id is not None
     ids = batch.image_id
@@ -173,7 +173,7 @@ def _alip(both: Twosome) -> Iterator[Part]:
     yield "gates and losses", ours, lambda: both.total(both.literal.criterion(x, t, c)).backward()
 
 
-def _albef(both: Twosome) -> Iterator[Part]:
+def _albef(both: SideBySide) -> Iterator[Part]:
     model, batch, literal = both.model, both.batch, both.literal
     assert isinstance(model, ALBEF) and batch.image_id is not None
     assert batch.token_mask is not None
@@ -212,7 +212,7 @@ def _albef(both: Twosome) -> Iterator[Part]:
     yield "ITM of 3B pairs", matching, literal_matching
 
 
-def _multisea(both: Twosome) -> Iterator[Part]:
+def _multisea(both: SideBySide) -> Iterator[Part]:
     model, batch, literal = both.model, both.batch, both.literal
     assert isinstance(model, MultiSEA) and batch.image_id is not None
     assert batch.token_mask is not None

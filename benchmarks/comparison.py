@@ -1,4 +1,4 @@
-"""A method twice, ours and the literal one, with equal weights: compared, then timed."""
+"""Runs our implementation of a method and the literal one with equal weights and compares them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LITERAL: dict[str, Callable[[Any], Any]] = {
 
 
 def sleep(model: RetrievalModel, clock: Clock) -> None:
-    """What sleeps gets no gradient, as the trainer does it."""
+    """Turn off gradients of inactive parameters, as the trainer does."""
     asleep = model.sleeping(clock)
     below = tuple(f"{name}." for name in asleep)
     for name, parameter in model.named_parameters():
@@ -39,7 +39,7 @@ def sleep(model: RetrievalModel, clock: Clock) -> None:
 
 
 class Recorded(Draws):
-    """Draws that remember what they gave."""
+    """Draws that record their results."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -51,7 +51,7 @@ class Recorded(Draws):
         return self.columns[-1]
 
     def replay(self) -> Choose:
-        """The same columns again, in any portions; a column of weight 0 is an error."""
+        """Return the recorded columns again, in any portions. A column of weight 0 is an error."""
         left = torch.cat(self.columns).tolist() if self.columns else []
 
         def choose(weights: Tensor) -> Tensor:
@@ -62,8 +62,8 @@ class Recorded(Draws):
         return choose
 
 
-class Twosome:
-    """Our training step and the literal one on one batch, each with a model of its own."""
+class SideBySide:
+    """Our training step and the literal one on the same batch, each with its own model."""
 
     def __init__(self, case: Case, *overrides: str, **options: Any):
         self.model, self.config = case.model(*case.train, *overrides)
@@ -97,7 +97,7 @@ class Twosome:
         return torch.stack([self.model.weights[key] * value for key, value in terms.items()]).sum()
 
     def ours_backward(self, draws: Draws | None = None) -> Tensor:
-        """One micro-batch, as the trainer does it."""
+        """One micro-batch, as in the trainer."""
         self.model.before_step(self.clock)
         total = self.total(self.model(self.batch, self.clock, draws or self.draws).losses)
         total.backward()
@@ -105,7 +105,7 @@ class Twosome:
         return total.detach()
 
     def literal_backward(self, choose: Choose = multinomial) -> Tensor:
-        """The same literally; the loss is read for a log line."""
+        """The same with the literal code, which reads the loss for a log line."""
         total = self.total(self.literal.forward(self.batch, choose))
         total.backward()
         total.item()
@@ -125,10 +125,10 @@ class Twosome:
         self.literal_optimizer.zero_grad()
 
 
-def compare_losses(case: Case, batches: int = 1) -> Twosome:
-    """Assert equal losses on equal draws, without dropout; from the second of ``batches`` on,
-    queues and running means count."""
-    both = Twosome(case, *case.no_dropout)
+def compare_losses(case: Case, batches: int = 1) -> SideBySide:
+    """Assert equal losses for equal draws, without dropout. With several ``batches``, queues and
+    running means take part."""
+    both = SideBySide(case, *case.no_dropout)
     for _ in range(batches):
         draws = Recorded()
         found = both.ours_backward(draws)
@@ -138,7 +138,7 @@ def compare_losses(case: Case, batches: int = 1) -> Twosome:
 
 
 def compare_step(case: Case, batches: int = 1) -> float:
-    """`compare_losses`, and equal gradients; gives the largest relative difference of one."""
+    """`compare_losses` and equal gradients; returns their largest relative difference."""
     both, worst = compare_losses(case, batches), 0.0
     theirs = dict(both.literal.model.named_parameters())
     norms = {n: p.grad.norm() for n, p in both.model.named_parameters() if p.grad is not None}
@@ -184,9 +184,8 @@ class Evaluations:
 
 
 def compare_metrics(case: Case, ours: dict[str, Any], literally: dict[str, float]) -> None:
-    """Assert equal recalls; medians and means of ranks too where every candidate has a score of its
-    own, to a thousandth: two scores that only rounding tells apart stand either way round, and move
-    a rank by one."""
+    """Assert equal recalls and, without re-ranking, median and mean ranks within 0.1 %: two scores
+    that differ only by rounding may swap their ranks."""
     for key, expected in literally.items():
         if "_r" in key:
             torch.testing.assert_close(ours[key], expected, rtol=1e-6, atol=1e-9, msg=f"{key}")

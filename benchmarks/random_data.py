@@ -1,4 +1,4 @@
-"""Random data of a given size for the benchmarks, in the forms that loader and evaluator read.
+"""Random datasets and batches for the benchmarks.
 
 N images, five captions each; R regions of width W.
 """
@@ -41,23 +41,23 @@ def region_split(images: int, regions: int, width: int) -> Split:
     return Split("test", "precomp", _records(places), regions=values, source="random regions")
 
 
-def picture_split(images: int, size: int, folder: Path) -> Split:
-    """``images`` random pictures, PNG files in ``folder``."""
+def image_split(images: int, size: int, folder: Path) -> Split:
+    """``images`` random images, PNG files in ``folder``."""
     random = torch.Generator().manual_seed(0)
     places = []
     for i in range(images):
-        # Coarse noise: fine noise looks alike to every encoder.
+        # Coarse noise; every encoder averages fine noise away.
         coarse = torch.rand(1, 3, 6, 6, generator=random)
         picture = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
         places.append(str(folder / f"{i}.png"))
         write_png((picture[0] * 255).to(torch.uint8), places[-1])
-    return Split("test", "karpathy", _records(places), source="random pictures")
+    return Split("test", "karpathy", _records(places), source="random images")
 
 
 @dataclass(frozen=True)
 class Words:
-    """How random captions look: ``shortest`` to ``longest`` ids of a ``vocabulary``, which begin
-    with ``first`` and end with ``last`` (None: with any)."""
+    """Random captions of ``shortest`` to ``longest`` ids of a ``vocabulary``. They begin with
+    ``first`` and end with ``last`` (None: any id)."""
 
     vocabulary: int
     shortest: int = 8
@@ -67,7 +67,7 @@ class Words:
     last: int | None = None
 
     def table(self, captions: int, seed: int = 0) -> TokenTable:
-        """Ids of ``captions`` captions; the first one is as long, the second as short as any."""
+        """Ids of ``captions`` captions. The first has ``longest`` ids, the second ``shortest``."""
         random = np.random.default_rng(seed)
         lengths = random.integers(self.shortest, self.longest + 1, captions)
         lengths[:2] = self.longest, self.shortest
@@ -90,7 +90,7 @@ def text_fields(table: TokenTable, view: View, captions: np.ndarray) -> dict[str
 
 
 def region_batch(split: Split, table: TokenTable, view: View, pairs: int) -> Batch:
-    """``pairs`` pairs; of the regions as many are left out as ``view`` says."""
+    """``pairs`` pairs, with the region dropout of ``view``."""
     random, images = np.random.default_rng(1), np.arange(pairs)
     keep = random.random((pairs, split.regions.shape[1])) >= view.regions.drop
     keep[:, : max(1, view.regions.min_pad)] = True
@@ -105,7 +105,7 @@ def region_batch(split: Split, table: TokenTable, view: View, pairs: int) -> Bat
 
 
 def pixel_batch(size: int, table: TokenTable, view: View, pairs: int) -> Batch:
-    """``pairs`` pairs of random pixels, with a second text where ``view`` wants one."""
+    """``pairs`` pairs of random pixels, with a second text if ``view`` has one."""
     random, images = torch.Generator().manual_seed(1), np.arange(pairs)
     coarse = torch.randn(pairs, 3, 6, 6, generator=random)
     batch = Batch(
