@@ -55,6 +55,17 @@ class Layout(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class LayoutSpec:
+    """What a layout module says about itself, in its constant ``LAYOUT``."""
+
+    name: str  # of data.layout=NAME
+    kind: str  # what it holds of an image: ``regions`` or ``pixels``
+    preference: int  # of several layouts in a folder, the one with the smallest number is used
+    files: str  # example of its files, for messages; ``{name}`` is data.name
+    second: bool = False  # it can hold a second text per image, such as synthetic captions
+
+
 def role_of(split: str) -> str:
     """The role (train, val, test) of a split name: ``dev`` is val, ``testall`` is test."""
     return {"dev": "val", "testall": "test"}.get(split, split)

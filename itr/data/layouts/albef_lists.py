@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.config import DataConfig
-from itr.data.layout import coco_id, data_root, find_dataset_files, resolve_split
+from itr.data.layout import LayoutSpec, coco_id, data_root, find_dataset_files, resolve_split
 from itr.data.layouts.json_annotations import (
     describe_value,
     load_json,
@@ -28,6 +28,7 @@ FOLDERS = ("", "data", "annotations", "albef")  # below data.root
 FILE_NAME = re.compile(
     r"(?P<name>(?!captions_|instances_|person_|dataset_).+)_(?P<split>train|val|dev|test)\.json"
 )
+LAYOUT = LayoutSpec("lists", "pixels", 2, "{name}_train.json (ALBEF lists)")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.config import DataConfig
-from itr.data.layout import data_root, resolve_split, role_of
+from itr.data.layout import LayoutSpec, data_root, resolve_split, role_of
 from itr.data.layouts.json_annotations import (
     describe_value,
     load_json,
@@ -25,6 +25,7 @@ from itr.errors import DataError, first_of
 
 FOLDERS = ("", "annotations")  # below data.root
 FILE_NAME = re.compile(r"captions_(?P<split>[a-z]+)(?P<year>\d{4})?\.json")
+LAYOUT = LayoutSpec("coco", "pixels", 3, "captions_train.json (COCO)")
 
 
 @dataclass(frozen=True)

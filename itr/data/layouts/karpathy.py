@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.config import DataConfig
-from itr.data.layout import data_root, file_prefixes, resolve_split
+from itr.data.layout import LayoutSpec, data_root, file_prefixes, resolve_split
 from itr.data.layouts.json_annotations import (
     describe_value,
     load_json,
@@ -29,6 +29,7 @@ PREFIX = "dataset_"
 MERGED_SPLITS = {"restval": "train"}  # COCO: validation images that are used for training
 STANDARD_SPLITS = ("train", "val", "test", "dev", "testall")
 ID_KEYS = ("cocoid", "imgid")  # of an image; the first one present is used
+LAYOUT = LayoutSpec("karpathy", "pixels", 1, "dataset_{name}.json (Karpathy)")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.config import DataConfig
-from itr.data.layout import ROLES, coco_id, data_root, find_dataset_files, resolve_split, role_of
+from itr.data.layout import (
+    ROLES,
+    LayoutSpec,
+    coco_id,
+    data_root,
+    find_dataset_files,
+    resolve_split,
+    role_of,
+)
 from itr.data.layouts.json_annotations import (
     describe_value,
     require_unique_images,
@@ -39,6 +47,7 @@ FILE_NAME = re.compile(
     rf"(?:(?P<name>.+)_)?(?P<split>train|val|dev|test|pairs)(?:{'|'.join(map(re.escape, ENDINGS))})"
 )
 SECOND = "second"  # key of Record.extra: the second text
+LAYOUT = LayoutSpec("table", "pixels", 5, "train.csv (or .tsv, .jsonl, .parquet)", second=True)
 
 
 @dataclass(frozen=True)

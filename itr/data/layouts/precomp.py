@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from itr.data.config import DataConfig
-from itr.data.layout import OTHER_NAMES, data_root, file_prefixes, list_folder
+from itr.data.layout import OTHER_NAMES, LayoutSpec, data_root, file_prefixes, list_folder
 from itr.data.layouts.precomp_ids import read_ids
 from itr.data.layouts.region_arrays import open_guides, open_regions, require_finite
 from itr.data.records import Record, Split
@@ -26,6 +26,7 @@ FOLDER_SUFFIX = "_precomp"
 REPEATS = 5  # published dev and test files repeat each image row once per caption
 ROWS_AT_OPEN = 32  # rows checked for NaN when a split is opened
 GROUPS_AT_OPEN = 64  # groups of five rows compared when a split is opened
+LAYOUT = LayoutSpec("precomp", "regions", 0, "<split>_ims.npy")
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,17 @@ model needs a second text.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
+import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from itr.data import layouts as package
 from itr.data.config import DECODERS, DataConfig
-from itr.data.layout import Layout, data_root, list_folder
-from itr.data.layouts import albef_lists, coco, karpathy, pair_table, precomp, vilt_arrow
+from itr.data.layout import Layout, LayoutSpec, data_root, list_folder
+from itr.data.layouts import precomp
 from itr.data.layouts.noisy_pairs import mismatch
 from itr.data.layouts.second_text_file import join_second
 from itr.data.layouts.shards import reader as shards
@@ -26,26 +29,28 @@ from itr.plugins import layout_modules
 
 __all__ = ["KINDS", "LAYOUTS", "DataConfig", "find_layouts", "open_split", "require_enough_shards"]
 
+
+def _layout_modules() -> dict[str, Any]:
+    """The modules of this package that define ``LAYOUT``, by layout name, preferred ones first."""
+    names = (info.name for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."))
+    modules = [importlib.import_module(name) for name in names if name != __name__]
+    found = [module for module in modules if hasattr(module, "LAYOUT")]
+    found.sort(key=lambda module: module.LAYOUT.preference)
+    return {module.LAYOUT.name: module for module in found}
+
+
+MODULES = _layout_modules()
+PLUGINS = layout_modules()  # of users' packages; the layouts of the suite come before them
 FINDERS: dict[str, Callable[[DataConfig], Layout | None]] = {
-    "precomp": precomp.find,
-    "karpathy": karpathy.find,
-    "lists": albef_lists.find,
-    "coco": coco.find,
-    "arrow": vilt_arrow.find,
-    "table": pair_table.find,
-    "shards": shards.find,
+    name: module.find for name, module in {**MODULES, **PLUGINS}.items()
 }
-KINDS = {name: "regions" if name == "precomp" else "pixels" for name in FINDERS}
-PLUGINS = layout_modules()  # of users' packages; all layouts of the suite come before them
-FINDERS |= {name: module.find for name, module in PLUGINS.items()}
+SPECS: dict[str, LayoutSpec] = {name: module.LAYOUT for name, module in MODULES.items()}
+KINDS = {name: spec.kind for name, spec in SPECS.items()}
 KINDS |= {name: module.KIND for name, module in PLUGINS.items()}
 LAYOUTS = ("auto", *KINDS)
 ORDER = tuple(KINDS)
-WITH_SECOND = ("shards", "table")  # layouts that can hold synthetic captions
-EXPECTED = (
-    "dataset_{name}.json (Karpathy), {name}_train.json (ALBEF lists), captions_train.json (COCO), "
-    "{name}_caption_karpathy_train.arrow, train.csv (or .tsv, .jsonl, .parquet), or tar shards"
-)
+WITH_SECOND = tuple(name for name, spec in SPECS.items() if spec.second)
+EXPECTED = ", ".join(spec.files for spec in SPECS.values() if spec.kind == "pixels")
 
 
 def open_split(data: DataConfig, split: str, kind: str, second: bool = False) -> Split:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from itr.data.config import DataConfig
-from itr.data.layout import coco_id, data_root, find_dataset_files, resolve_split
+from itr.data.layout import LayoutSpec, coco_id, data_root, find_dataset_files, resolve_split
 from itr.data.layouts.json_annotations import require_unique_images
 from itr.data.records import SEQUENTIAL_ID, Record, Slice, Split
 from itr.errors import DataError
@@ -25,6 +25,7 @@ FILE_NAME = re.compile(r"(?P<name>.+)_caption_karpathy_(?P<split>\w+)\.arrow")
 RESTVAL = "restval"  # COCO: validation images that are used for training
 MAGIC = b"ARROW1"
 ID_COLUMNS = ("imgid", "sentids")  # added by `itr data convert`: image id, caption ids
+LAYOUT = LayoutSpec("arrow", "pixels", 4, "{name}_caption_karpathy_train.arrow")
 
 
 @dataclass(frozen=True)

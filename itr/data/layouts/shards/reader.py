@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.config import DataConfig
-from itr.data.layout import OTHER_NAMES, ROLES, data_root
+from itr.data.layout import OTHER_NAMES, ROLES, LayoutSpec, data_root
 from itr.data.layouts.shards.build_index import index_shards
 from itr.data.layouts.shards.damage import ShardDamage
 from itr.data.layouts.shards.samples import ShardSamples
@@ -24,6 +24,7 @@ from itr.errors import ConfigError, DataError
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # {00000..01505}; the number of digits matters
 FOLDERS = ("", "wds", "shards")  # below data.root
+LAYOUT = LayoutSpec("shards", "pixels", 6, "tar shards", second=True)
 
 
 @dataclass(frozen=True)
