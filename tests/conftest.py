@@ -1,4 +1,4 @@
-"""A tiny world that every test can train in: real files, real entry points, seconds on a CPU."""
+"""Shared fixtures: a tiny dataset in real file formats, and the real entry points."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONF = ROOT / "conf"
 
 PATIENCE = 1800.0  # seconds; only a test that hangs waits so long, however busy the machine
 
-# A world of 60 training images and a model of some ten thousand weights.
+# 60 training images and a model of about ten thousand weights.
 TINY = (
     "data.prepare.train=60",
     "data.prepare.val=20",
@@ -52,7 +52,7 @@ TINY = (
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where the tiny scenes set lies (made once) and where runs may go."""
+    """A folder that holds the tiny scenes dataset, generated once per session."""
     from itr.data.scenes.make import prepare
 
     folder = tmp_path_factory.mktemp("world")
@@ -88,14 +88,14 @@ def tiny(world: Path, tmp_path: Path) -> list[str]:
 
 
 def compose(config_name: str, overrides: list[str]) -> dict[str, Any]:
-    """The resolved configuration as the entry points hand it on."""
+    """The resolved configuration, as the entry points compose it."""
     from itr.jobs.eval.config import keep_typed_options
 
     values = copy.deepcopy(_composed(config_name, tuple(overrides)))
     return keep_typed_options(values, overrides) if config_name == "eval" else values
 
 
-@functools.cache  # a second each
+@functools.cache  # composing takes up to a second
 def _composed(config_name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
@@ -124,7 +124,7 @@ def signal_at_update(update: int, number: int = signal.SIGTERM) -> Iterator[None
 
 
 def call(script: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run an entry point as a user does; output is captured as text."""
+    """Run an entry point in a new process; output is captured as text."""
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments],
         cwd=cwd or ROOT,
@@ -139,7 +139,7 @@ def call(script: str, *arguments: str, cwd: Path | None = None) -> subprocess.Co
 def call_here(
     script: str, *arguments: str, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """`call` without a process of its own, which takes seconds: for what ends before it trains."""
+    """`call` in this process, which saves seconds: for commands that end before they train."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     command = [str(ROOT / script), *arguments]
     GlobalHydra.instance().clear()

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, and what is done to them."""
+"""Starts training runs in processes, kills them, waits for them and compares their results."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 
 TIMES = ("time", "pairs_per_second", "seconds")
-DEADLINE = 900.0  # seconds for whatever is waited for, on a machine that does other work, too
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
@@ -34,8 +33,10 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2")
 def start(
     arguments: Sequence[str], cwd: Path = ROOT, before: Sequence[str] = (), shell: str = ""
 ) -> subprocess.Popen[str]:
-    """train.py, in a session of its own, so that all that it starts can be killed with it;
-    ``before`` stands between Python and train.py, ``shell`` is run first."""
+    """Start train.py in a new session, so that its whole process tree can be killed.
+
+    ``before``: arguments between Python and train.py; ``shell``: commands to run first.
+    """
     command = [sys.executable, *before, str(ROOT / "train.py"), *arguments]
     if shell:
         command = ["bash", "-c", f'{shell}; exec "$@"', "bash", *command]
@@ -51,23 +52,23 @@ def start(
 
 
 def children(process: int) -> list[int]:
-    """Ids of the processes that ``process`` started itself, in their order."""
-    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return sorted(int(number) for number in found)
+    """Ids of the direct child processes, ascending."""
+    numbers = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return sorted(int(number) for number in numbers)
 
 
 def workers(process: int) -> list[int]:
-    """Those of its children that train: the ranks, in their order."""
-    found = []
+    """Ids of the child processes that train, in the order of their ranks."""
+    ranks = []
     for child in children(process):
         with contextlib.suppress(OSError):
             if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.append(child)
-    return found
+                ranks.append(child)
+    return ranks
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
-    """SIGKILL for a launcher and all of its session, at once."""
+    """Send SIGKILL to all processes of a session."""
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if os.getsid(int(entry.name)) == process.pid:
@@ -76,10 +77,10 @@ def kill_all(process: subprocess.Popen[str]) -> None:
 
 
 def wait_until(
-    ready: Callable[[], bool], process: subprocess.Popen[str], within: float = DEADLINE
+    ready: Callable[[], bool], process: subprocess.Popen[str], within: float = PATIENCE
 ) -> None:
-    """Returns when ``ready`` says so; an error if ``process`` ends before, or after ``within``
-    seconds, and then it is killed."""
+    """Return once ``ready()`` is true. Fail if ``process`` ends first, or kill it after ``within``
+    seconds and fail."""
     end = time.monotonic() + within
     while not ready():
         assert process.poll() is None, process.communicate()[0]
@@ -90,12 +91,12 @@ def wait_until(
 
 
 def wait_for(path: Path, text: str, process: subprocess.Popen[str]) -> None:
-    """Returns when ``text`` stands in the file ``path``."""
+    """Return once the file ``path`` contains ``text``."""
     wait_until(lambda: path.is_file() and text in path.read_text(), process)
 
 
-def finish(process: subprocess.Popen[str], code: int = 0, within: float = DEADLINE) -> str:
-    """What ``process`` printed, in one line; an error if it ends otherwise than with ``code``."""
+def finish(process: subprocess.Popen[str], code: int = 0, within: float = PATIENCE) -> str:
+    """The output of ``process`` as one line. Fail unless its exit code is ``code``."""
     try:
         printed = process.communicate(timeout=within)[0]
     except subprocess.TimeoutExpired:
@@ -106,7 +107,7 @@ def finish(process: subprocess.Popen[str], code: int = 0, within: float = DEADLI
 
 
 def values(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what a clock measured."""
+    """The lines of metrics.jsonl without measured times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.endswith(TIMES)} for line in lines]
 
@@ -121,8 +122,8 @@ def assert_equal(first: Path, second: Path) -> None:
 
 
 def kill_often(arguments: Sequence[str], run: Path, times: int, chance: random.Random) -> None:
-    """SIGKILL a run ``times`` times, resumed again and again: every third time at any moment from
-    its start on (imports, set-up, first checkpoint), else moments after it began to write."""
+    """Kill and resume a run ``times`` times: every third time at a random moment after its start
+    (imports, set-up, first checkpoint), otherwise shortly after it began to write."""
     metrics, startup = run / "metrics.jsonl", 10.0
     for count in range(times):
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""A real set, drawn and captioned by people, in all its layouts: it has to be named, or buildable.
+"""A dataset of real clip art with human captions, in every layout.
 
 ITR_CLIPART=DIR is a folder that `build_clipart.py` made; where that script lies in
 ``../shared/data``, a smaller set is built.

@@ -1,4 +1,4 @@
-"""What takes minutes: ranks that die or hang, signals at any moment, launchers from outside."""
+"""Ranks that die or hang, signals at random moments, external launchers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from itr.training.faults.heartbeat import RANKS, read_heartbeats
-from tests.conftest import TINY
+from tests.conftest import PATIENCE, TINY
 from tests.soak.runs import (
     TORCHRUN,
     assert_equal,
@@ -97,7 +97,7 @@ def test_signals_at_any_moment(devices: int, world: Path, tmp_path: Path) -> Non
         wait_until(lambda s=size: log.is_file() and log.stat().st_size > s, process)
         time.sleep(chance.uniform(0.0, 3.0))
         process.send_signal(signal.SIGTERM)
-        printed, code = process.communicate(timeout=300)[0], process.returncode
+        printed, code = process.communicate(timeout=PATIENCE)[0], process.returncode
         done = (cut / "results.json").exists()
         assert code in (0, 75) or (done and code == -signal.SIGTERM), printed  # nothing to save
         ends += code == 75
@@ -114,27 +114,25 @@ def test_a_signal_while_the_data_is_made(tmp_path: Path) -> None:
     process = start([*large, *places, f"out={tmp_path / 'run'}"])
     wait_until((tmp_path / "data").exists, process)
     process.send_signal(signal.SIGTERM)
-    assert "stopped by a signal before the first update" in finish(process, code=75, within=120)
+    assert "stopped by a signal before the first update" in finish(process, code=75)
 
 
 def test_a_second_interrupt_stops_at_once(common: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start([*common, f"out={run}", "devices=2"])
+    process = start([*common, f"out={run}", "devices=2", "runtime.collective_timeout=86400"])
     wait_for(run / "metrics.jsonl", '"step": 6', process)
     ranks = workers(process.pid)
-    os.kill(ranks[1], signal.SIGSTOP)  # it hears nothing, and the other one waits for it
+    os.kill(ranks[1], signal.SIGSTOP)  # it ignores signals, and the other rank waits for it
     process.send_signal(signal.SIGINT)
     time.sleep(5.0)
     assert process.poll() is None and all(Path(f"/proc/{rank}").exists() for rank in ranks)
-    began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    printed = finish(process, code=130, within=120)
-    assert time.monotonic() - began < 60  # and not collective_timeout's half an hour
+    printed = finish(process, code=130)
     assert "interrupted; go on with resume=auto" in printed
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 
 
-def test_an_error_of_one_rank_is_told(common: list[str], tmp_path: Path) -> None:
+def test_an_error_of_one_rank_is_reported(common: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     bad = [*common, "optim.lr=1e30", "optim.max_norm=null", f"out={run}", "devices=2"]
     printed = finish(start(bad), code=2)

@@ -1,4 +1,4 @@
-"""What takes minutes: many kills at any moment, for one process and two, and other numbers."""
+"""Many kills at random moments, with one process and two."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 
 from tests.conftest import TINY
 from tests.soak.runs import (
-    DEADLINE,
     assert_equal,
     finish,
     kill_all,
@@ -157,7 +156,7 @@ def test_pictures_that_vanish_end_a_run_with_threads(world: Path, tmp_path: Path
     wait_for(run / "metrics.jsonl", '"step": 20', process)
     for path in sorted(root.rglob("*.jpg")) + sorted(root.rglob("*.png")):
         path.unlink()
-    printed = finish(process, code=2, within=DEADLINE)
+    printed = finish(process, code=2)
     assert "error:" in printed and str(root) in printed, printed
     assert not workers_of(run)
 

@@ -1,4 +1,4 @@
-"""HREM on region arrays larger than memory: they are mapped, and nothing keeps a copy."""
+"""HREM on region arrays larger than memory: arrays are memory-mapped and never copied."""
 
 import os
 import subprocess

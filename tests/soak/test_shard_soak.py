@@ -1,4 +1,4 @@
-"""Shards, for minutes: 100,000 samples each exactly once, and a run on tars that is killed."""
+"""Shards: 100,000 samples are read exactly once each; a run on shards is killed and resumed."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ SAMPLES, SHARDS, BATCH, SEED = 100_000, 130, 1_000, 7
 def test_a_hundred_thousand_samples(tmp_path):
     shards = tmp_path / "wds"
     write_shards(shards, SAMPLES, SHARDS)
-    loader_of(shards, batch_size=BATCH, seed=SEED)  # lists the shards, for all
+    loader_of(shards, batch_size=BATCH, seed=SEED)  # indexes the shards for all ranks
     runs = []
     for number, (epoch, kill_at) in enumerate(((0, 0), (1, 20), (1, 0))):
         found, done = read_epoch(shards, tmp_path / f"run{number}", epoch, BATCH, SEED, kill_at)

@@ -1,4 +1,4 @@
-"""COCO's 5,000 x 25,000 test split, with its real ids, as the package eccv-caption counts it."""
+"""COCO's 5,000 x 25,000 test split with real ids against the package eccv-caption."""
 
 from __future__ import annotations
 
