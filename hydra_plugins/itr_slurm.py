@@ -27,6 +27,8 @@ class SlurmLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Submit the jobs and, unless ``wait`` is false, wait for all of them."""
-        from itr.jobs.launch.slurm import launch  # on use: Hydra imports every plugin
+        from itr.jobs.launch.slurm import (
+            submit_jobs,  # not before it is used: Hydra reads every plugin
+        )
 
-        return launch(self.options, self.context, self.task, self.config, job_overrides)
+        return submit_jobs(self.options, self.context, self.task, self.config, job_overrides)

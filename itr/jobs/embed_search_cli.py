@@ -14,7 +14,7 @@ from itr import checkpoint
 from itr.command import command
 from itr.errors import DataError
 from itr.jobs.retriever import Retriever, find_images, load
-from itr.training.console import Display, close_log, open_log
+from itr.training.console import ProgressDisplay, close_log, open_log
 
 KIND = "embedded files"  # meta["kind"] of the file that `embed` writes
 IMAGES_HELP = "folder of images (a model of region features: of .npy arrays)"
@@ -91,7 +91,7 @@ def _embed(options: argparse.Namespace, console: Console) -> None:
         )
     if options.texts is not None:
         meta["texts"] = read_texts(options.texts)
-        with Display(console, 0, training=False) as display:
+        with ProgressDisplay(console, 0, training=False) as display:
             tensors["texts"] = retriever.encode_texts(meta["texts"], display.evaluation)
     checkpoint.write(options.out, tensors, meta)
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())
@@ -138,7 +138,7 @@ def _encode_folder(
             console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
     if not names:
         raise DataError(f"--images {folder}: none of the {len(skipped)} images can be read")
-    with Display(console, 0, training=False) as display:
+    with ProgressDisplay(console, 0, training=False) as display:
         return retriever.encode_images(names, display.evaluation), names, list(skipped)
 
 

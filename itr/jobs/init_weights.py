@@ -1,4 +1,4 @@
-"""Where a run's weights begin: another run, a checkpoint of ours, or an authors' file."""
+"""Initial weights from ``model.init``: another run, a checkpoint of ours, or an authors' file."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from torch import Tensor
 
 from itr import checkpoint
 from itr.data.text.tokenizer import Tokenizer
-from itr.errors import CheckpointError
+from itr.errors import CheckpointError, first_of
 from itr.models.base import RetrievalModel
 from itr.models.build import model_config
 from itr.nn.bert.bert import SIZES
 from itr.official.load import IMPORTERS, recognise
 from itr.official.name_table import SHOWN, listed, told_of
-from itr.training import checkpointing
+from itr.training.checkpointing import resolve_checkpoint
 from itr.view import Facts
 
-QUEUED = "_queue.ids"  # of what stands in a queue: other images than those of this run
-# Sizes of the towers, by the names that the methods give them.
-BROUGHT = {
+QUEUE_IDS = "_queue.ids"  # image ids of queued features, which belong to another dataset
+# Sizes of pretrained encoders in a model node.
+ENCODER_SIZES = {
     "text": (*SIZES, "pad_id", "fusion_layer"),
     "image": "patch width depth heads head_width mlp_ratio".split(),
 }
 
 
 def stored_tokenizer(source: str | None) -> Tokenizer | None:
-    """The tokenizer with which the weights of ``source`` were trained; None if it says none.
+    """The tokenizer stored in the checkpoint ``source``; None if there is none.
 
-    Raises CheckpointError if there is no such file.
+    Raises CheckpointError if the file does not exist.
     """
     if source is None:
         return None
-    path = checkpointing.resolve(Path(source), "model.init")
+    path = resolve_checkpoint(Path(source), "model.init")
     if path.suffix != ".safetensors":
         return None
     stored = checkpoint.read_meta(path)["tokenizer"]
@@ -43,23 +43,23 @@ def stored_tokenizer(source: str | None) -> Tokenizer | None:
 
 
 def skip_pretrained(node: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], Facts]:
-    """A model ``node`` and the data's ``facts``, changed for a run that starts from the weights of
-    its ``init``: no pre-trained ones are looked for, since all would be overwritten.
+    """A model ``node`` and ``facts`` that do not load pretrained encoders, which the weights of
+    ``init`` would overwrite.
 
-    What those would have brought (sizes of the towers, number of token ids) is then the
-    checkpoint's; an authors' file is expected to fit the sizes in ``node``. Both as they are where
-    ``init`` or ``pretrained`` is not set. Raises CheckpointError if there is no such file.
+    Encoder sizes and the vocabulary come from the checkpoint instead; an authors' file must fit the
+    sizes in ``node``. Both arguments are returned unchanged if ``init`` or ``pretrained`` is not
+    set. Raises CheckpointError if the file does not exist.
     """
     if node.get("init") is None or not model_config(node).__dict__.get("pretrained"):
         return dict(node), facts
     settled = {**node, "pretrained": False}
-    path = checkpointing.resolve(Path(node["init"]), "model.init")
+    path = resolve_checkpoint(Path(node["init"]), "model.init")
     if path.suffix != ".safetensors":
         return settled, facts
     meta = checkpoint.read_meta(path)
     if meta.get("model_name") != node["name"]:
         return settled, facts  # `initialize_from` refuses it
-    for part, keys in BROUGHT.items():
+    for part, keys in ENCODER_SIZES.items():
         stored, own = meta["model_config"].get(part), settled.get(part)
         if own is not None:
             settled[part] = {**own, **{k: stored[k] for k in keys if k in stored}}
@@ -67,60 +67,85 @@ def skip_pretrained(node: Mapping[str, Any], facts: Facts) -> tuple[dict[str, An
 
 
 def initialize_from(model: RetrievalModel, name: str, source: str) -> list[str]:
-    """Take the weights of ``source`` (``model.init``) that ``model``, of method ``name``, has.
+    """Load the weights of ``source`` (``model.init``) into ``model``, of method ``name``.
 
-    Returns lines for the log: what an importer did, what was taken, changed, not used and left as
-    initialised. Queued features are taken without the ids of their images, which number another
-    data set's. Raises CheckpointError for another method and for weights of other sizes; queues of
-    another size begin anew.
+    Returns log messages: which weights were loaded, resized, ignored, and left at their initial
+    values. Queued features are loaded without their image ids, which belong to another dataset.
+    Queues of another size stay empty. Raises CheckpointError for another method and for weights of
+    other sizes.
     """
-    path = checkpointing.resolve(Path(source), "model.init")
-    given, told = _weights(path, name, model)
-    queued = [k for k in given if k.endswith(QUEUED)]
-    given = {k: v for k, v in given.items() if k not in queued}
-    fitted, own = model.fit_weights(given), model.state_dict()
-    taken = {  # what a model filled in from its own stays as initialised
+    path = resolve_checkpoint(Path(source), "model.init")
+    stored, messages = _read_weights(path, name, model)
+    queue_ids = [k for k in stored if k.endswith(QUEUE_IDS)]
+    stored = {k: v for k, v in stored.items() if k not in queue_ids}
+    fitted, initial = model.fit_weights(stored), model.state_dict()
+    loaded = {  # `fit_weights` fills gaps with the model's own tensors
         k: v
         for k, v in fitted.items()
-        if k in own and v.shape == own[k].shape and v.data_ptr() != own[k].data_ptr()
+        if k in initial and v.shape == initial[k].shape and v.data_ptr() != initial[k].data_ptr()
     }
-    parameters = dict(model.named_parameters())
-    wrong = [
-        f"{k} {tuple(fitted[k].shape)}, expected {tuple(own[k].shape)}"
-        for k in fitted
-        if k in own and k not in taken and k in parameters
-    ]
-    if wrong or not taken.keys() & parameters.keys():
-        raise CheckpointError(
-            f"model.init={source}: weights of another size: {', '.join(wrong[:SHOWN])}"
-            f"{' ...' if len(wrong) > SHOWN else ''}; set the model's sizes to the checkpoint's"
-            if wrong
-            else f"model.init={source}: holds none of the weights of {type(model).__name__}"
-        )
-    model.load_state_dict({**own, **taken})
-    share = f"all {len(own)}" if len(taken) == len(own) else f"{len(taken)} of {len(own)}"
-    told.append(f"start: {share} weights are those of {path}")
+    _check_sizes(source, model, fitted, loaded)
+    model.load_state_dict({**initial, **loaded})
+    share = f"{len(loaded)} of {len(initial)}"
+    if len(loaded) == len(initial):
+        share = f"all {len(initial)}"
+    messages.append(f"model.init: loaded {share} weights from {path}")
     for what, names in (
-        ("resized", [k for k in taken if k in given and given[k].shape != taken[k].shape]),
-        ("momentum copies made", [k for k in taken if k.startswith("twin.") and k not in given]),
-        ("not used", [k for k in given if k not in taken]),
-        ("not used, ids of another data set's images", queued),
-        ("left as initialised", [k for k in own if k not in taken]),
+        ("resized", [k for k in loaded if k in stored and stored[k].shape != loaded[k].shape]),
+        ("copied to momentum encoders", _momentum_copies(loaded, stored)),
+        ("ignored", [k for k in stored if k not in loaded]),
+        ("ignored, image ids of another dataset", queue_ids),
+        ("left at their initial values", [k for k in initial if k not in loaded]),
     ):
         if names:
-            told.append(f"start: {what} ({len(names)}): {listed(names)}")
-    return told
+            messages.append(f"model.init: {what} ({len(names)}): {listed(names)}")
+    return messages
 
 
-def _weights(path: Path, name: str, model: RetrievalModel) -> tuple[dict[str, Tensor], list[str]]:
-    """By our names, and lines on what an importer did. Raises CheckpointError for another
+def _momentum_copies(loaded: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> list[str]:
+    """Momentum weights that the checkpoint lacks, and that were copied from its weights."""
+    return [k for k in loaded if k.startswith("twin.") and k not in stored]
+
+
+def _check_sizes(
+    source: str,
+    model: RetrievalModel,
+    fitted: Mapping[str, Tensor],
+    loaded: Mapping[str, Tensor],
+) -> None:
+    """Raises CheckpointError if a parameter of ``fitted`` cannot be loaded, or none was."""
+    parameters = dict(model.named_parameters())
+    wrong = [
+        f"{k} {tuple(fitted[k].shape)}, expected {tuple(parameters[k].shape)}"
+        for k in fitted
+        if k in parameters and k not in loaded
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"model.init={source}: weights of another size: {first_of(wrong, SHOWN)}; set the "
+            "model's sizes to the checkpoint's"
+        )
+    if not loaded.keys() & parameters.keys():
+        raise CheckpointError(
+            f"model.init={source}: contains none of the weights of {type(model).__name__}; pass a "
+            "checkpoint of this method"
+        )
+
+
+def _read_weights(
+    path: Path, name: str, model: RetrievalModel
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors by our names, and messages of an importer. Raises CheckpointError for another
     method."""
     if path.suffix == ".safetensors":
-        found = checkpoint.read_meta(path)["model_name"]
+        method = checkpoint.read_meta(path)["model_name"]
     else:
-        found = recognise(path)
-    if found != name:
-        raise CheckpointError(f"model.init={path}: a checkpoint of model={found}, not of {name}")
+        method = recognise(path)
+    if method != name:
+        raise CheckpointError(
+            f"model.init={path}: a checkpoint of model={method}, not of model={name}; pass a "
+            f"checkpoint of {name}, or model={method}"
+        )
     if path.suffix == ".safetensors":
         return checkpoint.read_tensors(path, "model/"), []
     importer: Any = IMPORTERS[name][0]

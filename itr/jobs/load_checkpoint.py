@@ -1,4 +1,4 @@
-"""From a checkpoint (ours, or an authors' file) to a model that can be evaluated."""
+"""Loads a checkpoint, ours or an authors' file, as a model that can be evaluated."""
 
 from __future__ import annotations
 
@@ -22,51 +22,52 @@ from itr.models.base import RetrievalModel
 from itr.models.build import restore
 from itr.official.load import importer_of, load_official, recognise
 from itr.official.name_table import flat, told_of
-from itr.training import checkpointing
+from itr.training.checkpointing import resolve_checkpoint
 
 log = logging.getLogger("itr")
 
 
 @dataclass
 class LoadedCheckpoint:
-    """A checkpoint, ready to be evaluated, and how it was evaluated in training."""
+    """A checkpoint ready to be evaluated, and the settings of its training's evaluation."""
 
     model: RetrievalModel
     tokenizer: Tokenizer
     path: Path
-    data: dict[str, Any] | None  # the data node it was trained with
-    origin: dict[str, Any]  # fields of the results that say where the weights are from
+    data: dict[str, Any] | None  # the data node of its training
+    origin: dict[str, Any]  # result fields about the source of the weights
     precision: str = "fp32"
     ties: str = "pessimistic"
     rerank: dict[str, Any] = field(default_factory=dict)
-    depth: dict[str, int] = field(default_factory=dict)  # the authors', by data set; "*": any other
+    depth: dict[str, int] = field(default_factory=dict)  # authors' rerank.k by dataset ("*": other)
 
     def rerank_on(self, data: str) -> dict[str, Any]:
-        """Options of `RerankConfig` for the data set of that name: training's, or the authors'."""
+        """Options of `RerankConfig` for the dataset ``data``: training's, else the authors'."""
         depth = self.depth.get(data, self.depth.get("*"))
         return {**({} if depth is None else {"k": depth}), **self.rerank}
 
 
 def load_checkpoint(
-    source: str | Path, told: dict[str, Any] | None = None, device: torch.device | str = "cpu"
+    source: str | Path, options: dict[str, Any] | None = None, device: torch.device | str = "cpu"
 ) -> LoadedCheckpoint:
     """The model of ``source``: a run directory, a checkpoint of ours, or an authors' file.
 
-    ``told`` is what the user says of the model, a part of its node: ``name``, what an authors' file
-    does not tell (``text.tokenizer``, numbers of heads), and the size of the images, for which
-    position embeddings are resized. Raises CheckpointError for a file that is missing, broken or of
-    another method, and for a tokenizer that is not its own; ConfigError for any other option.
+    ``options`` are the options of the model node that the user passed. Allowed are ``name``, what
+    an authors' file does not contain (``text.tokenizer``, numbers of heads), and the image size,
+    for which position embeddings are resized. Raises CheckpointError for a file that is missing,
+    broken or of another method, and for a tokenizer that does not match; ConfigError for any other
+    option.
     """
-    path, told = checkpointing.resolve(Path(source)), told or {}
+    path, options = resolve_checkpoint(Path(source)), options or {}
     official = path.suffix != ".safetensors"
-    loaded = _load_official(path, told) if official else _load_ours(path, told)
-    ids, known = loaded.tokenizer.vocabulary_size, loaded.model.facts.vocabulary
-    if ids > known:
+    loaded = _load_official(path, options) if official else _load_ours(path, options)
+    ids, embeddings = loaded.tokenizer.vocabulary_size, loaded.model.facts.vocabulary
+    if ids > embeddings:
         raise CheckpointError(
-            f"{path}: the tokenizer has {ids} ids, the checkpoint's text encoder {known}; name its "
-            "own with model.text.tokenizer=DIR"
+            f"{path}: the tokenizer has {ids} ids, but the checkpoint's text encoder only "
+            f"{embeddings}; pass the tokenizer it was trained with, model.text.tokenizer=DIR"
         )
-    if (size := flat(told).get(loaded.model.size_key or "")) is not None:
+    if (size := flat(options).get(loaded.model.size_key or "")) is not None:
         loaded.model = resized(loaded.model, size)
         loaded.origin["image_size"] = size
     loaded.origin["checkpoint_sha256"] = file_hash(path)
@@ -74,18 +75,24 @@ def load_checkpoint(
     return loaded
 
 
-def _load_ours(path: Path, told: dict[str, Any]) -> LoadedCheckpoint:
+def _load_ours(path: Path, options: dict[str, Any]) -> LoadedCheckpoint:
     meta = checkpoint.read_meta(path)
     if "model_name" not in meta:
-        raise CheckpointError(f"{path}: holds no model; expected a checkpoint or a run directory")
-    name, asked = meta["model_name"], told.get("name")
-    if asked not in (None, name):
-        raise CheckpointError(f"{path}: a checkpoint of model={name}, not of model={asked}")
+        raise CheckpointError(
+            f"{path}: the file contains no model; expected a checkpoint or a run directory"
+        )
+    name = meta["model_name"]
+    if options.get("name") not in (None, name):
+        raise CheckpointError(
+            f"{path}: a checkpoint of model={name}, not of model={options['name']}; leave model= "
+            "out, or pass another checkpoint"
+        )
     model = restore(path, meta)
-    converted = meta["tokenizer"] is None  # an authors' file
-    _require_known(path, told, model, ["text.tokenizer"] if converted else [])
+    converted = meta["tokenizer"] is None  # from an authors' file
+    _require_allowed(path, options, model, ["text.tokenizer"] if converted else [])
     if converted:
-        tokenizer = Tokenizer.from_files(flat(told).get("text.tokenizer") or model.view.tokenizer)
+        name_or_dir = flat(options).get("text.tokenizer") or model.view.tokenizer
+        tokenizer = Tokenizer.from_files(name_or_dir)
     else:
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
     run = meta.get("config", {})
@@ -113,11 +120,11 @@ def _load_ours(path: Path, told: dict[str, Any]) -> LoadedCheckpoint:
     )
 
 
-def _load_official(path: Path, told: dict[str, Any]) -> LoadedCheckpoint:
-    name = told.get("name") or recognise(path)
+def _load_official(path: Path, options: dict[str, Any]) -> LoadedCheckpoint:
+    name = options.get("name") or recognise(path)
     importer, cls = importer_of(name)
-    _require_known(path, told, cls, importer.TOLD)
-    model, imported = load_official(path, name, told_of(importer.TOLD, told))
+    _require_allowed(path, options, cls, importer.TOLD)
+    model, imported = load_official(path, name, told_of(importer.TOLD, options))
     for line in imported.report.lines(path):
         log.info("%s", line)
     origin = {"checkpoint": str(path), "model": name, "data": None, "official": True}
@@ -126,28 +133,27 @@ def _load_official(path: Path, told: dict[str, Any]) -> LoadedCheckpoint:
     return LoadedCheckpoint(model, tokenizer, path, None, origin, depth=imported.depth)
 
 
-def _require_known(
+def _require_allowed(
     path: Path,
-    told: dict[str, Any],
+    options: dict[str, Any],
     model: RetrievalModel | type[RetrievalModel],
-    options: Iterable[str],
+    extra: Iterable[str],
 ) -> None:
-    """Raises ConfigError if ``told`` says more than ``options``, the method's name and the size of
-    its images."""
-    known = [*options, *([model.size_key] if model.size_key else [])]
-    for key, value in flat(told).items():
-        if value is not None and key not in ("name", "_target_", *known):
-            can = ", ".join(f"model.{option}" for option in known) or "nothing of the model"
+    """Raises ConfigError for ``options`` other than ``extra``, the name and the image size."""
+    allowed = [*extra, *([model.size_key] if model.size_key else [])]
+    for key, value in flat(options).items():
+        if value is not None and key not in ("name", "_target_", *allowed):
+            choices = ", ".join(f"model.{option}" for option in allowed) or "no model option"
             raise ConfigError(
-                f"model.{key}={value}: the model is that of checkpoint={path}, and an evaluation "
-                f"cannot change this of it; expected {can}. Leave model.{key} out"
+                f"model.{key}={value}: checkpoint={path} defines the model, and an evaluation "
+                f"cannot change this option; expected {choices}. Leave model.{key} out"
             )
 
 
 def resized(model: RetrievalModel, size: Any) -> RetrievalModel:
-    """``model`` for images of ``size`` pixels a side, its position embeddings interpolated.
+    """``model`` for images of ``size`` x ``size`` pixels, with interpolated position embeddings.
 
-    Raises ConfigError for sizes that its image tower cannot take.
+    Raises ConfigError for sizes that its image encoder does not support.
     """
     node = OmegaConf.create(dataclasses.asdict(model.config))
     OmegaConf.update(node, str(model.size_key), size)
@@ -157,7 +163,7 @@ def resized(model: RetrievalModel, size: Any) -> RetrievalModel:
         other.load_state_dict(other.fit_weights(model.state_dict()))
     except RuntimeError as error:
         raise ConfigError(
-            f"model.{model.size_key}={size}: the position embeddings of this image tower cannot be "
-            f"resized; leave model.{model.size_key} out"
+            f"model.{model.size_key}={size}: the position embeddings of this image encoder cannot "
+            f"be resized; leave model.{model.size_key} out"
         ) from error
     return other

@@ -1,4 +1,4 @@
-"""One job a run directory: a lock that the kernel lets go of when its process ends, however."""
+"""A lock that allows one job per run directory. The kernel releases it when the process ends."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ LOCK = "run.lock"
 
 
 class RunLock:
-    """Holds ``folder``/run.lock. A context manager; the file itself stays, empty of meaning.
+    """Holds ``folder``/run.lock. A context manager; the file names its holder and is not deleted.
 
-    Raises ConfigError, naming the holder, if another process has it.
+    Raises ConfigError, naming the holder, if another process has the lock.
     """
 
     def __init__(self, folder: Path):
@@ -36,8 +36,8 @@ class RunLock:
             holder = self.handle.read().strip() or "another process"
             self.handle.close()
             raise ConfigError(
-                f"{folder}: is being trained by {holder}; wait for it, stop it, or name another "
-                "folder with out=DIR"
+                f"{folder}: {holder} is training in this folder; wait for it, stop it, or choose "
+                "another folder with out=DIR"
             )
         self.handle.truncate(0)
         self.handle.write(f"process {os.getpid()} on {platform.node()}\n")

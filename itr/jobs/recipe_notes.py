@@ -1,4 +1,4 @@
-"""What a run says of its published recipe: where it does something else than the authors did."""
+"""Messages about a published recipe: where this run departs from what its authors did."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itr.training.config import RecipeConfig, TrainConfig
 
 
 def precision_line(recipe: RecipeConfig, precision: str) -> str:
-    """The arithmetic of this run, beside that of the recipe's authors where it is known."""
+    """The precision of this run, compared with that of the recipe's authors if it is known."""
     if recipe.precision is None:
         return f"precision: {precision}"
     if recipe.precision == precision:
@@ -19,32 +19,32 @@ def precision_line(recipe: RecipeConfig, precision: str) -> str:
 
 
 def departures(config: TrainConfig) -> list[str]:
-    """What makes this another training than the recipe's, though nobody may have meant it."""
-    recipe, told = config.recipe, []
+    """Warnings about settings that silently make this a different training than the recipe's."""
+    recipe, messages = config.recipe, []
     if recipe.pairs_per_device is not None and (
         line := _other_share(config, recipe.pairs_per_device)
     ):
-        told.append(line)
+        messages.append(line)
     if recipe.init is not None and config.model.get("init") is None:
-        told.append(
-            f"model.init is not set: {recipe.name} starts from pre-trained weights, not from its "
-            f"towers' own; type model.init={recipe.init}"
+        messages.append(
+            f"model.init is not set: {recipe.name} fine-tunes a pretrained model, not only "
+            f"pretrained encoders; pass model.init={recipe.init}"
         )
-    return told
+    return messages
 
 
 def _other_share(config: TrainConfig, theirs: int) -> str | None:
-    """Where negatives are drawn among the pairs of a device, their number is part of the method."""
+    """A warning if another number of pairs per device changes the negatives of each pair."""
     world = parallel.planned_world_size(config.devices, config.nodes)
-    own = config.batch_size // world
-    if own == theirs:
+    pairs = config.batch_size // world
+    if pairs == theirs:
         return None
-    ways = []
+    fixes = []
     if config.nodes == 1 and config.batch_size % theirs == 0 and config.batch_size > theirs:
-        ways.append(f"devices={config.batch_size // theirs}")
-    losses = max(1, config.batch_size * config.accumulate // (theirs * world))
-    ways.append(f"batch_size={theirs * world} accumulate={losses}")
+        fixes.append(f"devices={config.batch_size // theirs}")
+    accumulate = max(1, config.batch_size * config.accumulate // (theirs * world))
+    fixes.append(f"batch_size={theirs * world} accumulate={accumulate}")
     return (
-        f"{own} pairs on each device: negatives come from them, and {config.recipe.name}'s authors "
-        f"had {theirs}; type {' or '.join(ways)}"
+        f"{pairs} pairs on each device: negatives are drawn among them, and the authors of "
+        f"{config.recipe.name} had {theirs}; pass {' or '.join(fixes)}"
     )

@@ -1,4 +1,4 @@
-"""One run, one directory: its name comes from the configuration, its files say what happened."""
+"""Run directories: named by a hash of the configuration, locked while a job trains in them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from omegaconf import OmegaConf
 
 from itr import parallel
 from itr.data.checks.fingerprint import changed_splits
-from itr.errors import ConfigError, DataError, TrainingError
+from itr.errors import ConfigError, DataError, TrainingError, first_of
 from itr.jobs.lock import LOCK, RunLock
 from itr.results.results_file import read_results
-from itr.training.checkpointing import half_written
+from itr.training.checkpointing import temporary_files
 from itr.training.faults.heartbeat import RANKS
 
 ROOT = Path("runs")
@@ -34,8 +34,8 @@ CONFIG, METRICS, RESULTS, LOG, VERSIONS, DATA = (
     "versions.json",
     "data.json",
 )
-# What a machine or a user's folder decides; two runs that differ only here are the same run.
-NOT_IDENTITY = (
+# Settings of a machine or a user's folders. Runs that differ only in these are the same run.
+IGNORED_KEYS = (
     "out",
     "device",
     "devices",
@@ -57,12 +57,12 @@ NOT_IDENTITY = (
     "data.images",
     "data.cache",
 )
-# Of these the file's own name counts, not the folder it lies in: what is in it is in the hash of
-# the data, which a run that goes on compares.
-FILES = ("data.train", "data.val", "data.test", "data.second_text", "data.noise_file")
-SHARDS = "data.shards"  # the name of a pattern of tars; a folder of them is like data.root
-# Settings with values that change no number, by key; another value is another run.
-WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+# Paths of which only the file name is compared. Their content is in the hash of the data, which is
+# compared when a run is resumed.
+FILE_KEYS = ("data.train", "data.val", "data.test", "data.second_text", "data.noise_file")
+SHARDS_KEY = "data.shards"  # compared by name if it is a pattern; a folder is like data.root
+# Values that change no number, by key. Any other value makes a different run.
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "runtime.sync_batchnorm": (True,),
     "runtime.cache_on_device": (None, "fp32"),
 }
@@ -83,22 +83,24 @@ PACKAGES = (
 
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` as flat ``key -> value`` without what `NOT_IDENTITY` and `WITHOUT_EFFECT` name;
-    `FILES` by name."""
+    """The part of ``values`` that decides the numbers, as flat ``key -> value``.
+
+    Leaves out `IGNORED_KEYS` and `NEUTRAL_VALUES`, and reduces `FILE_KEYS` to file names.
+    """
     flat: dict[str, Any] = {}
 
     def walk(node: Any, prefix: str) -> None:
         for key, value in node.items():
             path = f"{prefix}{key}"
-            if path in NOT_IDENTITY:
+            if path in IGNORED_KEYS:
                 continue
-            if path in WITHOUT_EFFECT and value in WITHOUT_EFFECT[path]:
+            if path in NEUTRAL_VALUES and value in NEUTRAL_VALUES[path]:
                 continue
             if isinstance(value, Mapping) and value:
                 walk(value, f"{path}.")
-            elif path in FILES and value is not None:
+            elif path in FILE_KEYS and value is not None:
                 flat[path] = Path(value).name
-            elif path == SHARDS and value is not None:
+            elif path == SHARDS_KEY and value is not None:
                 flat[path] = Path(value).name if str(value).endswith(".tar") else None
             else:
                 flat[path] = value
@@ -108,13 +110,13 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_hash(values: Mapping[str, Any]) -> str:
-    """Eight hex digits that name what `identity` holds."""
+    """Eight hex digits of a hash of `identity`."""
     text = json.dumps(identity(values), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def run_path(values: Mapping[str, Any]) -> Path:
-    """``out`` where it is given, else runs/<model>-<data>-<loss>-<hash>."""
+    """``out`` if it is set, else runs/<model>-<data>-<loss>-<hash>."""
     if values.get("out"):
         return Path(values["out"])
     names = (values[group]["name"] for group in ("model", "data", "loss"))
@@ -122,17 +124,19 @@ def run_path(values: Mapping[str, Any]) -> Path:
 
 
 def open_run(values: Mapping[str, Any]) -> tuple[Path, dict[str, Any] | None]:
-    """The run directory, and the results if it is finished already (then there is nothing to do).
+    """The run directory, and its results if the run is already finished (None otherwise).
 
-    Raises ConfigError where the directory holds an unfinished run (without ``resume=auto`` or
-    ``overwrite=true``), a run of another configuration, or something that is no run.
+    Raises ConfigError if the directory holds an unfinished run (without ``resume=auto`` or
+    ``overwrite=true``), a run of another configuration, or other files.
     """
     path = run_path(values)
     config = path / CONFIG
     if not path.exists() or all(child.name == LOCK for child in path.iterdir()):
         return path, None
     if not config.is_file():
-        raise ConfigError(f"out={path}: the folder holds other files and no run; name another")
+        raise ConfigError(
+            f"out={path}: the folder holds files but no run (no {CONFIG}); choose another folder"
+        )
     if values.get("overwrite"):
         with RunLock(path):
             _clear(path)
@@ -140,34 +144,36 @@ def open_run(values: Mapping[str, Any]) -> tuple[Path, dict[str, Any] | None]:
     _refuse_other_run(path, config, values)
     if (path / RESULTS).is_file():
         return path, read_results(path)
-    with RunLock(path):  # whoever trains there is named first
+    with RunLock(path):  # an error about a running job comes before one about resume
         pass
     if values.get("resume") == "auto":
         return path, None
     raise ConfigError(
-        f"{path}: holds an unfinished run of this configuration; type resume=auto to go on with "
-        "it, or overwrite=true to start again"
+        f"{path}: holds an unfinished run of this configuration; pass resume=auto to continue it, "
+        "or overwrite=true to start over"
     )
 
 
 @contextmanager
-def taken(path: Path) -> Iterator[None]:
-    """Inside, no other job trains in ``path``, and what a killed one left half written is gone.
-    Raises ConfigError if another one does."""
-    with ExitStack() as held:
+def lock_run(path: Path) -> Iterator[None]:
+    """Hold the lock of the run directory ``path``, and delete what a killed job left in it.
 
-        def take() -> None:
-            held.enter_context(RunLock(path))
-            for half in half_written(path):
-                half.unlink(missing_ok=True)
+    Raises ConfigError on all ranks if another job trains there.
+    """
+    with ExitStack() as stack:
+
+        def acquire() -> None:
+            stack.enter_context(RunLock(path))
+            for file in temporary_files(path):
+                file.unlink(missing_ok=True)
             shutil.rmtree(path / RANKS, ignore_errors=True)
 
-        parallel.broadcast_from_rank0(take)  # rank 0 holds it for all
+        parallel.broadcast_from_rank0(acquire)  # rank 0 holds the lock for all ranks
         yield
 
 
 def _clear(path: Path) -> None:
-    """Delete all of a run but its lock, which another job may be looking at."""
+    """Delete a run except for its lock file, which another job may have opened."""
     for child in path.iterdir():
         if child.is_dir() and not child.is_symlink():
             shutil.rmtree(child)
@@ -181,10 +187,10 @@ def _refuse_other_run(path: Path, config: Path, values: Mapping[str, Any]) -> No
     before, now = identity({str(k): v for k, v in stored.items()}), identity(values)
     differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if differing:
-        shown = "; ".join(f"{k}: {before.get(k)} there, {now.get(k)} now" for k in differing[:5])
+        changes = [f"{k}: {before.get(k)} there, {now.get(k)} now" for k in differing]
         raise ConfigError(
-            f"{path}: holds a run of another configuration ({shown}); name another folder with "
-            "out=DIR, or type overwrite=true"
+            f"{path}: holds a run of another configuration ({first_of(changes, 5, '; ')}); "
+            "choose another folder with out=DIR, or pass overwrite=true"
         )
 
 
@@ -193,48 +199,51 @@ def write_config(path: Path, values: Mapping[str, Any]) -> None:
 
     Raises TrainingError if they cannot be written.
     """
-    with _writing(path):
+    with _write_errors(path):
         OmegaConf.save(OmegaConf.create(dict(values)), path / CONFIG)
         (path / VERSIONS).write_text(json.dumps(environment(), indent=2) + "\n")
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _write_errors(path: Path) -> Iterator[None]:
     try:
         path.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         raise TrainingError(
-            f"{path}: the run directory cannot be written ({error}); free some space, or choose "
+            f"{path}: cannot write to the run directory ({error}); free some space, or choose "
             "another disk with out=DIR"
         ) from error
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Write what the splits hold. Raises DataError if a run that goes on began with other data,
-    TrainingError if it cannot be written."""
+    """Write ``manifest``, the content of each split.
+
+    Raises DataError if a resumed run began with other data, TrainingError if the file cannot be
+    written.
+    """
     file = path / DATA
     if file.is_file() and (names := changed_splits(json.loads(file.read_text()), manifest)):
         raise DataError(
-            f"{', '.join(manifest[name]['source'] for name in names)}: not the data that {path} "
-            f"began with (content of {', '.join(names)} differs from {file}); put it back, or type "
-            "overwrite=true to start again"
+            f"{', '.join(manifest[name]['source'] for name in names)}: not the data that the run "
+            f"in {path} began with (content of {', '.join(names)} differs from {file}); restore "
+            "it, or pass overwrite=true to start over"
         )
-    with _writing(path):
+    with _write_errors(path):
         file.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def environment() -> dict[str, Any]:
-    """Versions of what the numbers depend on."""
-    found: dict[str, Any] = {"python": platform.python_version(), "command": sys.argv}
+    """Versions of the software and hardware that the numbers depend on."""
+    versions: dict[str, Any] = {"python": platform.python_version(), "command": sys.argv}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    found["platform"] = f"{platform.system()} {platform.machine()}"
-    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    found["threads"] = torch.get_num_threads()
+            versions[package] = None
+    versions["platform"] = f"{platform.system()} {platform.machine()}"
+    versions["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    versions["threads"] = torch.get_num_threads()
     git = subprocess.run(
         ["git", "rev-parse", "HEAD"],
         cwd=Path(__file__).parent,
@@ -242,5 +251,5 @@ def environment() -> dict[str, Any]:
         text=True,
         check=False,
     )
-    found["commit"] = git.stdout.strip() or None
-    return found
+    versions["commit"] = git.stdout.strip() or None
+    return versions

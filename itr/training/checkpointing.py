@@ -1,4 +1,4 @@
-"""What a run must remember to go on exactly: weights, optimiser, clock, chance, and what it saw."""
+"""Checkpoints of a run: ``best`` holds weights, ``last`` everything needed to resume exactly."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from itr.training.optim import load_state_tensors, state_tensors
 BEST, LAST, PREVIOUS = "best.safetensors", "last.safetensors", "previous.safetensors"
 
 
-def resolve(path: Path, key: str = "checkpoint") -> Path:
-    """The checkpoint file that ``path`` means, the value of ``key``: a file, or the best of a run
-    directory.
+def resolve_checkpoint(path: Path, key: str = "checkpoint") -> Path:
+    """The checkpoint file for ``path``: itself if it is a file, else the best of a run directory.
 
-    Raises CheckpointError that says what was looked for.
+    ``key`` is the option that named it. Raises CheckpointError if there is none.
     """
     if path.is_file():
         return path
@@ -38,46 +37,47 @@ def resolve(path: Path, key: str = "checkpoint") -> Path:
             "of this suite, or an authors' checkpoint"
         )
     raise CheckpointError(
-        f"{key}={path}: no checkpoints/{BEST} in this folder; has the run reached its first "
-        "validation?"
+        f"{key}={path}: the folder has no checkpoints/{BEST}; a run writes it at its first "
+        "validation"
     )
 
 
 def check_space(folder: Path, model: RetrievalModel) -> tuple[int, int]:
-    """Bytes of ``best`` and ``last`` of a run in ``folder``. Raises TrainingError if the disk
-    cannot hold them while one is being replaced; what a run that goes on has there is counted."""
+    """Check that the disk can hold the checkpoints of a run in ``folder``.
+
+    Returns the bytes of ``best`` and ``last``. Space that earlier checkpoints of the run occupy
+    counts as free. Raises TrainingError if the disk is too small.
+    """
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
     best, last = weights, weights + moments
-    needed = best + 3 * last
+    needed = best + 3 * last  # last, previous, and a temporary file
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free, there = shutil.disk_usage(existing).free, _held(folder)
-    if free + there < needed:
-        had = f" beside the {there / 1e9:.2f} GB that they have" if there else ""
+    free, used = shutil.disk_usage(existing).free, _used_bytes(folder)
+    if free + used < needed:
+        reusable = f" (plus {used / 1e9:.2f} GB of this run's old checkpoints)" if used else ""
         raise TrainingError(
-            f"{folder}: {free / 1e9:.2f} GB free{had}, but the checkpoints need "
-            f"{needed / 1e9:.2f} GB "
-            f"(best {best / 1e9:.2f}, last {last / 1e9:.2f}, the one before it, and one more while "
-            "it is replaced); "
-            "free some space or choose another disk with out=DIR"
+            f"{folder}: {free / 1e9:.2f} GB free{reusable}, but the checkpoints need "
+            f"{needed / 1e9:.2f} GB (best {best / 1e9:.2f}, and {last / 1e9:.2f} each for last, "
+            "previous and a temporary file). Free some space, or choose another disk with out=DIR"
         )
     return best, last
 
 
-def half_written(folder: Path) -> list[Path]:
-    """What a process that was killed while it saved has left in the run directory ``folder``."""
-    return [path for place in (folder, folder / "checkpoints") for path in place.glob(".*.tmp")]
+def temporary_files(folder: Path) -> list[Path]:
+    """Temporary files that a killed process left in the run directory ``folder``."""
+    return [path for parent in (folder, folder / "checkpoints") for path in parent.glob(".*.tmp")]
 
 
-def _held(folder: Path) -> int:
-    """Bytes of the checkpoints in ``folder``, and of what is deleted before the first new one."""
+def _used_bytes(folder: Path) -> int:
+    """Bytes of the checkpoints in ``folder`` and of files that are deleted before the next one."""
     names = (folder / "checkpoints" / name for name in (BEST, LAST, PREVIOUS))
-    found = [path.stat() for path in (*names, *half_written(folder)) if path.is_file()]
-    return sum({stat.st_ino: stat.st_size for stat in found}.values())
+    stats = [path.stat() for path in (*names, *temporary_files(folder)) if path.is_file()]
+    return sum({stat.st_ino: stat.st_size for stat in stats}.values())  # hard links count once
 
 
 def save_best(path: Path, model: RetrievalModel, meta: dict[str, Any]) -> None:
-    """Weights alone, with all that evaluation needs."""
+    """Write the weights and all that an evaluation needs."""
     checkpoint.write(path, {f"model/{k}": v for k, v in model.state_dict().items()}, meta)
 
 
@@ -91,22 +91,22 @@ def save_last(
     meta: dict[str, Any],
     window: dict[str, Tensor],
 ) -> None:
-    """Everything that evolves, on every rank; ``window`` holds sums that were not logged yet.
+    """Write everything that evolves, on every rank; ``window`` holds sums that are not logged yet.
 
-    Rank 0 writes, and keeps what was the last checkpoint as `PREVIOUS`.
+    Rank 0 writes. It renames the last checkpoint to `PREVIOUS` first.
     """
-    chance = {"cpu": torch.get_rng_state(), "draws": draws.get_state()}
+    rng = {"cpu": torch.get_rng_state(), "draws": draws.get_state()}
     if draws.generator.device.type == "cuda":
-        chance["cuda"] = torch.cuda.get_rng_state()
-    everyone = parallel.all_gather_objects(chance)
+        rng["cuda"] = torch.cuda.get_rng_state()
+    rngs = parallel.all_gather_objects(rng)
     sums = parallel.all_gather_objects({key: value.cpu() for key, value in window.items()})
     if parallel.rank() != 0:
         return
     tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"optim/{k}": v for k, v in state_tensors(model, optimizer).items()}
-    for rank, states in enumerate(everyone):
-        tensors |= {f"{_of(rank, 'rng')}{key}": value for key, value in states.items()}
-        tensors |= {f"{_of(rank, 'window')}{key}": v for key, v in sums[rank].items()}
+    for rank, states in enumerate(rngs):
+        tensors |= {f"{_rank_prefix(rank, 'rng')}{key}": value for key, value in states.items()}
+        tensors |= {f"{_rank_prefix(rank, 'window')}{key}": v for key, v in sums[rank].items()}
     progress = {
         "clock": clock.state_dict(),
         "scaler": scaler.state_dict(),
@@ -117,45 +117,47 @@ def save_last(
     checkpoint.write(path, tensors, {**meta, **progress})
 
 
-def _of(rank: int, what: str) -> str:
-    """Where in a checkpoint something of one rank lies."""
+def _rank_prefix(rank: int, what: str) -> str:
+    """Prefix of the tensors of one rank in a checkpoint."""
     return f"{what}{rank or ''}/"
 
 
 def _keep_previous(path: Path) -> None:
-    """A second name for the file at ``path``, under which it stays when it is replaced."""
+    """Hard-link the file at ``path`` as `PREVIOUS`, so that it survives its replacement."""
     if not path.exists():
         return
-    second = path.with_name(f".{PREVIOUS}.tmp")
-    second.unlink(missing_ok=True)
+    link = path.with_name(f".{PREVIOUS}.tmp")
+    link.unlink(missing_ok=True)
     try:
-        os.link(path, second)
-    except OSError:  # a file system without second names
+        os.link(path, link)
+    except OSError:  # a file system without hard links
         os.replace(path, path.with_name(PREVIOUS))
     else:
-        os.replace(second, path.with_name(PREVIOUS))
-        second.unlink(missing_ok=True)  # two names of one file already: renaming did nothing
+        os.replace(link, path.with_name(PREVIOUS))
+        link.unlink(missing_ok=True)  # rename does nothing if both already link to one file
 
 
-def find_last(folder: Path) -> Path | None:
-    """The checkpoint to go on from; None if there is none yet.
+def find_resumable(folder: Path) -> Path | None:
+    """The checkpoint to resume from; None if there is none yet.
 
-    Where the last one cannot be read, the one before it, which is logged. Raises CheckpointError
-    if neither can.
+    If the last one cannot be read, the previous one is used and a warning logged. Raises
+    CheckpointError if neither can be read.
     """
-    found = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
-    broken = ""
-    for path in found:
+    paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
+    fault = ""
+    for path in paths:
         try:
             checkpoint.read_meta(path)
         except CheckpointError as error:
-            broken = broken or str(error)
+            fault = fault or str(error)
             continue
-        if broken:
-            log.warning("%s; going on from the one before, %s", broken, path)
+        if fault:
+            log.warning("%s; resuming from the previous checkpoint, %s", fault, path)
         return path
-    if found:
-        raise CheckpointError(f"{broken}; no other to go on from; overwrite=true starts again")
+    if paths:
+        raise CheckpointError(
+            f"{fault}; no earlier checkpoint to resume from; pass overwrite=true to start over"
+        )
     return None
 
 
@@ -166,9 +168,10 @@ def load_last(
     scaler: torch.amp.GradScaler,
     draws: Draws,
 ) -> tuple[Clock, dict[str, Any], dict[str, Tensor]]:
-    """Put everything back as `save_last` saw it; returns the clock, the checkpoint's JSON and the
-    sums that were not logged yet. On another number of ranks, or another kind of device, it says
-    what goes on differently."""
+    """Restore what `save_last` wrote. Returns the clock, the metadata and the sums not logged yet.
+
+    Warns about what cannot continue exactly on another number of ranks or kind of device.
+    """
     meta = checkpoint.read_meta(path)
     if "clock" not in meta:
         raise CheckpointError(f"{path}: holds weights only; resume needs a run's {LAST}")
@@ -181,34 +184,38 @@ def load_last(
     load_state_tensors(model, optimizer, below("optim/"))
     if scaler.is_enabled() and meta["scaler"]:
         scaler.load_state_dict(meta["scaler"])
-    world, rank = meta.get("world", 1), parallel.rank()
+    kind = draws.generator.device.type
+    _warn_if_moved(path, meta["world"], meta["device"], kind)
+    rank = parallel.rank() if parallel.rank() < meta["world"] else 0
+    same_rank, rng = rank == parallel.rank(), below(_rank_prefix(rank, "rng"))
+    if same_rank:
+        torch.set_rng_state(rng["cpu"])
+        if "cuda" in rng and kind == "cuda":
+            torch.cuda.set_rng_state(rng["cuda"])
+    if (same_rank or model.one_loss) and meta["device"] == kind:
+        draws.set_state(rng["draws"])
+    device = next(model.parameters()).device
+    sums = {k: v.to(device) for k, v in below(_rank_prefix(rank, "window")).items()}
+    return Clock.from_state(meta["clock"]), meta, sums
+
+
+def _warn_if_moved(path: Path, world: int, written_on: str, kind: str) -> None:
+    """Warn if ``path`` was written by another number of processes or on another kind of device."""
     if world != parallel.world_size():
         log.warning(
-            "%s was written by %d processes, and now there are %d: the order of the data, the "
-            "losses and the schedule stay; dropout, and whatever the method does on each device "
-            "for itself, differ from here on",
+            "%s was written by %d processes, and this run has %d: data order, losses and schedule "
+            "continue unchanged; dropout, and whatever the method computes per device, differ "
+            "from here on",
             path,
             world,
             parallel.world_size(),
         )
-    kind = draws.generator.device.type
-    written_on = meta.get("device", kind)
     if written_on != kind:
         log.warning(
-            "%s was written on device=%s, and this is %s: the order of the data and the schedule "
-            "stay; rounding, dropout and what the method draws differ from here on",
+            "%s was written on device=%s, and this run uses device=%s: data order and schedule "
+            "continue unchanged; rounding, dropout and the method's random draws differ from here "
+            "on",
             path,
             written_on,
             kind,
         )
-    known = rank if rank < world else 0
-    chance = below(_of(known, "rng"))
-    if known == rank:
-        torch.set_rng_state(chance["cpu"])
-        if "cuda" in chance and kind == "cuda":
-            torch.cuda.set_rng_state(chance["cuda"])
-    if (known == rank or model.one_loss) and written_on == kind:
-        draws.set_state(chance["draws"])
-    device = next(model.parameters()).device
-    sums = {k: v.to(device) for k, v in below(_of(known, "window")).items()}
-    return Clock.from_state(meta["clock"]), meta, sums

@@ -1,9 +1,11 @@
-"""What a person sees: a live bar on a terminal, sparse lines elsewhere, and a log file."""
+"""Console output of a run: log handlers, and progress as a live bar or as sparse lines."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,65 +15,73 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
 log = logging.getLogger("itr")
-LINE_EVERY = 10.0  # seconds between lines where there is no terminal
+LINE_EVERY = 10.0  # seconds between progress lines without a terminal
+MIN_BAR = 8  # characters
+GAPS = 6  # spaces between the seven columns
 
 
 def open_log(path: Path | None, console: Console) -> None:
-    """Send the package's log to ``console`` and, with times, to the file ``path``."""
+    """Send the package's log to ``console`` and, with timestamps, to the file ``path``."""
     close_log()
     log.setLevel(logging.INFO)
     log.propagate = False
-    shown = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
-    shown.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(shown)
+    screen = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(screen)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = logging.FileHandler(path)
-        kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(kept)
+        file = logging.FileHandler(path)
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(file)
 
 
 def close_log() -> None:
-    """Detach the log from console and file (a multirun opens it anew for each job)."""
+    """Detach the log from console and file (a multirun opens it again for each job)."""
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
 
 
-class Display:
-    """Progress of training and, below it, of an evaluation (alone: ``training`` false). A context
-    manager."""
+class ProgressDisplay:
+    """Progress of training and, below it, of an evaluation. A context manager.
+
+    ``total`` and ``done`` count updates. With ``training`` false only evaluations are displayed.
+    """
 
     def __init__(self, console: Console, total: int, done: int = 0, training: bool = True):
         self.console = console
         self.total = total
         self.live = console.is_terminal
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", table_column=_fixed()),
+            BarColumn(bar_width=None),  # the only column that shrinks
+            MofNCompleteColumn(table_column=_fixed()),
+            NumbersColumn(self),
+            TimeElapsedColumn(table_column=_fixed()),
+            TextColumn("left", table_column=_fixed()),
+            TimeRemainingColumn(table_column=_fixed()),
             console=console,
             disable=not self.live,
         )
         self.training = self.progress.add_task(
-            "train", total=total, completed=done, numbers="", visible=training
+            "train", total=total, completed=done, numbers=(), visible=training
         )
         self.evaluating: TaskID | None = None
-        self.began = 0.0  # when the evaluation's current part began
+        self.began = 0.0  # when the current stage of the evaluation began
         self.started, self.last_line, self.first = time.monotonic(), 0.0, done
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> ProgressDisplay:
         self.progress.start()
         return self
 
@@ -79,28 +89,31 @@ class Display:
         self.progress.stop()
 
     def step(self, updates: int) -> None:
-        """``updates`` are done in all."""
+        """Set the number of completed updates."""
         self.progress.update(self.training, completed=updates)
 
     def numbers(self, epoch: int, updates: int, values: dict[str, float]) -> None:
-        """Show the values of the last logging window."""
-        text = (
-            f"epoch {epoch + 1}  loss {values['train/loss']:.4g}  lr {values['train/lr']:.2g}  "
-            f"{values['train/pairs_per_second']:.0f} pairs/s"
+        """Display the values of the last log window; ``epoch`` counts from 1."""
+        numbers = (  # the most important first: a narrow terminal drops the last ones
+            f"epoch {epoch}",
+            f"loss {values['train/loss']:.4g}",
+            f"{values['train/pairs_per_second']:.0f} pairs/s",
+            f"lr {values['train/lr']:.2g}",
         )
-        self.progress.update(self.training, completed=updates, numbers=text)
+        self.progress.update(self.training, completed=updates, numbers=numbers)
         now = time.monotonic()
         if not self.live and now - self.last_line >= LINE_EVERY:
             self.last_line = now
             done = max(1, updates - self.first)
             left = (now - self.started) / done * (self.total - updates)
+            text = "  ".join(numbers)
             log.info("update %d of %d  %s  about %.0f s left", updates, self.total, text, left)
 
     def evaluation(self, what: str, done: int, total: int) -> None:
-        """Progress of an evaluation (``done`` of ``total``); the bar goes when it is complete."""
+        """Report ``done`` of ``total`` in stage ``what``; a complete stage removes its bar."""
         now = time.monotonic()
         if self.evaluating is None:
-            self.evaluating = self.progress.add_task(what, total=total, numbers="")
+            self.evaluating = self.progress.add_task(what, total=total, numbers=())
             self.began = self.last_line = now
         self.progress.update(self.evaluating, description=what, completed=done, total=total)
         if not self.live and done < total and now - self.last_line >= LINE_EVERY:
@@ -110,3 +123,37 @@ class Display:
         if done >= total:
             self.progress.remove_task(self.evaluating)
             self.evaluating = None
+
+
+class NumbersColumn(ProgressColumn):
+    """As many of a task's ``numbers`` as the terminal has room for beside the other columns."""
+
+    def __init__(self, display: ProgressDisplay):
+        super().__init__(table_column=_fixed())
+        self.display = display
+
+    def render(self, task: Task) -> Text:
+        """The numbers in one line."""
+        tasks = [task for task in self.display.progress.tasks if task.visible]
+        others = GAPS + MIN_BAR + len("left")
+        others += max(len(task.description) for task in tasks)
+        others += max(2 * len(str(int(task.total or 0))) + 1 for task in tasks)
+        for times in ("elapsed", "time_remaining"):
+            seconds = (int(getattr(task, times) or 0) for task in tasks)
+            others += max(len(str(timedelta(seconds=value))) for value in seconds)
+        return Text(fitting(task.fields["numbers"], self.display.console.width - others))
+
+
+def _fixed() -> Column:
+    return Column(no_wrap=True)
+
+
+def fitting(words: Iterable[str], width: int) -> str:
+    """The first of ``words``, as many as fit in ``width`` characters."""
+    line = ""
+    for word in words:
+        longer = f"{line}  {word}" if line else word
+        if len(longer) > width:
+            break
+        line = longer
+    return line

@@ -1,13 +1,15 @@
-"""The exact gradient of a loss over a large batch, from encoders that see a few pairs at a time.
+"""Gradient caching: the exact gradient of a large batch from encoders that see small chunks.
 
-Gao, Zhang, Han, Callan: Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup
-(2021). Encode all pieces without a graph; compute the loss, and its gradient by what was encoded;
-encode each piece again, now with a graph, and send its part of that gradient through. What looks at
-pairs of an image and a caption runs over the cached tokens in pieces, too (`nn.pieces`).
+Source: Gao, Zhang, Han, Callan: Scaling Deep Contrastive Learning Batch Size under Memory Limited
+Setup (2021). All chunks are encoded without a graph. The loss and its gradient with respect to the
+encodings follow from them. Each chunk is then encoded again with a graph, through which its share
+of that gradient is propagated. Modules that look at pairs of an image and a caption also process
+the cached tokens in chunks.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -24,39 +26,42 @@ from itr.training.step import Step
 
 
 class GradCacheStep(Step):
-    """As `Step`, with ``chunk`` pairs in the encoders at once. A model's dropout is drawn anew for
-    each piece, and is the same in both of its passes. Raises ConfigError for batch statistics."""
+    """`Step` with at most ``chunk`` pairs in the encoders at a time.
+
+    Dropout is drawn per chunk, and is the same in both passes of a chunk. Raises ConfigError for a
+    model with batch normalization.
+    """
 
     def __init__(self, chunk: int, model: RetrievalModel, *rest: Any):
         super().__init__(model, *rest)
         if norms := batch_norms(model):
             raise ConfigError(
-                f"grad_cache={chunk}: {norms[0]} normalises over the whole batch, so pieces of it "
-                "cannot be encoded one by one; type grad_cache=null, or choose a model without "
-                "batch normalisation"
+                f"grad_cache={chunk}: {norms[0]} normalizes over the whole batch, so its chunks "
+                "cannot be encoded separately; pass grad_cache=null, or choose a model without "
+                "batch normalization"
             )
         self.chunk = model.at_once = chunk
-        self.pieces: list[tuple[Batch, Chance]] = []
+        self.chunks: list[tuple[Batch, RngState]] = []
         self.cached: dict[str, Tensor] = {}
         self.last = True
 
     def wrap(self, first: bool) -> torch.nn.Module:
-        """The model itself: pieces go backward one by one, and gradients are averaged after."""
+        """The model itself: chunks run backward one by one, and gradients are averaged later."""
         if first:
             parallel.broadcast_tensors([*self.model.parameters(), *self.model.buffers()])
         return self.model
 
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> tuple[Tensor, Terms]:
-        """As `Step.forward`; keeps what the backward pass needs."""
-        model, found = self.model, []
-        self.pieces = []
+        """As `Step.forward`. Stores what the backward pass needs."""
+        model, states = self.model, []
+        self.chunks = []
         with self.autocast(), torch.no_grad():
-            for piece in batch.split(self.chunk):
-                self.pieces.append((piece, Chance(self.device)))
-                found.append((model.states(piece), model.frozen_states(piece)))
+            for chunk in batch.split(self.chunk):
+                self.chunks.append((chunk, RngState(self.device)))
+                states.append((model.states(chunk), model.frozen_states(chunk)))
         encoded, frozen = (
-            {key: torch.cat([part[side][key] for part in found]) for key in found[0][side]}
-            for side in (0, 1)
+            {key: torch.cat([state[kind][key] for state in states]) for key in states[0][kind]}
+            for kind in (0, 1)
         )
         self.cached = {key: value.requires_grad_() for key, value in encoded.items()}
         with self.autocast():
@@ -64,37 +69,37 @@ class GradCacheStep(Step):
         return self.total(terms), terms
 
     def backward(self, total: Tensor, accumulate: int) -> None:
-        """Add the gradients of ``total`` / ``accumulate``, piece by piece."""
+        """Add the gradients of ``total`` / ``accumulate``, chunk by chunk."""
         super().backward(total, accumulate)
-        after, first = Chance(self.device), 0
-        for piece, chance in self.pieces:
-            chance.restore()
+        final, start = RngState(self.device), 0
+        for chunk, rng in self.chunks:
+            rng.restore()
             with self.autocast():
-                again = self.model.states(piece)
-            rows = slice(first, first + len(piece))
-            first += len(piece)
+                states = self.model.states(chunk)
+            rows = slice(start, start + len(chunk))
+            start += len(chunk)
             pairs = [
                 (value, grad[rows])
-                for key, value in again.items()
+                for key, value in states.items()
                 if (grad := self.cached[key].grad) is not None and value.requires_grad
             ]
             if pairs:
                 outputs, grads = zip(*pairs, strict=True)
                 torch.autograd.backward(outputs, grads)
-        after.restore()
-        self.pieces, self.cached = [], {}
+        final.restore()
+        self.chunks, self.cached = [], {}
         if self.last:
             gradients = (p.grad for p in self.model.parameters() if p.grad is not None)
             parallel.all_reduce_mean(gradients)
 
-    def no_sync(self, last: bool) -> Any:
+    def no_sync(self, last: bool) -> AbstractContextManager[None]:
         """As `Step.no_sync`."""
         self.last = last
         return super().no_sync(last)
 
 
-class Chance:
-    """Where the generators that dropout uses stand."""
+class RngState:
+    """The state of the random generators that dropout uses, when the object was created."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -102,7 +107,7 @@ class Chance:
         self.gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def restore(self) -> None:
-        """Go back there."""
+        """Set the generators back to that state."""
         torch.set_rng_state(self.cpu)
         if self.gpu is not None:
             torch.cuda.set_rng_state(self.gpu, self.device)

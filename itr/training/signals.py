@@ -1,4 +1,4 @@
-"""Being asked to stop: a note is taken, the step is finished, and the trainer acts on it."""
+"""Signal handling: handlers set a flag, and the trainer stops after the current step."""
 
 from __future__ import annotations
 
@@ -11,64 +11,66 @@ from typing import Any
 from itr.errors import Stopped
 from itr.evaluation.encode import Progress
 
-PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)  # a scheduler's; SIGINT is a person's
+PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)  # sent by schedulers; SIGINT comes from a person
 WATCHED = (*PREEMPTION, signal.SIGINT)
+BEFORE_TRAINING = "stopped by a signal before the first update"
 
 
 class StopRequest:
-    """A context manager that decides what the signals in `WATCHED` do to a run.
+    """A context manager that handles the signals in `WATCHED`.
 
-    At first there is nothing to save: SIGTERM and SIGUSR1 raise Stopped at once, SIGINT
-    KeyboardInterrupt. From `wait` on they are noted, for those who ask: ``number`` is that of the
-    first signal, 0 if there was none; a second SIGINT raises KeyboardInterrupt at once. With
-    ``forward``, which is told each signal, nothing is ever raised. Outside the main thread, where
-    no handler can be set, nothing is noted.
+    Before `wait` there is nothing to save: SIGTERM and SIGUSR1 raise Stopped immediately, SIGINT
+    raises KeyboardInterrupt. After `wait` the first signal is stored in ``number`` (0: none), and a
+    second SIGINT raises KeyboardInterrupt. With ``forward``, which is called with every signal,
+    nothing is raised. Outside the main thread no handler can be installed, so signals keep their
+    previous handlers.
     """
 
     def __init__(self, forward: Callable[[int], None] | None = None) -> None:
         self.number = 0
         self.forward = forward
         self.interrupts = 0
-        self.waits = False
-        self.before: dict[int, Any] = {}
+        self.waiting = False
+        self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._note) for number in WATCHED}
+            self.previous = {number: signal.signal(number, self._handle) for number in WATCHED}
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self.previous.items():
             signal.signal(number, handler)
 
     def wait(self) -> None:
-        """From now on signals are noted only. Raises Stopped for one that came before and that
-        somebody swallowed."""
-        self.waits = True
-        self.check("stopped by a signal before the first update")
+        """From now on only store signals. Raises Stopped if one came earlier and its exception was
+        swallowed."""
+        self.waiting = True
+        self.check(BEFORE_TRAINING)
 
     def check(
-        self, message: str = "stopped by a signal; the run is saved: go on with resume=auto"
+        self,
+        message: str = "stopped by a signal; a checkpoint was saved: pass resume=auto to continue",
     ) -> None:
-        """Raises Stopped, with ``message``, if there was a signal."""
+        """Raises Stopped with ``message`` if a signal was received."""
         if self.number:
             raise Stopped(message, self.number in PREEMPTION)
 
-    def watching(self, progress: Progress) -> Progress:
-        """``progress`` that raises Stopped if there was a signal."""
+    def interrupting(self, progress: Progress) -> Progress:
+        """A version of ``progress`` that raises Stopped once a signal was received."""
 
-        def told(what: str, done: int, total: int) -> None:
+        def report(what: str, done: int, total: int) -> None:
             progress(what, done, total)
             self.check()
 
-        return told
+        return report
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.number = self.number or number
         self.interrupts += number == signal.SIGINT
         if self.forward is not None:
             self.forward(number)
-        elif number == signal.SIGINT and (self.interrupts > 1 or not self.waits):
+        elif number == signal.SIGINT and (self.interrupts > 1 or not self.waiting):
             raise KeyboardInterrupt
-        elif not self.waits:
-            raise Stopped("stopped by a signal before the first update", preempted=True)
+        elif not self.waiting:
+            raise Stopped(BEFORE_TRAINING, preempted=True)

@@ -1,11 +1,10 @@
-"""One micro-batch on one rank or many: forward, weigh, sum, backward. It knows no method."""
+"""One micro-batch on one or several ranks: forward, weighted sum of the terms, backward."""
 
 from __future__ import annotations
 
 import gc
 import warnings
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,9 @@ from itr.parallel import world_size
 
 
 class Step:
-    """Gradients of ``model`` for one micro-batch, averaged over ranks where there are several.
+    """Computes the gradients of ``model`` for one micro-batch, averaged over ranks.
 
-    ``dtype`` is that of autocast (None: float32), ``scaler`` is fp16's.
+    ``dtype`` is the autocast type (None: float32); ``scaler`` scales fp16 losses.
     """
 
     def __init__(
@@ -32,27 +31,33 @@ class Step:
         scaler: torch.amp.GradScaler,
     ):
         self.model, self.device, self.dtype, self.scaler = model, device, dtype, scaler
-        self.asleep: frozenset[str] | None = None
+        self.sleeping: frozenset[str] | None = None
         self.wrapped: nn.Module | None = None
 
     def set_requires_grad(self, clock: Clock) -> None:
-        """Parameters of sleeping modules get no gradient, hence no update and no decay."""
-        asleep = self.model.sleeping(clock)
-        if asleep == self.asleep:
+        """Freeze the modules that the model lists as sleeping at ``clock``; unfreeze the others.
+
+        A frozen parameter gets no gradient, hence no update and no weight decay.
+        """
+        sleeping = self.model.sleeping(clock)
+        if sleeping == self.sleeping:
             return
-        started, self.asleep = self.asleep is not None, asleep
-        prefixes = tuple(f"{name}." for name in asleep)
+        first, self.sleeping = self.sleeping is None, sleeping
+        prefixes = tuple(f"{name}." for name in sleeping)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(not (name in asleep or name.startswith(prefixes)))
+            parameter.requires_grad_(not (name in sleeping or name.startswith(prefixes)))
         self.wrapped = None
-        self.wrapped = self.wrap(first=not started)
+        self.wrapped = self.wrap(first)
 
     def wrap(self, first: bool) -> nn.Module:
-        """The model, so that ranks exchange gradients; ``first``: and begin with equal weights."""
+        """The model in DistributedDataParallel if there are several ranks.
+
+        ``first``: also broadcast the weights of rank 0.
+        """
         if world_size() == 1:
             return self.model
-        gc.collect()  # the wrapper before has hooks on the parameters as long as it lives
-        with warnings.catch_warnings():  # its new name is not in every version that works
+        gc.collect()  # the previous wrapper has hooks on the parameters while it exists
+        with warnings.catch_warnings():  # its new name does not exist in every supported version
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
             return DistributedDataParallel(self.model, broadcast_buffers=False, init_sync=first)
 
@@ -61,14 +66,14 @@ class Step:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> tuple[Tensor, Terms]:
-        """The weighted sum of the terms, and the terms; ``batch`` is on the device."""
+        """The weighted sum of the terms, and the terms. ``batch`` must be on the device."""
         assert self.wrapped is not None
         with self.autocast():
             terms = self.wrapped(batch, clock, draws)
         return self.total(terms), terms
 
     def total(self, terms: Terms) -> Tensor:
-        """The terms, each times its weight, summed in float32."""
+        """The sum of all terms, each multiplied by its weight, in float32."""
         weighted = [self.model.weights[key] * value for key, value in terms.losses.items()]
         return torch.stack([value.float() for value in weighted]).sum()
 
@@ -76,8 +81,9 @@ class Step:
         """Add the gradients of ``total`` / ``accumulate``."""
         self.scaler.scale(total / accumulate).backward()
 
-    def no_sync(self, last: bool) -> Any:
-        """A context: ranks exchange gradients in the ``last`` micro-batch of an update only."""
+    def no_sync(self, last: bool) -> AbstractContextManager[None]:
+        """A context in which ranks exchange gradients only if this is the ``last`` micro-batch of
+        an update."""
         if last or not isinstance(self.wrapped, DistributedDataParallel):
             return nullcontext()
         return self.wrapped.no_sync()

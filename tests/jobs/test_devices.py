@@ -120,13 +120,13 @@ def test_two_processes_share_eval_and_its_second_stage(matcher: Path, tmp_path: 
 
 def test_what_processes_cannot_share_is_refused(tmp_path: Path) -> None:
     for more in (["scores=sims.npz"], ["checkpoint=a", "task=zeroshot"]):
-        with pytest.raises(ConfigError, match="devices: several share the retrieval"):
+        with pytest.raises(ConfigError, match="devices=2"):
             evaluate(compose("eval", [*more, "devices=2"]))
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(world: Path) -> None:
     given = overrides("hrem", world, "batch_size=20", "devices=3")
-    with pytest.raises(ConfigError, match="batch_size=20: .* type batch_size=18 or 21"):
+    with pytest.raises(ConfigError, match="batch_size=20: .* batch_size=18 or 21"):
         check_config(compose("train", given))
 
 

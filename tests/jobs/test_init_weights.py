@@ -1,4 +1,4 @@
-"""What ``model.init`` takes of a checkpoint, and what it leaves."""
+"""Which weights ``model.init`` loads from a checkpoint, and which it ignores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def saved(name: str, model: RetrievalModel, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["albef", "multisea", "user"])
-def test_queued_features_come_without_the_ids_of_their_images(name: str, tmp_path: Path) -> None:
+def test_queued_features_are_loaded_without_their_image_ids(name: str, tmp_path: Path) -> None:
     source = build(name)
     queued = [k for k in source.state_dict() if k.endswith("_queue.ids")]
     for key in queued:
@@ -36,10 +36,10 @@ def test_queued_features_come_without_the_ids_of_their_images(name: str, tmp_pat
     assert queued and all((model.get_buffer(key) == NO_ID).all() for key in queued)
     features = queued[0].replace(".ids", ".features")
     assert torch.equal(model.get_buffer(features), source.get_buffer(features))
-    assert any(f"ids of another data set's images ({len(queued)}): " in line for line in told)
+    assert any(f"image ids of another dataset ({len(queued)}): " in line for line in told)
 
 
-def test_momentum_copies_that_a_checkpoint_lacks_are_copied_from_its_weights(
+def test_missing_momentum_weights_are_copied_from_the_checkpoint(
     tmp_path: Path,
 ) -> None:
     source = build("albef")
@@ -52,13 +52,11 @@ def test_momentum_copies_that_a_checkpoint_lacks_are_copied_from_its_weights(
     own = model.state_dict()
     for key, value in source.fusion.state_dict().items():  # type: ignore[union-attr]
         assert torch.equal(own[f"twin.fusion.{key}"], value)
-    assert any("momentum copies made" in line and "twin.fusion.*" in line for line in told)
+    assert any("copied to momentum encoders" in line and "twin.fusion.*" in line for line in told)
 
 
 @pytest.mark.parametrize("name", ["hrem", "user", "vse", "albef", "multisea"])
-def test_no_pretrained_weights_are_looked_for_where_a_checkpoint_is_given(
-    name: str, tmp_path: Path
-) -> None:
+def test_pretrained_encoders_are_not_loaded_with_a_checkpoint(name: str, tmp_path: Path) -> None:
     source = build(name)
     path = saved(name, source, tmp_path)
     brought = ("model.text.", "model.pretrained=", "model.image.")
@@ -71,7 +69,7 @@ def test_no_pretrained_weights_are_looked_for_where_a_checkpoint_is_given(
     fewer = dataclasses.replace(facts_for(name), vocabulary=30)  # as a tokenizer may know
     node, facts = skip_pretrained(values["model"], fewer)
     model = build_model(node, values["loss"], facts)
-    assert "left as initialised" not in " ".join(
+    assert "left at their initial values" not in " ".join(
         line for line in initialize_from(model, name, str(path)) if "_queue.ids" not in line
     )
     plain = {**values["model"], "init": None}

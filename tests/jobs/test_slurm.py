@@ -82,7 +82,7 @@ def test_slurm_gets_a_script_that_says_what_was_asked_for(world: Path, tmp_path:
     [
         ({"partion": "x"}, 1, "hydra.launcher.partion: unknown key; nearest: partition"),
         ({"cluster": "pbs"}, 1, "expected slurm or local"),
-        ({}, 1, "type hydra.launcher.cluster=local"),
+        ({}, 1, "hydra.launcher.cluster=local"),
         ({"cluster": "local"}, 2, "is one machine"),
     ],
 )
@@ -99,9 +99,9 @@ def test_the_sentence_of_the_rank_that_failed_is_told(tmp_path: Path) -> None:
     from submitit.local.local import LocalJob
 
     job: LocalJob[dict[str, Any]] = LocalJob(tmp_path, "7", tasks=[0, 1])
-    lost = {"error": "the other ranks do not answer", "follows": True}
+    lost = {"error": "the other ranks do not answer", "secondary": True}
     for told, expected in (
-        ([lost, {"error": "a.jpg: cannot be read", "follows": False}], "a.jpg: cannot be read"),
+        ([lost, {"error": "a.jpg: cannot be read", "secondary": False}], "a.jpg: cannot be read"),
         ([lost, None], "the other ranks do not answer"),  # a task that was killed
         ([{"run": "x"}, lost], None),
     ):

@@ -160,9 +160,9 @@ WIDER = {
 def test_a_checkpoint_of_another_method_or_size(name: str, tmp_path: Path) -> None:
     _, path = saved(name, tmp_path)
     other = MODELS[MODELS.index(name) - 1]
-    with pytest.raises(CheckpointError, match=f"a checkpoint of model={name}, not of {other}"):
+    with pytest.raises(CheckpointError, match=f"model={name}, not of model={other}"):
         initialize_from(build(other), other, str(path))
-    with pytest.raises(CheckpointError, match=r"weights of another size: .*expected.*set the mod"):
+    with pytest.raises(CheckpointError, match=r"model.init=.*expected \("):
         initialize_from(build(name, WIDER[name]), name, str(path))
     with pytest.raises(
         CheckpointError, match=f"a checkpoint of model={name}, not of model={other}"
@@ -172,7 +172,7 @@ def test_a_checkpoint_of_another_method_or_size(name: str, tmp_path: Path) -> No
     own = build(name).state_dict()
     taken = [key for key in own if not key.endswith("_queue.ids")]
     share = f"all {len(own)}" if len(taken) == len(own) else f"{len(taken)} of {len(own)}"
-    assert told[0] == f"start: {share} weights are those of {path}"
+    assert share in told[0] and str(path) in told[0]
 
 
 OFFICIAL = {
@@ -187,9 +187,9 @@ OFFICIAL = {
 def test_an_authors_file_of_another_method_or_size(name: str) -> None:
     path = ROOT / "tests" / "golden" / OFFICIAL[name]
     other = "vse" if name != "vse" else "user"
-    with pytest.raises(CheckpointError, match=f"a checkpoint of model={name}, not of {other}"):
+    with pytest.raises(CheckpointError, match=f"model={name}, not of model={other}"):
         initialize_from(build(other), other, str(path))
-    with pytest.raises(CheckpointError, match=r"weights of another size: .*expected"):
+    with pytest.raises(CheckpointError, match=r"model.init=.*expected \("):
         initialize_from(build(name), name, str(path))
     with pytest.raises(CheckpointError, match="not a checkpoint of the authors of"):
         given = [f"model={other}", "data=f30k", f"checkpoint={path}", "device=cpu"]

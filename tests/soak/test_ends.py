@@ -189,7 +189,7 @@ def test_a_job_of_submitit_is_queued_again(number: int, common: list[str], tmp_p
         os.kill(one, number)
     finish(process)
     log = (run / "train.log").read_text()
-    assert log.count("run directory") == 2 and "going on from update" in log
+    assert log.count("run directory") == 2 and "resuming at update" in log
     assert "the run is saved" in log and (run / "results.json").is_file()
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong around a run: signals at any moment, half-written files, memory, lost ranks."""
+"""Faults around a run: signals, partially written files, exhausted memory, lost ranks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def signal_after_log(key: str, update: int) -> Iterator[None]:
         yield
 
 
-def test_an_evaluation_is_left_and_made_again(tiny: list[str], tmp_path: Path) -> None:
+def test_an_interrupted_validation_is_repeated(tiny: list[str], tmp_path: Path) -> None:
     slow = ["runtime.eval_batch_size=1", "trainer.max_steps=8", "trainer.validate_every=5"]
     given = [*tiny, *slow, "trainer.log_every=100"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -70,7 +70,7 @@ def test_an_evaluation_is_left_and_made_again(tiny: list[str], tmp_path: Path) -
     equal(whole, cut)
 
 
-def test_before_there_is_anything_to_save_a_signal_ends_a_run_at_once() -> None:
+def test_a_signal_before_training_ends_the_run_immediately() -> None:
     with StopRequest(), pytest.raises(Stopped, match="before the first update") as stopped:
         signal.raise_signal(signal.SIGUSR1)
     assert stopped.value.preempted
@@ -87,7 +87,7 @@ def test_before_there_is_anything_to_save_a_signal_ends_a_run_at_once() -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_an_overflow_of_fp16_lowers_the_scale_and_is_no_broken_batch(
+def test_an_fp16_overflow_lowers_the_scale_and_skips_no_batch(
     tiny: list[str], tmp_path: Path
 ) -> None:
     large = [*tiny, "precision=fp16", "loss.weights.base=1e4", "trainer.skip_nonfinite=1"]
@@ -98,7 +98,7 @@ def test_an_overflow_of_fp16_lowers_the_scale_and_is_no_broken_batch(
     assert meta["scaler"]["scale"] < 2.0**16 and meta["skipped"] == 0
 
 
-def test_another_kind_of_device_goes_on(
+def test_a_run_resumes_on_another_kind_of_device(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = [*tiny, "trainer.max_steps=4"]
@@ -114,9 +114,7 @@ def test_another_kind_of_device_goes_on(
         path.write_bytes(b"half of it")
     results = train(compose("train", [*short, "resume=auto"]))
     assert results["resumed_at"] == 4
-    assert "was written on device=cuda, and this is cpu" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    assert "device=cuda" in " ".join(capsys.readouterr().out.split())
     assert not any(path.exists() for path in left)
 
 
@@ -124,7 +122,7 @@ def test_the_space_of_checkpoints_that_are_there_counts(tmp_path: Path) -> None:
     free = checkpointing.shutil.disk_usage(tmp_path).free
     model = torch.nn.Module()
     model.w = torch.nn.Parameter(torch.empty(free // 20, device="meta"))  # best: a fifth, last: 3/5
-    with pytest.raises(TrainingError, match="GB free, but the checkpoints need"):
+    with pytest.raises(TrainingError, match="GB free.*out=DIR"):
         checkpointing.check_space(tmp_path, model)  # type: ignore[arg-type]
     (tmp_path / "checkpoints").mkdir()
     for name, fifths in (
@@ -151,7 +149,7 @@ def test_the_space_of_checkpoints_that_are_there_counts(tmp_path: Path) -> None:
         ("albef", True, r"eval_batch_size=2 rerank.batch_size=128", "grad_cache"),
     ],
 )
-def test_no_memory_is_told_with_what_this_model_can_do(
+def test_out_of_memory_errors_suggest_what_the_model_supports(
     model: str, evaluating: bool, told: str, missing: str, world: Path, tmp_path: Path
 ) -> None:
     config = check_config(
@@ -165,7 +163,7 @@ def test_no_memory_is_told_with_what_this_model_can_do(
     assert not any(word in str(caught.value) for word in missing.split("|"))
 
 
-def test_the_error_that_a_rank_met_itself_is_told(tmp_path: Path) -> None:
+def test_the_original_error_of_a_rank_is_raised(tmp_path: Path) -> None:
     lost = RankLost("rank 0, after update 3: the other ranks do not answer")
     for rank, error in enumerate((lost, DataError("a.jpg: cannot be read"))):
         (tmp_path / f"error-{rank}").write_bytes(pickle.dumps(error))
@@ -174,15 +172,15 @@ def test_the_error_that_a_rank_met_itself_is_told(tmp_path: Path) -> None:
     for number in (0, signal.SIGTERM, signal.SIGINT):
         assert "a.jpg" in str(workers.root_cause(error, tmp_path, number))
     (tmp_path / "error-1").unlink()
-    assert "do not answer" in str(workers.root_cause(error, tmp_path, 0))
+    assert "rank 0, after update 3" in str(workers.root_cause(error, tmp_path, 0))
     assert isinstance(workers.root_cause(error, tmp_path, signal.SIGTERM), Stopped)
 
 
-def test_a_disk_that_cannot_be_written_is_told(
+def test_a_disk_that_cannot_be_written_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(TrainingError, match="the run directory cannot be written .*out=DIR"):
+    with pytest.raises(TrainingError, match="run.*out=DIR"):
         run_dir.write_config(tmp_path / "file" / "run", {"seed": 0})
     monkeypatch.setattr(log, "propagate", True)  # an earlier run's log may have kept it
     append_batch_ids(tmp_path / "file" / "ids.json", 3, {"image_ids": [1], "caption_ids": [2]})

@@ -1,4 +1,4 @@
-"""Killed with SIGKILL in the middle of an epoch and resumed: the values of an undisturbed run."""
+"""A run killed with SIGKILL inside an epoch and resumed gives the values of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _values(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not k.endswith(TIMES)} for line in lines]
 
 
-def test_a_killed_run_goes_on_exactly(world: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_exactly(world: Path, tmp_path: Path) -> None:
     common = [*TINY, *LONG, f"data.root={world / 'data'}", f"data.cache={world / 'cache'}"]
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     done = call("train.py", *common, f"out={undisturbed}")
@@ -57,7 +57,7 @@ def test_a_killed_run_goes_on_exactly(world: Path, tmp_path: Path) -> None:
 
     resumed = call("train.py", *common, f"out={killed}", "resume=auto")
     assert resumed.returncode == 0, resumed.stderr + resumed.stdout
-    assert "going on from update" in resumed.stdout
+    assert "resuming at update" in resumed.stdout
     assert _values(killed) == _values(undisturbed)
     first = load_file(undisturbed / "checkpoints" / "last.safetensors")
     second = load_file(killed / "checkpoints" / "last.safetensors")

@@ -98,7 +98,7 @@ def test_selection_on_test_is_marked(
     results = train(compose("train", [*tiny, "select_on=test"]))
     assert results["select_on"] == "test" and "val/rsum" not in results
     printed = capsys.readouterr().out
-    assert "chosen on the TEST split" in " ".join(printed.split())
+    assert "select_on=test" in " ".join(printed.split())
     assert json.loads((tmp_path / "run" / "results.json").read_text())["select_on"] == "test"
 
 
@@ -139,7 +139,7 @@ def test_too_little_space_is_found_before_training(tmp_path: Path) -> None:
             super().__init__()
             self.w = torch.nn.Parameter(torch.empty(2**50, device="meta"))
 
-    with pytest.raises(TrainingError, match="GB free, but the checkpoints need"):
+    with pytest.raises(TrainingError, match="GB free.*out=DIR"):
         check_space(tmp_path, Huge())  # type: ignore[arg-type]
 
 
@@ -175,7 +175,7 @@ def test_features_of_another_width_are_refused(tiny: list[str], tmp_path: Path) 
     np.save(other / "test_ims.npy", np.ones((4, 6, 7), dtype=np.float32))
     (other / "test_caps.txt").write_text("a red square\n" * 20)
     overrides = [f"checkpoint={tmp_path / 'run'}", "data=f30k", f"data.root={other}"]
-    with pytest.raises(CheckpointError, match="regions are 7 wide"):
+    with pytest.raises(CheckpointError, match="width 7"):
         evaluate(compose("eval", [*overrides, f"data.cache={tmp_path}", "device=cpu"]))
 
 

@@ -1,10 +1,10 @@
-"""What `eval.py task=zeroshot` does: classes as prompts, pictures, accuracies."""
+"""Zero-shot image classification: classes as prompts, images by folder, accuracies."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,43 +18,30 @@ from itr.errors import ConfigError
 from itr.evaluation.encode import Encoder, Progress
 from itr.evaluation.zeroshot import accuracies, class_embeddings, class_logits, predictions
 from itr.instantiate import check
+from itr.jobs.eval.config import EvalConfig
 from itr.jobs.load_checkpoint import LoadedCheckpoint, load_checkpoint
 from itr.training.device import resolve_device, resolve_precision
 
 
-class Asked(Protocol):
-    """What of the configuration is read here."""
+def classify(config: EvalConfig, progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The origin of the weights, and the metrics: accuracies in percent and their counts.
 
-    data: dict[str, Any]
-    model: dict[str, Any]
-    runtime: Any
-    device: str
-    precision: str | None
-    truncate_logits: bool
-
-    @property
-    def checkpoints(self) -> list[str]:
-        """The checkpoint, in a list."""
-
-
-def classify(config: Asked, progress: Progress) -> dict[str, Any]:
-    """Flat results: accuracies in per cent and what they are of.
-
-    Raises ConfigError for options and models that cannot classify, DataError for pictures.
+    Raises ConfigError for options and models that cannot classify, DataError for unusable images.
     """
-    given = {key: value for key, value in config.data.items() if value is not None}
-    if "set" not in given:
+    options = {key: value for key, value in config.data.items() if value is not None}
+    if "set" not in options:
         raise ConfigError(
-            "task=zeroshot: type data=imagefolder data.root=DIR, or data=torchvision "
-            "data.set=cifar10 data.root=DIR"
+            "task=zeroshot: needs labeled images; pass data=imagefolder data.root=DIR, or "
+            "data=torchvision data.set=cifar10 data.root=DIR"
         )
     device = resolve_device(config.device)
-    classes = ClassificationDataset(check(given, ClassificationConfig, "data"))
+    classes = ClassificationDataset(check(options, ClassificationConfig, "data"))
     loaded = load_checkpoint(config.checkpoints[0], config.model, device)
-    if loaded.model.view.kind != "pixels":
+    view = loaded.model.view
+    if view.kind != "pixels":
         raise ConfigError(
-            f"task=zeroshot: {type(loaded.model).__name__} reads regions of a detector, and these "
-            "are pictures; name a checkpoint of a model that reads pixels"
+            f"task=zeroshot: {type(loaded.model).__name__} reads region features, but this dataset "
+            "has images; pass the checkpoint of a model that reads pixels"
         )
     precision = resolve_precision(config.precision or loaded.precision, device)
     encoder = Encoder(loaded.model, device, precision, progress=progress)
@@ -65,16 +52,15 @@ def classify(config: Asked, progress: Progress) -> dict[str, Any]:
     targets: list[Tensor] = []
 
     def batches() -> Iterator[Batch]:
-        for batch, target in classes.batches(loaded.model.view.pixels_eval, size):
+        for batch, target in classes.batches(view.pixels_eval, size):
             targets.append(target)
             yield batch
 
-    images = encoder.images(batches(), len(classes), f"pictures of {classes.config.root}").pooled
+    images = encoder.images(batches(), len(classes), f"images of {classes.config.root}").pooled
     predicted = predictions(class_logits(images, prompts), config.truncate_logits)
-    found = accuracies(predicted, torch.cat(targets), len(classes.names))
-    return loaded.origin | {
-        "data": classes.config.name,
-        **found,
+    metrics = accuracies(predicted, torch.cat(targets), len(classes.names))
+    return {**loaded.origin, "data": classes.config.name}, {
+        **metrics,
         "protocol": "zeroshot",
         "reported": "mean_per_class" if classes.mean_per_class else "top1",
         "n_images": len(classes),
@@ -88,7 +74,10 @@ def classify(config: Asked, progress: Progress) -> dict[str, Any]:
 def encode_prompts(
     loaded: LoadedCheckpoint, encoder: Encoder, texts: list[str], size: int
 ) -> Tensor:
-    """Embeddings [C, D] of whole sentences: without the prompt that captions get in retrieval."""
+    """Embeddings [C, D] of complete sentences, without the prompt that captions get in retrieval.
+
+    ``size`` is the batch size.
+    """
     view = loaded.model.view
     view = dataclasses.replace(view, text_eval=dataclasses.replace(view.text_eval, prompt=""))
     split = Split("prompts", "files", [Record(0, "", tuple(texts), tuple(range(len(texts))))])

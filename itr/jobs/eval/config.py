@@ -1,4 +1,4 @@
-"""The keys of ``conf/eval.yaml``, typed; checked before any file is read."""
+"""The typed configuration of ``conf/eval.yaml``, checked before any file is read."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class EvalConfig:
 
     @property
     def checkpoints(self) -> list[str]:
-        """Those that are named."""
+        """The values of ``checkpoint`` as a list."""
         if self.checkpoint is None:
             return []
         several = isinstance(self.checkpoint, list | tuple)
@@ -50,26 +50,29 @@ class EvalConfig:
 
     @property
     def protocols(self) -> list[str] | None:
-        """Those that are asked for; None: those of the data set."""
+        """The values of ``protocol`` as a list; None: those of the dataset."""
         if self.protocol is None:
             return None
         return [self.protocol] if isinstance(self.protocol, str) else list(self.protocol)
 
 
 def keep_typed_options(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """``values`` with a model node that holds its name, its class and the options that
-    ``overrides`` set. Other values are defaults of the configuration, not of the checkpoint."""
-    whole, typed = OmegaConf.create(values["model"]), OmegaConf.create({})
-    typed.update({key: whole[key] for key in ("name", "_target_") if key in whole})
+    """``values`` with a model node that only holds its name, its class and options set by
+    ``overrides``.
+
+    Its other values are defaults of the configuration, which must not replace a checkpoint's.
+    """
+    model, kept = OmegaConf.create(values["model"]), OmegaConf.create({})
+    kept.update({key: model[key] for key in ("name", "_target_") if key in model})
     for override in overrides:
         group, _, key = override.lstrip("+").partition("=")[0].partition(".")
         if group == "model" and key:
-            OmegaConf.update(typed, key, OmegaConf.select(whole, key))
-    return {**values, "model": OmegaConf.to_container(typed)}
+            OmegaConf.update(kept, key, OmegaConf.select(model, key))
+    return {**values, "model": OmegaConf.to_container(kept)}
 
 
 def check_options(config: EvalConfig) -> None:
-    """Raises ConfigError for values and combinations that make no sense."""
+    """Raises ConfigError for unknown values and for options that exclude each other."""
     check_workers(config.runtime.num_workers)
     for key, value, known in (
         ("precision", config.precision, PRECISIONS),
@@ -78,26 +81,43 @@ def check_options(config: EvalConfig) -> None:
     ):
         if value is not None and value not in known:
             raise ConfigError(f"{key}: '{value}' is unknown; expected one of {', '.join(known)}")
-    named = len(config.checkpoints)
-    if bool(named) == (config.scores is not None):
+    _check_source(config)
+    zeroshot, count = config.task.name == "zeroshot", len(config.checkpoints)
+    if zeroshot and (count != 1 or config.embeddings or config.hubness.rows):
         raise ConfigError(
-            "nothing to evaluate: type checkpoint=RUN_DIR, or scores=FILE.npz"
-            if not named
-            else "checkpoint and scores: give one of them"
+            "task=zeroshot: evaluates one checkpoint; leave out scores, ensemble, embeddings and "
+            "hubness.rows"
         )
-    if config.ensemble != (named > 1):
-        raise ConfigError(
-            f"checkpoint: {named} are named; for the mean of their scores type ensemble=true, for "
-            "one after the other -m checkpoint=A,B"
-            if named > 1
-            else "ensemble=true: type 'checkpoint=[RUN_A,RUN_B]'"
-        )
-    if config.task.name == "zeroshot" and (named != 1 or config.embeddings or config.hubness.rows):
-        raise ConfigError("task=zeroshot: of one checkpoint, without embeddings and hubness.rows")
     if config.devices < 1:
         raise ConfigError(f"devices={config.devices}: expected at least 1")
-    if (config.task.name == "zeroshot" or config.scores) and config.devices > 1:
-        raise ConfigError("devices: several share the retrieval of a checkpoint, nothing else")
+    if (zeroshot or config.scores) and config.devices > 1:
+        raise ConfigError(
+            f"devices={config.devices}: only retrieval with a checkpoint runs on several devices; "
+            "pass devices=1"
+        )
     if config.ensemble and config.embeddings:
-        raise ConfigError("embeddings: one file holds those of one checkpoint, not of an ensemble")
+        raise ConfigError(
+            f"embeddings={config.embeddings}: a file holds the embeddings of one checkpoint; leave "
+            "it out for an ensemble"
+        )
     check_hubness(config.hubness)
+
+
+def _check_source(config: EvalConfig) -> None:
+    """Raises ConfigError unless exactly one thing is to be evaluated."""
+    checkpoints = config.checkpoints
+    if not checkpoints and config.scores is None:
+        raise ConfigError(
+            "checkpoint: nothing to evaluate; pass checkpoint=RUN_DIR, or scores=FILE.npz"
+        )
+    if checkpoints and config.scores is not None:
+        raise ConfigError("checkpoint and scores exclude each other; pass one of them")
+    if len(checkpoints) > 1 and not config.ensemble:
+        raise ConfigError(
+            f"checkpoint: {len(checkpoints)} checkpoints; pass ensemble=true to average their "
+            "scores, or -m checkpoint=A,B to evaluate one after the other"
+        )
+    if config.ensemble and len(checkpoints) < 2:
+        raise ConfigError(
+            "ensemble=true: needs at least two checkpoints; pass 'checkpoint=[RUN_A,RUN_B]'"
+        )

@@ -1,4 +1,4 @@
-"""An evaluation as a run of Weights & Biases, where ``tracker=wandb`` asks for one."""
+"""Logs an evaluation as a Weights & Biases run if ``tracker=wandb``."""
 
 from __future__ import annotations
 
@@ -8,59 +8,59 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from itr.data.layouts.registry import DataConfig
-from itr.evaluation.evaluator import Evaluator
+from itr.jobs.eval.config import EvalConfig
+from itr.jobs.eval.outcome import EvaluationOutcome
 from itr.results.gallery.thumbnails import Thumbnails
 from itr.results.hard_queries import COLUMNS, hard_queries
 from itr.results.trackers.wandb_backend import EVAL, TrackerConfig, pick_mode, start_wandb
 
 log = logging.getLogger("itr")
-NAMED = ("model", "data", "loss")  # nodes by whose names runs are grouped
+GROUPS = ("model", "data", "loss")  # configuration nodes whose names group runs
 
 
-def tracked(config: TrackerConfig) -> bool:
-    """Whether there is something to track with. Raises ConfigError for ``mode=online`` without a
-    key, before the work begins."""
+def tracking_enabled(config: TrackerConfig) -> bool:
+    """Whether ``config`` asks for a tracker.
+
+    Raises ConfigError for ``mode=online`` without an API key, before the evaluation begins.
+    """
     if config.name == "none" or config.mode == "disabled":
         return False
     if config.mode == "online":
         try:
             pick_mode(config.mode, importlib.import_module("wandb"))
-        except ImportError:  # `track` says so
+        except ImportError:  # `track_evaluation` reports it
             pass
     return True
 
 
-def track(
-    config: TrackerConfig,
-    folder: Path,
-    values: Mapping[str, Any],
-    results: Mapping[str, Any],
-    split: str,
-    seen: tuple[Evaluator, DataConfig] | None = None,
+def track_evaluation(
+    config: EvalConfig, values: Mapping[str, Any], outcome: EvaluationOutcome
 ) -> None:
-    """Numbers, summary and, of an evaluator that holds its queries, the hardest of them.
+    """Log the metrics, the summary and, with a query log, the hardest queries.
 
-    The configuration names the checkpoint's model, data and loss, so that the run stands beside
-    its training.
+    The logged configuration names the checkpoint's model, data and loss, which groups the run with
+    its training. A failing tracker is only logged.
     """
-    named = {key: {**(values.get(key) or {}), "name": results.get(key)} for key in NAMED}
-    origin = {key: results[key] for key in ("seed", "select_on") if key in results}
-    sink = start_wandb(config, folder, {**values, **named, **origin}, EVAL)
+    results = outcome.flat()
+    named = {key: {**(values.get(key) or {}), "name": results.get(key)} for key in GROUPS}
+    origin: dict[str, Any] = {key: results[key] for key in ("seed", "select_on") if key in results}
+    folder = Path(config.out or ".")
+    sink = start_wandb(config.tracker, folder, {**values, **named, **origin}, EVAL)
     if sink is None:
         return
+    split = outcome.split
     try:
         numbers = {
-            key: value
-            for key, value in results.items()
-            if key.startswith(f"{split}/") and isinstance(value, int | float)
+            f"{split}/{k}": v for k, v in outcome.metrics.items() if isinstance(v, int | float)
         }
         sink.log(numbers, step=0)
-        if seen is not None and (queries := seen[0].query_log) is not None and queries.ranks:
-            pictures = Thumbnails(seen[0].data, seen[1], split)
-            rows = hard_queries(queries, seen[0].data, pictures)
+        evaluated = outcome.checkpoints
+        queries = None if evaluated is None else evaluated.evaluator.query_log
+        if evaluated is not None and queries is not None and queries.ranks:
+            images = Thumbnails(evaluated.evaluator.data, evaluated.data, split)
+            rows = hard_queries(queries, evaluated.evaluator.data, images)
             sink.table(f"{split}/hard_queries", COLUMNS, rows)
         sink.summary(results)
         sink.finish()
-    except Exception as error:  # the numbers are printed whatever becomes of the tracker
+    except Exception as error:  # the results are printed in any case
         log.warning("Weights & Biases stopped working (%s)", error)

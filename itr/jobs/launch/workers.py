@@ -1,8 +1,8 @@
-"""Several processes for one job: started here by torch's elastic launcher, or from outside.
+"""Runs one job in several local processes through torch's elastic launcher.
 
-The entry point composes once; what it composed is handed to workers that this very process starts,
-so that multirun, sweepers and launchers stay as they are and get the job's results. Under torchrun
-(RANK and WORLD_SIZE are set) every process is a worker already.
+The entry point composes the configuration once and passes it to workers started by this process.
+Hydra's multirun, sweepers and launchers therefore work as usual and receive the job's results.
+Under torchrun (RANK and WORLD_SIZE are set) every process already is a worker.
 """
 
 from __future__ import annotations
@@ -29,31 +29,20 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from itr import parallel
 from itr.errors import ConfigError, RankLost, Stopped, TrainingError, UserError
 from itr.training.faults.heartbeat import HEARTBEAT_DIR, read_heartbeats
-from itr.training.signals import PREEMPTION, StopRequest
+from itr.training.signals import BEFORE_TRAINING, PREEMPTION, StopRequest
 
 Job = Callable[[dict[str, Any]], dict[str, Any]]
-FAILED, INTERRUPTED = 2, 130  # exit codes of a worker that has told its error; that was told to go
-PATIENCE = 5.0  # seconds between a second SIGINT and SIGKILL
+FAILED, INTERRUPTED = 2, 130  # exit codes of a worker: it stored its error; it was interrupted
+KILL_AFTER = 5.0  # seconds between a second SIGINT and SIGKILL
 
 
 def launch(job: Job, values: dict[str, Any], count: int, nodes: int, cuda: bool) -> dict[str, Any]:
-    """Run ``job(values)`` in ``count`` processes on this machine; what rank 0 returns.
+    """Run ``job(values)`` in ``count`` processes on this machine; returns the results of rank 0.
 
-    Raises what a worker raised (a UserError, Stopped), ConfigError where there are not so many
-    GPUs, and TrainingError that names a worker which died.
+    Raises what a worker raised (a UserError, Stopped), ConfigError if there are too few GPUs, and
+    TrainingError, naming the rank, if a worker died.
     """
-    if nodes > 1:
-        raise ConfigError(
-            f"nodes={nodes}: start one launcher on each machine, which finds the others: torchrun "
-            f"--nnodes={nodes} --nproc-per-node={count} --rdzv-backend=c10d "
-            "--rdzv-endpoint=FIRST_HOST:29500 train.py ..., or let Slurm do it (-m "
-            "hydra/launcher=slurm)"
-        )
-    if cuda and torch.cuda.device_count() < count:
-        raise ConfigError(
-            f"devices={count}: this machine shows {torch.cuda.device_count()} GPUs; type "
-            f"devices={torch.cuda.device_count()}, or device=cpu"
-        )
+    _check_machine(count, nodes, cuda)
     for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="itr-ranks-") as folder:
@@ -67,11 +56,11 @@ def launch(job: Job, values: dict[str, Any], count: int, nodes: int, cuda: bool)
             local_addr="localhost",
             max_restarts=0,
             monitor_interval=0.1,
-            signals_to_handle="SIGHUP",  # the others are passed on, and workers save themselves
+            signals_to_handle="SIGHUP",  # others are forwarded, so that workers can save
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
-        teller = Teller()
-        with StopRequest(forward=teller) as stop, teller:
+        forwarder = SignalForwarder()
+        with StopRequest(forward=forwarder) as stop, forwarder:
             try:
                 returned = elastic_launch(config, _work)(job, values, folder)
             except ChildFailedError as error:
@@ -82,29 +71,48 @@ def launch(job: Job, values: dict[str, Any], count: int, nodes: int, cuda: bool)
     return outcome
 
 
-class Teller:
-    """Passes signals on to the workers. One that waits for another in a collective cannot listen:
-    `PATIENCE` seconds after a second SIGINT the workers are killed. A context manager."""
+def _check_machine(count: int, nodes: int, cuda: bool) -> None:
+    if nodes > 1:
+        raise ConfigError(
+            f"nodes={nodes}: this process can only start workers on its own machine. Run a "
+            f"launcher on each machine: torchrun --nnodes={nodes} --nproc-per-node={count} "
+            "--rdzv-backend=c10d --rdzv-endpoint=FIRST_HOST:29500 train.py ..., or use Slurm (-m "
+            "hydra/launcher=slurm)"
+        )
+    available = torch.cuda.device_count()
+    if cuda and available < count:
+        raise ConfigError(
+            f"devices={count}: {available} GPUs are visible; pass devices={available}, or "
+            "device=cpu"
+        )
+
+
+class SignalForwarder:
+    """Forwards signals to the workers. A context manager.
+
+    A worker that waits in a collective cannot react, so the workers are killed `KILL_AFTER` seconds
+    after a second SIGINT.
+    """
 
     def __init__(self) -> None:
         self.interrupts = 0
-        self.killer = threading.Timer(PATIENCE, self.tell, (signal.SIGKILL,))
+        self.killer = threading.Timer(KILL_AFTER, self.send, (signal.SIGKILL,))
         self.killer.daemon = True
 
-    def __enter__(self) -> Teller:
+    def __enter__(self) -> SignalForwarder:
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.killer.cancel()
 
     def __call__(self, number: int) -> None:
-        """Pass ``number`` on, and count it."""
-        self.tell(number)
+        """Forward the signal ``number``."""
+        self.send(number)
         self.interrupts += number == signal.SIGINT
         if self.interrupts == 2 and number == signal.SIGINT:
             self.killer.start()
 
-    def tell(self, number: int) -> None:
+    def send(self, number: int) -> None:
         """Send every worker the signal ``number``."""
         for child in multiprocessing.active_children():
             if child.pid is not None:
@@ -113,60 +121,63 @@ class Teller:
 
 
 def _work(job: Job, values: dict[str, Any], folder: str) -> dict[str, Any] | Stopped:
-    """What each process does; an error is left in ``folder`` for the launcher."""
-    os.setpgrp()  # Ctrl-C on a terminal reaches the launcher, which passes it on once
+    """The body of each worker. A UserError is stored in ``folder`` for the launcher."""
+    os.setpgrp()  # Ctrl-C on a terminal then reaches the launcher alone, which forwards it once
     os.environ[HEARTBEAT_DIR] = folder
     try:
         outcome: dict[str, Any] | Stopped = job(values)
     except Stopped as stopped:
         outcome = stopped
     except UserError as error:
-        note = Path(folder) / f"error-{os.environ['RANK']}"
-        note.write_bytes(pickle.dumps(error))
-        _go(FAILED)
-    except KeyboardInterrupt:  # or torch's wrapper would call it a success
-        _go(INTERRUPTED)
+        file = Path(folder) / f"error-{os.environ['RANK']}"
+        file.write_bytes(pickle.dumps(error))
+        _exit_now(FAILED)
+    except KeyboardInterrupt:  # torch's wrapper would report success
+        _exit_now(INTERRUPTED)
     parallel.shutdown()
     return outcome
 
 
-def _go(code: int) -> NoReturn:
-    """End this process now: an orderly end would wait for ranks that may not answer."""
+def _exit_now(code: int) -> NoReturn:
+    """End this process immediately: an orderly exit waits for ranks that may not respond."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def root_cause(error: ChildFailedError, folder: Path, stopped_by: int) -> BaseException:
-    """The error that a worker told (what it met itself, before what the others met of it); else
-    that it was stopped by a signal; else which one died of what, and how far it had come."""
-    told = [_read(note) for note in sorted(folder.glob("error-*"))]
-    own = [one for one in told if not isinstance(one, RankLost)]
-    if own:
-        return own[0]
+    """The error to raise for failed workers.
+
+    In this order: an error that a worker stored in ``folder``, preferring the original error to
+    secondary ones in its peers; the signal ``stopped_by``; the worker that died.
+    """
+    errors = [_read_error(file) for file in sorted(folder.glob("error-*"))]
+    original = [one for one in errors if not isinstance(one, RankLost)]
+    if original:
+        return original[0]
     if stopped_by == signal.SIGINT:
         return KeyboardInterrupt()
-    if stopped_by in PREEMPTION:  # before there was anything to save
-        return Stopped("stopped by a signal before the first update", preempted=True)
+    if stopped_by in PREEMPTION:  # otherwise the workers would have saved and returned
+        return Stopped(BEFORE_TRAINING, preempted=True)
     killed = [(r, f) for r, f in sorted(error.failures.items()) if f.exitcode < 0]
     rank, failure = killed[0] if killed else error.get_first_failure()
     if failure.exitcode < 0:
-        at = read_heartbeats(folder).get(rank)
+        status = read_heartbeats(folder).get(rank)
         name = signal.Signals(-failure.exitcode).name
-        memory = " (often: the machine has no memory left)" if name == "SIGKILL" else ""
-        where = f"after update {at.updates}" if at else "before the first update"
+        memory = " (often: the machine is out of memory)" if name == "SIGKILL" else ""
+        where = f"after update {status.updates}" if status else "before the first update"
         return TrainingError(
             f"rank {rank} (process {failure.pid}) died of {name}{memory} {where}; the other ranks "
-            "were stopped. Go on with resume=auto"
+            "were stopped. Pass resume=auto to continue from the last checkpoint"
         )
-    if told:
-        return told[0]
+    if errors:
+        return errors[0]
     return TrainingError(
-        f"rank {rank} failed with exit code {failure.exitcode}; its traceback stands above"
+        f"rank {rank} failed with exit code {failure.exitcode}; see its traceback above"
     )
 
 
-def _read(note: Path) -> UserError:
-    told = pickle.loads(note.read_bytes())  # written by our own worker, a moment ago
-    assert isinstance(told, UserError)
-    return told
+def _read_error(file: Path) -> UserError:
+    error = pickle.loads(file.read_bytes())  # written by our own worker a moment ago
+    assert isinstance(error, UserError)
+    return error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from itr import parallel
 from itr.data.records import Split
 from itr.errors import TrainingError
 from itr.training.console import log
+
+NOT_FINITE = "not_finite.json"
+Batches = Sequence[tuple[Tensor, Tensor]]  # image and caption indices of each micro-batch
 
 
 class NonFiniteGuard:
@@ -52,6 +56,46 @@ class NonFiniteGuard:
         return False
 
 
+class NonFiniteReport:
+    """Names the batches that were not finite in a file of the run directory.
+
+    Its methods take the micro-batches of the log window as pairs of image and caption indices, and
+    must be called on all ranks.
+    """
+
+    def __init__(self, folder: Path, split: Split, limit: int):
+        self.path, self.split, self.limit = folder / NOT_FINITE, split, limit
+
+    def skipped(self, updates: int, batches: Batches, guard: NonFiniteGuard | None) -> None:
+        """Log that the newest of ``batches`` was skipped. Raises TrainingError if ``guard`` has
+        skipped more than the limit."""
+        assert guard is not None
+        if guard.skipped > self.limit:
+            self.fail(updates, batches, len(batches) - 1)
+        append_batch_ids(self.path, updates, batch_ids(self.split, *batches[-1]))
+        log.warning(
+            "update %d: skipped a batch whose loss or gradient is not finite (%d so far, "
+            "trainer.skip_nonfinite=%d); its ids are in %s",
+            updates,
+            guard.skipped,
+            self.limit,
+            self.path,
+        )
+
+    def fail(self, updates: int, batches: Batches, index: int) -> NoReturn:
+        """Raise TrainingError for ``batches[index]``, the first that was not finite."""
+        ids = batch_ids(self.split, *batches[index])
+        append_batch_ids(self.path, updates, ids)
+        raise TrainingError(
+            f"the loss or its gradient is not finite in one of the {len(batches)} batches before "
+            f"update {updates}. The first such batch has image ids {ids['image_ids'][:8]}... and "
+            f"caption ids {ids['caption_ids'][:8]}... (complete list: {self.path}). The last "
+            "checkpoint was saved before it. Inspect these samples, or try a lower optim.lr, "
+            "precision=fp32 or optim.max_norm. Pass trainer.skip_nonfinite=N to skip up to N such "
+            "batches"
+        )
+
+
 def batch_ids(split: Split, images: Tensor, captions: Tensor) -> dict[str, list[Any]]:
     """The dataset's ids of one batch, gathered from all ranks.
 
@@ -80,16 +124,3 @@ def append_batch_ids(path: Path, updates: int, ids: dict[str, list[Any]]) -> Non
             file.write(json.dumps({"updates": updates, **ids}) + "\n")
     except OSError as error:
         log.warning("%s: the ids of a bad batch could not be written (%s)", path, error)
-
-
-def nonfinite_error(
-    updates: int, batches: int, ids: dict[str, list[Any]], path: Path
-) -> TrainingError:
-    """The error for the first bad batch among the last ``batches``; ``path`` lists all its ids."""
-    return TrainingError(
-        f"the loss or its gradient is not finite in one of the {batches} batches before update "
-        f"{updates}. The first such batch has image ids {ids['image_ids'][:8]}... and caption ids "
-        f"{ids['caption_ids'][:8]}... (complete list: {path}). The last checkpoint was saved "
-        "before it. Inspect these samples, or try a lower optim.lr, precision=fp32 or "
-        "optim.max_norm. Pass trainer.skip_nonfinite=N to skip up to N such batches"
-    )

@@ -1,0 +1,64 @@
+"""Evaluates the selection split during training and keeps the best checkpoint."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from itr import parallel
+from itr.clock import Clock
+from itr.evaluation.encode import Progress
+from itr.nn.batch_norm import statistics
+from itr.training import checkpointing
+from itr.training.config import TrainConfig
+from itr.training.console import log
+from itr.training.inputs import RunOutput, TrainingInputs
+
+
+class Validator:
+    """Runs the evaluator of ``select_on``, logs its results, and saves the best weights.
+
+    ``best`` holds the results, the update and the epoch (from 1) of the best validation so far; it
+    is empty before the first one.
+    """
+
+    def __init__(self, config: TrainConfig, inputs: TrainingInputs, output: RunOutput):
+        self.config, self.inputs, self.output = config, inputs, output
+        self.best: dict[str, Any] = {}
+
+    @property
+    def best_path(self) -> Path:
+        """The checkpoint of the best validation."""
+        return self.output.folder / "checkpoints" / checkpointing.BEST
+
+    def run(self, clock: Clock, progress: Progress) -> None:
+        """Evaluate the model at ``clock``. Raises Stopped where ``progress`` does."""
+        started = time.perf_counter()
+        if not self.config.runtime.sync_batchnorm:
+            parallel.broadcast_tensors(statistics(self.inputs.model))
+        results = self.inputs.evaluator.run(self.inputs.model, progress=progress)
+        improved = not self.best or results["rsum"] > self.best["results"]["rsum"]
+        if improved:
+            self.best = {"results": results, "updates": clock.updates, "epoch": clock.epoch + 1}
+        split = self.config.select_on
+        values = {f"{split}/{k}": v for k, v in results.items() if isinstance(v, int | float)}
+        values[f"{split}/best_rsum"] = self.best["results"]["rsum"]
+        values[f"{split}/seconds"] = time.perf_counter() - started
+        self.output.tracker.log({"epoch": clock.epoch + 1, **values}, step=clock.updates)
+        log.info("%s%s", summary_line(split, clock, results), " (best so far)" if improved else "")
+        if improved and parallel.rank() == 0:
+            meta = {**self.output.meta, "best": self.best}
+            checkpointing.save_best(self.best_path, self.inputs.model, meta)
+
+
+def summary_line(split: str, clock: Clock, results: dict[str, Any]) -> str:
+    """The recalls of one validation in one line."""
+    directions = []
+    for way in ("i2t", "t2i"):
+        recalls = " ".join(f"{results[f'{way}_{key}']:.1f}" for key in ("r1", "r5", "r10"))
+        median = results.get(f"{way}_medr")  # unknown where only a short list was re-ranked
+        ranks = "" if median is None else f" (median rank {median:g})"
+        directions.append(f"{way} R@1/5/10 {recalls}{ranks}")
+    where = f"epoch {clock.epoch + 1}, update {clock.updates}, {split}"
+    return f"{where}: {', '.join(directions)}, rSum {results['rsum']:.1f}"
