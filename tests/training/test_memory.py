@@ -78,7 +78,7 @@ def test_models_with_batch_norm_refuse_gradient_caching(model: str, world: Path)
 
 
 def test_gradient_caching_refuses_batch_norm(world: Path) -> None:
-    parts = parts_of("alip", world, "model.vision.layers=[1,1,1,1]", "model.vision.width=16")
+    parts = parts_of("alip", world, "model.image.depth=[1,1,1,1]", "model.image.width=16")
     with pytest.raises(ConfigError, match="grad_cache=5.*grad_cache=null"):
         gradients(parts, 5)
 
