@@ -24,7 +24,7 @@ from itr.results.gallery.thumbnails import Thumbnails
 from itr.results.hard_queries import COLUMNS, hard_queries
 from itr.results.results_file import write_results
 from itr.results.terminal_tables import results_table
-from itr.results.trackers.tracker import NullTracker, Tracker, open_trackers
+from itr.results.trackers.tracker import NullTracker, Tracker, open_tracker
 from itr.training import checkpointing
 from itr.training.config import TrainConfig, check_config
 from itr.training.console import ProgressDisplay, close_log, log, open_log
@@ -157,7 +157,7 @@ class TrainingJob:
         """The trackers of the run; a silent one on every rank but the first."""
         if parallel.rank() > 0:
             return NullTracker()
-        return open_trackers(self.config.tracker, self.folder, self.values, resume=resume)
+        return open_tracker(self.config.tracker, self.folder, self.values, resume=resume)
 
     def _test(
         self, trainer: Trainer, display: ProgressDisplay

@@ -13,7 +13,7 @@ from itr.evaluation.rerank import RerankConfig, check_rerank
 from itr.instantiate import check
 from itr.models.base import RetrievalModel
 from itr.models.build import build_slots, check_weights, model_class, model_config
-from itr.results.trackers.tracker import TrackerConfig
+from itr.results.trackers.config import TrackerConfig
 from itr.training.optim import OptimConfig, check_optim
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")

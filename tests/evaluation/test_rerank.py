@@ -1,4 +1,4 @@
-"""Two stages against one query at a time, ranks of shortlists against whole matrices."""
+"""Re-ranking against one query at a time, and ranks of shortlists against whole matrices."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from itr.view import View
 
 
 class Matcher:
-    """A second stage that can be written down: products of tokens, plus a term by direction."""
+    """A second stage in one line: products of tokens, plus a constant per direction."""
 
     def __init__(self, symmetric: bool):
         self.symmetric_rerank, self.scored, self.images = symmetric, 0, 0
@@ -69,18 +69,18 @@ def test_equals_one_query_at_a_time(symmetric: bool, k: int, batch_size: int) ->
     for query in range(15):
         best = (texts.pooled @ images.pooled[query]).argsort(descending=True)[: min(k, 40)]
         assert i2t.candidates[query].tolist() == best.tolist()
-        for place, text in enumerate(best.tolist()):
+        for rank, text in enumerate(best.tolist()):
             expected = (images.tokens[query] * texts.tokens[text]).sum()
-            torch.testing.assert_close(i2t.scores[query, place], expected)
+            torch.testing.assert_close(i2t.scores[query, rank], expected)
     for query in range(40):
         best = (images.pooled @ texts.pooled[query]).argsort(descending=True)[: min(k, 15)]
         assert t2i.candidates[query].tolist() == best.tolist()
-        for place, image in enumerate(best.tolist()):
+        for rank, image in enumerate(best.tolist()):
             expected = (images.tokens[image] * texts.tokens[query]).sum() + extra
-            torch.testing.assert_close(t2i.scores[query, place], expected)
+            torch.testing.assert_close(t2i.scores[query, rank], expected)
 
 
-def test_each_pair_is_scored_once_and_each_image_prepared_once() -> None:
+def test_each_pair_is_scored_once_and_each_image_is_prepared_once() -> None:
     images, texts = world(15, 40)
     model: Any = Matcher(symmetric=True)
     lists = rerank(model, images, texts, RerankConfig(k=12, batch_size=1000))
@@ -89,7 +89,7 @@ def test_each_pair_is_scored_once_and_each_image_prepared_once() -> None:
     assert model.scored == len(pairs) and model.images == 15
 
 
-def test_blocks_share_an_image_and_hold_every_pair_once() -> None:
+def test_blocks_contain_pairs_of_one_image_and_every_pair_once() -> None:
     image_of = torch.tensor([0, 0, 0, 2, 3, 3, 3, 3, 3])
     seen = []
     for block in pair_blocks(image_of, size=4, batch_size=9):
@@ -100,7 +100,7 @@ def test_blocks_share_an_image_and_hold_every_pair_once() -> None:
     assert seen == list(range(9))
 
 
-def test_captions_of_a_length_come_together_cut_to_the_longest() -> None:
+def test_captions_of_similar_length_are_grouped_and_cut_to_the_longest() -> None:
     lengths = torch.tensor([3, 9, 4, 3, 8, 5, 2, 9])
     mask = torch.arange(12) < lengths[:, None]
     texts = Encoded(torch.zeros(8, 1), torch.zeros(8, 12, 2), mask)
@@ -114,7 +114,7 @@ def test_captions_of_a_length_come_together_cut_to_the_longest() -> None:
     assert len(every) == 9 and same is texts
 
 
-def test_scores_that_are_not_finite() -> None:
+def test_scores_that_are_not_finite_are_refused() -> None:
     images, texts = world(12, 12)
     assert images.tokens is not None
     images.tokens[3] = torch.nan
@@ -125,7 +125,7 @@ def test_scores_that_are_not_finite() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_ranks_equal_those_of_the_whole_matrix(data: st.DataObject) -> None:
+def test_ranks_equal_those_of_the_full_matrix(data: st.DataObject) -> None:
     images = data.draw(st.integers(2, 6))
     counts = data.draw(st.lists(st.integers(1, 4), min_size=images, max_size=images))
     owner = np.repeat(np.arange(images), counts)
@@ -154,7 +154,7 @@ def test_ranks_equal_those_of_the_whole_matrix(data: st.DataObject) -> None:
         (RerankConfig(enabled=True), False, r"^rerank\.enabled=true: HREM .*rerank\.enabled=null"),
     ],
 )
-def test_refused(config: RerankConfig, reranks: bool, message: str) -> None:
+def test_invalid_options_are_refused(config: RerankConfig, reranks: bool, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_rerank(config, reranks, "HREM")
 

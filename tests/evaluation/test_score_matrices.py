@@ -241,3 +241,14 @@ def test_a_file_of_scores_says_what_it_does_not_know(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", scores=matrix(), text_to_image=OWNER[::-1])
     other = evaluate_file(tmp_path / "other.npz")
     assert len(found["data_hash"]) == 16 and found["data_hash"] != other["data_hash"]
+
+
+def test_hubness_k_beyond_the_bank_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    config = HubnessConfig(rows=["csls"], k=10)
+    with caplog.at_level("WARNING", logger="itr"):
+        rows = itr.evaluate(matrix(), OWNER, hubness=config)
+    (message,) = caplog.messages  # 4 images as queries; the 12 captions suffice
+    assert "hubness.k=10" in message and "k=4" in message and "i2t" in message
+    config.k = 4
+    reduced = itr.evaluate(matrix(), OWNER, hubness=config)
+    assert rows["hubness_csls/i2t_r1"] == reduced["hubness_csls/i2t_r1"]

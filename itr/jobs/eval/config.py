@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from itr.errors import ConfigError
 from itr.evaluation.hubness import HubnessConfig, check_hubness
-from itr.results.trackers.wandb_backend import TrackerConfig
+from itr.results.trackers.config import TrackerConfig
 from itr.training.config import PRECISIONS, TIES, RuntimeConfig, TaskConfig, check_workers
 
 

@@ -12,7 +12,8 @@ from itr.jobs.eval.config import EvalConfig
 from itr.jobs.eval.outcome import EvaluationOutcome
 from itr.results.gallery.thumbnails import Thumbnails
 from itr.results.hard_queries import COLUMNS, hard_queries
-from itr.results.trackers.wandb_backend import EVAL, TrackerConfig, pick_mode, start_wandb
+from itr.results.trackers.config import TrackerConfig
+from itr.results.trackers.wandb_backend import EVAL, resolve_mode, start_wandb
 
 log = logging.getLogger("itr")
 GROUPS = ("model", "data", "loss")  # configuration nodes whose names group runs
@@ -27,7 +28,7 @@ def tracking_enabled(config: TrackerConfig) -> bool:
         return False
     if config.mode == "online":
         try:
-            pick_mode(config.mode, importlib.import_module("wandb"))
+            resolve_mode(config.mode, importlib.import_module("wandb"))
         except ImportError:  # `track_evaluation` reports it
             pass
     return True

@@ -1,1 +1,1 @@
-"""Where logged values go."""
+"""Trackers: ``metrics.jsonl`` and Weights & Biases."""

@@ -1,100 +1,51 @@
-"""Where logged values go: always to ``metrics.jsonl``, and to Weights & Biases where it is wanted.
+"""Logs metrics to ``metrics.jsonl`` and, if configured, to Weights & Biases.
 
-The file is the source of truth. Whatever happens to Weights & Biases (not installed, no key, no
-network), training goes on.
+The file is the source of truth. Training continues whatever happens to Weights & Biases (package
+not installed, no key, no network).
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from itr.errors import TrainingError
-from itr.results.trackers.wandb_backend import TrackerConfig, start_wandb
+from itr.results.trackers.config import TrackerConfig
+from itr.results.trackers.metrics_file import METRICS, MetricsFile
+from itr.results.trackers.wandb_backend import start_wandb
 
 log = logging.getLogger("itr")
-METRICS = "metrics.jsonl"
 
 
 class TrackerBackend(Protocol):
-    """Something that keeps values beside the file."""
+    """A service that receives metrics in addition to the file."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Keep ``values`` of optimiser update ``step``."""
+        """Log ``values`` at optimizer update ``step``."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Keep the results of the whole run."""
+        """Store the results of the whole run."""
 
     def preempt(self) -> None:
         """Mark the run as preempted."""
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Keep a table; a cell may be a picture."""
+        """Log a table; a cell may be a PIL image."""
 
     def finish(self, exit_code: int = 0) -> None:
-        """Close; nothing is kept afterwards."""
-
-
-class MetricsFile:
-    """One JSON object a line: ``{"step": ..., "time": ..., key: value, ...}``, flushed at once.
-
-    A value that is not finite becomes null (JSON has no NaN).
-    """
-
-    def __init__(self, path: Path, resume: bool = False):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self.handle = open(path, "ab")
-        if not resume:
-            self.handle.truncate(0)
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Append one line. Raises TrainingError if the disk is full."""
-        line: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
-        for key, value in values.items():
-            line[key] = value if math.isfinite(value) else None
-        try:
-            self.handle.write(json.dumps(line).encode() + b"\n")
-            self.handle.flush()
-        except OSError as error:
-            raise TrainingError(
-                f"{self.path}: cannot be written ({error}); free some space, then go on with "
-                "resume=auto"
-            ) from error
-
-    def offset(self) -> int:
-        """Size of the file in bytes."""
-        return self.handle.seek(0, os.SEEK_END)
-
-    def rewind(self, offset: int) -> None:
-        """Forget every line after ``offset``, which an earlier `offset` gave."""
-        size = self.offset()
-        if size < offset:
-            log.warning(
-                "%s has %d bytes, the checkpoint saw %d: lines written before it are missing",
-                self.path,
-                size,
-                offset,
-            )
-        self.handle.truncate(min(size, offset))
-
-    def close(self) -> None:
-        """Close the file."""
-        self.handle.close()
+        """Close the run."""
 
 
 class Tracker:
-    """All sinks of a run, as one. A context manager; leaving it by an exception marks the run as
-    failed. A sink other than the file that raises is dropped with a warning."""
+    """The metrics file and all backends of a run.
 
-    def __init__(self, file: MetricsFile, others: Mapping[str, TrackerBackend]):
-        self.file, self.others = file, dict(others)
+    As a context manager, it marks the run as failed if an exception leaves the block. A backend
+    that raises is dropped with a warning.
+    """
+
+    def __init__(self, file: MetricsFile, backends: Mapping[str, TrackerBackend]):
+        self.file, self.backends = file, dict(backends)
 
     def __enter__(self) -> Tracker:
         return self
@@ -103,84 +54,84 @@ class Tracker:
         self.finish(0 if kind is None else 1)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Keep ``values`` of optimiser update ``step``."""
+        """Log ``values`` at optimizer update ``step``."""
         self.file.log(values, step)
-        self._each(lambda sink: sink.log(values, step))
+        self._each(lambda backend: backend.log(values, step))
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Keep the results of the whole run."""
-        self._each(lambda sink: sink.summary(values))
+        """Store the results of the whole run."""
+        self._each(lambda backend: backend.summary(values))
 
     def preempt(self) -> None:
-        """Mark the run as preempted; it goes on later."""
-        self._each(lambda sink: sink.preempt())
+        """Mark the run as preempted; it is resumed later."""
+        self._each(lambda backend: backend.preempt())
 
     @property
     def has_backends(self) -> bool:
-        """Whether anything beside the file listens: only then is a table worth making."""
-        return bool(self.others)
+        """Whether there is a backend; tables need not be computed otherwise."""
+        return bool(self.backends)
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Keep a table; a cell may be a picture (of PIL). The file has no place for it."""
-        self._each(lambda sink: sink.table(key, columns, rows))
+        """Log a table to the backends; a cell may be a PIL image. The file holds no tables."""
+        self._each(lambda backend: backend.table(key, columns, rows))
 
     def offset(self) -> int:
-        """Where ``metrics.jsonl`` stands, for a checkpoint."""
+        """Current size of ``metrics.jsonl``, to be stored in a checkpoint."""
         return self.file.offset()
 
     def rewind(self, offset: int) -> None:
-        """Cut ``metrics.jsonl`` back to what a checkpoint saw."""
+        """Truncate ``metrics.jsonl`` to its size at a checkpoint."""
         self.file.rewind(offset)
 
     def finish(self, exit_code: int = 0) -> None:
-        """Close every sink; safe to call twice."""
-        self._each(lambda sink: sink.finish(exit_code))
-        self.others.clear()
+        """Close the file and every backend; may be called twice."""
+        self._each(lambda backend: backend.finish(exit_code))
+        self.backends.clear()
         self.file.close()
 
     def _each(self, action: Callable[[TrackerBackend], None]) -> None:
-        for name, sink in list(self.others.items()):
+        for name, backend in list(self.backends.items()):
             try:
-                action(sink)
-            except Exception as error:  # a tracker must never end a training run
+                action(backend)
+            except Exception as error:  # a backend must never end a training run
                 log.warning(
-                    "%s stopped working (%s); going on with %s", name, error, self.file.path
+                    "%s failed (%s); metrics are still written to %s", name, error, self.file.path
                 )
-                del self.others[name]
+                del self.backends[name]
 
 
 class NullTracker(Tracker):
-    """Takes everything and keeps nothing."""
+    """Does nothing; used on all process ranks but 0."""
 
     def __init__(self) -> None:
-        self.others: dict[str, TrackerBackend] = {}
+        self.backends: dict[str, TrackerBackend] = {}
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def offset(self) -> int:
-        """0."""
+        """Return 0."""
         return 0
 
     def rewind(self, offset: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def finish(self, exit_code: int = 0) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
-def open_trackers(
+def open_tracker(
     config: TrackerConfig, run_dir: Path, values: Mapping[str, Any], resume: bool = False
 ) -> Tracker:
-    """The trackers of a run in ``run_dir`` whose resolved configuration is ``values``.
+    """Open the tracker of the run in ``run_dir`` with the resolved configuration ``values``.
 
-    With ``resume`` the lines in ``metrics.jsonl`` stay (then `Tracker.rewind`), else they go.
-    Raises ConfigError for ``mode=online`` without a key.
+    With ``resume`` the lines of ``metrics.jsonl`` are kept (see `Tracker.rewind`), otherwise they
+    are deleted. Raises ConfigError for ``mode=online`` without a key.
     """
     run_dir = Path(run_dir)
-    others: dict[str, TrackerBackend] = {}
+    backends: dict[str, TrackerBackend] = {}
     if config.name == "wandb" and config.mode != "disabled":
-        sink = start_wandb(config, run_dir, values)
-        if sink is not None:
-            others["Weights & Biases"] = sink
-    return Tracker(MetricsFile(run_dir / METRICS, resume), others)
+        backend = start_wandb(config, run_dir, values)
+        if backend is not None:
+            backends["Weights & Biases"] = backend
+    return Tracker(MetricsFile(run_dir / METRICS, resume), backends)

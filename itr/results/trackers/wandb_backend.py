@@ -1,4 +1,4 @@
-"""A Weights & Biases run: when it starts, where it goes, how its metrics are summed up."""
+"""Logs a run to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import netrc
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,70 +14,48 @@ from urllib.parse import urlsplit
 from PIL.Image import Image
 
 from itr.errors import ConfigError
+from itr.results.trackers.config import TrackerConfig
 
 log = logging.getLogger("itr")
-NAMES = ("wandb", "none")
-MODES = ("auto", "online", "offline", "disabled")
 TRAIN, EVAL = "train", "eval"  # job types
-STAGING = "WANDB_DATA_DIR"
-INIT_TIMEOUT = 30.0  # seconds that a start may wait for the network
-
-
-@dataclass
-class TrackerConfig:
-    """The keys of ``conf/tracker``. ``mode`` auto: online where a key is configured, else offline
-    (the environment variable WANDB_MODE wins over auto)."""
-
-    name: str = "wandb"
-    mode: str = "auto"
-    project: str = "itr"
-    entity: str | None = None
-    group: str | None = None  # None: <model>-<data>-<task>
-    tags: list[str] = field(default_factory=list)  # beside those filled in
-    notes: str | None = None
-
-    def __post_init__(self) -> None:
-        for key, value, known in (("name", self.name, NAMES), ("mode", self.mode, MODES)):
-            if value not in known:
-                raise ConfigError(
-                    f"tracker.{key}: '{value}' is unknown; expected one of {', '.join(known)}"
-                )
+STAGING = "WANDB_DATA_DIR"  # environment variable: folder of files that wait for upload
+INIT_TIMEOUT = 30.0  # seconds to wait for the network
 
 
 class WandbBackend:
-    """A Weights & Biases run whose files lie in ``run_dir``/wandb; raises whatever wandb raises.
+    """A Weights & Biases run with its files in ``run_dir``/wandb; wandb's exceptions propagate.
 
-    A training run goes on under its old id; every evaluation is a run of its own.
+    A resumed training run keeps its run id. Every evaluation is a separate run.
     """
 
     def __init__(self, wandb: Any, run_dir: Path, mode: str, options: Mapping[str, Any]):
         self.wandb, self.folder = wandb, (run_dir / "wandb").absolute()
-        kept_id = run_dir / "wandb" / "run-id"
+        id_file = run_dir / "wandb" / "run-id"
         trains = options["job_type"] == TRAIN
-        known = kept_id.read_text().strip() if trains and kept_id.is_file() else None
+        run_id = id_file.read_text().strip() if trains and id_file.is_file() else None
         self.folder.mkdir(parents=True, exist_ok=True)
         self.defined: set[str] = set()
         self.run = wandb.init(
             dir=str(run_dir),
             mode=mode,
-            id=known,
-            resume="allow" if mode == "online" and known else None,
+            id=run_id,
+            resume="allow" if mode == "online" and run_id else None,
             settings=wandb.Settings(
                 silent=True,
-                console="off",  # the run directory has a log
-                disable_git=True,  # versions.json has the commit
+                console="off",  # the run directory contains a log
+                disable_git=True,  # versions.json contains the commit
                 save_code=False,
                 init_timeout=INIT_TIMEOUT,
-                login_timeout=1,  # never wait for someone to type a key
+                login_timeout=1,  # never prompt for a key
             ),
             **options,
         )
         if trains:
-            kept_id.write_text(f"{self.run.id}\n")
+            id_file.write_text(f"{self.run.id}\n")
         self.run.define_metric("epoch")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Log at ``step``; each new key is told how to be plotted and summarised."""
+        """Log ``values`` at ``step``; defines the summary and x-axis of each new key."""
         for key in values:
             if key not in self.defined:
                 self.defined.add(key)
@@ -86,13 +63,13 @@ class WandbBackend:
         self.run.log(dict(values), step=step)
 
     def _define(self, key: str) -> None:
-        best = summary_of(key)
+        best = summary_statistic(key)
         axis = "epoch" if key.startswith("val/") else None
         if best or axis:
             self.run.define_metric(key, summary=best, step_metric=axis)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Put ``values`` into the run's summary."""
+        """Add ``values`` to the run's summary."""
         self.run.summary.update(dict(values))
 
     def preempt(self) -> None:
@@ -100,13 +77,16 @@ class WandbBackend:
         self.run.mark_preempting()
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Log ``rows`` as a table. Its pictures wait for their upload in the run's own folder:
-        wandb's default is the home directory, which may be gone when an offline run is synced."""
+        """Log ``rows`` as a table.
+
+        Its images are staged in the run directory. wandb's default, the home directory, may not
+        exist any more when an offline run is synced.
+        """
         before = os.environ.get(STAGING)
         os.environ.setdefault(STAGING, str(self.folder / "data"))
         try:
-            shown = [[self._cell(cell) for cell in row] for row in rows]
-            self.run.log({key: self.wandb.Table(columns=list(columns), data=shown)})
+            cells = [[self._cell(cell) for cell in row] for row in rows]
+            self.run.log({key: self.wandb.Table(columns=list(columns), data=cells)})
         finally:
             if before is None:
                 del os.environ[STAGING]
@@ -119,8 +99,8 @@ class WandbBackend:
         self.run.finish(exit_code=exit_code)
 
 
-def summary_of(key: str) -> str | None:
-    """Which value of ``key`` sums up a run: ``max`` of recalls, ``min`` of ranks and losses."""
+def summary_statistic(key: str) -> str | None:
+    """How ``key`` is summarized over a run: ``max`` for recalls, ``min`` for ranks and losses."""
     leaf = key.rsplit("/", 1)[-1]
     if leaf == "rsum" or leaf.endswith(("_r1", "_r5", "_r10")):
         return "max"
@@ -132,22 +112,23 @@ def summary_of(key: str) -> str | None:
 def start_wandb(
     config: TrackerConfig, run_dir: Path, values: Mapping[str, Any], job_type: str = TRAIN
 ) -> WandbBackend | None:
-    """A run of Weights & Biases, or None if it is switched off or cannot start (a warning says so).
+    """Start a Weights & Biases run, or return None if it is disabled or fails (with a warning).
 
-    Online that fails becomes offline. Raises ConfigError for ``mode=online`` without a key.
+    If an online run cannot start, it becomes offline. Raises ConfigError for ``mode=online``
+    without a key.
     """
     try:
         wandb = importlib.import_module("wandb")
     except ImportError:
-        log.warning("wandb is not installed: type pip install wandb, or tracker=none")
+        log.warning("wandb is not installed: run pip install wandb, or pass tracker=none")
         return None
-    mode = pick_mode(config.mode, wandb)
+    mode = resolve_mode(config.mode, wandb)
     for attempt in {"disabled": [], "online": ["online", "offline"]}.get(mode, [mode]):
         try:
             return _start(wandb, attempt, config, run_dir, values, job_type)
-        except Exception as error:  # whatever it is, it is no reason not to train
+        except Exception as error:  # training does not depend on W&B
             reason = str(error).strip().split("\n")[0]
-            log.warning("Weights & Biases did not start %s (%s)", attempt, reason)
+            log.warning("Weights & Biases: no %s run could be started (%s)", attempt, reason)
     return None
 
 
@@ -174,12 +155,15 @@ def _start(
         log.info("Weights & Biases: %s", sink.run.url)
     else:
         folder = Path(sink.run.dir).parent
-        log.info("Weights & Biases is offline; upload this run with\nwandb sync %s", folder)
+        log.info("Weights & Biases is offline; to upload this run later:\nwandb sync %s", folder)
     return sink
 
 
-def pick_mode(mode: str, wandb: Any) -> str:
-    """``online``, ``offline`` or ``disabled``. Raises ConfigError for online without a key."""
+def resolve_mode(mode: str, wandb: Any) -> str:
+    """Resolve ``mode`` to ``online``, ``offline`` or ``disabled``.
+
+    Raises ConfigError for ``online`` without a key.
+    """
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE", mode)
     if mode in ("offline", "disabled"):
@@ -188,51 +172,51 @@ def pick_mode(mode: str, wandb: Any) -> str:
         return "online"
     if mode == "online":
         raise ConfigError(
-            "tracker.mode=online: no Weights & Biases key is configured; type `wandb login` once "
-            "(or set WANDB_API_KEY), or tracker.mode=offline"
+            "tracker.mode=online: no Weights & Biases key is configured; run `wandb login` (or set "
+            "WANDB_API_KEY), or pass tracker.mode=offline"
         )
     return "offline"
 
 
 def has_key(wandb: Any) -> bool:
-    """Whether a key is in the environment, wandb's settings files or the netrc file."""
+    """Whether there is a key in the environment, in wandb's settings or in the netrc file."""
     try:
         settings = wandb.setup(wandb.Settings(silent=True)).settings
-    except Exception as error:  # broken settings: offline will say more, or work
+    except Exception as error:  # an offline run may still work
         log.warning("the settings of Weights & Biases cannot be read (%s)", error)
         return False
     if os.environ.get("WANDB_API_KEY") or settings.api_key or settings.identity_token_file:
         return True
     hosts = [urlsplit(settings.base_url).netloc]
     if hosts[0].endswith((".wandb.ai", ".coreweave.com")):
-        hosts.append("api.wandb.ai")  # the public server's first name, which old logins are kept by
-    named = os.environ.get("NETRC")
-    paths = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
+        hosts.append("api.wandb.ai")  # old logins use the server's former name
+    netrc_path = os.environ.get("NETRC")
+    paths = [Path(netrc_path)] if netrc_path else [Path.home() / ".netrc", Path.home() / "_netrc"]
     for path in paths:
         try:
-            kept = netrc.netrc(path)
+            logins = netrc.netrc(path)
         except (OSError, netrc.NetrcParseError):
             continue
-        if any(kept.authenticators(host) for host in hosts):
+        if any(logins.authenticators(host) for host in hosts):
             return True
     return False
 
 
 def describe(config: TrackerConfig, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Project, group and tags of a run with the configuration ``values``.
+    """Project, entity, group, tags and notes of a run with the configuration ``values``.
 
-    Tags in the environment variable WANDB_TAGS (a sweep's name) are added to ours.
+    Tags in the environment variable WANDB_TAGS (e.g. the name of a sweep) are included.
     """
 
     def name(group: str) -> str | None:
         node = values.get(group)
         return node.get("name") if isinstance(node, Mapping) else None
 
-    parts = [name(group) for group in ("model", "data", "loss", "task")]
-    model, data, _, task = parts
-    tags = [*parts, "select_on=test" if values.get("select_on") == "test" else None, *config.tags]
+    names = [name(group) for group in ("model", "data", "loss", "task")]
+    model, data, _, task = names
+    tags = [*names, "select_on=test" if values.get("select_on") == "test" else None, *config.tags]
     tags += [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",")]
-    group = "-".join(part for part in (model, data, task) if part)
+    group = "-".join(word for word in (model, data, task) if word)
     return {
         "project": config.project,
         "entity": config.entity,
