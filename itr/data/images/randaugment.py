@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 Operation = tuple[str, float]  # name, signed argument
 Matrix = tuple[float, float, float, float, float, float]  # 2 x 3, row by row
 
-FILL = 128  # grey outside the picture
+FILL = 128  # gray outside the image
 ONES = 1 | 1 << 20 | 1 << 40  # a 1 in each of three lanes
 APPLIED = 0.5  # probability of each of the two operations
 ARGUMENTS = {  # of each operation at magnitude 7
@@ -103,9 +103,9 @@ def _wrapping_contrast(image: Tensor) -> Tensor:
     values = image.flatten(-2)
     low, high = (bound.double().unsqueeze(-1) for bound in (values.amin(-1), values.amax(-1)))
     scale = 255 / (high - low)
-    grey = torch.arange(256, dtype=torch.float64, device=image.device)
-    table = (grey * scale + (256 - low) % 256 * scale).clamp(0, 255)
-    table = torch.where(high == low, grey, table).to(torch.uint8)
+    gray = torch.arange(256, dtype=torch.float64, device=image.device)
+    table = (gray * scale + (256 - low) % 256 * scale).clamp(0, 255)
+    table = torch.where(high == low, gray, table).to(torch.uint8)
     return table.gather(-1, values.long()).view(image.shape)
 
 

@@ -1,12 +1,12 @@
-"""English for scenes: a small grammar with synonyms, whose sentences say only part of a scene."""
+"""Captions of scenes: a small grammar with synonyms; a sentence describes part of a scene."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from itr.data.scenes.world import COLOURS, FILLS, PLACES, SHAPES, SIZES, Scene, Thing
+from itr.data.scenes.world import COLORS, FILLS, QUADRANTS, SHAPES, SIZES, Scene, Thing
 
-# The words for each attribute, the plain one first.
+# Words for each attribute, the most common one first.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "purple": ("purple", "violet"),
     "circle": ("circle", "disc"),
@@ -28,7 +28,7 @@ ABOVE = ("above", "over", "on top of")
 BELOW = ("below", "under", "beneath")
 CLUTTER = ("clipart", "free download", "vector", "wallpaper", "stock photo", "icon set")
 
-SAY_COLOUR, SAY_SHAPE, SAY_SIZE, SAY_FILL = 0.92, 0.92, 0.3, 0.3
+SAY_COLOR, SAY_SHAPE, SAY_SIZE, SAY_FILL = 0.92, 0.92, 0.3, 0.3
 FORMS, FORM_SHARES = ("relation", "relation and", "places", "list"), (0.25, 0.35, 0.15, 0.25)
 
 
@@ -42,21 +42,21 @@ def draw_captions(scene: Scene, number: int, rng: np.random.Generator) -> list[s
 
 
 def draw_synthetic(scene: Scene, rng: np.random.Generator) -> str:
-    """A plain caption such as a captioning model gives: two or three things, colour and shape."""
+    """A plain caption such as a captioning model gives: two or three things, color and shape."""
     things = _some(scene, 3, rng)
-    named = [_with_article(f"{COLOURS[t.colour]} {SHAPES[t.shape]}") for t in things]
+    named = [_with_article(f"{COLORS[t.color]} {SHAPES[t.shape]}") for t in things]
     return _join(named)
 
 
 def draw_raw(scene: Scene, rng: np.random.Generator) -> str:
-    """Noisy text such as stands beside a picture on the web: keywords and clutter."""
-    words = [f"{COLOURS[t.colour]} {SHAPES[t.shape]}" for t in _some(scene, 2, rng)]
+    """Noisy text as found beside images on the web: keywords and clutter."""
+    words = [f"{COLORS[t.color]} {SHAPES[t.shape]}" for t in _some(scene, 2, rng)]
     words.append(_pick(CLUTTER, rng))
     return " ".join([*(words[i] for i in rng.permutation(len(words))), str(rng.integers(1000))])
 
 
 def words_of(caption: str) -> list[str]:
-    """The caption's words as Karpathy's files keep them: lower case, no punctuation."""
+    """The words of a caption as in Karpathy's files: lower case, without punctuation."""
     return caption.lower().replace(",", " ").replace(".", " ").split()
 
 
@@ -70,22 +70,24 @@ def _phrase(scene: Scene, rng: np.random.Generator) -> str:
     if form == "list":
         return _join([_name(thing, rng) for thing in _some(scene, 3, rng)])
     if form == "places":
-        return _join([f"{_name(t, rng)} at the {PLACES[t.place]}" for t in _some(scene, 2, rng)])
+        return _join(
+            [f"{_name(t, rng)} at the {QUADRANTS[t.quadrant]}" for t in _some(scene, 2, rng)]
+        )
     first, second, *third = _some(scene, 3 if form == "relation and" else 2, rng)
     phrase = f"{_name(first, rng)} {_relation(first, second, rng)} {_name(second, rng)}"
     return _join([phrase, *(_name(thing, rng) for thing in third)])
 
 
 def _name(thing: Thing, rng: np.random.Generator) -> str:
-    """A thing by some of its attributes, its colour or its shape among them."""
-    colour, shape, size, fill = rng.random(4) < (SAY_COLOUR, SAY_SHAPE, SAY_SIZE, SAY_FILL)
+    """Name a thing by some of its attributes, always by its color or its shape."""
+    color, shape, size, fill = rng.random(4) < (SAY_COLOR, SAY_SHAPE, SAY_SIZE, SAY_FILL)
     words = []
     if size:
         words.append(_word(SIZES[thing.size], rng))
     if fill:
         words.append(_word(FILLS[thing.fill], rng))
-    if colour or not shape:
-        words.append(_word(COLOURS[thing.colour], rng))
+    if color or not shape:
+        words.append(_word(COLORS[thing.color], rng))
     words.append(_word(SHAPES[thing.shape], rng) if shape else _pick(ANYTHING, rng))
     return _with_article(" ".join(words))
 

@@ -1,4 +1,4 @@
-"""A scene as a JPEG picture and as an array of region features."""
+"""Renders a scene as a JPEG image and as an array of region features."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from itr.data.scenes.world import COLOURS, FILLS, PLACES, RADII, SHAPES, SIZES, Scene, Thing
+from itr.data.scenes.world import COLORS, FILLS, QUADRANTS, RADII, SHAPES, SIZES, Scene, Thing
 
 SIDE = 112  # pixels
-OVERSAMPLED = 3  # drawn so many times larger, then reduced: smooth edges
-STROKE = 0.035  # of a hollow thing, as a share of the picture's width
+OVERSAMPLED = 3  # drawn larger by this factor, then reduced: smooth edges
+STROKE = 0.035  # of a hollow thing, as a fraction of the image width
 RGB = {
     "red": (220, 30, 30),
     "green": (30, 150, 50),
@@ -26,16 +26,16 @@ RGB = {
     "cyan": (40, 200, 215),
 }
 
-REGIONS = 36  # rows an image, as in the field's files
-WIDTH = 128  # of a row
-PER_THING = (1, 2)  # rows of a thing: at least, at most
-BLENDS = 0.1  # share of the distractors that lie over two things
-NOISE = 0.5  # standard deviation, that of an attribute's vector being 0.5
-CLUTTER = 1.3  # weight of the attributes of a distractor that shows nothing in the scene
+REGIONS = 36  # per image, as in published region features
+WIDTH = 128  # of a region feature
+PER_THING = (1, 2)  # regions of a thing: minimum, maximum
+BLENDS = 0.1  # fraction of the distractors that cover two things
+NOISE = 0.5  # standard deviation; that of an attribute vector is 0.5
+CLUTTER = 1.3  # weight of the attributes of a distractor that is not in the scene
 
 
-def draw_picture(scene: Scene, rng: np.random.Generator) -> bytes:
-    """``scene`` as JPEG on a light, slightly varying background."""
+def draw_image(scene: Scene, rng: np.random.Generator) -> bytes:
+    """``scene`` as a JPEG, on a light background of random shade."""
     side = SIDE * OVERSAMPLED
     background = tuple(rng.integers(225, 256, 3).tolist())
     image = Image.new("RGB", (side, side), background)
@@ -50,20 +50,20 @@ def draw_picture(scene: Scene, rng: np.random.Generator) -> bytes:
 def _draw_thing(
     pen: ImageDraw.ImageDraw, thing: Thing, side: int, background: tuple[int, ...]
 ) -> None:
-    colour = RGB[COLOURS[thing.colour]]
+    color = RGB[COLORS[thing.color]]
     hollow = FILLS[thing.fill] == "hollow"
-    centre = (thing.x * side, thing.y * side)
+    center = (thing.x * side, thing.y * side)
     radius, stroke = RADII[thing.size] * side, round(STROKE * side)
     if SHAPES[thing.shape] == "circle":
-        pen.circle(centre, 0.92 * radius, background if hollow else colour, colour, stroke)
+        pen.circle(center, 0.92 * radius, background if hollow else color, color, stroke)
         return
     corners = [
-        (centre[0] + radius * x, centre[1] + radius * y) for x, y in OUTLINES[SHAPES[thing.shape]]
+        (center[0] + radius * x, center[1] + radius * y) for x, y in OUTLINES[SHAPES[thing.shape]]
     ]
     if hollow:
-        pen.line([*corners, *corners[:2]], colour, stroke, joint="curve")
+        pen.line([*corners, *corners[:2]], color, stroke, joint="curve")
     else:
-        pen.polygon(corners, colour)
+        pen.polygon(corners, color)
 
 
 def _ring(corners: int, radii: tuple[float, ...] = (1.0,)) -> list[tuple[float, float]]:
@@ -91,15 +91,16 @@ OUTLINES = {
 class RegionViewer:
     """Region features: a fixed random projection of attributes, noise, and distractors.
 
-    Most rows are distractors: clutter with attributes of its own, marked as background. The mean
-    row thus says little of the scene; a model has to learn to look past the clutter.
+    Most regions are distractors: clutter with random attributes, marked as background. The mean
+    region therefore says little about the scene; a model has to learn to ignore the clutter.
 
-    The projection is drawn once for the data set: a colour has one direction in all splits. Rows
-    are sums of the projection's vectors; without BLAS the bytes do not depend on the machine.
+    The projection is drawn once for the dataset: a color has the same direction in all splits.
+    Regions are sums of vectors, not matrix products: without BLAS the bytes do not depend on the
+    machine.
     """
 
     def __init__(self, rng: np.random.Generator):
-        kinds = (COLOURS, SHAPES, SIZES, FILLS, PLACES)
+        kinds = (COLORS, SHAPES, SIZES, FILLS, QUADRANTS)
         self.tables = [rng.normal(0, 0.5, (len(kind), WIDTH)) for kind in kinds]
         self.axes = rng.normal(0, 0.5, (2, WIDTH))
         self.marks = rng.normal(0, 0.5, (2, WIDTH))  # of a thing, of background
@@ -114,10 +115,10 @@ class RegionViewer:
         return regions[rng.permutation(REGIONS)].astype(np.float32)
 
     def _vector(self, thing: Thing) -> np.ndarray:
-        attributes = (thing.colour, thing.shape, thing.size, thing.fill, thing.place)
+        attributes = (thing.color, thing.shape, thing.size, thing.fill, thing.quadrant)
         where = (thing.x - 0.5) * self.axes[0] + (thing.y - 0.5) * self.axes[1]
-        shown = [table[a] for table, a in zip(self.tables, attributes, strict=True)]
-        return np.sum([*shown, where, self.marks[0]], axis=0)
+        vectors = [table[a] for table, a in zip(self.tables, attributes, strict=True)]
+        return np.sum([*vectors, where, self.marks[0]], axis=0)
 
     def _distractor(self, things: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if rng.random() < BLENDS:
