@@ -11,7 +11,7 @@ from rich.console import Console
 
 from itr.command import command
 from itr.errors import TrainingError
-from itr.results.collect import RunResults, collect, find_results
+from itr.results.collect import StoredRun, collect, find_results
 from itr.results.compare import compare, comparison_table
 from itr.results.export import to_csv, to_latex, to_markdown
 from itr.results.paper_tables import paper_tables
@@ -105,7 +105,7 @@ def _compare(options: argparse.Namespace) -> None:
 def _table(options: argparse.Namespace) -> None:
     if not options.runs and not options.wandb:
         options.parser.error("pass run directories, a folder of runs, or --wandb GROUP")
-    runs: list[RunResults] = find_results(options.runs) if options.runs else []
+    runs: list[StoredRun] = find_results(options.runs) if options.runs else []
     if options.wandb:
         runs += runs_of_group(options.project, options.wandb)
     rows, published = collect(runs, options.split), load_published()

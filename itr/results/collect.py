@@ -30,7 +30,7 @@ MEMBER_FIELDS = ("model", "loss", "select_on", "trained_on", "seed")  # one per 
 
 
 @dataclass(frozen=True)
-class RunResults:
+class StoredRun:
     """The flat results and the configuration of a run directory or a Weights & Biases run."""
 
     name: str
@@ -47,7 +47,7 @@ class ResultRow:
     split: str
     protocol: str
     variant: str  # "", first_stage, or the name of an additional row
-    runs: list[RunResults] = field(default_factory=list)
+    runs: list[StoredRun] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)  # metric -> value, per seed
     intervals: dict[str, Interval] = field(default_factory=dict)
 
@@ -113,7 +113,7 @@ class ResultRow:
         return " / ".join(filter(None, dict.fromkeys(lengths)))
 
 
-def find_results(paths: Iterable[Path]) -> list[RunResults]:
+def find_results(paths: Iterable[Path]) -> list[StoredRun]:
     """Read every results.json in or below ``paths``, sorted by folder.
 
     Raises DataError for a path that does not exist, for a malformed file, and if there are none.
@@ -130,7 +130,7 @@ def find_results(paths: Iterable[Path]) -> list[RunResults]:
             f"{', '.join(map(str, paths))}: no {RESULTS} in this folder or below; train first "
             "(python train.py), or evaluate with out=DIR"
         )
-    return [RunResults(f.name, read_results(f), _read_config(f), f) for f in folders]
+    return [StoredRun(f.name, read_results(f), _read_config(f), f) for f in folders]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def collect(
-    runs: Sequence[RunResults], split: str = "test", resamples: int = 2000
+    runs: Sequence[StoredRun], split: str = "test", resamples: int = 2000
 ) -> list[ResultRow]:
     """One row for each configuration, protocol and variant on ``split``; seeds share a row.
 
@@ -191,7 +191,7 @@ def _metrics(results: Mapping[str, Any], measured: _Measured) -> dict[str, float
     return values
 
 
-def _row_key(run: RunResults, split: str) -> tuple[Any, ...]:
+def _row_key(run: StoredRun, split: str) -> tuple[Any, ...]:
     results = run.results
     hashes = (results.get(name) for name in ("seedless_hash", "checkpoint_sha256", "scores_sha256"))
     identity = next(filter(None, hashes), str(run.folder or run.name))
@@ -199,7 +199,7 @@ def _row_key(run: RunResults, split: str) -> tuple[Any, ...]:
     return (identity, *shared, *(results.get(f"{split}/{key}") for key in SHARED_BY_SPLIT))
 
 
-def _add_run(row: ResultRow, run: RunResults, metrics: Mapping[str, float]) -> None:
+def _add_run(row: ResultRow, run: StoredRun, metrics: Mapping[str, float]) -> None:
     for i, other in enumerate(row.runs):
         if other.results.get("seed") == run.results.get("seed"):
             if _modified(run) >= _modified(other):
@@ -209,7 +209,7 @@ def _add_run(row: ResultRow, run: RunResults, metrics: Mapping[str, float]) -> N
     row.metrics.append(dict(metrics))
 
 
-def _modified(run: RunResults) -> float:
+def _modified(run: StoredRun) -> float:
     return (run.folder / RESULTS).stat().st_mtime if run.folder else 0.0
 
 

@@ -6,10 +6,10 @@ import importlib
 from typing import Any
 
 from itr.errors import ConfigError, DataError
-from itr.results.collect import RunResults
+from itr.results.collect import StoredRun
 
 
-def runs_of_group(project: str, group: str) -> list[RunResults]:
+def runs_of_group(project: str, group: str) -> list[StoredRun]:
     """The finished runs of ``group`` in ``project`` (or ``entity/project``), oldest first, so that
     `collect` uses the newer of two runs with the same seed.
 
@@ -39,7 +39,7 @@ def runs_of_group(project: str, group: str) -> list[RunResults]:
     return with_results
 
 
-def from_run(name: str, summary: dict[str, Any], config: dict[str, Any]) -> RunResults:
+def from_run(name: str, summary: dict[str, Any], config: dict[str, Any]) -> StoredRun:
     """Convert the summary and configuration of a W&B run.
 
     A metric without a final value is stored as ``{"max": ...}``, its best value so far.
@@ -49,4 +49,4 @@ def from_run(name: str, summary: dict[str, Any], config: dict[str, Any]) -> RunR
         nested = isinstance(value, dict) and len(value) == 1
         results[key] = next(iter(value.values())) if nested else value
     options = {key: value for key, value in config.items() if not key.startswith("_")}
-    return RunResults(name, {k: v for k, v in results.items() if not k.startswith("_")}, options)
+    return StoredRun(name, {k: v for k, v in results.items() if not k.startswith("_")}, options)
