@@ -24,7 +24,7 @@ from itr.models.multisea import MultiSEA
 from itr.models.multisea import Side as StageTwo
 from itr.models.user import USER, Keys, queue_scores
 from itr.models.vse import VSE
-from itr.nn.pooling import masked_mean, masked_top2_mean, unit_length
+from itr.nn.pooling import l2_normalize, masked_mean, masked_top2_mean
 from itr.training.optim import clip_gradients
 
 Part = tuple[str, Callable[[], object], Callable[[], object]]  # description, ours, literal
@@ -86,7 +86,7 @@ def _hrem(both: SideBySide) -> Iterator[Part]:
 
     def graph() -> None:
         given = [
-            Side(unit_length(r), r, f.detach(), mask)
+            Side(l2_normalize(r), r, f.detach(), mask)
             for r, f, mask in zip(raw, fragments, sides, strict=True)
         ]
         pairs = batch.positive_pairs

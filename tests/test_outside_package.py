@@ -35,7 +35,7 @@ import torch
 from torch import nn
 
 from itr.losses.score import pair_scores
-from itr.models.base import Encoded, ParameterGroup, RetrievalModel, Terms, names_below
+from itr.models.base import Encoded, ParameterGroup, RetrievalModel, Terms, parameter_names
 from itr.view import TextView, View
 
 
@@ -76,7 +76,7 @@ class Toy(RetrievalModel):
 
     def parameter_groups(self, lr, weight_decay):
         modules = [self.images, self.words, self.slots]
-        return [ParameterGroup("all", names_below(self, modules), lr, weight_decay)]
+        return [ParameterGroup("all", parameter_names(self, modules), lr, weight_decay)]
 '''
 LOSS = '''
 """Negative log-likelihood of all matches."""

@@ -14,7 +14,7 @@ from itr.batch import Batch
 from itr.data.records import Split
 from itr.data.text.token_table import TokenTable
 from itr.models.user import USER, Enhancement, SelfGuide
-from itr.models.vse import ImageEncoder
+from itr.models.vse import VSEImageEncoder
 
 MU, GAMMA = 90.0, 0.5
 
@@ -33,7 +33,7 @@ def enhance(part: Enhancement, x: Tensor) -> Tensor:
     return x + attention.unsqueeze(2) * g.unsqueeze(1).repeat(1, x.shape[1], 1)
 
 
-def images_of(encoder: ImageEncoder, regions: Tensor, lengths: Tensor) -> Tensor:
+def images_of(encoder: VSEImageEncoder, regions: Tensor, lengths: Tensor) -> Tensor:
     """[B, R, W] -> [B, D]."""
     assert isinstance(encoder.enhance, Enhancement)
     return image_vector(encoder, enhance(encoder.enhance, regions), lengths)

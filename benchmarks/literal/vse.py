@@ -12,7 +12,7 @@ from benchmarks.literal.plain import Choose, evaluate_regions, lengths_of
 from itr.batch import Batch
 from itr.data.records import Split
 from itr.data.text.token_table import TokenTable
-from itr.models.vse import VSE, ImageEncoder, TextEncoder
+from itr.models.vse import VSE, VSEImageEncoder, VSETextEncoder
 from itr.nn.gpo import GPO
 
 FAR = -10000.0
@@ -55,14 +55,14 @@ def gpo(pool: GPO, features: Tensor, lengths: Tensor) -> Tensor:
     return (weights.unsqueeze(2) * ordered.masked_fill(hidden, 0.0)).sum(dim=1)
 
 
-def image_vector(encoder: ImageEncoder, regions: Tensor, lengths: Tensor) -> Tensor:
+def image_vector(encoder: VSEImageEncoder, regions: Tensor, lengths: Tensor) -> Tensor:
     """[B, R, W] -> [B, D]; lengths travel as float32."""
     return l2norm(
         gpo(encoder.pool, encoder.project(regions) + encoder.mlp(regions), lengths.float())
     )
 
 
-def text_vector(encoder: TextEncoder, tokens: Tensor, lengths: Tensor) -> Tensor:
+def text_vector(encoder: VSETextEncoder, tokens: Tensor, lengths: Tensor) -> Tensor:
     """[B, L] -> [B, D]."""
     hidden = encoder.bert(tokens, attention_mask=(tokens != 0).float()).last_hidden_state
     return l2norm(gpo(encoder.pool, encoder.project(hidden), lengths.float()))

@@ -15,8 +15,8 @@ from itr.errors import CheckpointError, first_of
 from itr.models.base import RetrievalModel
 from itr.models.build import model_config
 from itr.nn.bert.bert import SIZES
-from itr.official.load import IMPORTERS, recognise
-from itr.official.name_table import SHOWN, listed, told_of
+from itr.official.load import IMPORTERS, recognize
+from itr.official.name_table import SHOWN, extra_options, listed
 from itr.training.checkpointing import resolve_checkpoint
 from itr.view import Facts
 
@@ -52,18 +52,18 @@ def skip_pretrained(node: Mapping[str, Any], facts: Facts) -> tuple[dict[str, An
     """
     if node.get("init") is None or not model_config(node).__dict__.get("pretrained"):
         return dict(node), facts
-    settled = {**node, "pretrained": False}
+    sized = {**node, "pretrained": False}
     path = resolve_checkpoint(Path(node["init"]), "model.init")
     if path.suffix != ".safetensors":
-        return settled, facts
+        return sized, facts
     meta = checkpoint.read_meta(path)
     if meta.get("model_name") != node["name"]:
-        return settled, facts  # `initialize_from` refuses it
+        return sized, facts  # `initialize_from` refuses it
     for part, keys in ENCODER_SIZES.items():
-        stored, own = meta["model_config"].get(part), settled.get(part)
+        stored, own = meta["model_config"].get(part), sized.get(part)
         if own is not None:
-            settled[part] = {**own, **{k: stored[k] for k in keys if k in stored}}
-    return settled, dataclasses.replace(facts, vocabulary=meta["facts"]["vocabulary"])
+            sized[part] = {**own, **{k: stored[k] for k in keys if k in stored}}
+    return sized, dataclasses.replace(facts, vocabulary=meta["facts"]["vocabulary"])
 
 
 def initialize_from(model: RetrievalModel, name: str, source: str) -> list[str]:
@@ -140,7 +140,7 @@ def _read_weights(
     if path.suffix == ".safetensors":
         method = checkpoint.read_meta(path)["model_name"]
     else:
-        method = recognise(path)
+        method = recognize(path)
     if method != name:
         raise CheckpointError(
             f"model.init={path}: a checkpoint of model={method}, not of model={name}; pass a "
@@ -149,7 +149,9 @@ def _read_weights(
     if path.suffix == ".safetensors":
         return checkpoint.read_tensors(path, "model/"), []
     importer: Any = IMPORTERS[name][0]
-    imported = importer.read(path, told_of(importer.TOLD, dataclasses.asdict(model.config)))
+    imported = importer.read(
+        path, extra_options(importer.EXTRA_OPTIONS, dataclasses.asdict(model.config))
+    )
     if hasattr(importer, "misfit") and (fault := importer.misfit(imported.config, model.config)):
         raise CheckpointError(f"model.init={path}: {fault}")
     return imported.state, imported.report.lines(path)

@@ -20,8 +20,8 @@ from itr.instantiate import check
 from itr.jobs import run_dir
 from itr.models.base import RetrievalModel
 from itr.models.build import restore
-from itr.official.load import importer_of, load_official, recognise
-from itr.official.name_table import flat, told_of
+from itr.official.load import importer_of, load_official, recognize
+from itr.official.name_table import extra_options, flat
 from itr.training.checkpointing import resolve_checkpoint
 
 log = logging.getLogger("itr")
@@ -121,10 +121,10 @@ def _load_ours(path: Path, options: dict[str, Any]) -> LoadedCheckpoint:
 
 
 def _load_official(path: Path, options: dict[str, Any]) -> LoadedCheckpoint:
-    name = options.get("name") or recognise(path)
+    name = options.get("name") or recognize(path)
     importer, cls = importer_of(name)
-    _require_allowed(path, options, cls, importer.TOLD)
-    model, imported = load_official(path, name, told_of(importer.TOLD, options))
+    _require_allowed(path, options, cls, importer.EXTRA_OPTIONS)
+    model, imported = load_official(path, name, extra_options(importer.EXTRA_OPTIONS, options))
     for line in imported.report.lines(path):
         log.info("%s", line)
     origin = {"checkpoint": str(path), "model": name, "data": None, "official": True}

@@ -27,30 +27,29 @@ from itr.draws import Draws
 from itr.errors import ConfigError, DataError
 from itr.losses.score import ScoreLoss, Scores
 from itr.models.base import Encoded, ParameterGroup, RetrievalModel, SlotScores, Terms
-from itr.nn.bank import bank_products, soft_targets
-from itr.nn.bert.bert import load_bert, settled
+from itr.nn.bert.bert import load_bert, with_loaded_sizes
 from itr.nn.bert.fusion import (
     FusionTextConfig,
     KeysValues,
-    WordHead,
+    MLMHead,
     fusion_half,
-    load_halves,
+    load_bert_halves,
+    mlm_logits,
     text_half,
     text_states,
-    word_logits,
 )
-from itr.nn.bert.masked_words import guessed_places, mask_words, word_loss
-from itr.nn.chunked import in_pieces
-from itr.nn.gradcam import Watched, caption_maps, watch_attention
+from itr.nn.bert.masked_lm import mask_tokens, masked_positions, mlm_loss
+from itr.nn.chunked import in_chunks
+from itr.nn.gradcam import AttentionTrace, caption_maps, trace_attention
 from itr.nn.hard_negatives import (
     HardNegatives,
     draw_negatives,
     matching_loss,
     negative_weights,
 )
-from itr.nn.momentum import MomentumTwin, with_copies
+from itr.nn.momentum import MomentumTwin, fill_momentum_weights
 from itr.nn.position import resize_positions
-from itr.nn.queue import FeatureQueue
+from itr.nn.queue import FeatureQueue, queue_products, soft_targets
 from itr.nn.vit import POSITIONS, ImageConfig, load_vit_weights, random_vit
 from itr.view import Facts, PixelView, TextView, View
 
@@ -93,14 +92,14 @@ class ALBEFConfig:
     text: FusionTextConfig = field(default_factory=FusionTextConfig)
 
 
-class Side(NamedTuple):
+class ALBEFFeatures(NamedTuple):
     """One modality, encoded."""
 
     unit: Tensor  # [B, E] float32, unit length
     tokens: Tensor  # [B, N, Dv] or [B, L, D]
 
 
-class Keys(NamedTuple):
+class MomentumFeatures(NamedTuple):
     """What the momentum encoders say of a batch; carries no gradient."""
 
     images: Tensor  # [B, E]
@@ -111,16 +110,16 @@ class Keys(NamedTuple):
 # 3.1 Encoders; the owner of the modules is the model or its momentum twin
 
 
-def image_side(owner: nn.Module, pixels: Tensor) -> Side:
+def image_features(owner: nn.Module, pixels: Tensor) -> ALBEFFeatures:
     """[B, 3, H, W] -> the image side."""
     tokens = owner.get_submodule("vision").forward_features(pixels)  # type: ignore[operator]
-    return Side(_unit(owner.get_submodule("vision_proj")(tokens[:, 0])), tokens)
+    return ALBEFFeatures(_unit(owner.get_submodule("vision_proj")(tokens[:, 0])), tokens)
 
 
-def text_side(owner: nn.Module, tokens: Tensor, mask: Tensor) -> Side:
+def text_features(owner: nn.Module, tokens: Tensor, mask: Tensor) -> ALBEFFeatures:
     """[B, L] twice -> the caption side."""
     states = text_states(owner.get_submodule("text"), tokens, mask)
-    return Side(_unit(owner.get_submodule("text_proj")(states[:, 0])), states)
+    return ALBEFFeatures(_unit(owner.get_submodule("text_proj")(states[:, 0])), states)
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -133,7 +132,7 @@ class ALBEF(RetrievalModel):
     Config = ALBEFConfig
     slot_names = ("itc",)
     tasks = TASKS
-    one_loss = False
+    shares_batch_loss = False
     term_names = ("itc", "itm", "mlm")
     symmetric_rerank = True
     size_key = "image.size"
@@ -151,7 +150,7 @@ class ALBEF(RetrievalModel):
         if config.pretrained:
             load_vit_weights(self.vision, image.name)
             whole = load_bert(text.name, text.dropout, BertForMaskedLM)
-            config, self.facts = settled(config, facts, whole.bert)
+            config, self.facts = with_loaded_sizes(config, facts, whole.bert)
             text = config.text
         self.config = replace(config, pretrained=False)
         self.view = self.view_for(self.config)
@@ -166,17 +165,17 @@ class ALBEF(RetrievalModel):
             config.embed_size, config.queue_size, with_ids=not self.pretrains
         )
         if self.pretrains:
-            self.words = WordHead(
+            self.words = MLMHead(
                 text.width, self.facts.vocabulary, text.layer_norm_eps, text.init_std
             )
         if whole is not None:
-            load_halves(whole, self.text, self.fusion, self.words if self.pretrains else None)
+            load_bert_halves(whole, self.text, self.fusion, self.words if self.pretrains else None)
         self.twin = MomentumTwin(
             {name: self.get_submodule(name) for name in self._copied()},
             config.momentum,
             training=not config.momentum_eval_mode,
         )
-        self.pending: tuple[Keys, Tensor] | None = None
+        self.pending: tuple[MomentumFeatures, Tensor] | None = None
 
     @property
     def pretrains(self) -> bool:
@@ -206,7 +205,7 @@ class ALBEF(RetrievalModel):
                 f"{text.depth - 1}, so that BERT's {text.depth} layers "
                 "(model.text.depth) give a text half and a fusion half"
             )
-        if self.slots and not (self.pretrains or self.wants("itc") or self.wants("itm")):
+        if self.slots and not (self.pretrains or self.uses_term("itc") or self.uses_term("itm")):
             raise ConfigError(
                 "loss.weights: task=retrieval has no term mlm, and itc and itm count nothing; type "
                 "loss.weights.itc=1"
@@ -254,13 +253,13 @@ class ALBEF(RetrievalModel):
     def encode_images(self, batch: Batch) -> Encoded:
         """Unit vectors [B, E], and all image tokens for re-ranking."""
         assert batch.pixels is not None
-        side = image_side(self, batch.pixels)
+        side = image_features(self, batch.pixels)
         return Encoded(side.unit, side.tokens)
 
     def encode_texts(self, batch: Batch) -> Encoded:
         """Unit vectors [B, E], and all word states for re-ranking."""
         tokens, mask = self._words(batch)
-        side = text_side(self, tokens, mask)
+        side = text_features(self, tokens, mask)
         return Encoded(side.unit, side.tokens, mask)
 
     def _words(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -277,14 +276,14 @@ class ALBEF(RetrievalModel):
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
         """What belongs to terms without a weight, and a temperature that no loss reads."""
-        asleep = set() if self.wants("itm") else {"itm_head"}
-        if not (self.wants("itc") and self.scaled(["itc"])):
+        asleep = set() if self.uses_term("itm") else {"itm_head"}
+        if not (self.uses_term("itc") and self.reads_model_scale(["itc"])):
             asleep.add("temperature")
-        if self.pretrains and not self.wants("mlm"):
+        if self.pretrains and not self.uses_term("mlm"):
             asleep.add("words")
-        if not self.wants("itm") and not (self.pretrains and self.wants("mlm")):
+        if not self.uses_term("itm") and not (self.pretrains and self.uses_term("mlm")):
             asleep.add("fusion")
-        return frozenset(asleep if self.wants("itc") else asleep | NEEDS_ITC)
+        return frozenset(asleep if self.uses_term("itc") else asleep | NEEDS_ITC)
 
     def before_step(self, clock: Clock) -> None:
         """Keep the temperature in its range; move the momentum encoders."""
@@ -307,7 +306,7 @@ class ALBEF(RetrievalModel):
     def states(self, batch: Batch) -> dict[str, Tensor]:
         """Vectors and tokens of images and captions."""
         assert batch.pixels is not None
-        images, texts = image_side(self, batch.pixels), text_side(self, *self._words(batch))
+        images, texts = image_features(self, batch.pixels), text_features(self, *self._words(batch))
         return {
             "image": images.unit,
             "image_tokens": images.tokens,
@@ -319,8 +318,8 @@ class ALBEF(RetrievalModel):
     def frozen_states(self, batch: Batch) -> dict[str, Tensor]:
         """What the momentum encoders say of the batch."""
         assert batch.pixels is not None
-        images = image_side(self.twin, batch.pixels)
-        texts = text_side(self.twin, *self._words(batch))
+        images = image_features(self.twin, batch.pixels)
+        texts = text_features(self.twin, *self._words(batch))
         return {"image_key": images.unit, "text_key": texts.unit, "key_tokens": images.tokens}
 
     def terms_of(
@@ -329,23 +328,23 @@ class ALBEF(RetrievalModel):
         """The terms of what `states` and `frozen_states` gave."""
         assert batch.image_id is not None
         tokens, mask = self._words(batch)
-        images = Side(states["image"], states["image_tokens"])
-        texts = Side(states["text"], states["text_tokens"])
-        keys = Keys(states["image_key"], states["text_key"], states["key_tokens"])
+        images = ALBEFFeatures(states["image"], states["image_tokens"])
+        texts = ALBEFFeatures(states["text"], states["text_tokens"])
+        keys = MomentumFeatures(states["image_key"], states["text_key"], states["key_tokens"])
         self.pending = (keys, batch.image_id)
         alpha, terms = self.alpha(clock), Terms({})
         scores = self.contrast(images.unit, texts.unit, keys, batch.image_id, alpha)
         terms.report["temperature"] = self.temperature.detach()
-        if self.wants("itc"):
+        if self.uses_term("itc"):
             slot = self.slots["itc"]
             assert isinstance(slot, ScoreLoss)
             terms.losses["itc"] = slot(scores, clock, draws)
             terms.report.update({f"itc_{key}": value for key, value in slot.report.items()})
-        guesses = self.pretrains and self.wants("mlm")
-        if not (guesses or self.wants("itm")):
+        guesses = self.pretrains and self.uses_term("mlm")
+        if not (guesses or self.uses_term("itm")):
             return terms
         fused = self.fusion.keys_values(images.tokens)
-        if self.wants("itm"):
+        if self.uses_term("itm"):
             chosen = self.negatives(scores, draws)
             logits = self.matching_logits(texts.tokens, mask, fused, chosen)
             terms.losses["itm"] = matching_loss(logits, chosen)
@@ -364,7 +363,9 @@ class ALBEF(RetrievalModel):
 
     # 3.2 and 3.3 Image-text contrast with momentum distillation
 
-    def contrast(self, v: Tensor, t: Tensor, keys: Keys, ids: Tensor, alpha: float) -> Scores:
+    def contrast(
+        self, v: Tensor, t: Tensor, keys: MomentumFeatures, ids: Tensor, alpha: float
+    ) -> Scores:
         """Cosines of ``v``, ``t`` [B, E] with the momentum vectors of the batch, then the queue:
         values [B, B + Q] both ways, with soft targets (equation 6) where the loss takes them."""
         with torch.autocast(v.device.type, enabled=False):
@@ -374,10 +375,10 @@ class ALBEF(RetrievalModel):
             t_bank, v_bank = self.text_queue.features, self.image_queue.features
 
             def side(own: Tensor, teacher: Tensor, other: Tensor, bank: Tensor) -> Scores:
-                values = bank_products(own, other, bank)
+                values = queue_products(own, other, bank)
                 target = None
                 if soft:
-                    opinion = bank_products(teacher, other, bank) * scale
+                    opinion = queue_products(teacher, other, bank) * scale
                     target = soft_targets(opinion, match, alpha)
                 rows = torch.arange(len(ids), device=ids.device)
                 return Scores(values, match, rows, soft=target, scale=scale)
@@ -419,8 +420,8 @@ class ALBEF(RetrievalModel):
             # Not states[text_of]: its backward adds in no fixed order on several CPU threads.
             return self._match(states.index_select(0, text_of), mask[text_of], images, image_of)
 
-        rows = None if self.at_once is None else 3 * self.at_once
-        return in_pieces(logits, rows, *chosen.rows())
+        rows = None if self.chunk_pairs is None else 3 * self.chunk_pairs
+        return in_chunks(logits, rows, *chosen.rows())
 
     def _match(
         self, states: Tensor, mask: Tensor, images: list[KeysValues], image_of: Tensor
@@ -444,9 +445,9 @@ class ALBEF(RetrievalModel):
         """[P, g, g] of pairs, from the third fusion layer (or the last)."""
         assert texts.token_mask is not None
         layer = min(HEAT_LAYER, len(self.fusion.layers) - 1)
-        return caption_maps(self.watch_fusion(images, texts, layer).evidence, texts.token_mask)
+        return caption_maps(self.trace_fusion(images, texts, layer).evidence, texts.token_mask)
 
-    def watch_fusion(self, images: Batch, texts: Batch, layer: int) -> Watched:
+    def trace_fusion(self, images: Batch, texts: Batch, layer: int) -> AttentionTrace:
         """Attention to the image in fusion layer ``layer`` and the gradient of the match logits."""
         pictures, words = self.encode_images(images), self.encode_texts(texts)
         assert pictures.tokens is not None and words.tokens is not None and words.mask is not None
@@ -457,7 +458,7 @@ class ALBEF(RetrievalModel):
         def match() -> Tensor:  # of all words, so that the last layer shows them, too
             return self.itm_head(self.fusion(states, mask, fused)[:, 0])[:, 1].sum()
 
-        return watch_attention(attention, match)
+        return trace_attention(attention, match)
 
     # 3.2 and 3.3 Masked words, pre-training only
 
@@ -466,7 +467,7 @@ class ALBEF(RetrievalModel):
         tokens: Tensor,
         mask: Tensor,
         images: list[KeysValues],
-        keys: Keys,
+        keys: MomentumFeatures,
         alpha: float,
         draws: Draws,
     ) -> Tensor:
@@ -474,16 +475,16 @@ class ALBEF(RetrievalModel):
         (equation 7)."""
         probability, mask_id = self.config.mask_probability, self.facts.mask_id
         assert mask_id is not None
-        hidden = mask_words(tokens, mask, draws, probability, mask_id, self.facts.vocabulary)
-        places = guessed_places(hidden.labels, probability)
+        hidden = mask_tokens(tokens, mask, draws, probability, mask_id, self.facts.vocabulary)
+        places = masked_positions(hidden.labels, probability)
         teacher = None
         if self.config.distill and self.config.distill_words:
             with torch.no_grad():
                 fusion = self.twin.get_submodule("fusion")
                 seen = fusion.keys_values(keys.image_tokens)  # type: ignore[operator]
-                teacher = word_logits(self.twin, hidden.tokens, mask, seen, places)
-        student = word_logits(self, hidden.tokens, mask, images, places, self.at_once)
-        return word_loss(student, hidden.labels.flatten()[places], teacher, alpha)
+                teacher = mlm_logits(self.twin, hidden.tokens, mask, seen, places)
+        student = mlm_logits(self, hidden.tokens, mask, images, places, self.chunk_pairs)
+        return mlm_loss(student, hidden.labels.flatten()[places], teacher, alpha)
 
     # Parameters and starting points
 
@@ -512,7 +513,7 @@ class ALBEF(RetrievalModel):
         for name in (f"vision.{POSITIONS}", f"twin.vision.{POSITIONS}"):
             if name in fitted:
                 fitted[name] = resize_positions(fitted[name], grid)
-        return with_copies(fitted, self.state_dict())
+        return fill_momentum_weights(fitted, self.state_dict())
 
 
 def _positions(config: ALBEFConfig) -> int:

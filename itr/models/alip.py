@@ -32,7 +32,7 @@ from itr.models.base import (
     RetrievalModel,
     SlotScores,
     Terms,
-    names_below,
+    parameter_names,
 )
 from itr.nn.clip.resnet import CLIPResNet
 from itr.nn.clip.towers import CLIPTextTransformer, CLIPVisionTransformer
@@ -45,7 +45,7 @@ GATHER: dict[str, parallel.GatherGradient] = {"full": "full", "local": "local"}
 
 
 @dataclass
-class VisionConfig:
+class ALIPVisionConfig:
     """The image tower: a ViT, or CLIP's ResNet where ``depth`` is the blocks of four stages."""
 
     size: int = 224  # pixels of a side
@@ -57,7 +57,7 @@ class VisionConfig:
 
 
 @dataclass
-class TextConfig:
+class ALIPTextConfig:
     """The text tower, shared by raw texts and captions."""
 
     tokenizer: str = "openai/clip-vit-base-patch32"  # or "clip-from-captions"
@@ -96,15 +96,15 @@ class ALIPConfig:
     prompt: str = "a photo of "  # before a caption in evaluation
     gather_grad: str = "full"  # local: the authors' habit, 1/W of the towers' true gradient
     decay_all: bool = False  # true: the authors' habit, weight decay on gains, biases, temperature
-    image: VisionConfig = field(default_factory=VisionConfig)
-    text: TextConfig = field(default_factory=TextConfig)
+    image: ALIPVisionConfig = field(default_factory=ALIPVisionConfig)
+    text: ALIPTextConfig = field(default_factory=ALIPTextConfig)
     gates: GateConfig = field(default_factory=GateConfig)
 
 
 # 3.2 The gates
 
 
-class Weights(NamedTuple):
+class GateWeights(NamedTuple):
     """What the gates make of N samples."""
 
     sample: Tensor  # [N] W_s
@@ -113,7 +113,7 @@ class Weights(NamedTuple):
 
 
 class AdaptiveGates(nn.Module):
-    """Weights of samples and pairs from similarities against their running means (eqs. 2 to 5).
+    """GateWeights of samples and pairs from similarities against their running means (eqs. 2 to 5).
 
     ``means`` [3] are those of t.c, x.t and x.c over all batches so far.
     """
@@ -132,7 +132,7 @@ class AdaptiveGates(nn.Module):
         self.register_buffer("switches", switches[:, None], persistent=False)
 
     @torch.no_grad()
-    def forward(self, x: Tensor, t: Tensor, c: Tensor) -> Weights:
+    def forward(self, x: Tensor, t: Tensor, c: Tensor) -> GateWeights:
         """[N, D] thrice, float32, of all ranks. The means take the batch in first.
 
         A sample whose texts agree better than on average keeps the weight 1 on both paths; any
@@ -143,7 +143,7 @@ class AdaptiveGates(nn.Module):
         self.means.lerp_(similarities.mean(dim=1), 1.0 - self.config.momentum)
         weights = ((similarities - self.means[:, None]) * self.gammas).exp()
         low = weights[:1] < 1.0
-        return Weights(*torch.where(low & self.switches, weights, 1.0))
+        return GateWeights(*torch.where(low & self.switches, weights, 1.0))
 
 
 # The whole
@@ -292,7 +292,7 @@ class ALIP(RetrievalModel):
             gates = self.gates(x, t, c)
             terms = Terms({}, self._report(gates))
             for name, texts, pair in (("raw", t, gates.raw), ("caption", c, gates.caption)):
-                if self.wants(name):
+                if self.uses_term(name):
                     scores = pair_scores(x, texts, ids, positive_pairs or None)
                     scores.weight, scores.scale = gates.sample * pair, self.logit_scale.exp()
                     terms.losses[name] = self._loss(name, scores, clock, draws)
@@ -303,7 +303,7 @@ class ALIP(RetrievalModel):
         assert isinstance(module, ScoreLoss)
         return module(scores, clock, draws)
 
-    def _report(self, gates: Weights) -> dict[str, Tensor]:
+    def _report(self, gates: GateWeights) -> dict[str, Tensor]:
         means = zip(("raw_caption", "image_raw", "image_caption"), self.gates.means, strict=True)
         return {
             "scale": self.logit_scale.detach().exp(),
@@ -313,9 +313,9 @@ class ALIP(RetrievalModel):
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
         """Losses of terms without a weight, and a temperature that no loss reads."""
-        wanted = [name for name in self.slot_names if self.wants(name)]
+        wanted = [name for name in self.slot_names if self.uses_term(name)]
         idle = {f"slots.{name}" for name in self.slot_names if name not in wanted}
-        return frozenset(idle if self.scaled(wanted) else idle | {"logit_scale"})
+        return frozenset(idle if self.reads_model_scale(wanted) else idle | {"logit_scale"})
 
     @torch.no_grad()
     def before_step(self, clock: Clock) -> None:
@@ -333,7 +333,7 @@ class ALIP(RetrievalModel):
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
         """Matrices and undecayed gains, biases and temperature (``decay_all``: one group)."""
-        losses = names_below(self, [self.slots])
+        losses = parameter_names(self, [self.slots])
         matrices: list[str] = []
         others: list[str] = []
         for name, parameter in self.named_parameters():

@@ -37,7 +37,7 @@ class SlotScores:
     """What a model of one configuration hands to a slot: it decides which losses fit there."""
 
     cosine: bool = True  # values lie in [-1, 1]
-    mend: str = ""  # what to type to get cosines, where they can be had
+    remedy: str = ""  # what to type to get cosines, where they can be had
     soft: str | None = None  # the option that hands soft targets in; None: hard matches only
     scale: bool = False  # the model has a temperature of its own
 
@@ -55,15 +55,17 @@ class ParameterGroup:
 class RetrievalModel(nn.Module, ABC):
     """Turns a batch into named loss terms (training) or embeddings (evaluation).
 
-    ``slots`` are the losses it calls, by name; ``weights`` says how much each term counts: the
-    trainer multiplies and sums, a model only asks `wants` so as not to compute what counts nothing.
+    ``slots`` maps slot names to the losses that the model calls. ``weights`` maps terms to their
+    weights: the trainer multiplies and sums, and a model skips a term of weight 0 (`uses_term`).
     """
 
     Config: ClassVar[type]  # the dataclass of `conf/model/<name>.yaml`, less `_target_` and `name`
     slot_names: ClassVar[tuple[str, ...]]
     term_names: ClassVar[tuple[str, ...]]
     tasks: ClassVar[tuple[str, ...]] = ("retrieval",)  # values of `task=` that it can be trained on
-    one_loss: ClassVar[bool] = True  # pairs of all ranks share a loss; False: each rank has its own
+    shares_batch_loss: ClassVar[bool] = (
+        True  # pairs of all ranks share a loss; False: each rank has its own
+    )
     symmetric_rerank: ClassVar[bool] = False  # `rerank` ignores the direction: pairs scored once
     size_key: ClassVar[str | None] = None  # the option for the pixels of a side; None: no pixels
     rerank_block: ClassVar[int] = 1  # how many pairs of an image `rerank` likes in a row
@@ -76,7 +78,9 @@ class RetrievalModel(nn.Module, ABC):
         self.slots = slots
         self.weights = dict(weights)
         self.facts = facts
-        self.at_once: int | None = None  # pairs that pass anything deep at once (``grad_cache``)
+        self.chunk_pairs: int | None = (
+            None  # pairs that pass anything deep at once (``grad_cache``)
+        )
         self.view = self.view_for(config)
 
     @classmethod
@@ -120,8 +124,10 @@ class RetrievalModel(nn.Module, ABC):
     def terms_of(
         self, states: Mapping[str, Tensor], batch: Batch, clock: Clock, draws: Draws
     ) -> Terms:
-        """The loss terms from `states` and `frozen_states` of the whole ``batch``, with ``at_once``
-        pairs at a time in whatever is deep."""
+        """The loss terms from `states` and `frozen_states` of the whole ``batch``.
+
+        Deep layers process ``chunk_pairs`` pairs at a time.
+        """
         raise NotImplementedError(f"{type(self).__name__} sees a batch as a whole")
 
     @classmethod
@@ -129,11 +135,11 @@ class RetrievalModel(nn.Module, ABC):
         """Whether ``forward`` is `terms_of` the `states`."""
         return cls.states is not RetrievalModel.states
 
-    def wants(self, term: str) -> bool:
+    def uses_term(self, term: str) -> bool:
         """Whether ``term`` counts at all (its weight is not 0)."""
         return self.weights.get(term, 0.0) != 0.0
 
-    def scaled(self, slots: Iterable[str]) -> bool:
+    def reads_model_scale(self, slots: Iterable[str]) -> bool:
         """Whether the loss in any of ``slots`` reads the model's temperature."""
         return any(slot in self.slots and self.slots[slot].uses_scale for slot in slots)
 
@@ -174,7 +180,7 @@ class RetrievalModel(nn.Module, ABC):
         return type(self).rerank is not RetrievalModel.rerank
 
 
-def names_below(model: nn.Module, modules: Iterable[nn.Module]) -> tuple[str, ...]:
+def parameter_names(model: nn.Module, modules: Iterable[nn.Module]) -> tuple[str, ...]:
     """Names (in ``model``) of the parameters of ``modules``, in ``named_parameters`` order."""
     wanted = {id(parameter) for module in modules for parameter in module.parameters()}
     return tuple(name for name, parameter in model.named_parameters() if id(parameter) in wanted)

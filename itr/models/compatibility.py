@@ -28,11 +28,11 @@ def judge(cls: type[RetrievalModel], config: Any, slot: str, loss: ScoreLoss) ->
     """Whether ``loss`` can work in ``slot`` of a ``cls`` of configuration ``config``."""
     scores, name = cls.slot_scores(config, slot), type(loss).__name__
     if loss.needs_cosine and not scores.cosine:
-        mend = f"type {scores.mend}, or choose" if scores.mend else "choose"
+        remedy = f"type {scores.remedy}, or choose" if scores.remedy else "choose"
         return Verdict(
             "refused",
             f"{name} needs cosine similarities, but the '{slot}' scores of {cls.__name__} are "
-            f"plain dot products; {mend} loss=infonce, triplet or sigmoid",
+            f"plain dot products; {remedy} loss=infonce, triplet or sigmoid",
         )
     if loss.learns_scale and loss.uses_scale and scores.scale:
         return Verdict(

@@ -29,11 +29,11 @@ from itr.models.base import (
     RetrievalModel,
     SlotScores,
     Terms,
-    names_below,
+    parameter_names,
 )
 from itr.nn.attention import TransformerLayer
-from itr.nn.bert.bert import TextConfig, bert_states, build_bert, settled
-from itr.nn.pooling import masked_mean, masked_top2_mean, unit_length
+from itr.nn.bert.bert import TextConfig, bert_states, build_bert, with_loaded_sizes
+from itr.nn.pooling import l2_normalize, masked_mean, masked_top2_mean
 from itr.nn.region_layers import RegionMLP
 from itr.parallel import all_gather, world_size
 from itr.view import CaptionAugment, Facts, RegionView, TextView, View
@@ -79,7 +79,7 @@ class HREMConfig:
     graph: GraphConfig = field(default_factory=GraphConfig)
 
 
-class Side(NamedTuple):
+class Instances(NamedTuple):
     """One modality of a batch, encoded."""
 
     unit: Tensor  # [B, D] float32: the embedding that is scored
@@ -101,15 +101,15 @@ class FragmentRelation(nn.Module):
         self.beta, self.normalise = config.residual_weight, normalise
         self.shrinking = config.shrinking_top2
 
-    def forward(self, fragments: Tensor, mask: Tensor) -> Side:
+    def forward(self, fragments: Tensor, mask: Tensor) -> Instances:
         """[B, M, D], [B, M] bool -> the encoded side."""
         top = masked_top2_mean(fragments, mask, self.shrinking)
         mean = masked_mean(self.layer(fragments, mask[:, None, None, :]), mask)
         raw = self.beta * top.float() + (1.0 - self.beta) * mean.float()
-        return Side(unit_length(raw) if self.normalise else raw, raw, fragments, mask)
+        return Instances(l2_normalize(raw) if self.normalise else raw, raw, fragments, mask)
 
 
-class ImageEncoder(nn.Module):
+class HREMImageEncoder(nn.Module):
     """Pre-extracted regions to one embedding."""
 
     def __init__(self, config: HREMConfig, region_width: int):
@@ -121,12 +121,12 @@ class ImageEncoder(nn.Module):
             nn.init.zeros_(linear.bias)
         self.relation = FragmentRelation(config, config.normalize_images)
 
-    def forward(self, regions: Tensor, mask: Tensor) -> Side:
+    def forward(self, regions: Tensor, mask: Tensor) -> Instances:
         """[B, R, width], [B, R] bool -> the image side."""
         return self.relation(self.project(regions) + self.mlp(regions), mask)
 
 
-class TextEncoder(nn.Module):
+class HREMTextEncoder(nn.Module):
     """Token ids to one embedding."""
 
     def __init__(self, config: HREMConfig, vocabulary: int):
@@ -135,7 +135,7 @@ class TextEncoder(nn.Module):
         self.project = nn.Linear(self.bert.config.hidden_size, config.embed_size)
         self.relation = FragmentRelation(config, config.normalize_texts)
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Side:
+    def forward(self, tokens: Tensor, mask: Tensor) -> Instances:
         """[B, L], [B, L] bool -> the caption side."""
         return self.relation(self.project(bert_states(self.bert, tokens)), mask)
 
@@ -165,7 +165,7 @@ CHUNK = 2**27  # fragment pairs compared at once: 512 MB in float32
 
 
 @torch.no_grad()
-def fragment_overlap(images: Side, texts: Side, config: GraphConfig) -> Overlap:
+def fragment_overlap(images: Instances, texts: Instances, config: GraphConfig) -> Overlap:
     """Every caption's words against every image's regions, in chunks of captions."""
     words = F.normalize(texts.fragments.float(), dim=-1)
     regions = F.normalize(images.fragments.float(), dim=-1)
@@ -226,7 +226,7 @@ class Relevance(nn.Module):
         self.i2t = nn.Sequential(nn.Linear(k, k), nn.ReLU(), nn.Linear(k, 1))
         self.i2t.load_state_dict(self.t2i.state_dict())
 
-    def forward(self, images: Side, texts: Side) -> Relations:
+    def forward(self, images: Instances, texts: Instances) -> Relations:
         """The four blocks. Fragments are detached; embeddings get gradient through distances."""
         config = self.config
         overlap = fragment_overlap(images, texts, config)
@@ -251,7 +251,7 @@ def nearness(a: Tensor, b: Tensor, sigma: float) -> Tensor:
 
 
 def relevance_divergence(
-    relations: Relations, images: Side, texts: Side, config: GraphConfig
+    relations: Relations, images: Instances, texts: Instances, config: GraphConfig
 ) -> Tensor:
     """KL of the learned cross-modal relevance from the embeddings' nearness, both ways (scalar)."""
     t = config.temperature
@@ -286,13 +286,15 @@ class FusionGraph(nn.Module):
         size = 2 * blocks.shape[1]
         return blocks.unflatten(0, (2, 2)).transpose(1, 2).reshape(size, size)
 
-    def nodes(self, images: Side, texts: Side) -> Tensor:
+    def nodes(self, images: Instances, texts: Instances) -> Tensor:
         """[2B, D]: what enters the Transformer."""
         if self.normalize_nodes:
             return torch.cat([images.unit, texts.unit])
         return torch.cat([images.raw, texts.raw])
 
-    def forward(self, images: Side, texts: Side, relations: Relations) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Instances, texts: Instances, relations: Relations
+    ) -> tuple[Tensor, Tensor]:
         """Enhanced embeddings of images and captions, [B, D] each, unit length."""
         x, bias = self.nodes(images, texts)[None], self.bias(relations)
         for layer in self.layers:
@@ -318,12 +320,12 @@ class HREM(RetrievalModel):
         super().__init__(config, slots, weights, facts)
         self._check()
         assert facts.region_width is not None
-        self.images = ImageEncoder(config, facts.region_width)
-        self.texts = TextEncoder(config, facts.vocabulary)
+        self.images = HREMImageEncoder(config, facts.region_width)
+        self.texts = HREMTextEncoder(config, facts.vocabulary)
         self.relevance = Relevance(config.graph)
         self.graph = FusionGraph(config)
         if config.pretrained:
-            self.config, self.facts = settled(config, facts, self.texts.bert)
+            self.config, self.facts = with_loaded_sizes(config, facts, self.texts.bert)
             self.view = self.view_for(self.config)
 
     def _check(self) -> None:
@@ -345,7 +347,7 @@ class HREM(RetrievalModel):
             raise ConfigError(
                 f"model.graph.threshold={graph.threshold}: a share of the batch, in (0, 1]"
             )
-        if not self.wants("base") and (graph.warmup != 0 or self._graph_sleeps(Clock())):
+        if not self.uses_term("base") and (graph.warmup != 0 or self._graph_inactive(Clock())):
             raise ConfigError(
                 "loss.weights.base=0: nothing would be trained before the graph is on; type "
                 "model.graph.warmup=0 and give cross, graph or reg a weight"
@@ -372,7 +374,7 @@ class HREM(RetrievalModel):
     def slot_scores(cls, config: HREMConfig, slot: str) -> SlotScores:
         """Cosines where embeddings are normalised."""
         both = config.normalize_images and config.normalize_texts
-        return SlotScores(both, mend="model.normalize_images=true model.normalize_texts=true")
+        return SlotScores(both, remedy="model.normalize_images=true model.normalize_texts=true")
 
     def encode_images(self, batch: Batch) -> Encoded:
         """Unit vectors [B, D] of the regions."""
@@ -393,23 +395,23 @@ class HREM(RetrievalModel):
         texts = self.texts(batch.tokens, batch.token_mask)
         ids, pairs = batch.image_id, batch.positive_pairs
         if world_size() > 1:  # the graph, and the sampler, see the pairs of all ranks
-            graph = not self._graph_sleeps(clock)
+            graph = not self._graph_inactive(clock)
             images, texts = self._meet(images, graph), self._meet(texts, graph)
             ids, pairs = all_gather(ids), batch.shared_pairs
         return self.criterion(images, texts, ids, pairs, clock, draws)
 
-    def _meet(self, side: Side, graph: bool) -> Side:
+    def _meet(self, side: Instances, graph: bool) -> Instances:
         """``side`` of all ranks; fragments, which carry no gradient, only for the ``graph``."""
         unit = all_gather(side.unit, "full")
         if not graph:
-            return Side(unit, unit, side.fragments, side.mask)
+            return Instances(unit, unit, side.fragments, side.mask)
         raw = unit if self.config.graph.normalize_nodes else all_gather(side.raw, "full")
-        return Side(unit, raw, all_gather(side.fragments), all_gather(side.mask))
+        return Instances(unit, raw, all_gather(side.fragments), all_gather(side.mask))
 
     def criterion(
         self,
-        images: Side,
-        texts: Side,
+        images: Instances,
+        texts: Instances,
         ids: Tensor,
         positive_pairs: int,
         clock: Clock,
@@ -433,36 +435,36 @@ class HREM(RetrievalModel):
 
         with torch.autocast(ids.device.type, enabled=False):
             v, u = images.unit, texts.unit
-            if self.wants("base"):
+            if self.uses_term("base"):
                 terms.losses["base"] = loss("base", v, u)
-            if self._graph_sleeps(clock):
+            if self._graph_inactive(clock):
                 return terms
             relations = self.relevance(images, texts)
-            if self.wants("cross") or self.wants("graph"):
+            if self.uses_term("cross") or self.uses_term("graph"):
                 enhanced_v, enhanced_u = self.graph(images, texts, relations)
-            if self.wants("cross"):
+            if self.uses_term("cross"):
                 terms.losses["cross"] = loss("graph", v, enhanced_u) + loss("graph", enhanced_v, u)
-            if self.wants("graph"):
+            if self.uses_term("graph"):
                 terms.losses["graph"] = loss("graph", enhanced_v, enhanced_u)
-            if self.wants("reg"):
+            if self.uses_term("reg"):
                 terms.losses["reg"] = relevance_divergence(
                     relations, images, texts, self.config.graph
                 )
         return terms
 
-    def _graph_sleeps(self, clock: Clock) -> bool:
+    def _graph_inactive(self, clock: Clock) -> bool:
         warmup = self.config.graph.warmup
-        wanted = any(map(self.wants, ("cross", "graph", "reg")))
+        wanted = any(map(self.uses_term, ("cross", "graph", "reg")))
         return warmup is None or clock.forwards < warmup or not wanted
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
         """BERT's pooler and the unused norm always; the graph during its warm-up."""
         names = {"texts.bert.pooler", "images.mlp.unused_norm"}
-        if not self.wants("base"):
+        if not self.uses_term("base"):
             names.add("slots.base")
-        if self._graph_sleeps(clock):
+        if self._graph_inactive(clock):
             names |= {"relevance", "graph", "slots.graph"}
-        elif not self.wants("cross") and not self.wants("graph"):
+        elif not self.uses_term("cross") and not self.uses_term("graph"):
             names |= {"graph", "slots.graph"}
         return frozenset(names)
 
@@ -477,7 +479,7 @@ class HREM(RetrievalModel):
             ("loss", [self.slots], lr, 0.0),
         )
         found = (
-            ParameterGroup(name, names_below(self, modules), rate, decay)
+            ParameterGroup(name, parameter_names(self, modules), rate, decay)
             for name, modules, rate, decay in groups
         )
         return [group for group in found if group.names]

@@ -31,14 +31,14 @@ from itr.models.base import (
     RetrievalModel,
     SlotScores,
     Terms,
-    names_below,
+    parameter_names,
 )
-from itr.nn.agent_attention import AFormer, Modality, Rows, at_depths
-from itr.nn.bert.bert import settled
+from itr.nn.agent_attention import AFormer, Modality, PairRows, first_rows_at_depths
+from itr.nn.bert.bert import with_loaded_sizes
 from itr.nn.bert.roberta import RobertaTextConfig, build_roberta, roberta_states
-from itr.nn.chunked import in_pieces
+from itr.nn.chunked import in_chunks
 from itr.nn.clip.towers import CLIPVisionTransformer
-from itr.nn.clip.weights import CLIPConfig, build_clip_vision, settled_image
+from itr.nn.clip.weights import CLIPConfig, build_clip_vision, image_with_loaded_sizes
 from itr.nn.hard_negatives import (
     HardNegatives,
     draw_negatives,
@@ -100,7 +100,7 @@ class MultiSEAConfig:
 Gathered = tuple[Tensor, Tensor, Tensor]  # image feats, text feats, image ids of all ranks
 
 
-class Side(NamedTuple):
+class EnhancedFeatures(NamedTuple):
     """One modality of a batch after stage 2."""
 
     feats: Tensor  # [B, D] what is scored; not normalised
@@ -108,19 +108,19 @@ class Side(NamedTuple):
     mask: Tensor | None  # [B, L] bool; None: every row is there
 
 
-def with_wrong(side: Side, wrong: Tensor) -> Side:
+def append_negatives(side: EnhancedFeatures, wrong: Tensor) -> EnhancedFeatures:
     """``side``'s rows and, behind them, the rows ``wrong`` [B] of those that all ranks hold, with
     the gradient of every rank's loss."""
     embeds, mask = parallel.all_gather(side.embeds, gradient="full").index_select(0, wrong), None
     if side.mask is not None:
         mask = torch.cat([side.mask, parallel.all_gather(side.mask).index_select(0, wrong)])
-    return Side(side.feats, torch.cat([side.embeds, embeds]), mask)
+    return EnhancedFeatures(side.feats, torch.cat([side.embeds, embeds]), mask)
 
 
 # Stage 1: raw data encoding
 
 
-class ImageEncoder(nn.Module):
+class MultiSEAImageEncoder(nn.Module):
     """CLIP's patches without its last block, and a pooled class token."""
 
     def __init__(self, config: MultiSEAConfig):
@@ -138,7 +138,7 @@ class ImageEncoder(nn.Module):
         return self.project_feats(pooled), self.project_embeds(states)
 
 
-class TextEncoder(nn.Module):
+class MultiSEATextEncoder(nn.Module):
     """RoBERTa's tokens and pooler."""
 
     def __init__(self, config: MultiSEAConfig, vocabulary: int):
@@ -162,7 +162,7 @@ class MultiSEA(RetrievalModel):
 
     Config = MultiSEAConfig
     slot_names = ("itc",)
-    one_loss = False
+    shares_batch_loss = False
     term_names = ("itc", "itm")
     size_key = "image.size"
     config: MultiSEAConfig
@@ -177,8 +177,8 @@ class MultiSEA(RetrievalModel):
         super().__init__(config, slots, weights, facts)
         self._check()
         width, part = config.embed_size, config.aformer
-        self.images = ImageEncoder(config)
-        self.texts = TextEncoder(config, facts.vocabulary)
+        self.images = MultiSEAImageEncoder(config)
+        self.texts = MultiSEATextEncoder(config, facts.vocabulary)
         self.aformer = AFormer(
             width=width,
             heads=part.heads,
@@ -234,12 +234,12 @@ class MultiSEA(RetrievalModel):
     def _settle(self) -> None:
         """Replace config and facts by ones that rebuild the architecture without the weights."""
         roberta = self.texts.roberta
-        config, self.facts = settled(self.config, self.facts, roberta)
+        config, self.facts = with_loaded_sizes(self.config, self.facts, roberta)
         pad = roberta.config.pad_token_id
         assert pad is not None
         self.config = dataclasses.replace(
             config,
-            image=settled_image(config.image, self.images.tower),
+            image=image_with_loaded_sizes(config.image, self.images.tower),
             text=dataclasses.replace(config.text, pad_id=pad),
         )
         self.view = self.view_for(self.config)
@@ -272,33 +272,35 @@ class MultiSEA(RetrievalModel):
 
     # Stages 1 and 2
 
-    def image_side(self, pixels: Tensor) -> Side:
+    def image_features(self, pixels: Tensor) -> EnhancedFeatures:
         """[B, 3, H, W] -> the image side."""
         return self._enhance("image", self.images(pixels), None)
 
-    def text_side(self, tokens: Tensor, mask: Tensor) -> Side:
+    def text_features(self, tokens: Tensor, mask: Tensor) -> EnhancedFeatures:
         """[B, L] twice -> the text side."""
         return self._enhance("text", self.texts(tokens, mask), mask)
 
-    def _enhance(self, kind: Modality, raw: tuple[Tensor, Tensor], mask: Tensor | None) -> Side:
+    def _enhance(
+        self, kind: Modality, raw: tuple[Tensor, Tensor], mask: Tensor | None
+    ) -> EnhancedFeatures:
         """Mix what the A-Former makes of a modality alone with what it was given."""
         raw_feats, raw_embeds = raw
         if not self.config.enhance:
-            return Side(raw_feats.float(), raw_embeds, mask)
+            return EnhancedFeatures(raw_feats.float(), raw_embeds, mask)
         states = self.aformer.alone(kind, raw_embeds, mask)[-1]
         pooled, alpha = self.aformer.pooled(states), self.alpha
         feats = alpha * pooled.float() + (1.0 - alpha) * raw_feats.float()
-        return Side(feats, alpha * states + (1.0 - alpha) * raw_embeds, mask)
+        return EnhancedFeatures(feats, alpha * states + (1.0 - alpha) * raw_embeds, mask)
 
     def encode_images(self, batch: Batch) -> Encoded:
         """Feats [B, D], not normalised, and embeds for `rerank`."""
         assert batch.pixels is not None
-        return Encoded(*self.image_side(batch.pixels))
+        return Encoded(*self.image_features(batch.pixels))
 
     def encode_texts(self, batch: Batch) -> Encoded:
         """Feats [B, D], not normalised, and embeds for `rerank`."""
         assert batch.tokens is not None and batch.token_mask is not None
-        return Encoded(*self.text_side(batch.tokens, batch.token_mask))
+        return Encoded(*self.text_features(batch.tokens, batch.token_mask))
 
     # Training
 
@@ -310,8 +312,8 @@ class MultiSEA(RetrievalModel):
         """Feats and embeds of images and captions."""
         assert batch.pixels is not None
         assert batch.tokens is not None and batch.token_mask is not None
-        images = self.image_side(batch.pixels)
-        texts = self.text_side(batch.tokens, batch.token_mask)
+        images = self.image_features(batch.pixels)
+        texts = self.text_features(batch.tokens, batch.token_mask)
         return {
             "image": images.feats,
             "image_embeds": images.embeds,
@@ -324,29 +326,36 @@ class MultiSEA(RetrievalModel):
     ) -> Terms:
         """The terms of what `states` gave."""
         assert batch.image_id is not None
-        images = Side(states["image"], states["image_embeds"], None)
-        texts = Side(states["text"], states["text_embeds"], batch.token_mask)
+        images = EnhancedFeatures(states["image"], states["image_embeds"], None)
+        texts = EnhancedFeatures(states["text"], states["text_embeds"], batch.token_mask)
         return self.criterion(images, texts, batch.image_id, clock, draws)
 
     def criterion(
-        self, images: Side, texts: Side, ids: Tensor, clock: Clock, draws: Draws
+        self,
+        images: EnhancedFeatures,
+        texts: EnhancedFeatures,
+        ids: Tensor,
+        clock: Clock,
+        draws: Draws,
     ) -> Terms:
         """Both terms over one micro-batch; ``ids`` [B] say which pairs share an image."""
         terms = Terms({}, {"temp": self.temp.detach(), "alpha": self.alpha.detach()})
         gather = parallel.all_gather
         self.pending = everyone = gather(images.feats), gather(texts.feats), gather(ids)
-        if self.wants("itc"):
+        if self.uses_term("itc"):
             loss = self.slots["itc"]
             assert isinstance(loss, ScoreLoss)
             with torch.autocast(ids.device.type, enabled=False):
                 terms.losses["itc"] = loss(self.scores(images, texts, ids, clock), clock, draws)
             terms.report.update({f"itc_{key}": value for key, value in loss.report.items()})
-        if self.wants("itm"):
+        if self.uses_term("itm"):
             negatives = self.hard_negatives(images, texts, ids, everyone, draws)
             terms.losses["itm"] = self.matching(images, texts, negatives)
         return terms
 
-    def scores(self, images: Side, texts: Side, ids: Tensor, clock: Clock) -> Scores:
+    def scores(
+        self, images: EnhancedFeatures, texts: EnhancedFeatures, ids: Tensor, clock: Clock
+    ) -> Scores:
         """Dot products with the batch and the queue, both ways. Only queries get a gradient: what
         they are compared with is detached."""
         all_ids = torch.cat([ids, self.image_queue.ids]) if self.config.queue_size else ids
@@ -379,7 +388,12 @@ class MultiSEA(RetrievalModel):
 
     @torch.no_grad()
     def hard_negatives(
-        self, images: Side, texts: Side, ids: Tensor, everyone: Gathered, draws: Draws
+        self,
+        images: EnhancedFeatures,
+        texts: EnhancedFeatures,
+        ids: Tensor,
+        everyone: Gathered,
+        draws: Draws,
     ) -> HardNegatives:
         """A wrong image for each text and a wrong text for each image, likelier the more similar;
         counted in the gathered batch (or, with ``negatives`` local, in the own one)."""
@@ -393,17 +407,19 @@ class MultiSEA(RetrievalModel):
             to_texts = negative_weights(images.feats @ all_texts.t() / self.temp, same, floor)
         return draw_negatives(to_images, to_texts, draws)
 
-    def matching(self, images: Side, texts: Side, chosen: HardNegatives) -> Tensor:
+    def matching(
+        self, images: EnhancedFeatures, texts: EnhancedFeatures, chosen: HardNegatives
+    ) -> Tensor:
         """Cross-entropy of 3B pairs at all depths, mean of the two query sides."""
         if self.config.negatives == "all" and parallel.world_size() > 1:
-            images = with_wrong(images, chosen.images)
-            texts = with_wrong(texts, chosen.texts)
+            images = append_negatives(images, chosen.images)
+            texts = append_negatives(texts, chosen.texts)
             behind = torch.arange(len(chosen.images), device=chosen.images.device)
             behind = behind + len(behind)
             chosen = chosen._replace(images=behind, texts=behind)
         text_of, image_of = chosen.rows()
-        image_rows = Rows(images.embeds, images.mask, image_of)
-        text_rows = Rows(texts.embeds, texts.mask, text_of)
+        image_rows = PairRows(images.embeds, images.mask, image_of)
+        text_rows = PairRows(texts.embeds, texts.mask, text_of)
         depths = len(self.config.itm_depths)
         costs = [
             matching_loss(part, chosen)
@@ -416,21 +432,23 @@ class MultiSEA(RetrievalModel):
         return torch.stack(costs).mean()
 
     def match_logits(
-        self, kind: Modality, queries: Rows, others: Rows, last_only: bool = False
+        self, kind: Modality, queries: PairRows, others: PairRows, last_only: bool = False
     ) -> Tensor:
         """[d * P, 2] at each of the d depths, one after the other; column 1 says that they match.
         ``last_only``: after the last layer alone."""
         depths = [0] if last_only else self.config.itm_depths
-        rows = None if self.at_once is None else 3 * self.at_once
+        rows = None if self.chunk_pairs is None else 3 * self.chunk_pairs
         memories = None if rows is None else self.aformer.memories(kind, others.embeds)
 
         def logits(asking: Tensor, other: Tensor) -> Tensor:
             pairs = queries._replace(chosen=asking), others._replace(chosen=other)
             states = self.aformer.fused(kind, *pairs, memories=memories)
-            by_depth = self.itm_head(at_depths(states, depths)).unflatten(0, (len(depths), -1))
+            by_depth = self.itm_head(first_rows_at_depths(states, depths)).unflatten(
+                0, (len(depths), -1)
+            )
             return by_depth.transpose(0, 1)  # [P, d, 2]: pieces are joined pair by pair
 
-        found = in_pieces(logits, rows, queries.chosen, others.chosen)
+        found = in_chunks(logits, rows, queries.chosen, others.chosen)
         return found.transpose(0, 1).flatten(0, 1)
 
     def before_step(self, clock: Clock) -> None:
@@ -459,9 +477,9 @@ class MultiSEA(RetrievalModel):
         assert images.tokens is not None and texts.tokens is not None and texts.mask is not None
         image, text = pairs.unbind(dim=1)
         # ``images`` are those of these pairs, each once; ``texts`` may be a whole gallery.
-        image_rows = Rows(images.tokens, None, image)
+        image_rows = PairRows(images.tokens, None, image)
         every = torch.arange(len(pairs), device=pairs.device)
-        text_rows = Rows(texts.tokens[text], texts.mask[text], every)
+        text_rows = PairRows(texts.tokens[text], texts.mask[text], every)
         if direction == "i2t":
             logits = self.match_logits("image", image_rows, text_rows, last_only=True)
         else:
@@ -488,11 +506,11 @@ class MultiSEA(RetrievalModel):
             frozen += [f"transformer.resblocks.{i}" for i in range(first)]
             names |= {f"images.tower.{name}" for name in frozen}
         soft = self.config.distill and self.slots["itc"].uses_soft  # they carry its gradient
-        if not self.wants("itc"):
+        if not self.uses_term("itc"):
             names |= NEEDS_ITC
-        elif not soft and not self.scaled(["itc"]):
+        elif not soft and not self.reads_model_scale(["itc"]):
             names.add("temp")
-        if not self.wants("itm"):
+        if not self.uses_term("itm"):
             names.add("itm_head")
             names |= {f"aformer.{kind}.{i}.cross" for kind in KINDS for i in range(part.depth)}
         if not self.config.enhance:
@@ -506,10 +524,15 @@ class MultiSEA(RetrievalModel):
         heads += [texts.project_feats, texts.project_embeds, self.aformer, self.itm_head]
         encoders: list[nn.Module] = [images.tower, texts.roberta]
         groups = (
-            ("default", names_below(self, heads), lr, weight_decay),
-            ("encoder", names_below(self, encoders), lr * config.encoder_lr_factor, weight_decay),
+            ("default", parameter_names(self, heads), lr, weight_decay),
+            (
+                "encoder",
+                parameter_names(self, encoders),
+                lr * config.encoder_lr_factor,
+                weight_decay,
+            ),
             ("alpha", ("alpha",), config.alpha_lr, weight_decay),
             ("temp", ("temp",), config.temperature_lr, weight_decay),
-            ("loss", names_below(self, [self.slots]), lr, 0.0),
+            ("loss", parameter_names(self, [self.slots]), lr, 0.0),
         )
         return [ParameterGroup(*group) for group in groups if group[1]]

@@ -26,8 +26,8 @@ from itr.errors import ConfigError, DataError
 from itr.losses.score import Scores
 from itr.models.base import Terms
 from itr.models.vse import VSE, VSEConfig
-from itr.nn.momentum import MomentumTwin, with_copies
-from itr.nn.pooling import unit_length
+from itr.nn.momentum import MomentumTwin, fill_momentum_weights
+from itr.nn.pooling import l2_normalize
 from itr.nn.queue import FeatureQueue
 from itr.parallel import all_gather
 from itr.view import Facts
@@ -87,7 +87,7 @@ class SelfGuide(nn.Module):
         if self.training and len(regions) < 2:
             raise ConfigError(TOO_SMALL)
         shares = self.shares(regions)
-        return unit_length((shares[:, None].to(regions.dtype) @ regions).squeeze(1))
+        return l2_normalize((shares[:, None].to(regions.dtype) @ regions).squeeze(1))
 
 
 class ClipGuide(nn.Module):
@@ -117,7 +117,7 @@ class ClipGuide(nn.Module):
         """Unit length. Raises DataError if the data has no guides."""
         if guides is None:
             raise DataError(NO_GUIDES)
-        return unit_length(self.project(guides))
+        return l2_normalize(self.project(guides))
 
 
 class Enhancement(nn.Module):
@@ -133,7 +133,7 @@ class Enhancement(nn.Module):
         for guide in self.guides.values():
             whole = guide(regions, guides)
             likeness = (regions @ whole[:, :, None].to(regions.dtype)).squeeze(2)
-            attention = unit_length((self.scale * likeness).softmax(dim=1))
+            attention = l2_normalize((self.scale * likeness).softmax(dim=1))
             enhanced = enhanced + attention[:, :, None] * whole[:, None]
         return enhanced
 
@@ -160,7 +160,7 @@ def _other_count(found: int, expected: int) -> str:
 # 3.3 Momentum contrast
 
 
-class Keys(NamedTuple):
+class MomentumKeys(NamedTuple):
     """What the momentum encoders gave for one batch; ``pending``: for those of all ranks."""
 
     images: Tensor  # [B, D]
@@ -197,8 +197,8 @@ class USER(VSE):
         self, config: USERConfig, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
     ):
         super().__init__(config, slots, weights, facts)
-        self.pending: Keys | None = None
-        if not self.wants("queue"):
+        self.pending: MomentumKeys | None = None
+        if not self.uses_term("queue"):
             return
         sources = {"images": self.images, "texts": self.texts}
         # As the method was run: keys of images come from batch statistics and with dropout for
@@ -222,7 +222,7 @@ class USER(VSE):
                 f"model.guide_projection: '{config.guide_projection}' is unknown; expected one of "
                 f"{', '.join(PROJECTIONS)}"
             )
-        if config.queue_size < 1 and self.wants("queue"):
+        if config.queue_size < 1 and self.uses_term("queue"):
             raise ConfigError(
                 f"model.queue_size={config.queue_size}: expected at least 1; without a queue type "
                 "loss.weights.queue=0"
@@ -258,7 +258,7 @@ class USER(VSE):
     def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``state`` with momentum encoders equal to its encoders where it has none, and without
         queues of another size (this model's random ones instead)."""
-        fitted = with_copies(super().fit_weights(state), self.state_dict())
+        fitted = fill_momentum_weights(super().fit_weights(state), self.state_dict())
         for name, own in self.state_dict().items():
             if "_queue." in name and (name not in fitted or fitted[name].shape != own.shape):
                 fitted[name] = own
@@ -271,15 +271,15 @@ class USER(VSE):
 
     def before_step(self, clock: Clock) -> None:
         """The momentum encoders follow."""
-        if self.wants("queue"):
+        if self.uses_term("queue"):
             self.twin.update()
 
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
         """Terms ``batch`` and ``queue``; the keys of the batch are then ``pending``."""
         images, texts = self.encode_images(batch).pooled, self.encode_texts(batch).pooled
         terms = self.batch_terms(images, texts, batch, clock, draws)
-        if self.wants("queue"):
-            keys = self.pending = Keys(*map(all_gather, self.keys(batch)))
+        if self.uses_term("queue"):
+            keys = self.pending = MomentumKeys(*map(all_gather, self.keys(batch)))
             images, texts = all_gather(images, "full"), all_gather(texts, "full")
             scores = queue_scores(images, keys.texts, keys.image_id, self.text_queue)
             scores.back = queue_scores(texts, keys.images, keys.image_id, self.image_queue)
@@ -287,10 +287,10 @@ class USER(VSE):
         return terms
 
     @torch.no_grad()
-    def keys(self, batch: Batch) -> Keys:
+    def keys(self, batch: Batch) -> MomentumKeys:
         """What the momentum encoders give for the very same regions and token ids."""
         assert batch.image_id is not None
-        return Keys(
+        return MomentumKeys(
             self.twin["images"](
                 batch.regions, batch.region_mask, batch.min_region_length, batch.guides
             ),

@@ -26,17 +26,17 @@ from itr.models.base import (
     RetrievalModel,
     SlotScores,
     Terms,
-    names_below,
+    parameter_names,
 )
-from itr.nn.bert.bert import TextConfig, bert_states, build_bert, settled
+from itr.nn.bert.bert import TextConfig, bert_states, build_bert, with_loaded_sizes
 from itr.nn.gpo import GPO
-from itr.nn.pooling import FirstPool, MeanPool, unit_length
+from itr.nn.pooling import FirstTokenPool, MeanPool, l2_normalize
 from itr.nn.region_layers import RegionMLP
 from itr.parallel import all_gather, world_size
 from itr.view import CaptionAugment, Facts, RegionView, TextView, View
 
 IMAGE_POOLS: dict[str, type[nn.Module]] = {"gpo": GPO, "mean": MeanPool}
-TEXT_POOLS = {**IMAGE_POOLS, "cls": FirstPool}
+TEXT_POOLS = {**IMAGE_POOLS, "cls": FirstTokenPool}
 
 
 @dataclass
@@ -56,7 +56,7 @@ class VSEConfig:
     text: TextConfig = field(default_factory=TextConfig)
 
 
-class ImageEncoder(nn.Module):
+class VSEImageEncoder(nn.Module):
     """Pre-extracted regions to one embedding.
 
     ``enhance`` may come first: regions [B, R, width] and guides [B, G] or None -> [B, R, width].
@@ -79,10 +79,10 @@ class ImageEncoder(nn.Module):
         if self.enhance is not None:
             regions = self.enhance(regions, guides)
         pooled = self.pool(self.project(regions) + self.mlp(regions), mask, shortest)
-        return unit_length(pooled) if self.normalise else pooled
+        return l2_normalize(pooled) if self.normalise else pooled
 
 
-class TextEncoder(nn.Module):
+class VSETextEncoder(nn.Module):
     """Token ids to one embedding. What it pools includes [CLS] and [SEP]."""
 
     def __init__(self, config: VSEConfig, vocabulary: int):
@@ -95,7 +95,7 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor, shortest: int = 0) -> Tensor:
         """[B, L], [B, L] bool -> [B, D] float32; ``shortest`` as `GPO` takes it."""
         pooled = self.pool(self.project(bert_states(self.bert, tokens)), mask, shortest)
-        return unit_length(pooled) if self.normalise else pooled
+        return l2_normalize(pooled) if self.normalise else pooled
 
 
 class VSE(RetrievalModel):
@@ -112,10 +112,10 @@ class VSE(RetrievalModel):
         super().__init__(config, slots, weights, facts)
         self._check()
         assert facts.region_width is not None
-        self.images = ImageEncoder(config, facts.region_width, self.enhancement())
-        self.texts = TextEncoder(config, facts.vocabulary)
+        self.images = VSEImageEncoder(config, facts.region_width, self.enhancement())
+        self.texts = VSETextEncoder(config, facts.vocabulary)
         if config.pretrained:
-            self.config, self.facts = settled(config, facts, self.texts.bert)
+            self.config, self.facts = with_loaded_sizes(config, facts, self.texts.bert)
             self.view = self.view_for(self.config)
 
     def _check(self) -> None:
@@ -156,7 +156,7 @@ class VSE(RetrievalModel):
         """Cosines where both sides are normalised."""
         return SlotScores(
             cosine=config.normalize_images and config.normalize_texts,
-            mend="model.normalize_images=true model.normalize_texts=true",
+            remedy="model.normalize_images=true model.normalize_texts=true",
         )
 
     def encode_images(self, batch: Batch) -> Encoded:
@@ -180,7 +180,7 @@ class VSE(RetrievalModel):
     ) -> Terms:
         """Term ``batch`` of embeddings [B, D]; the pairs of all ranks share it."""
         terms = Terms({})
-        if self.wants("batch"):
+        if self.uses_term("batch"):
             assert batch.image_id is not None
             images, texts = all_gather(images, "full"), all_gather(texts, "full")
             pairs = batch.positive_pairs if world_size() == 1 else batch.shared_pairs
@@ -197,7 +197,7 @@ class VSE(RetrievalModel):
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
         """BERT's pooler, the unused norm, and losses of terms without a weight."""
-        idle = {f"slots.{name}" for name in self.slot_names if not self.wants(name)}
+        idle = {f"slots.{name}" for name in self.slot_names if not self.uses_term(name)}
         return frozenset({"texts.bert.pooler", "images.mlp.unused_norm"} | idle)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
@@ -210,7 +210,7 @@ class VSE(RetrievalModel):
             ("loss", [self.slots], lr, 0.0),
         )
         found = (
-            ParameterGroup(name, names_below(self, modules), rate, decay)
+            ParameterGroup(name, parameter_names(self, modules), rate, decay)
             for name, modules, rate, decay in groups
         )
         return [group for group in found if group.names]

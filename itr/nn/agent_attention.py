@@ -56,7 +56,7 @@ def agent_plan(length: int, agents: int, device: torch.device) -> AgentPlan | No
     return AgentPlan(low, (low + 1).clamp(max=length - 1), (place - low)[:, None])
 
 
-class Rows(NamedTuple):
+class PairRows(NamedTuple):
     """Items of one modality, and which of them is in each of P pairs."""
 
     embeds: Tensor  # [N, L, D]
@@ -80,7 +80,7 @@ class Memory(NamedTuple):
         return Memory(self.keys.index_select(0, items), self.values.index_select(0, items))
 
 
-class Attention(nn.Module):
+class MultiHeadAttention(nn.Module):
     """Projections, output and RMSNorm that both kinds of attention share.
 
     Raises ConfigError if the heads do not divide the width.
@@ -122,7 +122,7 @@ class Attention(nn.Module):
         return self.norm(rows + self.dropout(self.out(mixed)))
 
 
-class SelfAttention(Attention):
+class ExpertSelfAttention(MultiHeadAttention):
     """BERT's self-attention with a post-norm."""
 
     def forward(self, x: Tensor, mask: Tensor | None, rows: Tensor | None = None) -> Tensor:
@@ -132,7 +132,7 @@ class SelfAttention(Attention):
         return self.close(asking, self.attend(queries, self.memory(x), mask))
 
 
-class AgentAttention(Attention):
+class AgentAttention(MultiHeadAttention):
     """Agents gather from the other modality, then every query row reads from the agents.
 
     P1 = softmax(G K^T / sqrt(d)) over the other modality, P2 = softmax(Q G^T / sqrt(d)) over the
@@ -179,7 +179,7 @@ class AgentAttention(Attention):
         return share.to(gathered.dtype) @ gathered
 
 
-class PlainCrossAttention(Attention):
+class PlainCrossAttention(MultiHeadAttention):
     """Ablation: every query row reads from the other modality itself."""
 
     def forward(
@@ -211,7 +211,7 @@ class Expert(nn.Module):
     ):
         super().__init__()
         cross = AgentAttention if agents else PlainCrossAttention
-        self.attention = SelfAttention(width, heads, attention_dropout, dropout)
+        self.attention = ExpertSelfAttention(width, heads, attention_dropout, dropout)
         self.cross = cross(width, heads, attention_dropout, dropout)
         self.feedforward = feedforward
 
@@ -284,8 +284,8 @@ class AFormer(nn.Module):
     def fused(
         self,
         kind: Modality,
-        queries: Rows,
-        others: Rows,
+        queries: PairRows,
+        others: PairRows,
         first_only: bool = True,
         memories: Sequence[Memory] | None = None,
     ) -> list[Tensor]:
@@ -331,6 +331,6 @@ class AFormer(nn.Module):
         return expert.attention(x, mask, rows), shown, near
 
 
-def at_depths(states: Sequence[Tensor], depths: Sequence[int]) -> Tensor:
+def first_rows_at_depths(states: Sequence[Tensor], depths: Sequence[int]) -> Tensor:
     """Row 0 of the states ``depths`` layers before the last, one after the other: [d * P, D]."""
     return torch.cat([states[-1 - depth][:, 0] for depth in depths])

@@ -53,7 +53,7 @@ class CrossRankBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
 
 
-def across_ranks(model: nn.Module) -> int:
+def sync_batch_norms(model: nn.Module) -> int:
     """Let every batch normalisation below ``model`` see the samples of all ranks; how many."""
     changed = 0
     for module in model.modules():

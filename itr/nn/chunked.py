@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def in_pieces(function: Callable[..., Tensor], rows: int | None, *given: Tensor) -> Tensor:
+def in_chunks(function: Callable[..., Tensor], rows: int | None, *given: Tensor) -> Tensor:
     """``function`` of ``given`` ([P, ...] each; its value has P rows, too), ``rows`` of them at a
     time; None, or where no gradient is wanted: at once.
 

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from itr.nn.bert.fusion import Attention
+from itr.nn.bert.fusion import BertAttention
 
 
-class Watched(NamedTuple):
-    """Attention probabilities and the gradient of what was asked with respect to them."""
+class AttentionTrace(NamedTuple):
+    """BertAttention probabilities and the gradient of what was asked with respect to them."""
 
     probabilities: Tensor  # [P, H, L, N]
     gradient: Tensor  # the same
@@ -29,7 +29,7 @@ class Watched(NamedTuple):
         return (self.probabilities * self.gradient.clamp_min(0))[..., 1:].detach()
 
 
-def watch_attention(module: nn.Module, score: Callable[[], Tensor]) -> Watched:
+def trace_attention(module: nn.Module, score: Callable[[], Tensor]) -> AttentionTrace:
     """What the attention ``module`` (ours, or timm's) does while ``score()`` computes a scalar.
 
     The module must be in eval mode and run once; its kernel gives no probabilities, so they are
@@ -38,13 +38,13 @@ def watch_attention(module: nn.Module, score: Callable[[], Tensor]) -> Watched:
     with torch.enable_grad(), _explicit(module) as seen:
         total = score()
         gradient = torch.autograd.grad(total, seen[0])[0]
-    return Watched(seen[0].detach(), gradient)
+    return AttentionTrace(seen[0].detach(), gradient)
 
 
 @contextmanager
 def _explicit(module: nn.Module) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
-    compute = _cross if isinstance(module, Attention) else _self
+    compute = _cross if isinstance(module, BertAttention) else _self
     hook = module.register_forward_hook(lambda m, given, _: compute(m, given, seen))
     try:
         yield seen
@@ -53,8 +53,8 @@ def _explicit(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _cross(module: nn.Module, given: tuple, seen: list[Tensor]) -> Tensor:
-    """`Attention.forward` with probabilities that are seen."""
-    assert isinstance(module, Attention)
+    """`BertAttention.forward` with probabilities that are seen."""
+    assert isinstance(module, BertAttention)
     x, (keys, values), mask = given
     query = module.query(x).unflatten(2, (module.heads, -1)).transpose(1, 2)
     logits = query @ keys.transpose(2, 3) / math.sqrt(query.shape[-1])

@@ -74,7 +74,7 @@ class MomentumTwin(nn.Module):
         return own, theirs
 
 
-def with_copies(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+def fill_momentum_weights(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """``state`` and, for each of ``names`` that is a twin's (``twin.<name>``) and not in it, the
     weight ``<name>`` that it copies, where ``state`` has that."""
     filled = dict(state)

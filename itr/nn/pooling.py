@@ -38,7 +38,7 @@ class MeanPool(nn.Module):
         return masked_mean(features.float(), mask)
 
 
-class FirstPool(nn.Module):
+class FirstTokenPool(nn.Module):
     """The first fragment: BERT's [CLS]."""
 
     def forward(self, features: Tensor, mask: Tensor, shortest: int = 0) -> Tensor:
@@ -46,7 +46,7 @@ class FirstPool(nn.Module):
         return features[:, 0].float()
 
 
-def unit_length(features: Tensor, eps: float = 1e-8) -> Tensor:
+def l2_normalize(features: Tensor, eps: float = 1e-8) -> Tensor:
     """``features`` [..., D] divided by (their L2 norm + ``eps``), in float32."""
     features = features.float()
     return features / (features.norm(dim=-1, keepdim=True) + eps)

@@ -1,4 +1,7 @@
-"""A first-in-first-out queue of features of past batches. K rows, D width, N new rows."""
+"""FIFO queue of the features of past batches, and products with it.
+
+K rows, D width, N new rows, B queries.
+"""
 
 from __future__ import annotations
 
@@ -93,3 +96,23 @@ class FeatureQueue(nn.Module):
         if self.overflow == "clip":  # what does not fit writes back what is there
             values = torch.where(fits, values, buffer[slots])
         buffer.index_copy_(0, slots, values)
+
+
+def queue_products(queries: Tensor, keys: Tensor, queue: Tensor) -> Tensor:
+    """Products [B, B + K] of ``queries`` [B, D] with ``keys`` [B, D], then with ``queue`` [K, D].
+
+    The queue is read in place and never copied.
+    """
+    return torch.cat([queries @ keys.t(), queries @ queue.t()], dim=1)
+
+
+@torch.no_grad()
+def soft_targets(logits: Tensor, match: Tensor, alpha: float) -> Tensor:
+    """Soft targets [B, B + K], rows sum to 1 (ALBEF, equation 6).
+
+    ``alpha`` weighs the softmax of the teacher's ``logits`` [B, B + K]; the rest is spread evenly
+    over the matches (``match``, bool).
+    """
+    true = match.float()
+    true = true / true.sum(dim=1, keepdim=True)
+    return alpha * logits.softmax(dim=1) + (1.0 - alpha) * true

@@ -19,22 +19,22 @@ from torch import Tensor, nn
 from itr.errors import CheckpointError
 from itr.models.albef import ALBEF, ALBEFConfig, FusionTextConfig, ImageConfig
 from itr.nn.bert.fusion import LAYER_NAMES
-from itr.nn.momentum import with_copies
+from itr.nn.momentum import fill_momentum_weights
 from itr.official.name_table import (
-    TEXT_TOLD,
+    TEXT_EXTRA_OPTIONS,
     Imported,
+    ImportReport,
     NameTable,
-    Report,
     load_pickle,
-    plain,
     require_fit,
+    to_json,
     without_prefix,
 )
 from itr.view import Facts
 
 HEAD_WIDTH = 64  # of every released model
 BERT_MASK = 103  # bert-base-uncased's, which no file names
-TOLD = {**TEXT_TOLD, "image.heads": "image_heads"}
+EXTRA_OPTIONS = {**TEXT_EXTRA_OPTIONS, "image.heads": "image_heads"}
 DEPTH = {"coco": 256, "f30k": 128}  # k_test of the authors' options, for files without them
 POINTER, IDS = "queue_ptr", "idx_queue"
 QUEUES = ("image_queue", "text_queue")
@@ -88,7 +88,7 @@ def weights_in(payload: Any) -> dict[str, Tensor] | None:
     return state if crossed and all(name in state for name in needed) else None
 
 
-def recognises(payload: Any) -> bool:
+def recognizes(payload: Any) -> bool:
     """Whether ``payload`` (see `load_pickle`) is a checkpoint of the authors of ALBEF."""
     return weights_in(payload) is not None
 
@@ -111,12 +111,12 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
             "itm_head.*, bare or below 'model'"
         )
     bare = "model" not in payload
-    options = {} if bare else plain(payload.get("config") or {})
+    options = {} if bare else to_json(payload.get("config") or {})
     config, facts = _architecture(path, theirs, options, dict(text or {}))
     state, report = to_ours(theirs, config)
     with torch.device("meta"):
         expected = ALBEF(config, nn.ModuleDict(), {}, facts).state_dict()
-    state = with_copies(state, expected)  # they begin as what they copy
+    state = fill_momentum_weights(state, expected)  # they begin as what they copy
     optional = {name for name in expected if name.startswith(tuple(f"{q}." for q in QUEUES))}
     report.missing = require_fit(path, state, expected, optional)
     return Imported(
@@ -126,15 +126,17 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
         state=state,
         report=report,
         weights={"itc": 1.0, "itm": 1.0, "mlm": 1.0},
-        info={"task": config.task, "epoch": None if bare else plain(payload.get("epoch"))}
+        info={"task": config.task, "epoch": None if bare else to_json(payload.get("epoch"))}
         | {"opt": options},
         depth={"*": int(options["k_test"])} if options.get("k_test") else DEPTH,
     )
 
 
-def to_ours(theirs: Mapping[str, Tensor], config: ALBEFConfig) -> tuple[dict[str, Tensor], Report]:
+def to_ours(
+    theirs: Mapping[str, Tensor], config: ALBEFConfig
+) -> tuple[dict[str, Tensor], ImportReport]:
     """The authors' weights by our names and shapes, and what became of each."""
-    table, report, state = table_of(config), Report(), {}
+    table, report, state = table_of(config), ImportReport(), {}
     for name, value in theirs.items():
         found: list[tuple[str, Tensor]] = []
         if name in QUEUES:

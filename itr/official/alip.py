@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from itr.errors import CheckpointError
-from itr.models.alip import ALIP, ALIPConfig, TextConfig, VisionConfig
+from itr.models.alip import ALIP, ALIPConfig, ALIPTextConfig, ALIPVisionConfig
 from itr.nn.clip.jit_archive import is_jit_archive
 from itr.official.name_table import (
     Imported,
+    ImportReport,
     NameTable,
-    Report,
     head_width,
     load_pickle,
     require_fit,
@@ -45,14 +45,14 @@ OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size", "attn_mask"
 TELLTALES = ("visual.conv1.weight", "token_embedding.weight", "text_projection", "logit_scale")
 HEAD_WIDTH = 64  # of every published CLIP; weights do not tell
 RESNET_STRIDE = 32
-TOLD = {
+EXTRA_OPTIONS = {
     "text.tokenizer": "tokenizer",
     "text.heads": "heads",
     "image.head_width": "head_width",
 }
 
 
-def recognises(payload: Any) -> bool:
+def recognizes(payload: Any) -> bool:
     """Whether ``payload`` (see `load_pickle`) is a state dict of ALIP's authors (or of CLIP)."""
     names = _unwrapped(payload)
     return all(name in names for name in TELLTALES)
@@ -80,7 +80,7 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
     unexpected or misshapen.
     """
     payload = load_pickle(path)
-    if not recognises(payload):
+    if not recognizes(payload):
         found = ", ".join(sorted(_unwrapped(payload))[:8]) or type(payload).__name__
         raise CheckpointError(
             f"{path}: not a checkpoint of the authors of ALIP: found {found}; expected a state "
@@ -140,7 +140,7 @@ def _architecture(
             "head as every published one is, and weights do not tell their number of heads; give "
             "model.text.heads and model.image.head_width (itr.official: --heads, --image-heads)"
         )
-    encoder = TextConfig(
+    encoder = ALIPTextConfig(
         max_positions=context, width=width, heads=heads, depth=_blocks(theirs, "transformer.")
     )
     if text.get("tokenizer"):
@@ -149,26 +149,26 @@ def _architecture(
     return config, Facts(vocabulary=vocabulary)
 
 
-def _attention(image: VisionConfig) -> int:
+def _attention(image: ALIPVisionConfig) -> int:
     """Width of the tower's attention."""
     return image.width * (1 if isinstance(image.depth, int) else RESNET_STRIDE)
 
 
-def _image(theirs: Mapping[str, Tensor]) -> VisionConfig:
+def _image(theirs: Mapping[str, Tensor]) -> ALIPVisionConfig:
     """The sizes of the image tower except its heads."""
     if "visual.class_embedding" in theirs:
         width, _, patch, _ = theirs["visual.conv1.weight"].shape
         hidden = theirs["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
         grid = math.isqrt(theirs["visual.positional_embedding"].shape[0] - 1)
         layers = _blocks(theirs, "visual.transformer.")
-        return VisionConfig(grid * patch, layers, width, patch, mlp_ratio=hidden / width)
+        return ALIPVisionConfig(grid * patch, layers, width, patch, mlp_ratio=hidden / width)
     stages = [
         len({n.split(".")[2] for n in theirs if n.startswith(f"visual.layer{stage}.")})
         for stage in range(1, 5)
     ]
     width = theirs["visual.layer1.0.conv1.weight"].shape[0]
     grid = math.isqrt(theirs["visual.attnpool.positional_embedding"].shape[0] - 1)
-    return VisionConfig(grid * RESNET_STRIDE, stages, width, None)
+    return ALIPVisionConfig(grid * RESNET_STRIDE, stages, width, None)
 
 
 def _blocks(theirs: Mapping[str, Tensor], prefix: str) -> int:
@@ -178,8 +178,8 @@ def _blocks(theirs: Mapping[str, Tensor], prefix: str) -> int:
 
 def _rename(
     path: Path, theirs: Mapping[str, Tensor], config: ALIPConfig, facts: Facts
-) -> tuple[dict[str, Tensor], Report]:
-    report, state = Report(), {}
+) -> tuple[dict[str, Tensor], ImportReport]:
+    report, state = ImportReport(), {}
     for name, value in theirs.items():
         ours = NAMES.to_ours(name) or name  # unknown: `require_fit` lists it
         if ours == name:

@@ -54,7 +54,7 @@ class ImageTower:
         return np.concatenate(found)
 
 
-def open_tower(source: str, device: str) -> ImageTower:
+def load_image_tower(source: str, device: str) -> ImageTower:
     """The CLIP in ``source``: a file of OpenAI's or open_clip's, or a directory (or name) of
     Hugging Face's. Raises CheckpointError or ConfigError for anything else."""
     path = Path(source).expanduser()
@@ -121,7 +121,7 @@ def write_guides(asked: argparse.Namespace) -> None:
     regions = {name: read_split(folder, name) for name in names}
     pictures = image_splits(asked.images, asked.name)
     places = {name: _places(split, pictures) for name, split in regions.items()}
-    tower = open_tower(asked.clip, asked.device)
+    tower = load_image_tower(asked.clip, asked.device)
     vectors = _encode(tower, pictures, places, asked)
     for name, split in regions.items():
         assert split.regions is not None

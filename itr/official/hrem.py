@@ -12,11 +12,18 @@ from torch import Tensor, nn
 
 from itr.models.hrem import HREM, GraphConfig, HREMConfig
 from itr.nn.bert.bert import TextConfig
-from itr.official.name_table import TEXT_TOLD, Imported, NameTable
-from itr.official.vse_family import fit, read_sides, sides, text_of, unknown_sizes, written
+from itr.official.name_table import TEXT_EXTRA_OPTIONS, Imported, NameTable
+from itr.official.vse_family import (
+    encoder_weights,
+    fit,
+    official_file,
+    read_encoders,
+    size_error,
+    text_config_of,
+)
 from itr.view import Facts
 
-TOLD = TEXT_TOLD
+EXTRA_OPTIONS = TEXT_EXTRA_OPTIONS
 CUTOFFS = {"coco": 1.9}  # distance beyond which no negative is drawn; 1.7 elsewhere
 LAYER = (
     ("self_attn.in_proj_weight", "attention.qkv.weight"),
@@ -53,9 +60,9 @@ def name_table(graph_layers: int = 1) -> NameTable:
     )
 
 
-def recognises(payload: Any) -> bool:
+def recognizes(payload: Any) -> bool:
     """Whether ``payload`` (see `load_pickle`) is a checkpoint of the authors of HREM."""
-    names = sides(payload) or {}
+    names = encoder_weights(payload) or {}
     layered = any(name.startswith("txt_enc.aggr.layers.0.") for name in names)
     return "img_enc.fc.fc.weight" in names and layered
 
@@ -63,10 +70,10 @@ def recognises(payload: Any) -> bool:
 def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
     """The authors' ``model_best.pth`` in our terms; no code in the file is executed.
 
-    ``text`` as `text_of` takes it. Raises CheckpointError for a damaged or foreign file, and for
-    weights that are missing, unexpected or misshapen.
+    ``text`` as for `text_config_of`. Raises CheckpointError for a damaged or foreign file, and
+    for weights that are missing, unexpected or of the wrong shape.
     """
-    theirs, options, info = read_sides(path, recognises, "HREM")
+    theirs, options, info = read_encoders(path, recognizes, "HREM")
     config, facts = _architecture(path, theirs, options, text)
     weights = {
         "base": 1.0,
@@ -87,11 +94,11 @@ def _architecture(
     options: Mapping[str, Any],
     text: Mapping[str, Any] | None,
 ) -> tuple[HREMConfig, Facts]:
-    encoder, vocabulary = text_of(path, theirs, text)
+    encoder, vocabulary = text_config_of(path, theirs, text)
     try:
         embed_size, region_width = theirs["img_enc.fc.fc.weight"].shape
     except (KeyError, ValueError) as error:
-        raise unknown_sizes(path, error) from error
+        raise size_error(path, error) from error
     config = from_options(options, embed_size=embed_size, text=encoder)
     return config, Facts(vocabulary=vocabulary, region_width=region_width)
 
@@ -161,4 +168,4 @@ def export(model: HREM, epoch: int = 0, best_rsum: float = 0.0, updates: int = 0
         reg_loss_weight=model.weights.get("reg", 10.0),
         warmup=graph.warmup if graph.warmup is not None else 2**62,
     )
-    return written(official_state(model), options, epoch, best_rsum, updates)
+    return official_file(official_state(model), options, epoch, best_rsum, updates)

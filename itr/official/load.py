@@ -34,11 +34,11 @@ IMPORTERS: dict[str, tuple[Any, type[RetrievalModel]]] = {
 }
 
 
-def recognise(path: Path) -> str:
+def recognize(path: Path) -> str:
     """The method whose authors wrote ``path``. Raises CheckpointError if none of those known."""
     payload = load_pickle(path)
     for name, (importer, _) in IMPORTERS.items():
-        if importer.recognises(payload):
+        if importer.recognizes(payload):
             return name
     keys = ", ".join(map(str, payload)) if isinstance(payload, Mapping) else type(payload).__name__
     raise CheckpointError(
@@ -78,8 +78,10 @@ def open_file(
 
     Raises CheckpointError as `load_official`, and for heads of an image tower that is not there.
     """
-    name = recognise(path)
-    if image_heads and not {"image_heads", "head_width"} & set(IMPORTERS[name][0].TOLD.values()):
+    name = recognize(path)
+    if image_heads and not {"image_heads", "head_width"} & set(
+        IMPORTERS[name][0].EXTRA_OPTIONS.values()
+    ):
         raise CheckpointError(f"{path}: --image-heads: model={name} has no image tower")
     told = {"heads": heads, "image_heads": image_heads, "tokenizer": tokenizer}
     return load_official(path, name, {key: value for key, value in told.items() if value})

@@ -20,14 +20,14 @@ from itr.models.multisea import AFormerConfig, MultiSEA, MultiSEAConfig
 from itr.nn.bert.roberta import RobertaTextConfig
 from itr.nn.clip.weights import CLIPConfig, sizes_in
 from itr.official.name_table import (
-    TEXT_TOLD,
+    TEXT_EXTRA_OPTIONS,
     Imported,
+    ImportReport,
     NameTable,
-    Report,
     head_width,
     load_pickle,
-    plain,
     require_fit,
+    to_json,
 )
 from itr.view import Facts
 
@@ -58,7 +58,7 @@ CLIP_TEXT = {  # never used; what OpenAI's ViT-B/16 has, for the files that we w
 UNUSED_NORM = "aformer.encoder.norm.weight"
 POSITION_IDS = "text_encoder.embeddings.position_ids"  # a constant, written by old transformers
 ROBERTA = "text_encoder."
-TOLD = {**TEXT_TOLD, "image.head_width": "head_width"}
+EXTRA_OPTIONS = {**TEXT_EXTRA_OPTIONS, "image.head_width": "head_width"}
 DEPTH = 64  # the authors' top_k, for files without their options
 
 
@@ -94,9 +94,9 @@ def name_table(layers: int) -> NameTable:
     )
 
 
-def to_ours(theirs: Mapping[str, Tensor], layers: int) -> tuple[dict[str, Tensor], Report]:
+def to_ours(theirs: Mapping[str, Tensor], layers: int) -> tuple[dict[str, Tensor], ImportReport]:
     """The authors' weights by our names, and what became of each; unknown ones keep theirs."""
-    table, report, state = name_table(layers), Report(), {}
+    table, report, state = name_table(layers), ImportReport(), {}
     for name, value in theirs.items():
         if is_unused(name):
             report.ignored.append(name)
@@ -127,7 +127,7 @@ def official_state(model: MultiSEA) -> dict[str, Tensor]:
     return state
 
 
-def recognises(payload: Any) -> bool:
+def recognizes(payload: Any) -> bool:
     """Whether ``payload`` (see `load_pickle`) is a checkpoint of the authors of Multi-SEA."""
     state = payload.get("state_dict") if isinstance(payload, Mapping) else None
     return isinstance(state, Mapping) and {UNUSED_NORM, "itm_head.weight"} <= set(state)
@@ -140,19 +140,19 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
     Raises CheckpointError if it is none of theirs or its weights do not fit.
     """
     payload = load_pickle(path)
-    if not recognises(payload):
+    if not recognizes(payload):
         raise CheckpointError(
             f"{path}: no checkpoint of the authors of Multi-SEA; expected a Lightning file whose "
             "state_dict holds aformer.encoder.* and itm_head.*"
         )
     theirs: Mapping[str, Tensor] = payload["state_dict"]
-    options = plain((payload.get("hyper_parameters") or {}).get("config") or {})
+    options = to_json((payload.get("hyper_parameters") or {}).get("config") or {})
     config, facts = _architecture(path, theirs, options, dict(text or {}))
     state, report = to_ours(theirs, config.aformer.depth)
     with torch.device("meta"):
         expected = MultiSEA(config, nn.ModuleDict(), {"itc": 1.0, "itm": 1.0}, facts).state_dict()
     report.missing = require_fit(path, state, expected, optional=set())
-    info = {key: plain(payload.get(key)) for key in ("epoch", "global_step")}
+    info = {key: to_json(payload.get(key)) for key in ("epoch", "global_step")}
     return Imported(
         model_name="multisea",
         config=config,

@@ -18,16 +18,16 @@ from itr.view import Facts
 
 SHOWN = 8  # names in a line of the log
 # What no weight of a text encoder tells: a model's option -> what an importer's `read` calls it.
-TEXT_TOLD = {
+TEXT_EXTRA_OPTIONS = {
     "text.name": "name",
     "text.tokenizer": "tokenizer",
     "text.heads": "heads",
 }
 
 
-def told_of(keys: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
+def extra_options(keys: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
     """What ``options`` (a model node, perhaps a part of one) says of ``keys``, an importer's
-    ``TOLD``, as its `read` takes it."""
+    ``EXTRA_OPTIONS``, as its `read` takes it."""
     given = flat(options)
     return {theirs: given[ours] for ours, theirs in keys.items() if given.get(ours) is not None}
 
@@ -83,7 +83,7 @@ def _renamed(name: str, pairs: list[tuple[str, str]]) -> str | None:
 
 
 @dataclass
-class Report:
+class ImportReport:
     """What became of each weight."""
 
     matched: list[str] = field(default_factory=list)  # same name on both sides
@@ -109,7 +109,7 @@ class Imported:
     config: Any
     facts: Facts
     state: dict[str, Tensor]
-    report: Report
+    report: ImportReport
     weights: dict[str, float]  # of the loss terms, as the authors' options say
     info: dict[str, Any]  # JSON-able: epoch, best_rsum, all options
     depth: dict[str, int] = field(default_factory=dict)  # re-ranked, by data set; "*": any other
@@ -177,14 +177,14 @@ def require_fit(
     return sorted(absent & optional)
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """``value`` as JSON can hold it."""
     if isinstance(value, argparse.Namespace):
         value = vars(value)
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_json(item) for item in value]
     if isinstance(value, str | int | float | bool | None):
         return value
     return str(value)

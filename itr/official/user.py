@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from itr.models.user import USER, USERConfig
-from itr.nn.momentum import with_copies
+from itr.nn.momentum import fill_momentum_weights
 from itr.official import vse
-from itr.official.name_table import TEXT_TOLD, Imported, NameTable
-from itr.official.vse_family import fit, read_sides, sides, unknown_sizes, written
+from itr.official.name_table import TEXT_EXTRA_OPTIONS, Imported, NameTable
+from itr.official.vse_family import encoder_weights, fit, official_file, read_encoders, size_error
 
 SGE = (
     ("img_enc.v_sa.embedding_local.0.", "images.enhance.guides.own.local."),
@@ -24,7 +24,7 @@ SGE = (
     ("img_enc.v_sa.embedding_common.0.", "images.enhance.guides.own.common."),
 )
 SLOTS = "img_enc.v_sa.embedding_local.1.weight"  # [R]
-TOLD = TEXT_TOLD
+EXTRA_OPTIONS = TEXT_EXTRA_OPTIONS
 # What the authors hold in memory only; queues are transposed there: [D, K].
 KEYS = (("img_enc.", "v_encoder_k."), ("txt_enc.", "t_encoder_k."))
 QUEUES = (("v_queue", "image_queue.features"), ("t_queue", "text_queue.features"))
@@ -42,9 +42,9 @@ def name_table() -> NameTable:
     return NameTable([*encoders, *keys, *QUEUES])
 
 
-def recognises(payload: Any) -> bool:
+def recognizes(payload: Any) -> bool:
     """Whether ``payload`` (see `load_pickle`) is a checkpoint of the authors of USER."""
-    return SLOTS in (sides(payload) or {})
+    return SLOTS in (encoder_weights(payload) or {})
 
 
 def from_options(options: Mapping[str, Any]) -> tuple[USERConfig, dict[str, float]]:
@@ -67,12 +67,12 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
     The momentum encoders are set equal to the encoders, as theirs are at the start; the queues stay
     random. ``text`` and what is raised: as `vse.read`.
     """
-    theirs, options, info = read_sides(path, recognises, "USER")
+    theirs, options, info = read_encoders(path, recognizes, "USER")
     sizes, facts = vse.sizes_of(path, theirs, text)
     try:
         (regions,) = theirs[SLOTS].shape
     except ValueError as error:
-        raise unknown_sizes(path, error) from error
+        raise size_error(path, error) from error
     config, weights = from_options(options)
     config = replace(config, **sizes, regions=regions)
     facts = replace(facts, regions=regions)
@@ -80,7 +80,7 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
         expected = USER(config, nn.ModuleDict(), weights, facts).state_dict()
     kept = {name for name in expected if name.startswith(("twin.", "image_queue.", "text_queue."))}
     state, report = fit(path, theirs, name_table(), expected, optional=kept)
-    state = with_copies(state, expected)
+    state = fill_momentum_weights(state, expected)
     report.missing = [name for name in report.missing if name not in state]
     return Imported("user", config, facts, state, report, weights, info)
 
@@ -103,6 +103,6 @@ def export(model: USER, epoch: int = 0, best_rsum: float = 0.0, updates: int = 0
         "moco_M": config.queue_size,
         "moco_r": config.momentum,
         "loss_lamda": model.weights.get("batch", 20.0),
-        "use_moco": int(model.wants("queue")),
+        "use_moco": int(model.uses_term("queue")),
     }
-    return written(official_state(model), options, epoch, best_rsum, updates)
+    return official_file(official_state(model), options, epoch, best_rsum, updates)

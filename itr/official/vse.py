@@ -11,8 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from itr.models.vse import VSE, VSEConfig
-from itr.official.name_table import TEXT_TOLD, Imported, NameTable
-from itr.official.vse_family import fit, read_sides, sides, text_of, unknown_sizes, written
+from itr.official.name_table import TEXT_EXTRA_OPTIONS, Imported, NameTable
+from itr.official.vse_family import (
+    encoder_weights,
+    fit,
+    official_file,
+    read_encoders,
+    size_error,
+    text_config_of,
+)
 from itr.view import Facts
 
 ENCODERS = (
@@ -28,7 +35,7 @@ ENCODERS = (
     ("txt_enc.gpool.gru.", "texts.pool.gru."),
     ("txt_enc.gpool.linear.", "texts.pool.score."),
 )
-TOLD = TEXT_TOLD
+EXTRA_OPTIONS = TEXT_EXTRA_OPTIONS
 ENHANCEMENT = "img_enc.v_sa."  # what only USER has
 
 
@@ -37,9 +44,9 @@ def name_table() -> NameTable:
     return NameTable(ENCODERS)
 
 
-def recognises(payload: Any) -> bool:
+def recognizes(payload: Any) -> bool:
     """Whether ``payload`` (see `load_pickle`) is a checkpoint of the authors of VSE-infinity."""
-    names = sides(payload) or {}
+    names = encoder_weights(payload) or {}
     enhanced = any(name.startswith(ENHANCEMENT) for name in names)
     return "img_enc.fc.weight" in names and "txt_enc.gpool.linear.weight" in names and not enhanced
 
@@ -57,21 +64,21 @@ def sizes_of(
     path: Path, theirs: Mapping[str, Tensor], text: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], Facts]:
     """Fields of `VSEConfig` and facts that the weights tell."""
-    config, vocabulary = text_of(path, theirs, text)
+    config, vocabulary = text_config_of(path, theirs, text)
     try:
         embed_size, width = theirs["img_enc.fc.weight"].shape
     except (KeyError, ValueError) as error:
-        raise unknown_sizes(path, error) from error
+        raise size_error(path, error) from error
     return {"embed_size": embed_size, "text": config}, Facts(vocabulary, region_width=width)
 
 
 def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
     """The authors' ``model_best.pth`` in our terms; no code in the file is executed.
 
-    ``text`` as `text_of` takes it. Raises CheckpointError for a damaged or foreign file, and for
-    weights that are missing, unexpected or misshapen.
+    ``text`` as for `text_config_of`. Raises CheckpointError for a damaged or foreign file, and
+    for weights that are missing, unexpected or of the wrong shape.
     """
-    theirs, options, info = read_sides(path, recognises, "VSE-infinity")
+    theirs, options, info = read_encoders(path, recognizes, "VSE-infinity")
     sizes, facts = sizes_of(path, theirs, text)
     config = replace(VSEConfig(), **encoder_options(options), **sizes)
     weights = {"batch": 1.0}
@@ -103,4 +110,4 @@ def written_options(model: VSE) -> dict[str, Any]:
 def export(model: VSE, epoch: int = 0, best_rsum: float = 0.0, updates: int = 0) -> dict[str, Any]:
     """What the authors' code would have saved (``torch.save`` it); their loader reads it."""
     options = {**written_options(model), "margin": 0.2, "max_violation": True}
-    return written(official_state(model), options, epoch, best_rsum, updates)
+    return official_file(official_state(model), options, epoch, best_rsum, updates)

@@ -17,11 +17,11 @@ from torch import Tensor
 from itr.errors import CheckpointError
 from itr.nn.bert.bert import TextConfig
 from itr.official.name_table import (
+    ImportReport,
     NameTable,
-    Report,
     load_pickle,
-    plain,
     require_fit,
+    to_json,
     without_prefix,
 )
 
@@ -29,7 +29,7 @@ SIDES = ("img_enc.", "txt_enc.")
 POSITION_IDS = "txt_enc.bert.embeddings.position_ids"  # a constant, written by old transformers
 
 
-def sides(payload: Any) -> dict[str, Tensor] | None:
+def encoder_weights(payload: Any) -> dict[str, Tensor] | None:
     """Both encoders' weights, their names beginning with `SIDES`; None for another format."""
     model = payload.get("model") if isinstance(payload, Mapping) else None
     if not (isinstance(model, list | tuple) and len(model) == 2):
@@ -43,28 +43,28 @@ def sides(payload: Any) -> dict[str, Tensor] | None:
     }
 
 
-def read_sides(
-    path: Path, recognises: Any, authors: str
+def read_encoders(
+    path: Path, recognizes: Any, authors: str
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
-    """Weights as `sides` gives them, the authors' options, and what to tell of the file.
+    """Weights as `encoder_weights` gives them, the authors' options, and what to tell of the file.
 
-    Raises CheckpointError for a damaged file and for one that ``recognises`` refuses.
+    Raises CheckpointError for a damaged file and for one that ``recognizes`` refuses.
     """
     payload = load_pickle(path)
-    if not recognises(payload):
+    if not recognizes(payload):
         found = sorted(map(str, payload)) if isinstance(payload, Mapping) else type(payload)
         raise CheckpointError(
             f"{path}: not a checkpoint of the authors of {authors}: found {found}; expected a "
             "dictionary whose `model` is a list of the image and the text encoder's weights"
         )
-    theirs = sides(payload)
+    theirs = encoder_weights(payload)
     assert theirs is not None
-    options = plain(payload.get("opt") or {})
-    info = {key: plain(payload.get(key)) for key in ("epoch", "best_rsum", "Eiters")}
+    options = to_json(payload.get("opt") or {})
+    info = {key: to_json(payload.get(key)) for key in ("epoch", "best_rsum", "Eiters")}
     return theirs, options, {**info, "opt": options}
 
 
-def text_of(
+def text_config_of(
     path: Path, theirs: Mapping[str, Tensor], text: Mapping[str, Any] | None
 ) -> tuple[TextConfig, int]:
     """The text encoder that fits the weights, and its number of token ids.
@@ -84,7 +84,7 @@ def text_of(
         }
         vocabulary = len(theirs[f"{embeddings}word_embeddings.weight"])
     except (KeyError, ValueError) as error:
-        raise unknown_sizes(path, error) from error
+        raise size_error(path, error) from error
     sizes["depth"] = 1 + max(
         int(name[len(layer) :].split(".")[0]) for name in theirs if name.startswith(layer)
     )
@@ -96,7 +96,7 @@ def text_of(
     return replace(TextConfig(), **sizes, **text), vocabulary
 
 
-def unknown_sizes(path: Path, error: Exception) -> CheckpointError:
+def size_error(path: Path, error: Exception) -> CheckpointError:
     """What to raise where a weight that tells a size is missing or misshapen."""
     return CheckpointError(
         f"{path}: cannot tell the model's sizes, the weight {error} is missing or misshapen"
@@ -109,9 +109,9 @@ def fit(
     table: NameTable,
     expected: Mapping[str, Tensor],
     optional: set[str],
-) -> tuple[dict[str, Tensor], Report]:
+) -> tuple[dict[str, Tensor], ImportReport]:
     """``theirs`` by our names, less what nobody needs. Raises CheckpointError as `require_fit`."""
-    report, state = Report(), {}
+    report, state = ImportReport(), {}
     for name, value in theirs.items():
         if name == POSITION_IDS:
             report.ignored.append(name)
@@ -123,7 +123,7 @@ def fit(
     return state, report
 
 
-def written(
+def official_file(
     state: Mapping[str, Tensor], options: Mapping[str, Any], epoch: int, rsum: float, updates: int
 ) -> dict[str, Any]:
     """What the authors' code would have saved of ``state`` (their names) and ``options``."""

@@ -192,7 +192,7 @@ def load_last(
         torch.set_rng_state(rng["cpu"])
         if "cuda" in rng and kind == "cuda":
             torch.cuda.set_rng_state(rng["cuda"])
-    if (same_rank or model.one_loss) and meta["device"] == kind:
+    if (same_rank or model.shares_batch_loss) and meta["device"] == kind:
         draws.set_state(rng["draws"])
     device = next(model.parameters()).device
     sums = {k: v.to(device) for k, v in below(_rank_prefix(rank, "window")).items()}

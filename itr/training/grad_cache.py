@@ -40,7 +40,7 @@ class GradCacheStep(Step):
                 "cannot be encoded separately; pass grad_cache=null, or choose a model without "
                 "batch normalization"
             )
-        self.chunk = model.at_once = chunk
+        self.chunk = model.chunk_pairs = chunk
         self.chunks: list[tuple[Batch, RngState]] = []
         self.cached: dict[str, Tensor] = {}
         self.last = True

@@ -10,7 +10,7 @@ import torch
 from itr import parallel
 from itr.data.records import Split
 from itr.models.base import RetrievalModel
-from itr.nn.batch_norm import across_ranks
+from itr.nn.batch_norm import sync_batch_norms
 from itr.training.block_wrappers import checkpoint_activations, compile_blocks
 from itr.training.config import TrainConfig
 
@@ -67,10 +67,14 @@ def prepare_model(config: TrainConfig, model: RetrievalModel) -> list[str]:
 
 def _prepare_ranks(config: TrainConfig, model: RetrievalModel) -> list[str]:
     world = parallel.world_size()
-    norms = across_ranks(model) if config.runtime.sync_batchnorm else 0
+    norms = sync_batch_norms(model) if config.runtime.sync_batchnorm else 0
     if parallel.rank():
         torch.manual_seed(config.seed + parallel.rank() * SEED_STRIDE)
-    sharing = "one loss over all pairs" if model.one_loss else "one loss per process, shared queues"
+    sharing = (
+        "one loss over all pairs"
+        if model.shares_batch_loss
+        else "one loss per process, shared queues"
+    )
     messages = [
         f"{world} processes with {config.batch_size // world} pairs each "
         f"(batch_size={config.batch_size}), {sharing}"

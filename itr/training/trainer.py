@@ -54,7 +54,7 @@ class Trainer:
         chunk = config.grad_cache
         self.step = Step(*parts) if chunk is None else GradCacheStep(chunk, *parts)
         # Ranks that each have a loss of their own also draw different random numbers.
-        stream = 0 if self.model.one_loss else parallel.rank()
+        stream = 0 if self.model.shares_batch_loss else parallel.rank()
         self.draws = Draws(config.seed + stream * SEED_STRIDE, self.device)
         self.clock = plan_clock(config, inputs.loader.batches_per_epoch)
         self.validator = Validator(config, inputs, output)

@@ -16,7 +16,7 @@ from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import CheckpointError, ConfigError, DataError
-from itr.models.albef import ALBEF, ALBEFConfig, image_side, text_side
+from itr.models.albef import ALBEF, ALBEFConfig, image_features, text_features
 from itr.models.base import Encoded
 from itr.nn.bert.fusion import FusionTextConfig
 from itr.nn.hard_negatives import HardNegatives, matching_loss
@@ -63,8 +63,8 @@ def test_pairs_in_one_pass_equal_pairs_one_by_one() -> None:
     assert given.pixels is not None and given.tokens is not None and given.token_mask is not None
 
     def sides() -> tuple[Tensor, Tensor]:
-        images = image_side(model, given.pixels).tokens  # type: ignore[arg-type]
-        return images, text_side(model, given.tokens, given.token_mask).tokens  # type: ignore[arg-type]
+        images = image_features(model, given.pixels).tokens  # type: ignore[arg-type]
+        return images, text_features(model, given.tokens, given.token_mask).tokens  # type: ignore[arg-type]
 
     images, texts = sides()
     fused = model.fusion.keys_values(images)
@@ -117,7 +117,7 @@ def test_queue_holds_what_the_momentum_encoders_said() -> None:
     model, given = build(), batch(ids=[3, 1, 4, 1, 5, 9])
     step(model, given, Clock(), Draws(0))
     assert given.pixels is not None
-    expected = image_side(model.twin, given.pixels).unit
+    expected = image_features(model.twin, given.pixels).unit
     torch.testing.assert_close(model.image_queue.features[:6], expected)
     assert model.text_queue.ids.tolist() == [3, 1, 4, 1, 5, 9] + 6 * [-100]
     for _ in range(2):  # a queue of 12 and batches of 6, then it goes round
@@ -155,8 +155,8 @@ def test_batch_of_one_image_has_positives_only(ids: list[int]) -> None:
     losses = step(model, given, Clock(), Draws(0))
     assert given.pixels is not None and given.tokens is not None and given.token_mask is not None
     with torch.no_grad():
-        images = image_side(model, given.pixels).tokens
-        texts = text_side(model, given.tokens, given.token_mask).tokens
+        images = image_features(model, given.pixels).tokens
+        texts = text_features(model, given.tokens, given.token_mask).tokens
         fused = model.fusion(texts, given.token_mask, model.fusion.keys_values(images))
         logits = model.itm_head(fused[:, 0])
         expected = nn.functional.cross_entropy(logits, torch.ones(len(ids), dtype=torch.int64))

@@ -22,7 +22,7 @@ from itr.jobs.train import train
 from itr.models.alip import ALIP, AdaptiveGates, GateConfig
 from itr.official import alip as official
 from itr.official.__main__ import main
-from itr.official.load import load_official, recognise
+from itr.official.load import load_official, recognize
 from itr.training.config import check_config
 from itr.training.optim import build_optimizer
 from tests.conftest import compose
@@ -255,7 +255,7 @@ def test_files_of_openai_and_open_clip(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "state_dict": official.export(model)}, tmp_path / "open_clip.pt")
     for name, quick in (("openai", True), ("open_clip", False)):
         path = tmp_path / f"{name}.pt"
-        assert recognise(path) == "alip"
+        assert recognize(path) == "alip"
         loaded, imported = load_official(path, "alip")
         assert imported.config.quick_gelu is quick and imported.report.missing == ["gates.means"]
         assert isinstance(loaded, ALIP) and loaded.config.image.size == PIXELS
@@ -275,7 +275,7 @@ def test_openais_archive_is_evaluated_and_starts_a_run(
     masks = {name: torch.zeros(LENGTH, LENGTH) for name in blocks}
     for extras in ({}, {**masks, "input_resolution": torch.tensor(PIXELS)}):
         tiny.save_archive({**halves, **extras}, path)
-        assert recognise(path) == "alip" and main(["inspect", str(path)]) == 0
+        assert recognize(path) == "alip" and main(["inspect", str(path)]) == 0
         loaded, imported = load_official(path, "alip")
         assert imported.config.quick_gelu and sorted(imported.report.ignored) == sorted(extras)
         with torch.no_grad():

@@ -21,7 +21,7 @@ from itr.draws import Draws, ReplayedDraws
 from itr.errors import ConfigError
 from itr.losses.infonce import InfoNCE
 from itr.losses.triplet import DistanceWeightedTriplet, Triplet
-from itr.models.hrem import HREM, GraphConfig, HREMConfig, Side, TextConfig
+from itr.models.hrem import HREM, GraphConfig, HREMConfig, Instances, TextConfig
 from itr.nn.bert.bert import bert_states, library_sizes
 from itr.nn.pooling import masked_mean, masked_top2_mean
 from itr.official.hrem import name_table
@@ -213,12 +213,12 @@ def test_fragment_overlap_equals_the_pairwise_loop(
         torch.testing.assert_close(getattr(found, name), value, rtol=1e-4, atol=1e-5)
 
 
-def _sides(size: int, words: int, regions: int, shortest: int = 1) -> tuple[Side, Side]:
+def _sides(size: int, words: int, regions: int, shortest: int = 1) -> tuple[Instances, Instances]:
     sides = []
     for length, low in ((regions, shortest), (words, 1)):  # captions may be shorter than topk
         mask = torch.arange(length) < torch.randint(low, length + 1, (size, 1))
         unit = nn.functional.normalize(torch.randn(size, 16), dim=1)
-        sides.append(Side(unit, 2 * unit, torch.randn(size, length, 16), mask))
+        sides.append(Instances(unit, 2 * unit, torch.randn(size, length, 16), mask))
     return sides[0], sides[1]
 
 
@@ -282,7 +282,7 @@ def _count_relations(of: HREM, data: Batch) -> int:
     images = of.images(data.regions, data.region_mask)
     texts = of.texts(data.tokens, data.token_mask)
     images, texts = (
-        Side(*(t.detach().requires_grad_() for t in side[:3]), side.mask)
+        Instances(*(t.detach().requires_grad_() for t in side[:3]), side.mask)
         for side in (images, texts)
     )
 

@@ -29,7 +29,7 @@ from itr.losses.triplet import Triplet
 from itr.models.base import Encoded
 from itr.models.build import build_slots
 from itr.models.multisea import AFormerConfig, MultiSEA, MultiSEAConfig
-from itr.nn.agent_attention import AFormer, Rows
+from itr.nn.agent_attention import AFormer, PairRows
 from itr.nn.bert.roberta import RobertaTextConfig
 from itr.nn.clip.weights import CLIPConfig, build_clip_vision, clip_vision_weights
 from itr.nn.gated_feed_forward import GatedFeedForward
@@ -96,8 +96,8 @@ def test_the_first_row_alone_is_the_first_of_all(length: int, training: bool) ->
     stack = AFormer(16, 2, 24, layers=2, agents=8, attention_dropout=0.0, dropout=0.0)
     stack.train(training)
     mask = torch.arange(length) < torch.tensor([length, max(1, length // 2)])[:, None]
-    queries = Rows(torch.randn(2, length, 16), mask, torch.tensor([0, 1, 1]))
-    others = Rows(
+    queries = PairRows(torch.randn(2, length, 16), mask, torch.tensor([0, 1, 1]))
+    others = PairRows(
         torch.randn(3, 7, 16), torch.ones(3, 7, dtype=torch.bool), torch.tensor([2, 0, 2])
     )
     short = stack.fused("text", queries, others)
@@ -336,10 +336,10 @@ def test_a_batch_without_negatives_trains_on_what_there_is() -> None:
     # Only positives count: the matching term is that of their own logits.
     model, given = build().train(), batch(4, [3, 3, 3, 3])
     found = model(given, Clock(epoch=1), Draws()).losses["itm"]
-    images = model.image_side(given.pixels)  # type: ignore[arg-type]
-    texts = model.text_side(given.tokens, given.token_mask)  # type: ignore[arg-type]
+    images = model.image_features(given.pixels)  # type: ignore[arg-type]
+    texts = model.text_features(given.tokens, given.token_mask)  # type: ignore[arg-type]
     own = torch.arange(4)
-    rows = Rows(texts.embeds, texts.mask, own), Rows(images.embeds, None, own)
+    rows = PairRows(texts.embeds, texts.mask, own), PairRows(images.embeds, None, own)
     logits = [model.match_logits("text", *rows), model.match_logits("image", *rows[::-1])]
     expected = -torch.stack([part.log_softmax(1)[:, 1].mean() for part in logits]).mean()
     torch.testing.assert_close(found, expected)
@@ -351,8 +351,8 @@ def test_confident_rows_still_have_a_negative() -> None:
         model.texts.project_feats.weight.mul_(3e3)
         model.images.project_feats.weight.mul_(3e3)
     assert step(model, given, Draws()).isfinite()
-    images = model.image_side(given.pixels)  # type: ignore[arg-type]
-    texts = model.text_side(given.tokens, given.token_mask)  # type: ignore[arg-type]
+    images = model.image_features(given.pixels)  # type: ignore[arg-type]
+    texts = model.text_features(given.tokens, given.token_mask)  # type: ignore[arg-type]
     feats = (images.feats.detach(), texts.feats.detach(), given.image_id)
     found = model.hard_negatives(images, texts, given.image_id, feats, Draws())  # type: ignore[arg-type]
     assert found.has_image.all() and found.has_text.all()

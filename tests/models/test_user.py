@@ -19,7 +19,7 @@ from itr.jobs.train import train
 from itr.models.build import model_meta, restore
 from itr.models.user import USER
 from itr.official.__main__ import main as official
-from itr.official.load import load_official, recognise
+from itr.official.load import load_official, recognize
 from itr.training.config import check_config
 from tests.conftest import compose
 from tests.models.tiny import SIZES, Steps, batch, build
@@ -147,7 +147,7 @@ def test_the_authors_files_are_told_apart(
         ("user", GOLDEN / "official_checkpoint.pth"),
         ("vse", GOLDEN / "vse_infty_official_checkpoint.pth"),
     ):
-        assert recognise(file) == name
+        assert recognize(file) == name
         other = "vse" if name == "user" else "user"
         with pytest.raises(CheckpointError, match="not a checkpoint of the authors"):
             load_official(file, other, heads)

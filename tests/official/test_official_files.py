@@ -59,7 +59,7 @@ def exported(name: str, parts: RunComponents, folder: Path) -> Path:
 
 def heads_of(name: str, config: Any) -> list[str]:
     """What to type of a model that is smaller than the published ones."""
-    options, told = flat(dataclasses.asdict(config)), IMPORTERS[name][0].TOLD
+    options, told = flat(dataclasses.asdict(config)), IMPORTERS[name][0].EXTRA_OPTIONS
     return [f"model.{k}={options[k]}" for k in told if k not in ("text.name", "text.tokenizer")]
 
 

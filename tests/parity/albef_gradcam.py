@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itr.data.text.tokenizer import Tokenizer
-from itr.nn.gradcam import caption_maps, class_maps, watch_attention, word_maps
+from itr.nn.gradcam import caption_maps, class_maps, trace_attention, word_maps
 from itr.results.gallery.overlay import overlay, smooth_map
 from itr.view import TextView
 from tests.parity.albef_build import batch_of, model_of
@@ -20,20 +20,20 @@ def gradcam(case: Case) -> None:
     case.check("out.attention_mask", mask.long())
     batch = batch_of(case["in.image"], ids, mask, None)
     layer = case.data["block_num"]["itm"] - model.config.text.fusion_layer
-    seen = model.watch_fusion(batch, batch, layer)
+    seen = model.trace_fusion(batch, batch, layer)
     case.check("out.cross_attention", seen.probabilities)
     case.check("out.cross_attention_grad", seen.gradient)
     case.check("out.itm", caption_maps(seen.evidence, mask))
     alone, only = padded(tokenizer, case.data["texts"][:1], view)
     first = batch_of(case["in.image"][:1], alone, only, None)
-    case.check("out.word_maps", word_maps(model.watch_fusion(first, first, layer).evidence)[0])
+    case.check("out.word_maps", word_maps(model.trace_fusion(first, first, layer).evidence)[0])
 
     def cosines():  # of each image with its own caption, as the contrast scales them
         images, texts = model.encode_images(batch).pooled, model.encode_texts(batch).pooled
         return ((images * texts).sum() / model.temperature).sum()
 
     block = model.vision.blocks[case.data["block_num"]["itc"]]
-    case.check("out.itc", class_maps(watch_attention(block.attn, cosines).evidence))
+    case.check("out.itc", class_maps(trace_attention(block.attn, cosines).evidence))
 
 
 def gradcam_overlay(case: Case) -> None:

@@ -15,8 +15,8 @@ from itr.models.albef import (
     ImageConfig,
     Keys,
 )
-from itr.nn.bank import bank_products
-from itr.nn.bert.masked_words import mask_words
+from itr.nn.bert.masked_lm import mask_tokens
+from itr.nn.queue import queue_products
 from itr.official.albef import official_state
 from itr.view import Facts
 from tests.parity.harness import Case
@@ -29,8 +29,8 @@ def check_contrast(case: Case, step: str, model: ALBEF, scores, keys: Keys) -> N
     found = {
         "sim_i2t": scores.values / temp,
         "sim_t2i": back.values / temp,
-        "sim_i2t_m": bank_products(keys.images, keys.texts, t_bank) / temp,
-        "sim_t2i_m": bank_products(keys.texts, keys.images, v_bank) / temp,
+        "sim_i2t_m": queue_products(keys.images, keys.texts, t_bank) / temp,
+        "sim_t2i_m": queue_products(keys.texts, keys.images, v_bank) / temp,
         "targets_i2t": _targets(scores),
         "targets_t2i": _targets(back),
     }
@@ -136,7 +136,7 @@ def masking(case: Case) -> None:
     draws = ReplayedDraws(
         [*(given[k].bool() for k in ("select", "replace80", "random50")), given["random_words"]]
     )
-    hidden = mask_words(
+    hidden = mask_tokens(
         ids,
         ids != hyper["pad_token_id"],
         draws,

@@ -12,11 +12,11 @@ from itr.losses.infonce import InfoNCE
 from itr.models.albef import (
     ALBEF,
     Keys,
-    image_side,
-    text_side,
+    image_features,
+    text_features,
 )
 from itr.nn.bert.fusion import text_states
-from itr.nn.bert.masked_words import mask_words
+from itr.nn.bert.masked_lm import mask_tokens
 from itr.nn.hard_negatives import HardNegatives
 from itr.official.albef import official_state
 from itr.training.optim import (
@@ -74,11 +74,11 @@ def _check_parts(case: Case, model: ALBEF, batch, task: str) -> None:
     """Everything inside the step, piece by piece (dropout is 0: computing it twice is the same)."""
     assert batch.pixels is not None and batch.tokens is not None and batch.token_mask is not None
     mask = batch.token_mask
-    images = image_side(model, batch.pixels)
-    texts = text_side(model, batch.tokens, mask)
+    images = image_features(model, batch.pixels)
+    texts = text_features(model, batch.tokens, mask)
     with torch.no_grad():
-        image_keys = image_side(model.twin, batch.pixels)
-        text_keys = text_side(model.twin, batch.tokens, mask)
+        image_keys = image_features(model.twin, batch.pixels)
+        text_keys = text_features(model.twin, batch.tokens, mask)
     keys = Keys(image_keys.unit, text_keys.unit, image_keys.tokens)
     check_contrast(
         case,
@@ -112,7 +112,7 @@ def _check_parts(case: Case, model: ALBEF, batch, task: str) -> None:
 def _check_words(case: Case, model: ALBEF, batch, fused, keys: Keys) -> None:
     """The logits of all places; the step itself computes only those that are guessed."""
     recorded = draws_of(case).recorded[1:]
-    hidden = mask_words(
+    hidden = mask_tokens(
         batch.tokens,
         batch.token_mask,
         ReplayedDraws(recorded),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from itr.batch import Batch
 from itr.losses.infonce import InfoNCE
-from itr.models.alip import ALIP, ALIPConfig, GateConfig, TextConfig, VisionConfig
+from itr.models.alip import ALIP, ALIPConfig, ALIPTextConfig, ALIPVisionConfig, GateConfig
 from itr.official.alip import NAMES
 from itr.training.optim import OptimConfig, ScheduleConfig
 from itr.view import Facts
@@ -31,7 +31,7 @@ def config_of(towers: Mapping[str, Any], hyper: Mapping[str, Any], **fields: Any
         embed_size=towers["embed_dim"],
         gather_grad="full" if hyper.get("gather_with_grad") else "local",
         decay_all=True,
-        image=VisionConfig(
+        image=ALIPVisionConfig(
             size=vision["image_size"],
             depth=vision["layers"],
             width=vision["width"],
@@ -39,7 +39,7 @@ def config_of(towers: Mapping[str, Any], hyper: Mapping[str, Any], **fields: Any
             head_width=vision.get("head_width", 64),
             mlp_ratio=vision.get("mlp_ratio", 4.0),
         ),
-        text=TextConfig(
+        text=ALIPTextConfig(
             max_positions=text["context_length"],
             width=text["width"],
             heads=text["heads"],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from itr.draws import ReplayedDraws
 from itr.losses.score import ScoreLoss
 from itr.losses.triplet import DistanceWeightedTriplet, Triplet
-from itr.models.hrem import HREM, HREMConfig, Side
+from itr.models.hrem import HREM, HREMConfig, Instances
 from itr.nn.bert.bert import SIZES, TextConfig
 from itr.official.hrem import from_options, name_table
 from itr.view import Facts
@@ -107,13 +107,13 @@ def official_parameters(model: HREM) -> dict[str, nn.Parameter]:
     return {name: p for name, p in named.items() if name is not None}
 
 
-def given_sides(case: Case) -> tuple[Side, Side]:
+def given_sides(case: Case) -> tuple[Instances, Instances]:
     """The encoders' outputs that a criterion case gives; all of them ask for their gradient."""
 
-    def side(name: str, fragments: str) -> Side:
+    def side(name: str, fragments: str) -> Instances:
         unit, parts = case[f"in.{name}_emb"], case[f"in.{name}_{fragments}"]
         raw = case.tensors.get(f"in.{name}_emb_notnorm", unit)
         leaves = [t.clone().requires_grad_() for t in (unit, raw, parts)]
-        return Side(*leaves, mask_of(case[f"in.{name}_len"], parts.shape[1]))
+        return Instances(*leaves, mask_of(case[f"in.{name}_len"], parts.shape[1]))
 
     return side("img", "regions"), side("cap", "words")

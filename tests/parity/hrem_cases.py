@@ -18,11 +18,11 @@ from itr.models.hrem import (
     BLOCKS,
     HREM,
     GraphConfig,
+    Instances,
     Relevance,
-    Side,
     relevance_divergence,
 )
-from itr.nn.pooling import masked_mean, masked_top2_mean, unit_length
+from itr.nn.pooling import l2_normalize, masked_mean, masked_top2_mean
 from itr.official.hrem import export, name_table, official_state, read
 from itr.training.optim import (
     OptimConfig,
@@ -54,7 +54,7 @@ def pooling(case: Case) -> None:
         case.check(f"out.max2_{key}", masked_top2_mean(features, mask, shrinking=True))
         case.check(f"out.avg_{key}", masked_mean(features, mask))
         case.check(f"out.padding_mask_{key}", ~mask)
-    case.check("out.l2norm", unit_length(features))
+    case.check("out.l2norm", l2_normalize(features))
 
 
 # Encoders
@@ -159,7 +159,9 @@ def adjacency_variants(case: Case) -> None:
         sides = []
         for name, parts in (("img", case["in.img_regions"]), ("cap", case["in.cap_words"])):
             unit = torch.zeros(len(parts), 1)  # the case gives no embeddings
-            sides.append(Side(unit, unit, parts, mask_of(case[f"in.{name}_len"], parts.shape[1])))
+            sides.append(
+                Instances(unit, unit, parts, mask_of(case[f"in.{name}_len"], parts.shape[1]))
+            )
         relations = _relevance(case, config)(*sides)
         case.check(f"out.{variant}.p_t2i", relations.overlap.p_t2i)
         case.check(f"out.{variant}.p_i2t", relations.overlap.p_i2t)
@@ -225,7 +227,9 @@ def _check_losses(
         case.check(f"out.{step}reg_loss", losses["reg"])
 
 
-def _check_graph(case: Case, model: HREM, images: Side, texts: Side, output: Tensor) -> None:
+def _check_graph(
+    case: Case, model: HREM, images: Instances, texts: Instances, output: Tensor
+) -> None:
     relations = model.relevance(images, texts)
     for name, connect, value in zip(BLOCKS, relations.connect, relations.relevance, strict=True):
         case.check(f"out.connect_{name}", connect)
@@ -426,7 +430,7 @@ def _step(case: Case, step: int, model: HREM, clock: Clock, draws: Draws) -> Ten
         token_mask=mask_of(given["caption_lengths"], given["captions"].shape[1]),
         positive_pairs=_pairs(given["img_ids"]),
     )
-    sides: dict[str, Side] = {}
+    sides: dict[str, Instances] = {}
     handles = [
         encoder.register_forward_hook(
             lambda _m, _i, output, name=name: sides.update({name: output})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from itr.batch import Batch
 from itr.losses.infonce import InfoNCE
-from itr.models.multisea import MultiSEA, Side
+from itr.models.multisea import EnhancedFeatures, MultiSEA
 from itr.nn.agent_attention import AFormer
 from itr.nn.bert.bert import SIZES
 from itr.nn.bert.roberta import RobertaTextConfig
@@ -126,15 +126,17 @@ def official_parameters(model: nn.Module, layers: int, prefix: str = "") -> dict
     return {name: p for name, p in named.items() if name is not None}
 
 
-def given_sides(case: Case, prefix: str = "in.") -> tuple[Side, Side]:
+def given_sides(case: Case, prefix: str = "in.") -> tuple[EnhancedFeatures, EnhancedFeatures]:
     """What stage 2 gives, from a case of the losses alone; all of it asks for its gradient."""
 
     def leaf(name: str) -> Tensor:
         return case[prefix + name].clone().requires_grad_()
 
     return (
-        Side(leaf("image_feats"), leaf("image_embeds"), None),
-        Side(leaf("text_feats"), leaf("text_embeds"), case[f"{prefix}text_atts"].bool()),
+        EnhancedFeatures(leaf("image_feats"), leaf("image_embeds"), None),
+        EnhancedFeatures(
+            leaf("text_feats"), leaf("text_embeds"), case[f"{prefix}text_atts"].bool()
+        ),
     )
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from itr.clock import Clock
 from itr.losses.infonce import InfoNCE
-from itr.models.multisea import MultiSEA, MultiSEAConfig, Side
-from itr.nn.agent_attention import AgentAttention, Memory, Rows, agent_plan
+from itr.models.multisea import EnhancedFeatures, MultiSEA, MultiSEAConfig
+from itr.nn.agent_attention import AgentAttention, Memory, PairRows, agent_plan
 from itr.nn.clip.weights import CLIPConfig, build_clip_vision, load_clip_vision, sizes_in
 from itr.nn.gated_feed_forward import GatedFeedForward, hswish
 from itr.nn.queue import FeatureQueue
@@ -133,7 +133,7 @@ def aformer_modes(case: Case) -> None:
         text = case["in.text"].clone().requires_grad_()
         image = case["in.image"].clone().requires_grad_()
         every = torch.arange(len(text))
-        rows = {"text": Rows(text, text_mask, every), "image": Rows(image, None, every)}
+        rows = {"text": PairRows(text, text_mask, every), "image": PairRows(image, None, every)}
         if mode in rows:
             states = module.alone(mode, rows[mode].embeds, rows[mode].mask)
         else:
@@ -293,19 +293,23 @@ def losses(case: Case) -> None:
     _loss_gradients(case, model, images, texts, terms.losses)
 
 
-def _match_logits(case: Case, model: MultiSEA, images: Side, texts: Side) -> None:
+def _match_logits(
+    case: Case, model: MultiSEA, images: EnhancedFeatures, texts: EnhancedFeatures
+) -> None:
     """Theirs come wrong text before wrong image, depth by depth."""
     batch = torch.arange(len(case["in.neg_text_idx"]))
     text_of = torch.cat([batch, case["in.neg_text_idx"], batch])
     image_of = torch.cat([batch, batch, case["in.neg_image_idx"]])
-    image_rows = Rows(images.embeds, images.mask, image_of)
-    text_rows = Rows(texts.embeds, texts.mask, text_of)
+    image_rows = PairRows(images.embeds, images.mask, image_of)
+    text_rows = PairRows(texts.embeds, texts.mask, text_of)
     with torch.no_grad():
         case.check("out.itm_logits_t2i", model.match_logits("text", text_rows, image_rows))
         case.check("out.itm_logits_i2t", model.match_logits("image", image_rows, text_rows))
 
 
-def _loss_gradients(case: Case, model: MultiSEA, images: Side, texts: Side, terms) -> None:
+def _loss_gradients(
+    case: Case, model: MultiSEA, images: EnhancedFeatures, texts: EnhancedFeatures, terms
+) -> None:
     parameters = official_parameters(model, model.config.aformer.depth)
     leaves = {
         "image_feats": images.feats,

@@ -19,7 +19,7 @@ from itr.evaluation.retrieval_set import RetrievalSet, Subset
 from itr.evaluation.shortlists import Shortlist, ShortlistTable
 from itr.models.base import Encoded
 from itr.models.multisea import MultiSEA
-from itr.nn.agent_attention import Rows
+from itr.nn.agent_attention import PairRows
 from itr.official.multisea import export, is_unused, official_state, read
 from tests.parity.harness import Case, Runner
 from tests.parity.multisea_build import batch_of, model_of
@@ -177,9 +177,9 @@ def _check_evaluation(case: Case, model: MultiSEA) -> None:
         images, texts = model.encode_images(batch), model.encode_texts(batch)
         assert images.tokens is not None and texts.tokens is not None
         every = torch.arange(len(images.pooled))
-        rows: dict[str, Rows] = {
-            "image": Rows(images.tokens, None, every),
-            "text": Rows(texts.tokens, texts.mask, every),
+        rows: dict[str, PairRows] = {
+            "image": PairRows(images.tokens, None, every),
+            "text": PairRows(texts.tokens, texts.mask, every),
         }
         found: dict[str, Tensor] = {
             "image_feats": images.pooled,

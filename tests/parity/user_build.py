@@ -87,7 +87,7 @@ def official_state(model: VSE) -> dict[str, Tensor]:
     if not isinstance(model, USER):
         return vse.official_state(model)
     state = user.official_state(model)
-    return {**state, "queue_ptr": model.image_queue.pointer} if model.wants("queue") else state
+    return {**state, "queue_ptr": model.image_queue.pointer} if model.uses_term("queue") else state
 
 
 def batch_of(case: Case, suffix: str = "") -> Batch:

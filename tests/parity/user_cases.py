@@ -295,7 +295,7 @@ def train_steps(case: Case) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         clock.forwards, clock.updates = clock.forwards + 1, clock.updates + 1
-        if isinstance(model, USER) and model.wants("queue"):
+        if isinstance(model, USER) and model.uses_term("queue"):
             case.check(f"out.queue_ptr.{step}", model.image_queue.pointer)
             case.equal("the texts' pointer", model.text_queue.pointer, model.image_queue.pointer)
     _check_post(case, model, 2 * config.lr * steps)

@@ -138,7 +138,7 @@ def build_bert(text: TextConfig, pretrained: bool, vocabulary: int) -> BertModel
     return load_bert(text.name, text.dropout)
 
 
-def settled(config: Any, facts: Facts, bert: PreTrainedModel) -> tuple[Any, Facts]:
+def with_loaded_sizes(config: Any, facts: Facts, bert: PreTrainedModel) -> tuple[Any, Facts]:
     """``config`` (with ``pretrained`` and ``text``) and ``facts`` that rebuild the architecture
     without the pre-trained weights. Raises ConfigError if these know fewer ids than the tokenizer.
     """

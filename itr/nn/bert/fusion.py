@@ -19,7 +19,7 @@ from transformers import BertForMaskedLM, BertModel
 
 from itr.errors import ConfigError
 from itr.nn.bert.bert import TextConfig, random_bert
-from itr.nn.chunked import in_pieces
+from itr.nn.chunked import in_chunks
 
 
 @dataclass
@@ -32,8 +32,8 @@ class FusionTextConfig(TextConfig):
 KeysValues = tuple[Tensor, Tensor]  # [U, H, N, D / H] each
 
 
-class Attention(nn.Module):
-    """Multi-head attention with BERT's residual: LN(x + Drop(W Attention(x, source)))."""
+class BertAttention(nn.Module):
+    """Multi-head attention with BERT's residual: LN(x + Drop(W BertAttention(x, source)))."""
 
     def __init__(self, width: int, source: int, heads: int, dropout: float, eps: float):
         super().__init__()
@@ -81,8 +81,8 @@ class FusionLayer(nn.Module):
         self, width: int, image_width: int, heads: int, feedforward: int, dropout: float, eps: float
     ):
         super().__init__()
-        self.words = Attention(width, width, heads, dropout, eps)
-        self.image = Attention(width, image_width, heads, dropout, eps)
+        self.words = BertAttention(width, width, heads, dropout, eps)
+        self.image = BertAttention(width, image_width, heads, dropout, eps)
         self.expand = nn.Linear(width, feedforward)
         self.contract = nn.Linear(feedforward, width)
         self.norm = nn.LayerNorm(width, eps=eps)
@@ -164,7 +164,7 @@ class FusionBert(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, FusionLayer)]
 
 
-class WordHead(nn.Module):
+class MLMHead(nn.Module):
     """BERT's masked-word head; its last matrix is the word embedding, which the caller gives."""
 
     def __init__(self, width: int, vocabulary: int, eps: float = 1e-12, std: float = 0.02):
@@ -211,7 +211,7 @@ def text_states(bert: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
     return bert(tokens, attention_mask=mask).last_hidden_state
 
 
-def word_logits(
+def mlm_logits(
     owner: nn.Module,
     tokens: Tensor,
     mask: Tensor,
@@ -228,7 +228,7 @@ def word_logits(
         return fusion(text_states(text, tokens, mask), mask, images, own)
 
     every = torch.arange(len(tokens), device=tokens.device)
-    states = in_pieces(fused, rows, tokens, mask, every)
+    states = in_chunks(fused, rows, tokens, mask, every)
     embedding = text.get_submodule("embeddings.word_embeddings").weight
     return owner.get_submodule("words")(states.flatten(0, 1)[places], embedding)
 
@@ -272,8 +272,8 @@ def split_whole_bert(
     return text, fusion
 
 
-def load_halves(
-    whole: BertForMaskedLM, text: BertModel, fusion: FusionBert, words: WordHead | None
+def load_bert_halves(
+    whole: BertForMaskedLM, text: BertModel, fusion: FusionBert, words: MLMHead | None
 ) -> None:
     """Start from a whole BERT: fusion layers get its upper ones; what looks at images stays."""
     lower, upper = split_whole_bert(whole.bert.state_dict(), text.config.num_hidden_layers)

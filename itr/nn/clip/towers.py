@@ -22,7 +22,7 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-class Attention(nn.Module):
+class CLIPAttention(nn.Module):
     """Multi-head self-attention under the names, and with the start, of `nn.MultiheadAttention`."""
 
     def __init__(self, width: int, heads: int):
@@ -59,12 +59,12 @@ class MLP(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Pre-norm: x + Attention(LN x), then x + MLP(LN x)."""
+    """Pre-norm: x + CLIPAttention(LN x), then x + MLP(LN x)."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, quick_gelu: bool, causal: bool):
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)
+        self.attn = CLIPAttention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width, int(width * mlp_ratio), quick_gelu)
         self.causal = causal

@@ -62,7 +62,7 @@ def build_clip_vision(image: CLIPConfig, pretrained: bool) -> CLIPVisionTransfor
     return tower
 
 
-def settled_image(image: CLIPConfig, tower: CLIPVisionTransformer) -> CLIPConfig:
+def image_with_loaded_sizes(image: CLIPConfig, tower: CLIPVisionTransformer) -> CLIPConfig:
     """``image`` with the sizes that ``tower`` has."""
     return dataclasses.replace(
         image,

@@ -17,16 +17,16 @@ from itr.draws import Draws
 IGNORED = -100  # label of a place where nothing is guessed
 
 
-class MaskedWords(NamedTuple):
+class MaskedTokens(NamedTuple):
     """Captions with hidden words, and where the hidden ones are."""
 
     tokens: Tensor  # [P, L] int64: what the encoder reads
     labels: Tensor  # [P, L] int64: the true id where a word is guessed, else -100
 
 
-def mask_words(
+def mask_tokens(
     tokens: Tensor, mask: Tensor, draws: Draws, probability: float, mask_id: int, vocabulary: int
-) -> MaskedWords:
+) -> MaskedTokens:
     """Pick words of ``tokens`` [P, L] with ``probability``; 80% of those become [MASK], 10% any id,
     10% stay. Padding (``mask`` [P, L] False) and the first token ([CLS]) are never picked.
 
@@ -39,10 +39,10 @@ def mask_words(
     other = picked & ~masked & draws.bernoulli(0.5, shape, device)
     random = draws.randint(vocabulary, shape, device)
     hidden = torch.where(other, random, tokens.masked_fill(masked, mask_id))
-    return MaskedWords(hidden, tokens.masked_fill(~picked, IGNORED))
+    return MaskedTokens(hidden, tokens.masked_fill(~picked, IGNORED))
 
 
-def guessed_places(labels: Tensor, probability: float) -> Tensor:
+def masked_positions(labels: Tensor, probability: float) -> Tensor:
     """[C] places in ``labels`` [P, L], flattened, that hold every guessed word (and some others).
 
     C depends on shapes alone, so nothing is asked of the device: the expected number and eight
@@ -55,7 +55,7 @@ def guessed_places(labels: Tensor, probability: float) -> Tensor:
     return (labels.flatten() != IGNORED).to(torch.int32).topk(most, sorted=False).indices
 
 
-def word_loss(logits: Tensor, labels: Tensor, teacher: Tensor | None, alpha: float) -> Tensor:
+def mlm_loss(logits: Tensor, labels: Tensor, teacher: Tensor | None, alpha: float) -> Tensor:
     """(1 - alpha) * cross-entropy + alpha * cross-entropy with the teacher's shares: the mean over
     guessed words, 0 where there is none. ``logits``, ``teacher`` [C, V], ``labels`` [C].
 

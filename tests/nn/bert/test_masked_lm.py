@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from itr.draws import Draws
-from itr.nn.bert.masked_words import guessed_places, mask_words, word_loss
+from itr.nn.bert.masked_lm import mask_tokens, masked_positions, mlm_loss
 
 MASK, VOCABULARY = 4, 1000
 
@@ -22,7 +22,7 @@ def captions(rows: int = 400, length: int = 50) -> tuple[torch.Tensor, torch.Ten
 
 def test_shares_and_untouched_places() -> None:
     tokens, mask = captions()
-    hidden = mask_words(tokens, mask, Draws(1), 0.15, MASK, VOCABULARY)
+    hidden = mask_tokens(tokens, mask, Draws(1), 0.15, MASK, VOCABULARY)
     picked = hidden.labels != -100
     assert not picked[:, 0].any() and not (picked & ~mask).any()
     assert torch.equal(hidden.labels[picked], tokens[picked])
@@ -41,8 +41,8 @@ def test_shares_and_untouched_places() -> None:
 def test_every_guessed_place_is_among_those_scored(probability: float) -> None:
     tokens, mask = captions()
     for seed in range(20):
-        labels = mask_words(tokens, mask, Draws(seed), probability, MASK, VOCABULARY).labels
-        places = guessed_places(labels, probability)
+        labels = mask_tokens(tokens, mask, Draws(seed), probability, MASK, VOCABULARY).labels
+        places = masked_positions(labels, probability)
         assert len(set(places.tolist())) == len(places)
         assert (labels.flatten()[places] != -100).sum() == (labels != -100).sum()
     if probability < 0.5:
@@ -61,13 +61,13 @@ def test_loss_equals_the_loss_over_all_places() -> None:
     soft = -(share * logits[guessed].log_softmax(-1)).sum(-1).mean()
     expected = 0.7 * hard + 0.3 * soft
     (gradient,) = torch.autograd.grad(expected, logits)
-    places = guessed_places(labels, 0.15)
+    places = masked_positions(labels, 0.15)
     picked = logits.flatten(0, 1)[places]
-    found = word_loss(picked, labels.flatten()[places], teacher.flatten(0, 1)[places], alpha=0.3)
+    found = mlm_loss(picked, labels.flatten()[places], teacher.flatten(0, 1)[places], alpha=0.3)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, logits)[0], gradient)
 
 
 def test_nothing_guessed_costs_nothing() -> None:
     labels = torch.full((4,), -100)
-    assert float(word_loss(torch.randn(4, 9), labels, torch.randn(4, 9), 0.4)) == 0.0
+    assert float(mlm_loss(torch.randn(4, 9), labels, torch.randn(4, 9), 0.4)) == 0.0
