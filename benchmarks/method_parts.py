@@ -16,13 +16,11 @@ from benchmarks.comparison import SideBySide
 from benchmarks.literal import hrem, multisea, vse
 from benchmarks.literal.plain import lengths_of, multinomial, update
 from itr.batch import Batch
-from itr.models.albef import ALBEF
-from itr.models.albef import Keys as MomentumKeys
+from itr.models.albef import ALBEF, MomentumFeatures
 from itr.models.alip import ALIP
-from itr.models.hrem import HREM, Side, fragment_overlap
-from itr.models.multisea import MultiSEA
-from itr.models.multisea import Side as StageTwo
-from itr.models.user import USER, Keys, queue_scores
+from itr.models.hrem import HREM, Instances, fragment_overlap
+from itr.models.multisea import EnhancedFeatures, MultiSEA
+from itr.models.user import USER, MomentumKeys, queue_scores
 from itr.models.vse import VSE
 from itr.nn.pooling import l2_normalize, masked_mean, masked_top2_mean
 from itr.training.optim import clip_gradients
@@ -76,7 +74,9 @@ def _hrem(both: SideBySide) -> Iterator[Part]:
             lambda pool=ours: pool(fragments[0], sides[0]).sum().backward(),
             lambda pool=literal: pool(fragments[0], lengths[0]).sum().backward(),
         )
-    given = [Side(f[:, 0], f[:, 0], f, m) for f, m in zip((regions, words), sides, strict=True)]
+    given = [
+        Instances(f[:, 0], f[:, 0], f, m) for f, m in zip((regions, words), sides, strict=True)
+    ]
     yield (
         "adjacency, forward",
         lambda: fragment_overlap(given[0], given[1], model.config.graph),
@@ -86,7 +86,7 @@ def _hrem(both: SideBySide) -> Iterator[Part]:
 
     def graph() -> None:
         given = [
-            Side(l2_normalize(r), r, f.detach(), mask)
+            Instances(l2_normalize(r), r, f.detach(), mask)
             for r, f, mask in zip(raw, fragments, sides, strict=True)
         ]
         pairs = batch.positive_pairs
@@ -151,7 +151,7 @@ def _user(both: SideBySide) -> Iterator[Part]:
         scores.back = queue_scores(u, v_keys, ids, model.image_queue)
         model.add_term(terms, "queue", scores, both.clock, both.draws)
         both.total(terms.losses).backward()
-        model.pending = Keys(v_keys, u_keys, ids)
+        model.pending = MomentumKeys(v_keys, u_keys, ids)
         model.after_step(both.clock)
 
     def literally() -> None:
@@ -180,7 +180,7 @@ def _albef(both: SideBySide) -> Iterator[Part]:
     ids, mask, size = batch.image_id, batch.token_mask, model.config.embed_size
     yield "momentum encoders follow", model.twin.update, literal.move_keys
     v, u = (leaf(len(batch), size, unit=True, seed=n) for n in (1, 2))
-    keys = MomentumKeys(v.detach().clone(), u.detach().clone(), torch.zeros(0))
+    keys = MomentumFeatures(v.detach().clone(), u.detach().clone(), torch.zeros(0))
     scores = model.contrast(v, u, keys, ids, 0.4)
 
     def contrast() -> None:
@@ -233,7 +233,7 @@ def _multisea(both: SideBySide) -> Iterator[Part]:
     yield "A-Former, each side alone", enhance, literal_enhance
 
     def matching() -> None:
-        left, right = StageTwo(v, images, None), StageTwo(u, texts, mask)
+        left, right = EnhancedFeatures(v, images, None), EnhancedFeatures(u, texts, mask)
         chosen = model.hard_negatives(left, right, ids, (v, u, ids), both.draws)
         model.matching(left, right, chosen).backward()
 
