@@ -15,7 +15,7 @@ from itr.errors import CheckpointError, first_of
 from itr.models.base import RetrievalModel
 from itr.models.build import model_config
 from itr.nn.bert.bert import SIZES
-from itr.official.load import IMPORTERS, recognize
+from itr.official.load import importer_of, recognize
 from itr.official.name_table import SHOWN, extra_options, listed
 from itr.training.checkpointing import resolve_checkpoint
 from itr.view import Facts
@@ -148,10 +148,12 @@ def _read_weights(
         )
     if path.suffix == ".safetensors":
         return checkpoint.read_tensors(path, "model/"), []
-    importer: Any = IMPORTERS[name][0]
+    importer = importer_of(name).module
     imported = importer.read(
         path, extra_options(importer.EXTRA_OPTIONS, dataclasses.asdict(model.config))
     )
-    if hasattr(importer, "misfit") and (fault := importer.misfit(imported.config, model.config)):
+    if hasattr(importer, "incompatibility") and (
+        fault := importer.incompatibility(imported.config, model.config)
+    ):
         raise CheckpointError(f"model.init={path}: {fault}")
     return imported.state, imported.report.lines(path)

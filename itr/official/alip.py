@@ -110,7 +110,7 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
     )
 
 
-def misfit(theirs: ALIPConfig, ours: ALIPConfig) -> str | None:
+def incompatibility(theirs: ALIPConfig, ours: ALIPConfig) -> str | None:
     """What no weight shows and yet must agree."""
     if theirs.quick_gelu == ours.quick_gelu:
         return None

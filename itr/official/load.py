@@ -1,68 +1,109 @@
-"""Any authors' checkpoint: recognised, loaded, written as one of ours."""
+"""Recognizes, loads and converts the authors' checkpoints of every method.
+
+The importer of `itr.models.<name>` is the module `itr.official.<name>`; nothing is registered by
+hand.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from torch import nn
 
+import itr.models
+import itr.official
 from itr import checkpoint
 from itr.data.text.tokenizer import Tokenizer
 from itr.errors import CheckpointError
 from itr.instantiate import nearest
-from itr.models.albef import ALBEF
-from itr.models.alip import ALIP
 from itr.models.base import RetrievalModel
 from itr.models.build import model_meta
-from itr.models.hrem import HREM
-from itr.models.multisea import MultiSEA
-from itr.models.user import USER
-from itr.models.vse import VSE
-from itr.official import albef, alip, hrem, multisea, user, vse
 from itr.official.name_table import Imported, load_pickle
 
-IMPORTERS: dict[str, tuple[Any, type[RetrievalModel]]] = {
-    "albef": (albef, ALBEF),
-    "alip": (alip, ALIP),
-    "hrem": (hrem, HREM),
-    "multisea": (multisea, MultiSEA),
-    "user": (user, USER),
-    "vse": (vse, VSE),
-}
+
+class Importer(NamedTuple):
+    """The importer of one method and its model.
+
+    ``module`` defines ``recognizes(payload)``, ``read(path, text)``, ``export(model)`` and
+    ``EXTRA_OPTIONS`` (model option -> argument of ``read``, for what the weights do not say);
+    optionally ``incompatibility(theirs, ours)``.
+    """
+
+    module: Any
+    model: type[RetrievalModel]
+
+
+@functools.cache
+def importers() -> dict[str, Importer]:
+    """Method name -> importer, for every name that is in both ``itr/official`` and ``itr/models``.
+
+    Raises ImportError for an importer whose model module defines no model.
+    """
+    models, official = (
+        {module.name for module in pkgutil.iter_modules(package.__path__)}
+        for package in (itr.models, itr.official)
+    )
+    return {name: _importer(name) for name in sorted(models & official)}
+
+
+def _importer(name: str) -> Importer:
+    models = importlib.import_module(f"itr.models.{name}")
+    return Importer(importlib.import_module(f"itr.official.{name}"), _model_in(models))
+
+
+def _model_in(module: ModuleType) -> type[RetrievalModel]:
+    """The model that ``module`` (or package) defines; imported ones belong to other methods."""
+    for value in vars(module).values():
+        if (
+            isinstance(value, type)
+            and issubclass(value, RetrievalModel)
+            and f"{value.__module__}.".startswith(f"{module.__name__}.")
+        ):
+            return value
+    raise ImportError(f"{module.__name__} defines no RetrievalModel")
 
 
 def recognize(path: Path) -> str:
-    """The method whose authors wrote ``path``. Raises CheckpointError if none of those known."""
+    """The method whose authors wrote ``path``. Raises CheckpointError if no importer knows it."""
     payload = load_pickle(path)
-    for name, (importer, _) in IMPORTERS.items():
-        if importer.recognizes(payload):
+    for name, importer in importers().items():
+        if importer.module.recognizes(payload):
             return name
     keys = ", ".join(map(str, payload)) if isinstance(payload, Mapping) else type(payload).__name__
     raise CheckpointError(
-        f"{path}: no known authors' checkpoint; found {keys}; known: {', '.join(IMPORTERS)}"
+        f"{path}: not a checkpoint of a known method's authors; it holds {keys}; expected a file "
+        f"of the authors of {', '.join(importers())}"
     )
 
 
-def importer_of(name: str) -> tuple[Any, type[RetrievalModel]]:
-    """The importer of method ``name``, and its model. Raises CheckpointError if there is none."""
-    if name not in IMPORTERS:
+def importer_of(name: str) -> Importer:
+    """The importer of method ``name``. Raises CheckpointError if there is none."""
+    if name not in importers():
+        known = importers()
         raise CheckpointError(
-            f"model={name}: no importer{nearest(name, IMPORTERS)} (known: {', '.join(IMPORTERS)})"
+            f"model={name}: no importer for authors' checkpoints{nearest(name, known)} "
+            f"(known: {', '.join(known)})"
         )
-    return IMPORTERS[name]
+    return importers()[name]
 
 
 def load_official(
     path: Path, name: str, text: Mapping[str, Any] | None = None
 ) -> tuple[RetrievalModel, Imported]:
-    """The model of an authors' file, which must be one of method ``name``; ``text`` overrides
-    what the file does not say of its text encoder. Raises CheckpointError."""
-    importer, cls = importer_of(name)
-    imported = importer.read(path, text)
-    model = cls(imported.config, nn.ModuleDict(), imported.weights, imported.facts)
+    """The model in an authors' file of method ``name``.
+
+    ``text`` holds what the weights do not say (see `Importer`). Raises CheckpointError.
+    """
+    importer = importer_of(name)
+    imported = importer.module.read(path, text)
+    model = importer.model(imported.config, nn.ModuleDict(), imported.weights, imported.facts)
     imported.load_into(model)
     return model, imported
 
@@ -73,18 +114,20 @@ def open_file(
     heads: int | None = None,
     image_heads: int | None = None,
 ) -> tuple[RetrievalModel, Imported]:
-    """The model of an authors' file of any method, for sizes that it does not say: attention
-    ``heads`` of a text encoder and ``image_heads`` of an image tower that are not the authors' own.
+    """The model in an authors' file of any method.
 
-    Raises CheckpointError as `load_official`, and for heads of an image tower that is not there.
+    ``heads`` (text encoder) and ``image_heads`` (image encoder) are numbers of attention heads,
+    needed where they differ from the published ones. Raises CheckpointError as `load_official`, and
+    for ``image_heads`` of a method without an image encoder.
     """
     name = recognize(path)
-    if image_heads and not {"image_heads", "head_width"} & set(
-        IMPORTERS[name][0].EXTRA_OPTIONS.values()
-    ):
-        raise CheckpointError(f"{path}: --image-heads: model={name} has no image tower")
-    told = {"heads": heads, "image_heads": image_heads, "tokenizer": tokenizer}
-    return load_official(path, name, {key: value for key, value in told.items() if value})
+    arguments = set(importer_of(name).module.EXTRA_OPTIONS.values())
+    if image_heads and not {"image_heads", "head_width"} & arguments:
+        raise CheckpointError(
+            f"{path}: --image-heads={image_heads}: model={name} has no image tower; remove the flag"
+        )
+    options = {"heads": heads, "image_heads": image_heads, "tokenizer": tokenizer}
+    return load_official(path, name, {key: value for key, value in options.items() if value})
 
 
 def convert(
@@ -94,10 +137,11 @@ def convert(
     heads: int | None = None,
     image_heads: int | None = None,
 ) -> Imported:
-    """Write the authors' file ``path`` as a checkpoint of ours, with its JSON beside it.
+    """Convert the authors' file ``path`` to our format, with a JSON description beside it.
 
-    ``out`` is a ``*.safetensors`` file, or a folder that gets ``best.safetensors``.
-    ``tokenizer`` (a name or directory) makes it self-contained; heads as `open_file` takes them.
+    ``out`` is a ``*.safetensors`` file, or a folder in which ``best.safetensors`` is written.
+    ``tokenizer`` (a name or directory) is stored inside. ``heads`` and ``image_heads`` as for
+    `open_file`.
     """
     model, imported = open_file(path, tokenizer, heads, image_heads)
     target = out if out.suffix == ".safetensors" else out / "best.safetensors"

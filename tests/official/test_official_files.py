@@ -19,7 +19,7 @@ from itr.jobs.load_checkpoint import LoadedCheckpoint, load_checkpoint
 from itr.models.build import model_meta
 from itr.nn.position import resize_positions
 from itr.official.__main__ import main as official
-from itr.official.load import IMPORTERS, load_official
+from itr.official.load import importer_of, load_official
 from itr.official.name_table import flat
 from itr.training.config import check_config
 from tests.conftest import ROOT, compose
@@ -59,7 +59,7 @@ def exported(name: str, parts: RunComponents, folder: Path) -> Path:
 
 def heads_of(name: str, config: Any) -> list[str]:
     """What to type of a model that is smaller than the published ones."""
-    options, told = flat(dataclasses.asdict(config)), IMPORTERS[name][0].EXTRA_OPTIONS
+    options, told = flat(dataclasses.asdict(config)), importer_of(name).module.EXTRA_OPTIONS
     return [f"model.{k}={options[k]}" for k in told if k not in ("text.name", "text.tokenizer")]
 
 
@@ -101,7 +101,7 @@ def image_heads(model: Any) -> int:
 
 def test_the_depth_of_files_that_do_not_say_it(tmp_path: Path) -> None:
     model, path = build("albef"), tmp_path / "albef.pth"
-    torch.save({"model": IMPORTERS["albef"][0].official_state(model)}, path)
+    torch.save({"model": importer_of("albef").module.official_state(model)}, path)
     told = {"heads": 2, "image_heads": 3}
     depth = load_official(path, "albef", told)[1].depth
     loaded = LoadedCheckpoint(model, None, path, None, {}, depth=depth)  # type: ignore[arg-type]
@@ -114,7 +114,7 @@ def test_another_image_size_and_options_that_an_evaluation_cannot_change(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, path = build("albef"), tmp_path / "albef.pth"
-    torch.save(IMPORTERS["albef"][0].export(source), path)
+    torch.save(importer_of("albef").module.export(source), path)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dog"]
     tokenizer = save_tokenizer(Tokenizer.from_vocab(vocabulary), tmp_path / "tokenizer")
     told: dict[str, Any] = {

@@ -29,7 +29,7 @@ from itr.training.optim import (
     clip_gradients,
     lr_factor,
 )
-from tests.parity import alip_evaluation
+from tests.parity import alip_evaluation, pixel_data_cases
 from tests.parity.alip_build import (
     batch_of,
     build,
@@ -385,6 +385,7 @@ def official_checkpoint(case: Case) -> None:
 
 
 RUNNERS: dict[str, Runner] = {
+    **pixel_data_cases.ALIP,
     "gates_long": gates_long,
     "layout_": layout,
     "loss_adaptive": loss_adaptive,

@@ -24,7 +24,7 @@ from itr.training.optim import (
     lr_factor,
     set_learning_rates,
 )
-from tests.parity import multisea_official_cases
+from tests.parity import multisea_official_cases, pixel_data_cases
 from tests.parity.harness import Case, Runner
 from tests.parity.multisea_build import (
     aformer_of,
@@ -619,6 +619,7 @@ def train_multi_step(case: Case) -> None:
 
 
 RUNNERS: dict[str, Runner] = {
+    **pixel_data_cases.MULTISEA,
     "aformer_modes": aformer_modes,
     "agent_attention": agent_attention,
     "clip_visual": clip_visual,

@@ -16,9 +16,8 @@ from torch.nn import functional as F
 from itr.models.hrem import GraphConfig, Relevance
 from itr.official.hrem import name_table
 from tests import naive_hrem as naive
-from tests.parity import hrem_cases
+from tests.parity import albef_cases, hrem_cases
 from tests.parity.harness import Case, cases_in, longest_prefix
-from tests.parity.pending import NOT_BUILT
 
 
 def write(folder: Path, data: dict, tensors: dict[str, Tensor], method: str = "hrem") -> Path:
@@ -150,7 +149,7 @@ def test_on_the_command_line(tmp_path: Path):
     unknown one and an unknown method fail, and so do an empty and a missing folder."""
     folders = [tmp_path / name for name in ("good", "bad", "empty", "missing")]
     write(folders[0], *pooling_case())
-    write(folders[0], {"case": f"{NOT_BUILT['albef'][0]}_more"}, {}, method="albef")
+    write(folders[0], {"case": f"{albef_cases.NOT_BUILT[0]}_more"}, {}, method="albef")
     write(folders[1], {"case": "unheard_of"}, {})
     write(folders[1], {"case": "pooling"}, {}, method="nosuchmethod")
     folders[2].mkdir()
