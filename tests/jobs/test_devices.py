@@ -18,7 +18,7 @@ from itr.jobs.launch.workers import launch
 from itr.jobs.train import train
 from itr.training.config import check_config
 from tests.conftest import compose
-from tests.training.sizes import CALM, overrides
+from tests.training.sizes import NO_DROPOUT, overrides
 
 # Five updates with everything on: HREM's graph wakes at the third. With AdamW's usual eps a
 # gradient that is zero but for rounding moves its weight by the whole rate.
@@ -28,7 +28,7 @@ ONE_LOSS = ("alip", "hrem", "user", "vse")
 
 
 def values_of(model: str, world: Path, out: Path) -> dict[str, Any]:
-    more = (*CALM[model], *FIVE, *OWN.get(model, ()), f"out={out / model}")
+    more = (*NO_DROPOUT[model], *FIVE, *OWN.get(model, ()), f"out={out / model}")
     return compose("train", overrides(model, world, *more))
 
 

@@ -22,7 +22,7 @@ from itr.official.__main__ import main as official
 from itr.official.load import load_official, recognize
 from itr.training.config import check_config
 from tests.conftest import compose
-from tests.models.tiny import SIZES, Steps, batch, build
+from tests.models.tiny import ALL_SIZES, Steps, batch, build
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "user"
 
@@ -244,8 +244,8 @@ def test_a_run_from_files_to_results(world: Path, tmp_path: Path) -> None:
     """And the same files with another ``model.regions`` leave nothing behind."""
     overrides = [
         "model=user",
-        *SIZES,
-        "model.text.width=32",
+        *ALL_SIZES["vse"],
+        "model.text.hidden_size=32",
         "model.text.vocabulary_size=300",
         "model.queue_size=64",
         "model.text.max_positions=64",

@@ -22,86 +22,17 @@ from itr.training.optim import build_optimizer, clip_gradients
 from itr.training.step import Step
 from itr.view import Facts
 from tests.conftest import compose
+from tests.models.model_sizes import MODEL_SIZES
 
 WIDTH, REGIONS, VOCABULARY, MASK = 12, 6, 40, 4
 PIXELS, CAPTION = 16, 12  # pixels of a side, most ids of a caption that a pixel model reads
-SIZES = (
-    "model.embed_size=16",
-    "model.pretrained=false",
-    "model.text.tokenizer=wordpiece",
-    "model.text.mlp_width=16",
-    "model.text.depth=1",
-    "model.text.width=16",
-    "model.text.heads=2",
-    "model.text.max_positions=32",
-)
-ALL_SIZES = {
-    "hrem": (*SIZES, "model.heads=2", "model.graph.warmup=0", "model.graph.topk=3"),
-    "user": (*SIZES, f"model.regions={REGIONS}", "model.queue_size=24"),
-    "vse": SIZES,
-    "alip": (
-        "model.embed_size=16",
-        f"model.image.size={PIXELS}",
-        "model.image.depth=2",
-        "model.image.width=64",
-        "model.image.patch=8",
-        "model.text.tokenizer=clip-from-captions",
-        "model.text.vocabulary_size=520",
-        "model.text.width=64",
-        "model.text.heads=1",
-        "model.text.depth=2",
-        f"model.text.max_positions={CAPTION}",
-    ),
-    "albef": (
-        "model.pretrained=false",
-        "model.embed_size=8",
-        "model.queue_size=12",
-        f"model.image.size={PIXELS}",
-        "model.image.patch=4",
-        "model.image.width=12",
-        "model.image.depth=2",
-        "model.image.heads=3",
-        "model.text.tokenizer=wordpiece",
-        "model.text.width=16",
-        "model.text.depth=4",
-        "model.text.heads=2",
-        "model.text.mlp_width=24",
-        "model.text.max_positions=20",
-        "model.text.dropout=0.0",
-        "model.text.fusion_layer=2",
-    ),
-    "multisea": (
-        "model.pretrained=false",
-        "model.embed_size=16",
-        f"model.text_padding={CAPTION}",
-        "model.queue_size=10",
-        f"model.image.size={PIXELS}",
-        "model.image.patch=4",
-        "model.image.width=16",
-        "model.image.depth=3",
-        "model.image.head_width=8",
-        "model.image.trained_layers=1",
-        "model.text.tokenizer=roberta-from-captions",
-        "model.text.width=16",
-        "model.text.depth=1",
-        "model.text.heads=2",
-        "model.text.mlp_width=24",
-        "model.text.max_positions=20",
-        "model.text.dropout=0.0",
-        "model.aformer.depth=3",
-        "model.aformer.heads=2",
-        "model.aformer.mlp_ratio=2.0",
-        "model.aformer.agents=8",
-        "model.aformer.attention_dropout=0.0",
-        "model.aformer.dropout=0.0",
-    ),
-}
+ALL_SIZES = {name: sizes.unit for name, sizes in MODEL_SIZES.items()}
 
 
 def facts_for(name: str, **known: int | None) -> Facts:
     """What the data of `batch_for` would say of itself."""
     regions = {"region_width": WIDTH, "regions": REGIONS, "guide_width": None}
-    own = regions if name in ("hrem", "user", "vse") else {}
+    own = regions if MODEL_SIZES[name].batch == "regions" else {}
     return Facts(VOCABULARY, **{"mask_id": MASK, **own, **known})  # type: ignore[arg-type]
 
 
@@ -137,11 +68,11 @@ def batch_for(name: str, size: int = 6, ids: list[int] | None = None, seed: int 
     """A random batch that the model of `build` reads; ``ids`` [size] are those of the images."""
     image_id = torch.arange(size) if ids is None else torch.tensor(ids)
     pairs = int((image_id[:, None] == image_id).sum())
-    if name in ("hrem", "user", "vse"):
+    sizes = MODEL_SIZES[name]
+    if sizes.batch == "regions":
         return batch(size, seed=seed, image_id=image_id, positive_pairs=pairs)
-    if name != "alip":
-        longest, pad = (CAPTION, 1) if name == "multisea" else (9, 0)
-        return pixel_batch(size, longest, ids, pad, seed)
+    if sizes.batch == "pixels":
+        return pixel_batch(size, sizes.caption_length, ids, sizes.pad_id, seed)
     random = torch.Generator().manual_seed(seed)
     return Batch(
         image_id=image_id,

@@ -22,7 +22,7 @@ from tests.soak.runs import (
     wait_until,
     workers,
 )
-from tests.training.sizes import CALM, overrides
+from tests.training.sizes import NO_DROPOUT, overrides
 
 pytestmark = pytest.mark.soak
 
@@ -166,7 +166,7 @@ def test_torchrun_from_outside(world: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["vse", "albef"])
 def test_compiled_towers_train_alike(model: str, world: Path, tmp_path: Path) -> None:
-    given = overrides(model, world, *CALM[model], "batch_size=20", "trainer.max_steps=6")
+    given = overrides(model, world, *NO_DROPOUT[model], "batch_size=20", "trainer.max_steps=6")
     losses = {}
     for switch in ("false", "true"):
         run = tmp_path / switch

@@ -20,7 +20,7 @@ from itr.training.cost import StepCost, describe_memory
 from itr.training.grad_cache import GradCacheStep
 from itr.training.step import Step
 from tests.conftest import compose
-from tests.training.sizes import CALM, SIZES, overrides
+from tests.training.sizes import NO_DROPOUT, SIZES, overrides
 
 TERMS = {"albef": ("task=pretrain",)}  # with masked words, too
 
@@ -54,7 +54,7 @@ def gradients(parts: RunComponents, chunk: int | None = None) -> dict[str, Any]:
 
 @pytest.mark.parametrize("model", ["alip", "albef", "multisea"])
 def test_cached_gradients_are_those_of_the_whole_batch(model: str, world: Path) -> None:
-    calm = (*CALM[model], *TERMS.get(model, ()))
+    calm = (*NO_DROPOUT[model], *TERMS.get(model, ()))
     if model == "alip":
         calm += ("model.image.depth=2", "model.image.patch=16")
     whole, pieces = (gradients(parts_of(model, world, *calm), chunk) for chunk in (None, 7))
