@@ -1,6 +1,7 @@
-"""Benchmark sizes of every method: reduced to seconds on a CPU, and tiny for tests.
+"""Sizes at which a method is benchmarked: near its recipe within seconds on a CPU, and tiny.
 
-``train`` and ``evaluate`` are overrides of the published recipe.
+``train``, ``evaluate`` and ``tiny`` are overrides of the published recipe; all other options are as
+published. The case of a method is ``CASE`` in ``benchmarks/literal/<method>.py``.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Case:
     evaluate: tuple[str, ...]
     no_dropout: tuple[str, ...]  # makes both implementations deterministic
     words: Words
+    tiny: tuple[str, ...]
     pairs: int  # per training step
     images: int  # in the evaluation, with five captions each
     region_width: int | None = None
@@ -89,12 +91,14 @@ class Case:
         return image_split(self.images, self.size(config), folder)
 
 
-def _sizes(key: str, **values: Any) -> tuple[str, ...]:
+def sizes(key: str, **values: Any) -> tuple[str, ...]:
+    """Overrides of the options below ``key``."""
     return tuple(f"{key}.{name}={value}" for name, value in values.items())
 
 
-def _bert(width: int, layers: int, **more: Any) -> tuple[str, ...]:
-    return _sizes(
+def bert(width: int, layers: int, **more: Any) -> tuple[str, ...]:
+    """Overrides of a text encoder of ``width`` and ``layers``, 64 wide a head."""
+    return sizes(
         "model.text",
         width=width,
         mlp_width=4 * width,
@@ -104,105 +108,10 @@ def _bert(width: int, layers: int, **more: Any) -> tuple[str, ...]:
     )
 
 
-RANDOM = ("model.pretrained=false", "model.text.tokenizer=wordpiece")
-BERT = _bert(256, 2)
+RANDOM_BERT = ("model.pretrained=false", "model.text.tokenizer=wordpiece")
+BERT_256, BERT_TINY = bert(256, 2), bert(16, 1)
 REGION_WORDS = Words(30522)
-HREM = Case(
-    name="hrem",
-    recipe=("model=hrem", "data=f30k", *RANDOM, "model.graph.warmup=0"),
-    train=BERT,
-    evaluate=BERT,
-    no_dropout=("model.dropout=0", "model.text.dropout=0"),
-    words=REGION_WORDS,
-    pairs=128,
-    images=200,
-    region_width=2048,
-    repeats=True,
-)
-USER = replace(
-    HREM,
-    name="user",
-    recipe=("model=user", "data=f30k", *RANDOM),
-    no_dropout=("model.enhance_dropout=0", "model.text.dropout=0"),
-    pairs=64,
-    repeats=False,
-)
-VSE = replace(
-    USER,
-    name="vse",
-    recipe=("model=vse", "data=f30k", *RANDOM),
-    no_dropout=("model.text.dropout=0",),
-)
-ALIP_SIZES = (
-    "model.embed_size=256",
-    *_sizes("model.image", depth=4, width=256),
-    *_sizes("model.text", depth=4, width=256, heads=4),
-)
-ALIP = Case(
-    name="alip",
-    recipe=("model=alip", "data=yfcc"),
-    train=ALIP_SIZES,
-    evaluate=ALIP_SIZES,
-    no_dropout=(),
-    words=Words(49408, shortest=8, longest=32, first=49406, last=49407),
-    pairs=64,
-    images=200,
-    image_key="image.size",
-)
-ALBEF = Case(
-    name="albef",
-    recipe=("model=albef", "data=f30k", *RANDOM),
-    train=(
-        *_sizes("model.image", size=224, width=192, depth=4, heads=3),
-        *_bert(192, 6, fusion_layer=3),
-    ),
-    evaluate=(
-        *_sizes("model.image", size=96, patch=8, width=64, depth=4, heads=2),
-        *_bert(64, 4, fusion_layer=2),
-        "model.embed_size=64",
-        "model.queue_size=256",
-    ),
-    no_dropout=("model.text.dropout=0",),
-    words=Words(30522, shortest=8, longest=24, first=101),
-    pairs=16,
-    images=100,
-    image_key="image.size",
-    rerank_k=16,
-    repeats=True,
-)
-MULTISEA = Case(
-    name="multisea",
-    recipe=(
-        "model=multisea",
-        "data=f30k",
-        "model.pretrained=false",
-        "model.text.tokenizer=roberta-from-captions",
-    ),
-    train=(
-        "model.embed_size=128",
-        "model.aformer.heads=4",
-        *_sizes("model.image", width=128, depth=5, head_width=32),
-        *_bert(128, 2),
-    ),
-    evaluate=(
-        "model.embed_size=64",
-        "model.aformer.heads=4",
-        *_sizes("model.image", size=64, patch=8, width=64, depth=3, head_width=32),
-        "model.image.trained_depth=2",
-        *_bert(64, 2),
-    ),
-    no_dropout=(
-        "model.text.dropout=0",
-        "model.aformer.dropout=0",
-        "model.aformer.attention_dropout=0",
-    ),
-    words=Words(4000, shortest=9, longest=32, pad=1, first=0, last=2),
-    pairs=20,
-    images=60,
-    image_key="image.size",
-    rerank_k=16,
-)
-CASES = {case.name: case for case in (HREM, USER, VSE, ALIP, ALBEF, MULTISEA)}
+TINY_VOCABULARY = 300  # instead of BERT's in `tiny`
 
 
 def shrunk(case: Case, by: int) -> Case:
@@ -212,40 +121,13 @@ def shrunk(case: Case, by: int) -> Case:
 
 def tiny(case: Case) -> Case:
     """The same method in a size for tests."""
-    small = _bert(16, 1)
-    vit = _sizes("model.image", width=24, depth=2, heads=2, size=32, patch=8)
-    sizes = {
-        "hrem": (*small, "model.embed_size=32", "model.heads=2", "model.graph.topk=4"),
-        "user": (*small, "model.embed_size=32", "model.queue_size=48"),
-        "vse": (*small, "model.embed_size=32"),
-        "alip": (
-            "model.image.size=32",
-            "model.embed_size=16",
-            *_sizes("model.image", depth=1, width=16, patch=8, head_width=8),
-            *_sizes("model.text", depth=1, width=16, heads=2),
-        ),
-        "albef": (
-            *vit,
-            *_bert(16, 4, fusion_layer=2),
-            "model.embed_size=16",
-            "model.queue_size=48",
-        ),
-        "multisea": (
-            "model.embed_size=16",
-            "model.queue_size=30",
-            *_sizes("model.aformer", heads=2, depth=2, mlp_ratio=2),
-            *_sizes("model.image", width=16, depth=2, head_width=8, size=32, patch=8),
-            "model.image.trained_depth=1",
-            *small,
-        ),
-    }[case.name]
     words = case.words
-    if case.name in ("hrem", "user", "vse", "albef"):
-        words = replace(words, vocabulary=300)
+    if words.vocabulary == REGION_WORDS.vocabulary:
+        words = replace(words, vocabulary=TINY_VOCABULARY)
     return replace(
         case,
-        train=sizes,
-        evaluate=sizes,
+        train=case.tiny,
+        evaluate=case.tiny,
         words=words,
         pairs=12,
         images=24,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import Case
-from benchmarks.literal import albef, alip, hrem, multisea, user, vse
 from benchmarks.literal.plain import Choose, multinomial, update
+from benchmarks.methods import LITERAL
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.rerank import RerankConfig
 from itr.models.base import RetrievalModel
 from itr.training.optim import build_optimizer, clip_gradients
-
-LITERAL: dict[str, Callable[[Any], Any]] = {
-    "hrem": hrem.Literal,
-    "user": user.Literal,
-    "vse": vse.Literal,
-    "alip": alip.Literal,
-    "albef": albef.Literal,
-    "multisea": multisea.Literal,
-}
 
 
 def sleep(model: RetrievalModel, clock: Clock) -> None:

@@ -25,7 +25,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the code beside this file
 
-from benchmarks.cases import CASES, Case, shrunk, tiny  # noqa: E402
+from benchmarks.cases import Case, shrunk, tiny  # noqa: E402
 from benchmarks.comparison import (  # noqa: E402
     Evaluations,
     SideBySide,
@@ -34,6 +34,7 @@ from benchmarks.comparison import (  # noqa: E402
     compare_step,
 )
 from benchmarks.method_parts import Part, parts  # noqa: E402
+from benchmarks.methods import CASES  # noqa: E402
 from benchmarks.operator_counts import count_operators, host_syncs  # noqa: E402
 
 Row = list[str]

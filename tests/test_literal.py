@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cases import CASES, tiny
+from benchmarks.cases import tiny
 from benchmarks.comparison import Evaluations, compare_metrics, compare_step
+from benchmarks.methods import CASES
 from benchmarks.step_times import main
 
 

@@ -11,19 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.cases import RANDOM_BERT, Case, bert, sizes
 from benchmarks.literal.plain import Choose, follow, metrics, one
+from benchmarks.random_data import Words
 from itr.batch import Batch
 from itr.data.loading.eval_batches import image_batches
 from itr.data.records import Split
 from itr.data.text.token_table import TokenTable
 from itr.models.albef import ALBEF
-from itr.nn.bert.fusion import Attention, FusionBert, FusionLayer
+from itr.nn.bert.fusion import BertAttention, FusionBert, FusionLayer
 
 HIDDEN = -10000.0
 NOT_RANKED = -100.0
 
 
-def attend(part: Attention, x: Tensor, source: Tensor, bias: Tensor | float) -> Tensor:
+def attend(part: BertAttention, x: Tensor, source: Tensor, bias: Tensor | float) -> Tensor:
     """LN(x + Drop(W Attention(x, source))), the probabilities written out."""
 
     def split(t: Tensor) -> Tensor:
@@ -181,3 +183,32 @@ class Literal:
             ids[row, : len(known)], mask[row, : len(known)] = known, True
         parts = zip(torch.from_numpy(ids).split(256), mask.split(256), strict=True)
         return torch.cat([self.words(self.model.text, *part) for part in parts]), mask
+
+
+CASE = Case(
+    name="albef",
+    recipe=("model=albef", "data=f30k", *RANDOM_BERT),
+    train=(
+        *sizes("model.image", size=224, width=192, depth=4, heads=3),
+        *bert(192, 6, fusion_layer=3),
+    ),
+    evaluate=(
+        *sizes("model.image", size=96, patch=8, width=64, depth=4, heads=2),
+        *bert(64, 4, fusion_layer=2),
+        "model.embed_size=64",
+        "model.queue_size=256",
+    ),
+    no_dropout=("model.text.dropout=0",),
+    words=Words(30522, shortest=8, longest=24, first=101),
+    pairs=16,
+    images=100,
+    image_key="image.size",
+    rerank_k=16,
+    repeats=True,
+    tiny=(
+        *sizes("model.image", width=24, depth=2, heads=2, size=32, patch=8),
+        *bert(16, 4, fusion_layer=2),
+        "model.embed_size=16",
+        "model.queue_size=48",
+    ),
+)

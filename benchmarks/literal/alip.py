@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.cases import Case, sizes
 from benchmarks.literal.plain import BATCH, Choose, metrics
+from benchmarks.random_data import Words
 from itr.batch import Batch
 from itr.data.loading.eval_batches import image_batches
 from itr.data.records import Split
@@ -101,3 +103,27 @@ class Literal:
             u.append(y / y.norm(dim=-1, keepdim=True))
         scores = (torch.cat(v) @ torch.cat(u).t()).numpy()
         return metrics(scores, scores.T, split.text_to_image)
+
+
+ALIP_SIZES = (
+    "model.embed_size=256",
+    *sizes("model.image", depth=4, width=256),
+    *sizes("model.text", depth=4, width=256, heads=4),
+)
+CASE = Case(
+    name="alip",
+    recipe=("model=alip", "data=yfcc"),
+    train=ALIP_SIZES,
+    evaluate=ALIP_SIZES,
+    no_dropout=(),
+    words=Words(49408, shortest=8, longest=32, first=49406, last=49407),
+    pairs=64,
+    images=200,
+    image_key="image.size",
+    tiny=(
+        "model.image.size=32",
+        "model.embed_size=16",
+        *sizes("model.image", depth=1, width=16, patch=8, head_width=8),
+        *sizes("model.text", depth=1, width=16, heads=2),
+    ),
+)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.cases import BERT_256, BERT_TINY, RANDOM_BERT, REGION_WORDS, Case
 from benchmarks.literal.plain import Choose, evaluate_regions, lengths_of, padding_mask
 from itr.batch import Batch
 from itr.data.records import Split
@@ -174,3 +175,18 @@ class Literal:
             split,
             tokens,
         )
+
+
+CASE = Case(
+    name="hrem",
+    recipe=("model=hrem", "data=f30k", *RANDOM_BERT, "model.graph.warmup=0"),
+    train=BERT_256,
+    evaluate=BERT_256,
+    no_dropout=("model.dropout=0", "model.text.dropout=0"),
+    words=REGION_WORDS,
+    pairs=128,
+    images=200,
+    region_width=2048,
+    repeats=True,
+    tiny=(*BERT_TINY, "model.embed_size=32", "model.heads=2", "model.graph.topk=4"),
+)

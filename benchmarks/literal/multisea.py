@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.cases import BERT_TINY, Case, bert, sizes
 from benchmarks.literal.plain import Choose, metrics, one
+from benchmarks.random_data import Words
 from itr.batch import Batch
 from itr.data.loading.eval_batches import caption_batches, image_batches
 from itr.data.records import Split
 from itr.data.text.token_table import TokenTable
 from itr.models.base import Encoded
 from itr.models.multisea import MultiSEA
-from itr.nn.agent_attention import Attention, Expert
+from itr.nn.agent_attention import Expert, MultiHeadAttention
 from itr.nn.gated_feed_forward import GatedFeedForward
 
 HIDDEN = torch.finfo(torch.float32).min
@@ -34,7 +36,7 @@ def split(x: Tensor, heads: int) -> Tensor:
     return x.view(len(x), x.shape[1], heads, -1).transpose(1, 2)
 
 
-def softmax_of(part: Attention, q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
+def softmax_of(part: MultiHeadAttention, q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
     """Probabilities of attention, with their dropout."""
     share = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias).softmax(-1)
     return F.dropout(share, part.attention_dropout, part.training)
@@ -45,20 +47,20 @@ def bias_of(mask: Tensor) -> Tensor:
     return (1.0 - mask.float()) * HIDDEN
 
 
-def close(part: Attention, x: Tensor, heads: Tensor) -> Tensor:
+def close(part: MultiHeadAttention, x: Tensor, heads: Tensor) -> Tensor:
     """Output projection, residual, norm."""
     mixed = heads.transpose(1, 2).reshape(x.shape)
     return rms(x + part.dropout(part.out(mixed)), part.norm.weight)
 
 
-def self_attention(part: Attention, x: Tensor, mask: Tensor) -> Tensor:
+def self_attention(part: MultiHeadAttention, x: Tensor, mask: Tensor) -> Tensor:
     """[P, L, D] -> [P, L, D]."""
     q, k, v = (split(f(x), part.heads) for f in (part.query, part.key, part.value))
     return close(part, x, softmax_of(part, q, k, bias_of(mask)[:, None, None, :]) @ v)
 
 
 def agent_attention(
-    part: Attention, agents: int, x: Tensor, mask: Tensor, y: Tensor, y_mask: Tensor
+    part: MultiHeadAttention, agents: int, x: Tensor, mask: Tensor, y: Tensor, y_mask: Tensor
 ) -> Tensor:
     """``x`` [P, L, D] looks at ``y`` [P, K, D] through ``agents`` rows."""
     q, k, v = part.query(x), part.key(y), part.value(y)
@@ -226,3 +228,45 @@ class Literal:
         )
         i2t, t2i = score_matrix(model, v, u, k)
         return metrics(i2t.numpy(), t2i.numpy(), split.text_to_image)
+
+
+CASE = Case(
+    name="multisea",
+    recipe=(
+        "model=multisea",
+        "data=f30k",
+        "model.pretrained=false",
+        "model.text.tokenizer=roberta-from-captions",
+    ),
+    train=(
+        "model.embed_size=128",
+        "model.aformer.heads=4",
+        *sizes("model.image", width=128, depth=5, head_width=32),
+        *bert(128, 2),
+    ),
+    evaluate=(
+        "model.embed_size=64",
+        "model.aformer.heads=4",
+        *sizes("model.image", size=64, patch=8, width=64, depth=3, head_width=32),
+        "model.image.trained_layers=2",
+        *bert(64, 2),
+    ),
+    no_dropout=(
+        "model.text.dropout=0",
+        "model.aformer.dropout=0",
+        "model.aformer.attention_dropout=0",
+    ),
+    words=Words(4000, shortest=9, longest=32, pad=1, first=0, last=2),
+    pairs=20,
+    images=60,
+    image_key="image.size",
+    rerank_k=16,
+    tiny=(
+        "model.embed_size=16",
+        "model.queue_size=30",
+        *sizes("model.aformer", heads=2, depth=2, mlp_ratio=2),
+        *sizes("model.image", width=16, depth=2, head_width=8, size=32, patch=8),
+        "model.image.trained_layers=1",
+        *BERT_TINY,
+    ),
+)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.cases import BERT_256, BERT_TINY, RANDOM_BERT, REGION_WORDS, Case
 from benchmarks.literal.plain import Choose, evaluate_regions, follow, lengths_of
 from benchmarks.literal.vse import image_vector, l2norm, text_vector
 from itr.batch import Batch
@@ -107,3 +108,17 @@ class Literal:
     def evaluate(self, split: Split, tokens: TokenTable) -> dict[str, float]:
         """Recalls of ``split``."""
         return evaluate_regions(self.model, self.images, self.texts, split, tokens)
+
+
+CASE = Case(
+    name="user",
+    recipe=("model=user", "data=f30k", *RANDOM_BERT),
+    train=BERT_256,
+    evaluate=BERT_256,
+    no_dropout=("model.enhance_dropout=0", "model.text.dropout=0"),
+    words=REGION_WORDS,
+    pairs=64,
+    images=200,
+    region_width=2048,
+    tiny=(*BERT_TINY, "model.embed_size=32", "model.queue_size=48"),
+)

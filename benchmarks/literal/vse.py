@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from benchmarks.cases import BERT_256, BERT_TINY, RANDOM_BERT, REGION_WORDS, Case
 from benchmarks.literal.plain import Choose, evaluate_regions, lengths_of
 from itr.batch import Batch
 from itr.data.records import Split
@@ -105,3 +106,17 @@ class Literal:
     def evaluate(self, split: Split, tokens: TokenTable) -> dict[str, float]:
         """Recalls of ``split``."""
         return evaluate_regions(self.model, self.images, self.texts, split, tokens)
+
+
+CASE = Case(
+    name="vse",
+    recipe=("model=vse", "data=f30k", *RANDOM_BERT),
+    train=BERT_256,
+    evaluate=BERT_256,
+    no_dropout=("model.text.dropout=0",),
+    words=REGION_WORDS,
+    pairs=64,
+    images=200,
+    region_width=2048,
+    tiny=(*BERT_TINY, "model.embed_size=32"),
+)

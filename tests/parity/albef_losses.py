@@ -13,7 +13,7 @@ from itr.models.albef import (
     ALBEFConfig,
     FusionTextConfig,
     ImageConfig,
-    Keys,
+    MomentumFeatures,
 )
 from itr.nn.bert.masked_lm import mask_tokens
 from itr.nn.queue import queue_products
@@ -22,7 +22,7 @@ from itr.view import Facts
 from tests.parity.harness import Case
 
 
-def check_contrast(case: Case, step: str, model: ALBEF, scores, keys: Keys) -> None:
+def check_contrast(case: Case, step: str, model: ALBEF, scores, keys: MomentumFeatures) -> None:
     """Logits, momentum logits and targets, before the queue moves on."""
     back, temp = scores.reverse(), model.temperature
     t_bank, v_bank = model.text_queue.features, model.image_queue.features
@@ -66,7 +66,7 @@ def itc_loss(case: Case) -> None:
         model.text_queue.ids.copy_(case["in.idx_queue"][0])
         leaves = [case[f"in.{key}_cls"].clone().requires_grad_() for key in ("image", "text")]
         v, t = (nn.functional.normalize(leaf, dim=-1) for leaf in leaves)
-        keys = Keys(
+        keys = MomentumFeatures(
             *(
                 nn.functional.normalize(case[f"in.{key}_cls_m"], dim=-1)
                 for key in ("image", "text")

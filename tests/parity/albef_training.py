@@ -11,7 +11,7 @@ from itr.draws import ReplayedDraws
 from itr.losses.infonce import InfoNCE
 from itr.models.albef import (
     ALBEF,
-    Keys,
+    MomentumFeatures,
     image_features,
     text_features,
 )
@@ -79,7 +79,7 @@ def _check_parts(case: Case, model: ALBEF, batch, task: str) -> None:
     with torch.no_grad():
         image_keys = image_features(model.twin, batch.pixels)
         text_keys = text_features(model.twin, batch.tokens, mask)
-    keys = Keys(image_keys.unit, text_keys.unit, image_keys.tokens)
+    keys = MomentumFeatures(image_keys.unit, text_keys.unit, image_keys.tokens)
     check_contrast(
         case,
         "",
@@ -109,7 +109,7 @@ def _check_parts(case: Case, model: ALBEF, batch, task: str) -> None:
         _check_words(case, model, batch, fused, keys)
 
 
-def _check_words(case: Case, model: ALBEF, batch, fused, keys: Keys) -> None:
+def _check_words(case: Case, model: ALBEF, batch, fused, keys: MomentumFeatures) -> None:
     """The logits of all places; the step itself computes only those that are guessed."""
     recorded = draws_of(case).recorded[1:]
     hidden = mask_tokens(
