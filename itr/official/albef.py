@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from itr.errors import CheckpointError
-from itr.models.albef import ALBEF, ALBEFConfig, FusionTextConfig, ImageConfig
-from itr.nn.bert.fusion import LAYER_NAMES
+from itr.models.albef import ALBEF, ALBEFConfig
+from itr.nn.bert.fusion import LAYER_NAMES, FusionTextConfig
 from itr.nn.momentum import fill_momentum_weights
+from itr.nn.vit import ImageConfig
 from itr.official.name_table import (
     TEXT_EXTRA_OPTIONS,
     Imported,

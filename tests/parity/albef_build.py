@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from itr.batch import Batch
 from itr.draws import ReplayedDraws
 from itr.losses.infonce import InfoNCE
-from itr.models.albef import ALBEF, ALBEFConfig, FusionTextConfig, ImageConfig
+from itr.models.albef import ALBEF, ALBEFConfig
 from itr.nn.bert.bert import SIZES
+from itr.nn.bert.fusion import FusionTextConfig
+from itr.nn.vit import ImageConfig
 from itr.official.albef import official_state, table_of, to_ours
 from itr.view import Facts
 from tests.parity.harness import Case

@@ -8,15 +8,11 @@ from torch import Tensor, nn
 from itr.clock import Clock
 from itr.draws import ReplayedDraws
 from itr.losses.infonce import InfoNCE
-from itr.models.albef import (
-    ALBEF,
-    ALBEFConfig,
-    FusionTextConfig,
-    ImageConfig,
-    MomentumFeatures,
-)
+from itr.models.albef import ALBEF, ALBEFConfig, MomentumFeatures
+from itr.nn.bert.fusion import FusionTextConfig
 from itr.nn.bert.masked_lm import mask_tokens
 from itr.nn.queue import queue_products
+from itr.nn.vit import ImageConfig
 from itr.official.albef import official_state
 from itr.view import Facts
 from tests.parity.harness import Case

@@ -1,23 +1,16 @@
-"""ALBEF: Align before Fuse, vision and language learning with momentum distillation (NeurIPS 2021).
-
-Li, Selvaraju, Gotmare, Joty, Xiong, Hoi. A ViT and the lower half of BERT are aligned by a
-contrastive loss (ITC) whose candidates and soft targets come from momentum encoders; the upper half
-of BERT fuses the two and says whether they match (ITM, which also re-ranks) and, in pre-training,
-which words were hidden (MLM).
+"""The ALBEF model, in the order of the paper.
 
 B pairs, N image tokens, L words, E joint width, Q queue size, P pairs of an image and a caption.
-v, t: image and caption vectors; g: the momentum encoders'.
+v, t: image and caption embeddings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import BertForMaskedLM
 
 from itr import parallel
@@ -26,17 +19,17 @@ from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError, DataError
 from itr.losses.score import ScoreLoss, Scores
+from itr.models.albef.config import TASKS, ALBEFConfig, albef_view, check_options
+from itr.models.albef.features import ALBEFFeatures, MomentumFeatures, image_features, text_features
 from itr.models.base import Encoded, ParameterGroup, RetrievalModel, SlotScores, Terms
 from itr.nn.bert.bert import load_bert, with_loaded_sizes
 from itr.nn.bert.fusion import (
-    FusionTextConfig,
     KeysValues,
     MLMHead,
     fusion_half,
     load_bert_halves,
     mlm_logits,
     text_half,
-    text_states,
 )
 from itr.nn.bert.masked_lm import mask_tokens, masked_positions, mlm_loss
 from itr.nn.chunked import in_chunks
@@ -50,84 +43,20 @@ from itr.nn.hard_negatives import (
 from itr.nn.momentum import MomentumTwin, fill_momentum_weights
 from itr.nn.position import resize_positions
 from itr.nn.queue import FeatureQueue, queue_products, soft_targets
-from itr.nn.vit import POSITIONS, ImageConfig, load_vit_weights, random_vit
-from itr.view import Facts, PixelView, TextView, View
+from itr.nn.vit import POSITIONS, load_vit_weights, random_vit
+from itr.view import Facts, View
 
-TASKS = ("retrieval", "pretrain")
 TEMPERATURES = (0.001, 0.5)
 NEEDS_ITC = {"vision_proj", "text_proj", "slots.itc"}
-HEAT_LAYER = 2
-
-
-@dataclass
-class ALBEFConfig:
-    """Options of `ALBEF`; the defaults are those of fine-tuning on retrieval."""
-
-    task: str = "retrieval"  # retrieval | pretrain (adds MLM; only a pair's own partner matches)
-    pretrained: bool = True
-    init: str | None = None  # a checkpoint to start from; read by whoever builds the model
-    embed_size: int = 256
-    queue_size: int = 65536
-    temperature: float = 0.07  # at the start; learnt
-    temperature_lr_factor: float = 1.0  # a high rate must not reach it: 0.07 is soon 0.01
-    clamp_temperature: bool = True  # false: free in fine-tuning, as the authors' is
-    momentum: float = 0.995
-    momentum_fusion: bool = False  # also keep momentum copies that fine-tuning never uses
-    momentum_eval_mode: bool = False  # true: no dropout in the momentum encoders
-    distill: bool = True
-    distill_words: bool = True  # false: only the contrast has soft targets (ablation)
-    distill_weight: float = 0.4  # share of the momentum encoders' opinion in the targets
-    distill_warmup: bool = True  # it grows from 0 during the first epoch
-    hard_negatives: bool = True  # false: ITM negatives are drawn evenly (ablation)
-    negative_floor: float = 1e-4  # 0: as the authors; a confident row may then have no candidate
-    mask_probability: float = 0.15
-    train_length: int | None = None  # ids of a training caption; None: as many as BERT takes
-    eval_length: int = 30
-    # Least and largest share of a training image's area in a random crop.
-    crop_scale: list[float] = field(default_factory=lambda: [0.5, 1.0])
-    flip: bool = True
-    randaugment: bool = True
-    randaugment_wraparound: bool = False  # true: the authors' 8-bit arithmetic, which wraps around
-    image: ImageConfig = field(default_factory=ImageConfig)
-    text: FusionTextConfig = field(default_factory=FusionTextConfig)
-
-
-class ALBEFFeatures(NamedTuple):
-    """One modality, encoded."""
-
-    unit: Tensor  # [B, E] float32, unit length
-    tokens: Tensor  # [B, N, Dv] or [B, L, D]
-
-
-class MomentumFeatures(NamedTuple):
-    """What the momentum encoders say of a batch; carries no gradient."""
-
-    images: Tensor  # [B, E]
-    texts: Tensor  # [B, E]
-    image_tokens: Tensor  # [B, N, Dv]
-
-
-# 3.1 Encoders; the owner of the modules is the model or its momentum twin
-
-
-def image_features(owner: nn.Module, pixels: Tensor) -> ALBEFFeatures:
-    """[B, 3, H, W] -> the image side."""
-    tokens = owner.get_submodule("vision").forward_features(pixels)  # type: ignore[operator]
-    return ALBEFFeatures(_unit(owner.get_submodule("vision_proj")(tokens[:, 0])), tokens)
-
-
-def text_features(owner: nn.Module, tokens: Tensor, mask: Tensor) -> ALBEFFeatures:
-    """[B, L] twice -> the caption side."""
-    states = text_states(owner.get_submodule("text"), tokens, mask)
-    return ALBEFFeatures(_unit(owner.get_submodule("text_proj")(states[:, 0])), states)
-
-
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x.float(), dim=-1)
+HEAT_LAYER = 2  # the paper visualizes the third fusion layer
 
 
 class ALBEF(RetrievalModel):
-    """Slot: ``itc``, on each image against the captions of batch and queue, and the other way."""
+    """ALBEF for pre-training and image-text retrieval.
+
+    Slot ``itc`` scores each image against the captions of the batch and the queue, and each caption
+    against the images.
+    """
 
     Config = ALBEFConfig
     slot_names = ("itc",)
@@ -143,7 +72,12 @@ class ALBEF(RetrievalModel):
         self, config: ALBEFConfig, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
     ):
         super().__init__(config, slots, weights, facts)
-        self._check()
+        check_options(config, facts)
+        if slots and not any(map(self.uses_term, self._trained_terms())):
+            raise ConfigError(
+                "loss.weights: itc and itm are 0 and task=retrieval has no term mlm, so nothing "
+                "would be trained; pass loss.weights.itc=1"
+            )
         image, text = config.image, config.text
         self.vision = random_vit(image)
         whole = None
@@ -182,100 +116,49 @@ class ALBEF(RetrievalModel):
         """Whether this is pre-training."""
         return self.config.task == "pretrain"
 
+    def _trained_terms(self) -> tuple[str, ...]:
+        return self.term_names if self.pretrains else ("itc", "itm")
+
     def _copied(self) -> list[str]:
         names = ["vision", "vision_proj", "text", "text_proj"]
         if self.pretrains or self.config.momentum_fusion:
             names.append("fusion")
         return [*names, "words"] if self.pretrains else names
 
-    def _check(self) -> None:
-        config, text = self.config, self.config.text
-        if config.task not in TASKS:
-            raise ConfigError(
-                f"model.task: '{config.task}' is unknown; expected one of {', '.join(TASKS)} "
-                "(task=pretrain sets it)"
-            )
-        if config.queue_size < 0:
-            raise ConfigError(
-                f"model.queue_size={config.queue_size}: expected 0 (no queue) or more"
-            )
-        if not 0 < text.fusion_layer < text.depth:
-            raise ConfigError(
-                f"model.text.fusion_layer: {text.fusion_layer} must lie between 1 and "
-                f"{text.depth - 1}, so that BERT's {text.depth} layers "
-                "(model.text.depth) give a text half and a fusion half"
-            )
-        if self.slots and not (self.pretrains or self.uses_term("itc") or self.uses_term("itm")):
-            raise ConfigError(
-                "loss.weights: task=retrieval has no term mlm, and itc and itm count nothing; type "
-                "loss.weights.itc=1"
-            )
-        if self.pretrains and self.facts.mask_id is None:
-            raise ConfigError(
-                "task=pretrain: the tokenizer has no [MASK], which masked-word modelling needs"
-            )
-        if config.pretrained and text.tokenizer == "wordpiece":
-            raise ConfigError(
-                "model.text.tokenizer=wordpiece: a built vocabulary does not fit pre-trained "
-                "weights; type model.pretrained=false, or leave model.text.tokenizer=null"
-            )
-
     @classmethod
     def view_for(cls, config: ALBEFConfig) -> View:
-        """Pixels; captions as epochs' unit, in pre-training images with a drawn caption."""
-        text, size = config.text, config.image.size
-        longest = min(config.train_length or text.max_positions, _positions(config))
-        return View(
-            kind="pixels",
-            tokenizer=text.tokenizer or text.name,
-            unit="image" if config.task == "pretrain" else "caption",
-            text=TextView(cleaner="albef", end=False, max_length=longest),
-            text_eval=TextView(
-                cleaner="albef", end=False, max_length=min(config.eval_length, _positions(config))
-            ),
-            pixels=PixelView(
-                size=size,
-                resize="random_crop",
-                crop_scale=(config.crop_scale[0], config.crop_scale[1]),
-                flip=config.flip,
-                randaugment=config.randaugment,
-                wrapping=config.randaugment_wraparound,
-            ),
-            pixels_eval=PixelView(size=size),
-            vocabulary_size=text.vocabulary_size,
-        )
+        """Pixels and captions, see `albef_view`."""
+        return albef_view(config)
 
     @classmethod
     def slot_scores(cls, config: ALBEFConfig, slot: str) -> SlotScores:
-        """Cosines, at a temperature of the model's own, with the momentum encoders' targets."""
+        """Cosines at the model's temperature, with soft targets if it distills."""
         return SlotScores(soft="model.distill" if config.distill else None, scale=True)
 
     def encode_images(self, batch: Batch) -> Encoded:
-        """Unit vectors [B, E], and all image tokens for re-ranking."""
+        """Unit embeddings [B, E], and all image tokens for re-ranking."""
         assert batch.pixels is not None
-        side = image_features(self, batch.pixels)
-        return Encoded(side.unit, side.tokens)
+        return Encoded(*image_features(self, batch.pixels))
 
     def encode_texts(self, batch: Batch) -> Encoded:
-        """Unit vectors [B, E], and all word states for re-ranking."""
+        """Unit embeddings [B, E], and all word states for re-ranking."""
         tokens, mask = self._words(batch)
-        side = text_features(self, tokens, mask)
-        return Encoded(side.unit, side.tokens, mask)
+        return Encoded(*text_features(self, tokens, mask), mask)
 
     def _words(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Token ids and their mask. Raises DataError for captions that BERT cannot take."""
+        """Token ids and their mask. Raises DataError if they exceed BERT's positions."""
         assert batch.tokens is not None and batch.token_mask is not None
-        if batch.tokens.shape[1] > (most := _positions(self.config)):
+        if batch.tokens.shape[1] > (most := self.config.text.max_positions):
             raise DataError(
-                f"a caption of {batch.tokens.shape[1]} ids, but BERT has {most} positions; type "
-                f"model.train_length={most} (or less), model.eval_length={most}"
+                f"a caption has {batch.tokens.shape[1]} token ids, but BERT has {most} positions; "
+                f"set model.train_length and model.eval_length to {most} or less"
             )
         return batch.tokens, batch.token_mask
 
     # The training step
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
-        """What belongs to terms without a weight, and a temperature that no loss reads."""
+        """Modules of terms of weight 0, and the temperature if no loss reads it."""
         asleep = set() if self.uses_term("itm") else {"itm_head"}
         if not (self.uses_term("itc") and self.reads_model_scale(["itc"])):
             asleep.add("temperature")
@@ -286,14 +169,14 @@ class ALBEF(RetrievalModel):
         return frozenset(asleep if self.uses_term("itc") else asleep | NEEDS_ITC)
 
     def before_step(self, clock: Clock) -> None:
-        """Keep the temperature in its range; move the momentum encoders."""
+        """Clamp the temperature to its range and update the momentum encoders."""
         if self.config.clamp_temperature:
             with torch.no_grad():
                 self.temperature.clamp_(*TEMPERATURES)
         self.twin.update()
 
     def alpha(self, clock: Clock) -> float:
-        """Share of the momentum encoders in the soft targets at ``clock``."""
+        """Weight of the momentum encoders in the soft targets at ``clock`` (equation 6)."""
         if not (self.config.distill_warmup and clock.epoch == 0 and clock.batches_per_epoch):
             return self.config.distill_weight
         return self.config.distill_weight * min(1.0, clock.batch / clock.batches_per_epoch)
@@ -304,7 +187,7 @@ class ALBEF(RetrievalModel):
         return self.terms_of(states, batch, clock, draws)
 
     def states(self, batch: Batch) -> dict[str, Tensor]:
-        """Vectors and tokens of images and captions."""
+        """Embeddings and tokens of images and captions."""
         assert batch.pixels is not None
         images, texts = image_features(self, batch.pixels), text_features(self, *self._words(batch))
         return {
@@ -316,7 +199,7 @@ class ALBEF(RetrievalModel):
 
     @torch.no_grad()
     def frozen_states(self, batch: Batch) -> dict[str, Tensor]:
-        """What the momentum encoders say of the batch."""
+        """The batch's features from the momentum encoders."""
         assert batch.pixels is not None
         images = image_features(self.twin, batch.pixels)
         texts = text_features(self.twin, *self._words(batch))
@@ -325,7 +208,7 @@ class ALBEF(RetrievalModel):
     def terms_of(
         self, states: Mapping[str, Tensor], batch: Batch, clock: Clock, draws: Draws
     ) -> Terms:
-        """The terms of what `states` and `frozen_states` gave."""
+        """The terms from the output of `states` and `frozen_states`."""
         assert batch.image_id is not None
         tokens, mask = self._words(batch)
         images = ALBEFFeatures(states["image"], states["image_tokens"])
@@ -340,20 +223,20 @@ class ALBEF(RetrievalModel):
             assert isinstance(slot, ScoreLoss)
             terms.losses["itc"] = slot(scores, clock, draws)
             terms.report.update({f"itc_{key}": value for key, value in slot.report.items()})
-        guesses = self.pretrains and self.uses_term("mlm")
-        if not (guesses or self.uses_term("itm")):
+        use_mlm = self.pretrains and self.uses_term("mlm")
+        if not (use_mlm or self.uses_term("itm")):
             return terms
         fused = self.fusion.keys_values(images.tokens)
         if self.uses_term("itm"):
             chosen = self.negatives(scores, draws)
             logits = self.matching_logits(texts.tokens, mask, fused, chosen)
             terms.losses["itm"] = matching_loss(logits, chosen)
-        if guesses:
+        if use_mlm:
             terms.losses["mlm"] = self.masked_words(tokens, mask, fused, keys, alpha, draws)
         return terms
 
     def after_step(self, clock: Clock) -> None:
-        """Enqueue the momentum vectors of all ranks, in rank order."""
+        """Enqueue the momentum embeddings of all ranks, in rank order."""
         if self.pending is None:
             return
         (keys, ids), self.pending = self.pending, None
@@ -366,28 +249,31 @@ class ALBEF(RetrievalModel):
     def contrast(
         self, v: Tensor, t: Tensor, keys: MomentumFeatures, ids: Tensor, alpha: float
     ) -> Scores:
-        """Cosines of ``v``, ``t`` [B, E] with the momentum vectors of the batch, then the queue:
-        values [B, B + Q] both ways, with soft targets (equation 6) where the loss takes them."""
+        """Cosines of ``v``, ``t`` [B, E] with the momentum embeddings of the batch, then the queue.
+
+        Values are [B, B + Q] in both directions; with soft targets (equation 6) if the loss takes
+        them.
+        """
         with torch.autocast(v.device.type, enabled=False):
             scale, match = 1.0 / self.temperature, self._matches(ids)
             slot = self.slots["itc"] if "itc" in self.slots else None
             soft = self.config.distill and slot is not None and bool(slot.uses_soft)
-            t_bank, v_bank = self.text_queue.features, self.image_queue.features
+            t_queue, v_queue = self.text_queue.features, self.image_queue.features
 
-            def side(own: Tensor, teacher: Tensor, other: Tensor, bank: Tensor) -> Scores:
-                values = queue_products(own, other, bank)
+            def one_way(student: Tensor, teacher: Tensor, other: Tensor, queue: Tensor) -> Scores:
+                values = queue_products(student, other, queue)
                 target = None
                 if soft:
-                    opinion = queue_products(teacher, other, bank) * scale
-                    target = soft_targets(opinion, match, alpha)
+                    logits = queue_products(teacher, other, queue) * scale
+                    target = soft_targets(logits, match, alpha)
                 rows = torch.arange(len(ids), device=ids.device)
                 return Scores(values, match, rows, soft=target, scale=scale)
 
-            i2t = side(v, keys.images, keys.texts, t_bank)
-            return replace(i2t, back=side(t, keys.texts, keys.images, v_bank))
+            i2t = one_way(v, keys.images, keys.texts, t_queue)
+            return replace(i2t, back=one_way(t, keys.texts, keys.images, v_queue))
 
     def _matches(self, ids: Tensor) -> Tensor:
-        """[B, B + Q] bool. In pre-training a pair knows its own partner only."""
+        """[B, B + Q] bool. In pre-training only the paired caption or image is a match."""
         if not self.pretrains:
             return ids[:, None] == torch.cat([ids, self.text_queue.ids])[None, :]
         return torch.eye(
@@ -397,7 +283,7 @@ class ALBEF(RetrievalModel):
     # 3.2 Image-text matching with hard negatives
 
     def negatives(self, scores: Scores, draws: Draws) -> HardNegatives:
-        """A wrong image for each caption and a wrong caption for each image of the batch."""
+        """A negative image for each caption and a negative caption for each image."""
         back = scores.reverse()
         count, strength = len(scores.values), (1.0 / self.temperature).detach()
         forbidden = scores.match[:, :count]
@@ -413,7 +299,7 @@ class ALBEF(RetrievalModel):
     def matching_logits(
         self, states: Tensor, mask: Tensor, images: list[KeysValues], chosen: HardNegatives
     ) -> Tensor:
-        """[3B, 2], all in one pass: the pairs; captions with wrong images; images with wrong
+        """Logits [3B, 2] in one pass: pairs; captions with negative images; images with negative
         captions."""
 
         def logits(text_of: Tensor, image_of: Tensor) -> Tensor:
@@ -433,29 +319,31 @@ class ALBEF(RetrievalModel):
         self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str, block: int = 1
     ) -> Tensor:
         """Match logits [P] of ``pairs`` [P, 2] (image row, text row), the same both ways.
-        Each ``block`` of pairs reads its image's keys and values where they lie."""
+
+        Each ``block`` of pairs shares its image's keys and values without copying them.
+        """
         assert images.tokens is not None and texts.tokens is not None and texts.mask is not None
         text_of, block_of = pairs[:, 1], pairs[::block, 0]
         fused = self.fusion.keys_values(images.tokens)
         return self._match(texts.tokens[text_of], texts.mask[text_of], fused, block_of)[:, 1]
 
-    # 6 Where a caption was found in an image: Grad-CAM on the attention of a fusion layer
+    # 6 Visualization: Grad-CAM on the cross-attention of a fusion layer
 
     def heat(self, images: Batch, texts: Batch) -> Tensor:
-        """[P, g, g] of pairs, from the third fusion layer (or the last)."""
+        """Heat maps [P, g, g] of pairs, from the third fusion layer (or the last)."""
         assert texts.token_mask is not None
         layer = min(HEAT_LAYER, len(self.fusion.layers) - 1)
         return caption_maps(self.trace_fusion(images, texts, layer).evidence, texts.token_mask)
 
     def trace_fusion(self, images: Batch, texts: Batch, layer: int) -> AttentionTrace:
-        """Attention to the image in fusion layer ``layer`` and the gradient of the match logits."""
-        pictures, words = self.encode_images(images), self.encode_texts(texts)
-        assert pictures.tokens is not None and words.tokens is not None and words.mask is not None
+        """Cross-attention of fusion layer ``layer`` and the gradient of the match logits."""
+        patches, words = self.encode_images(images), self.encode_texts(texts)
+        assert patches.tokens is not None and words.tokens is not None and words.mask is not None
         states, mask = words.tokens, words.mask
-        fused = self.fusion.keys_values(pictures.tokens)
+        fused = self.fusion.keys_values(patches.tokens)
         attention = self.fusion.get_submodule(f"layers.{layer}.image")
 
-        def match() -> Tensor:  # of all words, so that the last layer shows them, too
+        def match() -> Tensor:  # computes all words, so that the last layer attends with each
             return self.itm_head(self.fusion(states, mask, fused)[:, 0])[:, 1].sum()
 
         return trace_attention(attention, match)
@@ -471,50 +359,48 @@ class ALBEF(RetrievalModel):
         alpha: float,
         draws: Draws,
     ) -> Tensor:
-        """The cost of guessing hidden words, with the momentum encoders' guesses as soft targets
+        """The masked language modeling loss, with the momentum model's predictions as soft targets
         (equation 7)."""
         probability, mask_id = self.config.mask_probability, self.facts.mask_id
         assert mask_id is not None
         hidden = mask_tokens(tokens, mask, draws, probability, mask_id, self.facts.vocabulary)
-        places = masked_positions(hidden.labels, probability)
+        positions = masked_positions(hidden.labels, probability)
         teacher = None
         if self.config.distill and self.config.distill_words:
             with torch.no_grad():
                 fusion = self.twin.get_submodule("fusion")
-                seen = fusion.keys_values(keys.image_tokens)  # type: ignore[operator]
-                teacher = mlm_logits(self.twin, hidden.tokens, mask, seen, places)
-        student = mlm_logits(self, hidden.tokens, mask, images, places, self.chunk_pairs)
-        return mlm_loss(student, hidden.labels.flatten()[places], teacher, alpha)
+                image_keys = fusion.keys_values(keys.image_tokens)  # type: ignore[operator]
+                teacher = mlm_logits(self.twin, hidden.tokens, mask, image_keys, positions)
+        student = mlm_logits(self, hidden.tokens, mask, images, positions, self.chunk_pairs)
+        return mlm_loss(student, hidden.labels.flatten()[positions], teacher, alpha)
 
-    # Parameters and starting points
+    # Parameters and initial weights
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
-        """Without decay: vectors (biases, norms) and whatever a loss owns. All else decays, tables
-        of embeddings and the temperature included."""
-        owned = {id(parameter) for parameter in self.slots.parameters()}
-        factor, alone = self.config.temperature_lr_factor, "temperature"
-        free: list[str] = []
-        decaying: list[str] = []
+        """Vectors (biases, norms) and parameters of losses do not decay; all others do, embeddings
+        and the temperature included."""
+        of_losses = {id(parameter) for parameter in self.slots.parameters()}
+        factor = self.config.temperature_lr_factor
+        no_decay: list[str] = []
+        decay: list[str] = []
         for name, parameter in self.named_parameters():
-            if factor == 1.0 or name != alone:
-                (free if parameter.ndim == 1 or id(parameter) in owned else decaying).append(name)
+            if factor == 1.0 or name != "temperature":
+                vector = parameter.ndim == 1 or id(parameter) in of_losses
+                (no_decay if vector else decay).append(name)
         groups = [
-            ParameterGroup("no_decay", tuple(free), lr, 0.0),
-            ParameterGroup("decay", tuple(decaying), lr, weight_decay),
+            ParameterGroup("no_decay", tuple(no_decay), lr, 0.0),
+            ParameterGroup("decay", tuple(decay), lr, weight_decay),
         ]
         if factor != 1.0:
-            groups.append(ParameterGroup(alone, (alone,), lr * factor, weight_decay))
+            group = ParameterGroup("temperature", ("temperature",), lr * factor, weight_decay)
+            groups.append(group)
         return groups
 
     def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``state`` of another ALBEF with position embeddings resized to this one's image, and with
-        momentum encoders equal to its encoders where it has none."""
+        """``state`` of another ALBEF with position embeddings resized to this image size; missing
+        momentum weights are copied from the encoders."""
         fitted, grid = dict(state), self.vision.patch_embed.grid_size
         for name in (f"vision.{POSITIONS}", f"twin.vision.{POSITIONS}"):
             if name in fitted:
                 fitted[name] = resize_positions(fitted[name], grid)
         return fill_momentum_weights(fitted, self.state_dict())
-
-
-def _positions(config: ALBEFConfig) -> int:
-    return config.text.max_positions

@@ -1,0 +1,25 @@
+"""ALBEF: Align before Fuse, vision and language learning with momentum distillation (NeurIPS 2021).
+
+Li, Selvaraju, Gotmare, Joty, Xiong, Hoi. A ViT and the lower half of BERT are aligned by an
+image-text contrastive loss (ITC); its candidates and soft targets come from momentum encoders. The
+upper half of BERT fuses both modalities. It predicts whether a pair matches (ITM, also used for
+re-ranking) and, in pre-training, masked words (MLM).
+"""
+
+from itr.models.albef.config import ALBEFConfig
+from itr.models.albef.features import (
+    ALBEFFeatures,
+    MomentumFeatures,
+    image_features,
+    text_features,
+)
+from itr.models.albef.model import ALBEF
+
+__all__ = [
+    "ALBEF",
+    "ALBEFConfig",
+    "ALBEFFeatures",
+    "MomentumFeatures",
+    "image_features",
+    "text_features",
+]
