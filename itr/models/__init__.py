@@ -1,1 +1,1 @@
-"""One file a method, in the paper's order."""
+"""Models: one file (or folder) per method, in the paper's order."""

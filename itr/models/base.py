@@ -1,4 +1,7 @@
-"""What trainer and evaluator know of a model. B pairs, D width, L tokens, P re-ranked pairs."""
+"""The interface between models and trainer or evaluator.
+
+B pairs, D width, L tokens, P re-ranked pairs.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ from itr.view import Facts, View
 
 @dataclass
 class Terms:
-    """What one forward pass gives: named scalar losses to weigh and sum, and things to log only."""
+    """The result of one training forward pass."""
 
-    losses: dict[str, Tensor]
-    report: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, Tensor]  # scalars, weighted and summed by the trainer
+    report: dict[str, Tensor] = field(default_factory=dict)  # scalars that are only logged
 
 
 @dataclass
@@ -34,12 +37,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class SlotScores:
-    """What a model of one configuration hands to a slot: it decides which losses fit there."""
+    """Properties of the scores in a slot, which decide which losses fit there."""
 
-    cosine: bool = True  # values lie in [-1, 1]
-    remedy: str = ""  # what to type to get cosines, where they can be had
-    soft: str | None = None  # the option that hands soft targets in; None: hard matches only
-    scale: bool = False  # the model has a temperature of its own
+    cosine: bool = True  # values are in [-1, 1]
+    remedy: str = ""  # options that make them cosines, if there are any
+    soft: str | None = None  # the option that enables soft targets; None: hard matches only
+    scale: bool = False  # the model learns a temperature
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class ParameterGroup:
 
 
 class RetrievalModel(nn.Module, ABC):
-    """Turns a batch into named loss terms (training) or embeddings (evaluation).
+    """Base class: maps a batch to named loss terms (training) or embeddings (evaluation).
 
     ``slots`` maps slot names to the losses that the model calls. ``weights`` maps terms to their
     weights: the trainer multiplies and sums, and a model skips a term of weight 0 (`uses_term`).
@@ -62,13 +65,13 @@ class RetrievalModel(nn.Module, ABC):
     Config: ClassVar[type]  # the dataclass of `conf/model/<name>.yaml`, less `_target_` and `name`
     slot_names: ClassVar[tuple[str, ...]]
     term_names: ClassVar[tuple[str, ...]]
-    tasks: ClassVar[tuple[str, ...]] = ("retrieval",)  # values of `task=` that it can be trained on
+    tasks: ClassVar[tuple[str, ...]] = ("retrieval",)  # values of `task=` that it trains on
     shares_batch_loss: ClassVar[bool] = (
         True  # pairs of all ranks share a loss; False: each rank has its own
     )
-    symmetric_rerank: ClassVar[bool] = False  # `rerank` ignores the direction: pairs scored once
-    size_key: ClassVar[str | None] = None  # the option for the pixels of a side; None: no pixels
-    rerank_block: ClassVar[int] = 1  # how many pairs of an image `rerank` likes in a row
+    symmetric_rerank: ClassVar[bool] = False  # `rerank` ignores the direction: score pairs once
+    size_key: ClassVar[str | None] = None  # option of the image size in pixels; None: no pixels
+    rerank_block: ClassVar[int] = 1  # consecutive pairs that share an image in `rerank`
 
     def __init__(
         self, config: Any, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
@@ -86,11 +89,11 @@ class RetrievalModel(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def view_for(cls, config: Any) -> View:
-        """How a model of this configuration wants its data (known before it is built)."""
+        """The data that a model of this configuration reads, known before it is built."""
 
     @classmethod
     def slot_scores(cls, config: Any, slot: str) -> SlotScores:
-        """What a model of this configuration hands to ``slot`` (known before it is built)."""
+        """The scores that a model of this configuration passes to ``slot``."""
         return SlotScores()
 
     @abstractmethod
@@ -107,18 +110,20 @@ class RetrievalModel(nn.Module, ABC):
 
     @abstractmethod
     def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
-        """Every parameter, in exactly one group; by module, never by substring."""
+        """Every parameter in exactly one group, selected by module and never by substring."""
 
     def check_batch(self, share: int) -> None:
-        """Raises ConfigError if the method cannot train on batches of ``share`` pairs a device."""
+        """Raises ConfigError if the method cannot train with ``share`` pairs per device."""
 
     def states(self, batch: Batch) -> dict[str, Tensor]:
-        """What `terms_of` needs of the trained encoders: rows [B, ...], each from its pair alone,
-        so that a batch may be encoded a few pairs at a time (``grad_cache``)."""
-        raise NotImplementedError(f"{type(self).__name__} sees a batch as a whole")
+        """Encoder outputs for `terms_of`, rows [B, ...].
+
+        A row depends on its own pair only, so a batch can be encoded in chunks (``grad_cache``).
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not encode pairs independently")
 
     def frozen_states(self, batch: Batch) -> dict[str, Tensor]:
-        """What `terms_of` needs beside them that carries no gradient; rows [B, ...]."""
+        """Further inputs of `terms_of` without gradient, rows [B, ...]."""
         return {}
 
     def terms_of(
@@ -128,15 +133,15 @@ class RetrievalModel(nn.Module, ABC):
 
         Deep layers process ``chunk_pairs`` pairs at a time.
         """
-        raise NotImplementedError(f"{type(self).__name__} sees a batch as a whole")
+        raise NotImplementedError(f"{type(self).__name__} does not encode pairs independently")
 
     @classmethod
     def cacheable(cls) -> bool:
-        """Whether ``forward`` is `terms_of` the `states`."""
+        """Whether ``forward`` equals `terms_of` applied to `states`, as ``grad_cache`` needs."""
         return cls.states is not RetrievalModel.states
 
     def uses_term(self, term: str) -> bool:
-        """Whether ``term`` counts at all (its weight is not 0)."""
+        """Whether the weight of ``term`` is not 0."""
         return self.weights.get(term, 0.0) != 0.0
 
     def reads_model_scale(self, slots: Iterable[str]) -> bool:
@@ -144,43 +149,49 @@ class RetrievalModel(nn.Module, ABC):
         return any(slot in self.slots and self.slots[slot].uses_scale for slot in slots)
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
-        """Names of the modules (or single parameters) that take no part at ``clock``: no gradient,
-        no update, no decay."""
+        """Modules or parameters that are frozen at ``clock``: no gradient, no update, no decay.
+
+        Every parameter that may receive no gradient must be listed.
+        """
         return frozenset()
 
     def before_step(self, clock: Clock) -> None:
-        """Called before each micro-batch (momentum, clamps)."""
+        """Called before each micro-batch, e.g. for momentum updates and clamps."""
 
     def after_step(self, clock: Clock) -> None:
-        """Called after each micro-batch, also when the update is skipped (enqueue, clamps)."""
+        """Called after each micro-batch, e.g. to enqueue keys; also if the update is skipped."""
 
     def rerank(
         self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str, block: int = 1
     ) -> Tensor:
-        """Final scores [P] of ``pairs`` [P, 2] (image row, text row), sorted by image; ``block``
-        pairs in a row share it.
+        """Final scores [P] of ``pairs`` [P, 2] (image row, text row), sorted by image.
 
-        ``direction`` is ``i2t`` or ``t2i``; ``both`` where ``symmetric_rerank`` holds.
+        ``block`` consecutive pairs share an image. ``direction`` is ``i2t`` or ``t2i``, or ``both``
+        if ``symmetric_rerank``.
         """
-        raise NotImplementedError(f"{type(self).__name__} scores by its embeddings alone")
+        raise NotImplementedError(f"{type(self).__name__} has no re-ranking score")
 
     def heat(self, images: Batch, texts: Batch) -> Tensor | None:
-        """Where in image i caption i was found: [P, g, g], higher is hotter. None: the
-        model has no map of its own (a gallery then hides parts of the image and looks)."""
+        """Heat maps [P, g, g] of the regions in image i that match caption i.
+
+        None if the model has none; the gallery then computes them by occlusion.
+        """
         return None
 
     def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of another model of this class, changed where a fixed rule makes them fit this
-        one (position embeddings at another resolution). Whoever starts a run from them calls it."""
+        """Adapt the weights of another model of this class to this one by fixed rules.
+
+        An example is resizing position embeddings. Called when a run is initialized from ``state``.
+        """
         return dict(state)
 
     @property
     def reranks(self) -> bool:
-        """Whether the model has a second, slower score for pairs."""
+        """Whether the model defines `rerank`."""
         return type(self).rerank is not RetrievalModel.rerank
 
 
 def parameter_names(model: nn.Module, modules: Iterable[nn.Module]) -> tuple[str, ...]:
     """Names (in ``model``) of the parameters of ``modules``, in ``named_parameters`` order."""
-    wanted = {id(parameter) for module in modules for parameter in module.parameters()}
-    return tuple(name for name, parameter in model.named_parameters() if id(parameter) in wanted)
+    selected = {id(parameter) for module in modules for parameter in module.parameters()}
+    return tuple(name for name, parameter in model.named_parameters() if id(parameter) in selected)

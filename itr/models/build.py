@@ -1,4 +1,4 @@
-"""From configuration nodes to a model with its losses in place; every misfit is found here."""
+"""Builds a model with its losses from configuration nodes and checks that they fit."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from itr.view import Facts
 
 
 def model_class(node: Mapping[str, Any]) -> type[RetrievalModel]:
-    """The class that a model node names."""
-    found = locate(node["_target_"], "model")
-    if not (isinstance(found, type) and issubclass(found, RetrievalModel)):
+    """The model class of a node's ``_target_``. Raises ConfigError if it is no model."""
+    target = locate(node["_target_"], "model")
+    if not (isinstance(target, type) and issubclass(target, RetrievalModel)):
         raise ConfigError(f"model._target_: {node['_target_']} is not a RetrievalModel")
-    return found
+    return target
 
 
 def model_config(node: Mapping[str, Any]) -> Any:
-    """The model's options, checked and typed."""
+    """The model's options as its dataclass, checked."""
     return check(node, model_class(node).Config, "model")
 
 
-GENERIC = "loss=triplet, distance_triplet, uto, infonce or sigmoid fills any slot"
+GENERIC_LOSSES = "loss=triplet, distance_triplet, uto, infonce and sigmoid fill any slot"
 
 
 def build_slots(loss: Mapping[str, Any], cls: type[RetrievalModel], config: Any) -> nn.ModuleDict:
-    """The losses of a ``loss`` node, one for each slot of a ``cls`` of configuration ``config``.
+    """The losses of a ``loss`` node, one per slot of a ``cls`` with configuration ``config``.
 
-    ``loss.slots`` maps slot -> node; ``loss.default`` fills the slots that it leaves out. Raises
-    ConfigError for a slot that the model has not, a slot without a loss, or a loss that cannot
-    work on the slot's scores (`itr.models.compatibility`).
+    ``loss.slots`` maps slot -> node; ``loss.default`` fills the other slots. Raises ConfigError for
+    an unknown slot, a slot without a loss, and a loss that is incompatible with the slot's scores
+    (`itr.models.compatibility`).
     """
-    given, default = dict(loss.get("slots") or {}), loss.get("default")
-    for slot in given:
+    nodes, default = dict(loss.get("slots") or {}), loss.get("default")
+    for slot in nodes:
         if slot not in cls.slot_names:
             raise ConfigError(
                 f"loss.slots.{slot}: {cls.__name__} has no such slot{nearest(slot, cls.slot_names)}"
-                f" (its slots: {', '.join(cls.slot_names)}); {GENERIC}"
+                f" (its slots: {', '.join(cls.slot_names)}); {GENERIC_LOSSES}"
             )
     slots = nn.ModuleDict()
     for slot in cls.slot_names:
-        node = given.get(slot, default)
+        node = nodes.get(slot, default)
         if node is None:
             raise ConfigError(
-                f"loss '{loss.get('name')}' gives no slot '{slot}'; {cls.__name__} needs "
-                f"{', '.join(cls.slot_names)}; {GENERIC}"
+                f"loss={loss.get('name')}: no loss for slot '{slot}'; {cls.__name__} needs "
+                f"{', '.join(cls.slot_names)}; {GENERIC_LOSSES}"
             )
         slots[slot] = module = _build_loss(node, f"loss.slots.{slot}")
         verdict = judge(cls, config, slot, module)
@@ -64,18 +64,21 @@ def build_slots(loss: Mapping[str, Any], cls: type[RetrievalModel], config: Any)
     return slots
 
 
-def _build_loss(node: Any, where: str) -> ScoreLoss:
+def _build_loss(node: Any, key: str) -> ScoreLoss:
     if not isinstance(node, Mapping) or "_target_" not in node:
-        raise ConfigError(f"{where}: expected {{_target_: itr.losses.<module>.<name>, ...}}")
-    found = locate(node["_target_"], where)
-    if not (isinstance(found, type) and issubclass(found, ScoreLoss)):
-        raise ConfigError(f"{where}: {node['_target_']} is not a ScoreLoss")
-    return build(node, where)
+        raise ConfigError(f"{key}: expected {{_target_: itr.losses.<module>.<name>, ...}}")
+    target = locate(node["_target_"], key)
+    if not (isinstance(target, type) and issubclass(target, ScoreLoss)):
+        raise ConfigError(f"{key}._target_: {node['_target_']} is not a ScoreLoss")
+    return build(node, key)
 
 
 def check_weights(weights: Mapping[str, float], cls: type[RetrievalModel]) -> dict[str, float]:
-    """The weight of each term. Raises ConfigError for a term that the model does not have, and for
-    weights that are no amounts or leave nothing to train."""
+    """The weight of each term.
+
+    Raises ConfigError for unknown or missing terms, for weights that are negative or not finite,
+    and if all are 0.
+    """
     for term in weights:
         if term not in cls.term_names:
             raise ConfigError(
@@ -83,22 +86,20 @@ def check_weights(weights: Mapping[str, float], cls: type[RetrievalModel]) -> di
                 f"{nearest(term, cls.term_names)} (its terms: {', '.join(cls.term_names)})"
             )
     if missing := [term for term in cls.term_names if term not in weights]:
-        raise ConfigError(
-            f"loss.weights.{missing[0]}: has no value; type loss.weights.{missing[0]}=1"
-        )
+        raise ConfigError(f"loss.weights.{missing[0]} is missing; pass loss.weights.{missing[0]}=1")
     for term, weight in weights.items():
         if not 0.0 <= weight < math.inf:
-            raise ConfigError(f"loss.weights.{term}={weight}: expected a number from 0 on")
+            raise ConfigError(f"loss.weights.{term}={weight}: expected a finite number >= 0")
     if not any(weights.values()):
         raise ConfigError(
-            f"loss.weights: every one is 0, nothing would be trained; type loss.weights."
+            f"loss.weights: all are 0, so nothing would be trained; pass loss.weights."
             f"{cls.term_names[0]}=1"
         )
     return {term: float(weights[term]) for term in cls.term_names}
 
 
 def build_model(model: Mapping[str, Any], loss: Mapping[str, Any], facts: Facts) -> RetrievalModel:
-    """A model with its losses, its weights random or pre-trained as ``model`` says."""
+    """A model with its losses. Weights are random or pretrained, as ``model`` says."""
     cls = model_class(model)
     config = model_config(model)
     slots = build_slots(loss, cls, config)
@@ -106,7 +107,7 @@ def build_model(model: Mapping[str, Any], loss: Mapping[str, Any], facts: Facts)
 
 
 def model_meta(model: RetrievalModel) -> dict[str, Any]:
-    """What `restore` needs beside the weights; JSON-able."""
+    """The JSON-serializable description from which `restore` rebuilds ``model``."""
     return {
         "model_target": f"{type(model).__module__}.{type(model).__qualname__}",
         "model_config": dataclasses.asdict(model.config),
@@ -117,14 +118,14 @@ def model_meta(model: RetrievalModel) -> dict[str, Any]:
 
 
 def restore(path: Path, meta: Mapping[str, Any]) -> RetrievalModel:
-    """The model of a checkpoint of ours, weights loaded strictly; needs no other file.
+    """Rebuild the model of one of our checkpoints and load its weights strictly.
 
-    Raises CheckpointError if the weights do not fit.
+    Raises CheckpointError if its configuration or weights do not fit.
     """
     node = {**meta["model_config"], "_target_": meta["model_target"]}
     try:
         cls = model_class(node)
-        # A converted authors' file names no losses: it evaluates.
+        # A converted authors' checkpoint has no losses; it can only be evaluated.
         config = model_config(node)
         slots = build_slots(meta["loss"], cls, config) if meta["loss"] else nn.ModuleDict()
         model = cls(config, slots, meta["weights"], Facts(**meta["facts"]))

@@ -1,7 +1,7 @@
-"""Which loss fits which model, decided once, slot by slot.
+"""Decides which losses are compatible with which model slots.
 
-A pair is allowed, allowed with hard matches (the model would hand in soft targets, the loss takes
-none), or refused. ``itr losses`` prints the whole table.
+A loss is allowed, allowed with hard matches (it ignores the model's soft targets), or refused.
+``itr losses`` prints the whole table.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ Kind = Literal["allowed", "hard", "refused"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of a loss in a slot; ``reason`` is a sentence where it is not just allowed."""
+    """The compatibility of a loss with a slot; ``reason`` explains anything but plain allowed."""
 
     kind: Kind
     reason: str = ""
 
 
 def judge(cls: type[RetrievalModel], config: Any, slot: str, loss: ScoreLoss) -> Verdict:
-    """Whether ``loss`` can work in ``slot`` of a ``cls`` of configuration ``config``."""
+    """The compatibility of ``loss`` with ``slot`` of a ``cls`` with configuration ``config``."""
     scores, name = cls.slot_scores(config, slot), type(loss).__name__
     if loss.needs_cosine and not scores.cosine:
-        remedy = f"type {scores.remedy}, or choose" if scores.remedy else "choose"
+        remedy = f"pass {scores.remedy}, or" if scores.remedy else "pass"
         return Verdict(
             "refused",
             f"{name} needs cosine similarities, but the '{slot}' scores of {cls.__name__} are "
@@ -37,21 +37,21 @@ def judge(cls: type[RetrievalModel], config: Any, slot: str, loss: ScoreLoss) ->
     if loss.learns_scale and loss.uses_scale and scores.scale:
         return Verdict(
             "refused",
-            f"{name} would learn a temperature that it never uses, because {cls.__name__} has one "
-            "of its own; type use_model_scale=false (the loss's own) or learnable=false (the "
-            "model's) for it",
+            f"{name} would learn a temperature that is never used, because {cls.__name__} learns "
+            "one; set use_model_scale=false (to use the loss's) or learnable=false (to use the "
+            "model's) in the loss",
         )
     if scores.soft and not loss.uses_soft:
         return Verdict(
             "hard",
-            f"{name} takes no soft targets: distillation ({scores.soft}) is off in slot '{slot}', "
+            f"{name} ignores soft targets: distillation ({scores.soft}) is off in slot '{slot}', "
             "its targets are the hard matches",
         )
     return Verdict("allowed")
 
 
 def notes(model: RetrievalModel) -> list[str]:
-    """What a run's log must say of the losses in ``model``."""
-    given: Iterable[tuple[str, Any]] = model.slots.items()
-    verdicts = ((slot, judge(type(model), model.config, slot, loss)) for slot, loss in given)
+    """Log lines about the compatibility of the losses in ``model``."""
+    losses: Iterable[tuple[str, Any]] = model.slots.items()
+    verdicts = ((slot, judge(type(model), model.config, slot, loss)) for slot, loss in losses)
     return [f"loss.slots.{slot}: {verdict.reason}" for slot, verdict in verdicts if verdict.reason]
