@@ -1,8 +1,9 @@
 """ALIP: Adaptive Language-Image Pre-training with Synthetic Caption (ICCV 2023).
 
-Yang, Deng, An, Li, Feng, Guo, Yang, Liu. A CLIP dual encoder sees an image with two texts: the raw
-one from the web and a synthetic caption. Two gates compare their similarities with running means
-and turn what falls below into weights of a contrastive loss on either path.
+Yang, Deng, An, Li, Feng, Guo, Yang, Liu. A CLIP dual encoder trains on images with two texts: the
+raw text from the web and a synthetic caption. Gates compare the similarities of the three with
+running means; similarities below the mean lower the weight of a sample or pair in the contrastive
+losses.
 
 B samples of one rank, N of all ranks, D joint width, L token ids. x, t, c: unit embeddings of
 image, raw text and synthetic caption.
@@ -105,7 +106,7 @@ class ALIPConfig:
 
 
 class GateWeights(NamedTuple):
-    """What the gates make of N samples."""
+    """Weights of N samples from the gates."""
 
     sample: Tensor  # [N] W_s
     raw: Tensor  # [N] W_t
@@ -113,9 +114,9 @@ class GateWeights(NamedTuple):
 
 
 class AdaptiveGates(nn.Module):
-    """GateWeights of samples and pairs from similarities against their running means (eqs. 2 to 5).
+    """Weights of samples and pairs, from similarities and their running means (equations 2 to 5).
 
-    ``means`` [3] are those of t.c, x.t and x.c over all batches so far.
+    ``means`` [3] are the running means of t.c, x.t and x.c.
     """
 
     means: Tensor
@@ -133,10 +134,11 @@ class AdaptiveGates(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor, t: Tensor, c: Tensor) -> GateWeights:
-        """[N, D] thrice, float32, of all ranks. The means take the batch in first.
+        """Unit embeddings [N, D] float32 of all ranks -> weights.
 
-        A sample whose texts agree better than on average keeps the weight 1 on both paths; any
-        other is weighed down by its language gate and by the description gate of each path.
+        The means are updated with the batch first. A sample whose texts are more similar than
+        average keeps weight 1 on both paths; the others are weighted by the language consistency
+        gate and by the description consistency gate of each path.
         """
         left, right = torch.stack([t, x, x]), torch.stack([c, t, c])
         similarities = (left * right).sum(dim=-1)  # [3, N]
@@ -146,7 +148,7 @@ class AdaptiveGates(nn.Module):
         return GateWeights(*torch.where(low & self.switches, weights, 1.0))
 
 
-# The whole
+# The model
 
 
 class ALIP(RetrievalModel):
@@ -181,35 +183,35 @@ class ALIP(RetrievalModel):
         config = self.config
         if config.pretrained:
             raise ConfigError(
-                "model.pretrained=true: ALIP trains its towers from random weights; leave "
+                "model.pretrained=true: ALIP trains its towers from random weights; pass "
                 "model.pretrained=false, or start from OpenAI's CLIP with model.init=ViT-B-32.pt "
                 "model.quick_gelu=true"
             )
         if config.gather_grad not in GATHER:
             raise ConfigError(
-                f"model.gather_grad: '{config.gather_grad}' is unknown; expected one of "
-                f"{', '.join(GATHER)}"
+                f"model.gather_grad={config.gather_grad}: expected one of {', '.join(GATHER)}"
             )
         if (
             len(config.crop_scale) != 2
             or not 0.0 < config.crop_scale[0] <= config.crop_scale[1] <= 1.0
         ):
             raise ConfigError(
-                f"model.crop_scale: {config.crop_scale}; expected two shares of the area, as in "
-                "[0.7, 1.0]"
+                f"model.crop_scale={config.crop_scale}: expected the least and the largest "
+                "fraction of the image area, e.g. [0.7, 1.0]"
             )
         if not 0.01 <= config.temperature <= 1.0:
             raise ConfigError(
-                f"model.temperature: {config.temperature} is outside [0.01, 1], where ALIP keeps it"
+                f"model.temperature={config.temperature}: expected 0.01 to 1, to which ALIP clamps"
             )
         if not 0.0 <= config.gates.momentum <= 1.0:
-            raise ConfigError(
-                f"model.gates.momentum: {config.gates.momentum} must lie between 0 and 1"
-            )
+            raise ConfigError(f"model.gates.momentum={config.gates.momentum}: expected 0 to 1")
 
     @classmethod
     def view_for(cls, config: ALIPConfig) -> View:
-        """Pixels; an image with one raw text and one synthetic caption; a prompt in evaluation."""
+        """Pixels, a raw text and a synthetic caption per image; evaluation prepends a prompt.
+
+        An epoch visits every pair.
+        """
         text = config.text
         plain = TextView(cleaner="clip", max_length=text.max_positions)
         return View(
@@ -233,16 +235,16 @@ class ALIP(RetrievalModel):
 
     @classmethod
     def slot_scores(cls, config: ALIPConfig, slot: str) -> SlotScores:
-        """Cosines, at a temperature of the model's own."""
+        """Cosines at the model's temperature."""
         return SlotScores(scale=True)
 
     def encode_images(self, batch: Batch) -> Encoded:
-        """Unit vectors [B, D] of the images."""
+        """Unit embeddings [B, D] of the images."""
         assert batch.pixels is not None
         return Encoded(_unit(self.images(batch.pixels)))
 
     def encode_texts(self, batch: Batch) -> Encoded:
-        """Unit vectors [B, D] of the captions."""
+        """Unit embeddings [B, D] of the captions."""
         assert batch.tokens is not None
         return Encoded(_unit(self.texts(batch.tokens)))
 
@@ -251,15 +253,16 @@ class ALIP(RetrievalModel):
         return self.terms_of(self.states(batch), batch, clock, draws)
 
     def states(self, batch: Batch) -> dict[str, Tensor]:
-        """Unit vectors [B, D] of images, raw texts and synthetic captions."""
+        """Unit embeddings [B, D] of images, raw texts and synthetic captions."""
         assert batch.pixels is not None and batch.tokens is not None
         if batch.second_tokens is None:
             raise DataError(
-                "ALIP trains on a raw text and a synthetic caption of each image, and this data "
-                "has one text; type data.second_text=other_caption or data.second_text=FILE"
+                "data.second_text: ALIP needs a raw text and a synthetic caption per image, but "
+                "this dataset has one text; pass data.second_text=other_caption or "
+                "data.second_text=FILE"
             )
         x = _unit(self.images(batch.pixels))
-        # One after the other: each is as long as its own longest text, and captions are short.
+        # Two passes: each is padded to its own longest text, and captions are short.
         t, c = (_unit(self.texts(tokens)) for tokens in (batch.tokens, batch.second_tokens))
         return {"x": x, "t": t, "c": c}
 
@@ -283,8 +286,10 @@ class ALIP(RetrievalModel):
         clock: Clock,
         draws: Draws,
     ) -> Terms:
-        """Both terms from this rank's unit embeddings [B, D] float32 and image ids [B];
-        ``positive_pairs`` are counted over all ranks (0: not counted)."""
+        """Both terms from this rank's unit embeddings [B, D] float32 and image ids [B].
+
+        ``positive_pairs`` is the number of matches over all ranks (0: unknown).
+        """
         gradient = GATHER[self.config.gather_grad]
         with torch.autocast(ids.device.type, enabled=False):
             x, t, c = parallel.all_gather(torch.stack([x, t, c], dim=1), gradient).unbind(dim=1)
@@ -312,18 +317,18 @@ class ALIP(RetrievalModel):
         }
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
-        """Losses of terms without a weight, and a temperature that no loss reads."""
-        wanted = [name for name in self.slot_names if self.uses_term(name)]
-        idle = {f"slots.{name}" for name in self.slot_names if name not in wanted}
-        return frozenset(idle if self.reads_model_scale(wanted) else idle | {"logit_scale"})
+        """Losses of terms of weight 0, and the temperature if no loss reads it."""
+        used = [name for name in self.slot_names if self.uses_term(name)]
+        idle = {f"slots.{name}" for name in self.slot_names if name not in used}
+        return frozenset(idle if self.reads_model_scale(used) else idle | {"logit_scale"})
 
     @torch.no_grad()
     def before_step(self, clock: Clock) -> None:
-        """Keep the temperature in [0.01, 1], whatever the last update did to it."""
+        """Clamp the temperature to [0.01, 1]."""
         self.logit_scale.clamp_(0.0, MAX_LOG_SCALE)
 
     def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Position embeddings of images of another size, resized as the authors' code does."""
+        """``state`` with position embeddings resized to this image size, as the authors do."""
         fitted = dict(state)
         if POSITIONS in fitted and isinstance(self.images, CLIPVisionTransformer):
             fitted[POSITIONS] = resize_positions(
@@ -332,17 +337,17 @@ class ALIP(RetrievalModel):
         return fitted
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
-        """Matrices and undecayed gains, biases and temperature (``decay_all``: one group)."""
+        """Matrices decay; gains, biases and the temperature do not, unless ``decay_all``."""
         losses = parameter_names(self, [self.slots])
-        matrices: list[str] = []
-        others: list[str] = []
+        decay: list[str] = []
+        no_decay: list[str] = []
         for name, parameter in self.named_parameters():
             if name not in losses:
-                decayed = self.config.decay_all or parameter.ndim >= 2
-                (matrices if decayed else others).append(name)
+                decays = self.config.decay_all or parameter.ndim >= 2
+                (decay if decays else no_decay).append(name)
         groups = (
-            ParameterGroup("towers", tuple(matrices), lr, weight_decay),
-            ParameterGroup("undecayed", tuple(others), lr, 0.0),
+            ParameterGroup("towers", tuple(decay), lr, weight_decay),
+            ParameterGroup("undecayed", tuple(no_decay), lr, 0.0),
             ParameterGroup("loss", losses, lr, 0.0),
         )
         return [group for group in groups if group.names]
@@ -355,14 +360,14 @@ def image_tower(config: ALIPConfig) -> CLIPVisionTransformer | CLIPResNet:
     attention = image.width * 32 if residual else image.width
     if image.head_width < 1 or attention % image.head_width:
         raise ConfigError(
-            f"model.image.head_width: {image.head_width} does not divide {attention}, the width "
-            "of the image tower's attention"
+            f"model.image.head_width={image.head_width}: expected a divisor of {attention}, the "
+            "width of the image tower's attention"
         )
     heads = attention // image.head_width
     if residual:
         return CLIPResNet(size, image.width, list(image.depth), heads, config.embed_size)
     if not image.patch:
-        raise ConfigError("model.image.patch: has no value; a ViT needs one, e.g. 32")
+        raise ConfigError("model.image.patch is missing: a ViT needs a patch size, e.g. 32")
     return CLIPVisionTransformer(
         size,
         image.patch,
@@ -376,5 +381,5 @@ def image_tower(config: ALIPConfig) -> CLIPVisionTransformer | CLIPResNet:
 
 
 def _unit(embeddings: Tensor) -> Tensor:
-    """Rows of unit length, in float32."""
+    """Rows normalized to unit length, in float32."""
     return F.normalize(embeddings.float(), dim=-1)

@@ -1,7 +1,8 @@
 """HREM: Learning Semantic Relationship among Instances for Image-Text Matching (CVPR 2023).
 
-Fu, Mao, Song, Zhang; the fusion variant with BERT. Two encoders give one unit vector each; in
-training the vectors of a batch are the nodes of a graph whose Transformer gives enhanced vectors.
+Fu, Mao, Song, Zhang; the fusion variant with BERT. Two encoders produce one unit embedding per
+image and caption. In training, the embeddings of a batch are the nodes of a graph, and a
+Transformer over it produces enhanced embeddings.
 
 B pairs (I images = C captions = B), M fragments of a sample (R regions or L words), D joint width,
 K top-k. v, u: image and caption embeddings; a tilde: enhanced by the graph.
@@ -80,10 +81,10 @@ class HREMConfig:
 
 
 class Instances(NamedTuple):
-    """One modality of a batch, encoded."""
+    """The encoded instances of one modality of a batch."""
 
     unit: Tensor  # [B, D] float32: the embedding that is scored
-    raw: Tensor  # [B, D] float32: the same before normalisation
+    raw: Tensor  # [B, D] float32: the same before normalization
     fragments: Tensor  # [B, M, D]: regions or words before the fragment-level layer
     mask: Tensor  # [B, M] bool
 
@@ -92,25 +93,26 @@ class Instances(NamedTuple):
 
 
 class FragmentRelation(nn.Module):
-    """A Transformer layer over the fragments, then one vector: beta * top-2 + (1 - beta) * mean."""
+    """Fragment-level relations: beta * top-2 of the fragments + (1 - beta) * mean of a Transformer
+    layer over them."""
 
-    def __init__(self, config: HREMConfig, normalise: bool):
+    def __init__(self, config: HREMConfig, normalize: bool):
         super().__init__()
         size = config.embed_size
         self.layer = TransformerLayer(size, config.heads, size, config.dropout)
-        self.beta, self.normalise = config.residual_weight, normalise
+        self.beta, self.normalize = config.residual_weight, normalize
         self.shrinking = config.shrinking_top2
 
     def forward(self, fragments: Tensor, mask: Tensor) -> Instances:
-        """[B, M, D], [B, M] bool -> the encoded side."""
+        """[B, M, D], [B, M] bool -> instances."""
         top = masked_top2_mean(fragments, mask, self.shrinking)
         mean = masked_mean(self.layer(fragments, mask[:, None, None, :]), mask)
         raw = self.beta * top.float() + (1.0 - self.beta) * mean.float()
-        return Instances(l2_normalize(raw) if self.normalise else raw, raw, fragments, mask)
+        return Instances(l2_normalize(raw) if self.normalize else raw, raw, fragments, mask)
 
 
 class HREMImageEncoder(nn.Module):
-    """Pre-extracted regions to one embedding."""
+    """Encodes region features as one embedding."""
 
     def __init__(self, config: HREMConfig, region_width: int):
         super().__init__()
@@ -122,12 +124,12 @@ class HREMImageEncoder(nn.Module):
         self.relation = FragmentRelation(config, config.normalize_images)
 
     def forward(self, regions: Tensor, mask: Tensor) -> Instances:
-        """[B, R, width], [B, R] bool -> the image side."""
+        """[B, R, width], [B, R] bool -> image instances."""
         return self.relation(self.project(regions) + self.mlp(regions), mask)
 
 
 class HREMTextEncoder(nn.Module):
-    """Token ids to one embedding."""
+    """Encodes token ids as one embedding."""
 
     def __init__(self, config: HREMConfig, vocabulary: int):
         super().__init__()
@@ -136,7 +138,7 @@ class HREMTextEncoder(nn.Module):
         self.relation = FragmentRelation(config, config.normalize_texts)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Instances:
-        """[B, L], [B, L] bool -> the caption side."""
+        """[B, L], [B, L] bool -> caption instances."""
         return self.relation(self.project(bert_states(self.bert, tokens)), mask)
 
 
@@ -144,29 +146,32 @@ class HREMTextEncoder(nn.Module):
 
 
 class Overlap(NamedTuple):
-    """How well the fragments of each image and caption cover one another; carries no gradient."""
+    """Fragment similarities of every image and caption, without gradient."""
 
     p_t2i: Tensor  # [C, I] mean over the caption's words
     p_i2t: Tensor  # [I, C] mean over the image's regions
-    q_t2i: Tensor  # [C, I, K] its best words
-    q_i2t: Tensor  # [I, C, K] its best regions
+    q_t2i: Tensor  # [C, I, K] similarities of its top-K words
+    q_i2t: Tensor  # [I, C, K] similarities of its top-K regions
 
 
 class Relations(NamedTuple):
-    """The four blocks of the graph, stacked in the order of `BLOCKS`, rows = queries."""
+    """The four blocks of the graph, stacked in the order of `BLOCKS`; rows are queries."""
 
     overlap: Overlap
-    connect: Tensor  # [4, B, B] bool: who may attend to whom
-    relevance: Tensor  # [4, B, B]: added to the attention
+    connect: Tensor  # [4, B, B] bool: the row may attend to the column
+    relevance: Tensor  # [4, B, B]: added to the attention logits
 
 
 BLOCKS = ("i2i", "i2t", "t2i", "t2t")
-CHUNK = 2**27  # fragment pairs compared at once: 512 MB in float32
+CHUNK = 2**27  # fragment pairs compared per chunk: 512 MB in float32
 
 
 @torch.no_grad()
 def fragment_overlap(images: Instances, texts: Instances, config: GraphConfig) -> Overlap:
-    """Every caption's words against every image's regions, in chunks of captions."""
+    """Similarities of the words of every caption with the regions of every image.
+
+    Computed in chunks of captions to bound the memory.
+    """
     words = F.normalize(texts.fragments.float(), dim=-1)
     regions = F.normalize(images.fragments.float(), dim=-1)
     pairs_of_caption = words.shape[1] * regions.shape[0] * regions.shape[1]
@@ -185,9 +190,10 @@ def fragment_overlap(images: Instances, texts: Instances, config: GraphConfig) -
 def _overlap_of(
     words: Tensor, mask: Tensor, regions: Tensor, region_mask: Tensor, config: GraphConfig
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four parts of `Overlap`, caption first. ``words`` [c, L, D], ``regions`` [I, R, D].
+    """The four fields of `Overlap`, caption first. ``words`` [c, L, D], ``regions`` [I, R, D].
 
-    Words behind a short caption's end take part up to K of them; so do padded regions, always.
+    As in the authors' code, padding words count as long as a caption has fewer than K words, and
+    padded regions always count.
     """
     lengths = mask.sum(dim=1)  # [c]
     order = torch.arange(mask.shape[1], device=mask.device)
@@ -217,7 +223,7 @@ def _overlap_of(
 
 
 class Relevance(nn.Module):
-    """Who is connected with whom, and how relevant they are to one another."""
+    """Connections and relevance between the instances of a batch."""
 
     def __init__(self, config: GraphConfig):
         super().__init__()
@@ -227,14 +233,14 @@ class Relevance(nn.Module):
         self.i2t.load_state_dict(self.t2i.state_dict())
 
     def forward(self, images: Instances, texts: Instances) -> Relations:
-        """The four blocks. Fragments are detached; embeddings get gradient through distances."""
+        """The four blocks. Fragments get no gradient; embeddings get it through the distances."""
         config = self.config
         overlap = fragment_overlap(images, texts, config)
         i2t, t2i = self.i2t(overlap.q_i2t).squeeze(-1), self.t2i(overlap.q_t2i).squeeze(-1)
         if config.residual:
             i2t, t2i = i2t + overlap.p_i2t, t2i + overlap.p_t2i
         both = torch.stack([images.unit, texts.unit])
-        i2i, t2t = nearness(both, both, config.sigma)
+        i2i, t2t = exponential_kernel(both, both, config.sigma)
         with torch.no_grad():
             crossed = config.intra_connection == "cross"
             ii, tt = both @ (both.flip(0) if crossed else both).transpose(1, 2)
@@ -244,8 +250,12 @@ class Relevance(nn.Module):
         return Relations(overlap, connect, torch.stack([i2i, i2t, t2i, t2t]))
 
 
-def nearness(a: Tensor, b: Tensor, sigma: float) -> Tensor:
-    """exp(-distance / sigma), [..., B, D] twice -> [..., B, B]; exact, so 1 on a diagonal."""
+def exponential_kernel(a: Tensor, b: Tensor, sigma: float) -> Tensor:
+    """exp(-distance / sigma) of ``a``, ``b`` [..., B, D]: [..., B, B].
+
+    Distances are computed without matrix products, so that the diagonal of equal inputs is exactly
+    1.
+    """
     distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
     return (distance * (-1.0 / sigma)).exp()
 
@@ -253,9 +263,12 @@ def nearness(a: Tensor, b: Tensor, sigma: float) -> Tensor:
 def relevance_divergence(
     relations: Relations, images: Instances, texts: Instances, config: GraphConfig
 ) -> Tensor:
-    """KL of the learned cross-modal relevance from the embeddings' nearness, both ways (scalar)."""
+    """KL divergence of the learned cross-modal relevance from the similarity of the embeddings.
+
+    The sum of both directions, a scalar.
+    """
     t = config.temperature
-    guide = nearness(images.unit.detach(), texts.unit.detach(), config.sigma)
+    guide = exponential_kernel(images.unit.detach(), texts.unit.detach(), config.sigma)
     log_p = (torch.stack([guide, guide.t()]) / t).log_softmax(dim=2)
     log_q = (relations.relevance[1:3] / t).log_softmax(dim=2)
     return F.kl_div(log_p, log_q, reduction="sum", log_target=True) * (t**2 / len(guide))
@@ -265,7 +278,7 @@ def relevance_divergence(
 
 
 class FusionGraph(nn.Module):
-    """A Transformer over the 2B instances of a batch; relevance biases its attention."""
+    """A Transformer over the 2B instances of a batch, with relevance as an attention bias."""
 
     def __init__(self, config: HREMConfig):
         super().__init__()
@@ -280,14 +293,14 @@ class FusionGraph(nn.Module):
         )
 
     def bias(self, relations: Relations) -> Tensor:
-        """[2B, 2B], images first: lambda * relevance where connected, else -inf."""
+        """Attention bias [2B, 2B], images first: lambda * relevance if connected, else -inf."""
         scaled = relations.relevance * self.mask_weight
         blocks = scaled.masked_fill(~relations.connect, -torch.inf)
         size = 2 * blocks.shape[1]
         return blocks.unflatten(0, (2, 2)).transpose(1, 2).reshape(size, size)
 
     def nodes(self, images: Instances, texts: Instances) -> Tensor:
-        """[2B, D]: what enters the Transformer."""
+        """The input [2B, D] of the Transformer, images first."""
         if self.normalize_nodes:
             return torch.cat([images.unit, texts.unit])
         return torch.cat([images.raw, texts.raw])
@@ -303,11 +316,11 @@ class FusionGraph(nn.Module):
         return enhanced_images, enhanced_texts
 
 
-# The whole
+# The model
 
 
 class HREM(RetrievalModel):
-    """Slots: ``base`` on plain embeddings, ``graph`` on pairs of which one is enhanced at least."""
+    """Slots: ``base`` scores plain embeddings, ``graph`` pairs with an enhanced embedding."""
 
     Config = HREMConfig
     slot_names = ("base", "graph")
@@ -331,31 +344,34 @@ class HREM(RetrievalModel):
     def _check(self) -> None:
         graph = self.config.graph
         if self.facts.region_width is None:
-            raise ConfigError("HREM reads pre-extracted regions, and this data has none")
+            raise ConfigError(
+                "HREM needs region features, but this dataset has none; choose a dataset with "
+                "region arrays, or a model that reads pixels"
+            )
         if graph.intra_connection not in ("intra", "cross"):
             raise ConfigError(
-                f"model.graph.intra_connection: '{graph.intra_connection}' is unknown; "
-                "expected intra or cross"
+                f"model.graph.intra_connection={graph.intra_connection}: expected intra or cross"
             )
         positions = self.config.text.max_positions
         if not 1 <= graph.topk <= positions:
             raise ConfigError(
-                f"model.graph.topk={graph.topk}: captions are padded to it, so it must lie between "
-                f"1 and the text encoder's {positions} positions"
+                f"model.graph.topk={graph.topk}: captions are padded to this length; expected 1 to "
+                f"{positions}, the positions of the text encoder"
             )
         if not 0.0 < graph.threshold <= 1.0:
             raise ConfigError(
-                f"model.graph.threshold={graph.threshold}: a share of the batch, in (0, 1]"
+                f"model.graph.threshold={graph.threshold}: expected a fraction of the batch in "
+                "(0, 1]"
             )
         if not self.uses_term("base") and (graph.warmup != 0 or self._graph_inactive(Clock())):
             raise ConfigError(
-                "loss.weights.base=0: nothing would be trained before the graph is on; type "
-                "model.graph.warmup=0 and give cross, graph or reg a weight"
+                "loss.weights.base=0: nothing would be trained before the graph is enabled; pass "
+                "model.graph.warmup=0 and a positive weight for cross, graph or reg"
             )
 
     @classmethod
     def view_for(cls, config: HREMConfig) -> View:
-        """Regions; captions as epochs' unit; padded at least to the K that the graph compares."""
+        """Regions and captions, padded to at least K; an epoch visits every caption."""
         text, topk = config.text, config.graph.topk
         plain = TextView(max_length=text.max_positions, min_pad=topk)
         augment = CaptionAugment() if config.caption_augment else None
@@ -372,17 +388,17 @@ class HREM(RetrievalModel):
 
     @classmethod
     def slot_scores(cls, config: HREMConfig, slot: str) -> SlotScores:
-        """Cosines where embeddings are normalised."""
+        """Cosines if both modalities are normalized."""
         both = config.normalize_images and config.normalize_texts
         return SlotScores(both, remedy="model.normalize_images=true model.normalize_texts=true")
 
     def encode_images(self, batch: Batch) -> Encoded:
-        """Unit vectors [B, D] of the regions."""
+        """Embeddings [B, D] of the regions."""
         assert batch.regions is not None and batch.region_mask is not None
         return Encoded(self.images(batch.regions, batch.region_mask).unit)
 
     def encode_texts(self, batch: Batch) -> Encoded:
-        """Unit vectors [B, D] of the captions."""
+        """Embeddings [B, D] of the captions."""
         assert batch.tokens is not None and batch.token_mask is not None
         return Encoded(self.texts(batch.tokens, batch.token_mask).unit)
 
@@ -394,14 +410,14 @@ class HREM(RetrievalModel):
         images = self.images(batch.regions, batch.region_mask)
         texts = self.texts(batch.tokens, batch.token_mask)
         ids, pairs = batch.image_id, batch.positive_pairs
-        if world_size() > 1:  # the graph, and the sampler, see the pairs of all ranks
+        if world_size() > 1:  # the graph and the negative sampler use the pairs of all ranks
             graph = not self._graph_inactive(clock)
-            images, texts = self._meet(images, graph), self._meet(texts, graph)
+            images, texts = self._gather(images, graph), self._gather(texts, graph)
             ids, pairs = all_gather(ids), batch.shared_pairs
         return self.criterion(images, texts, ids, pairs, clock, draws)
 
-    def _meet(self, side: Instances, graph: bool) -> Instances:
-        """``side`` of all ranks; fragments, which carry no gradient, only for the ``graph``."""
+    def _gather(self, side: Instances, graph: bool) -> Instances:
+        """``side`` of all ranks; raw embeddings and fragments only if the ``graph`` needs them."""
         unit = all_gather(side.unit, "full")
         if not graph:
             return Instances(unit, unit, side.fragments, side.mask)
@@ -417,9 +433,9 @@ class HREM(RetrievalModel):
         clock: Clock,
         draws: Draws,
     ) -> Terms:
-        """All terms over one whole batch; ``ids`` [B] say which pairs share an image.
+        """All terms of a batch; ``ids`` [B] are image ids.
 
-        Everything in it is float32: log-weights of the sampler reach hundreds.
+        Computed in float32, because the sampler's log-weights reach hundreds.
         """
         terms = Terms({})
 
@@ -429,8 +445,7 @@ class HREM(RetrievalModel):
             value = module(pair_scores(v, u, ids, positive_pairs or None), clock, draws)
             for key, number in module.report.items():  # the largest of the slot's calls
                 key, number = f"{slot}_{key}", number.detach()
-                seen = terms.report.get(key, number)
-                terms.report[key] = torch.maximum(seen, number)
+                terms.report[key] = torch.maximum(terms.report.get(key, number), number)
             return value
 
         with torch.autocast(ids.device.type, enabled=False):
@@ -454,11 +469,11 @@ class HREM(RetrievalModel):
 
     def _graph_inactive(self, clock: Clock) -> bool:
         warmup = self.config.graph.warmup
-        wanted = any(map(self.uses_term, ("cross", "graph", "reg")))
-        return warmup is None or clock.forwards < warmup or not wanted
+        used = any(map(self.uses_term, ("cross", "graph", "reg")))
+        return warmup is None or clock.forwards < warmup or not used
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
-        """BERT's pooler and the unused norm always; the graph during its warm-up."""
+        """BERT's pooler and the unused norm; the graph during its warm-up."""
         names = {"texts.bert.pooler", "images.mlp.unused_norm"}
         if not self.uses_term("base"):
             names.add("slots.base")
@@ -469,7 +484,7 @@ class HREM(RetrievalModel):
         return frozenset(names)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
-        """Text without BERT, BERT, images, graph; the losses' own parameters undecayed."""
+        """Groups for text without BERT, BERT, images, graph, and losses (without decay)."""
         config, texts = self.config, self.texts
         groups = (
             ("text", [texts.project, texts.relation], lr, weight_decay),
@@ -478,8 +493,8 @@ class HREM(RetrievalModel):
             ("graph", [self.relevance, self.graph], lr * config.graph_lr_factor, weight_decay),
             ("loss", [self.slots], lr, 0.0),
         )
-        found = (
+        named = (
             ParameterGroup(name, parameter_names(self, modules), rate, decay)
             for name, modules, rate, decay in groups
         )
-        return [group for group in found if group.names]
+        return [group for group in named if group.names]

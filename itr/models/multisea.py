@@ -1,11 +1,11 @@
 """Multi-SEA: Multi-stage Semantic Enhancement and Aggregation for image-text retrieval.
 
-Tian, Ou, Zhu, Lyu, Zhang, Xiao, Song; Information Processing & Management 62(5), 2025. The three
-stages are those of one forward pass: raw data encoding (CLIP patches, RoBERTa tokens), uni-modal
-enhancing (the A-Former without cross-attention), cross-modal fusing (the same A-Former with agent
-attention), scored by a contrastive loss with a queue and by matching heads at two depths.
+Tian, Ou, Zhu, Lyu, Zhang, Xiao, Song; Information Processing & Management 62(5), 2025. A forward
+pass has three stages: raw data encoding (CLIP patches, RoBERTa tokens), uni-modal enhancing (the
+A-Former without cross-attention), and cross-modal fusing (the same A-Former with agent attention).
+It is trained with a contrastive loss with a queue and with matching heads at two depths.
 
-B pairs, W ranks, P pairs to match, L rows (tokens or patches), D joint width, K queue rows.
+B pairs, W ranks, P pairs to match, L rows (tokens or patches), D joint width, K queue size.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from itr.models.base import (
     Terms,
     parameter_names,
 )
-from itr.nn.agent_attention import AFormer, Modality, PairRows, first_rows_at_depths
+from itr.nn.agent_attention import AFormer, AFormerConfig, Modality, PairRows, first_rows_at_depths
 from itr.nn.bert.bert import with_loaded_sizes
 from itr.nn.bert.roberta import RobertaTextConfig, build_roberta, roberta_states
 from itr.nn.chunked import in_chunks
@@ -55,21 +55,6 @@ NEEDS_ITC = {
     *("texts.roberta.pooler", "texts.project_feats", "aformer.pooler"),
 }
 TEMP_RANGE, ALPHA_RANGE = (0.1, 3.0), (0.2, 0.8)
-
-
-@dataclass
-class AFormerConfig:
-    """The A-Former (stages 2 and 3); ``hidden`` is its width times ``mlp_ratio``."""
-
-    depth: int = 4
-    heads: int = 12
-    mlp_ratio: float = 4.0
-    agents: int = 40  # 0: plain cross-attention (ablation)
-    gate: str = "cross"  # cross | double | single | none (ablation: BERT's GELU block)
-    activation: str = "hswish"  # hswish (clipped at 1, as the released weights need) | swish
-    beta: float = 1.0  # of swish
-    attention_dropout: float = 0.1
-    dropout: float = 0.1
 
 
 @dataclass
@@ -97,20 +82,22 @@ class MultiSEAConfig:
     aformer: AFormerConfig = field(default_factory=AFormerConfig)
 
 
-Gathered = tuple[Tensor, Tensor, Tensor]  # image feats, text feats, image ids of all ranks
+Gathered = tuple[Tensor, Tensor, Tensor]  # image feats, text feats and image ids of all ranks
 
 
 class EnhancedFeatures(NamedTuple):
     """One modality of a batch after stage 2."""
 
-    feats: Tensor  # [B, D] what is scored; not normalised
-    embeds: Tensor  # [B, L, D] what is fused
-    mask: Tensor | None  # [B, L] bool; None: every row is there
+    feats: Tensor  # [B, D] for the contrastive scores; not normalized
+    embeds: Tensor  # [B, L, D] for the fusion
+    mask: Tensor | None  # [B, L] bool; None: all rows are valid
 
 
 def append_negatives(side: EnhancedFeatures, wrong: Tensor) -> EnhancedFeatures:
-    """``side``'s rows and, behind them, the rows ``wrong`` [B] of those that all ranks hold, with
-    the gradient of every rank's loss."""
+    """``side`` with the rows ``wrong`` [B] of the gathered embeds of all ranks appended.
+
+    The gradient of every rank's loss flows back through them.
+    """
     embeds, mask = parallel.all_gather(side.embeds, gradient="full").index_select(0, wrong), None
     if side.mask is not None:
         mask = torch.cat([side.mask, parallel.all_gather(side.mask).index_select(0, wrong)])
@@ -121,7 +108,7 @@ def append_negatives(side: EnhancedFeatures, wrong: Tensor) -> EnhancedFeatures:
 
 
 class MultiSEAImageEncoder(nn.Module):
-    """CLIP's patches without its last block, and a pooled class token."""
+    """CLIP patch embeddings without the last block, and a pooled class token."""
 
     def __init__(self, config: MultiSEAConfig):
         super().__init__()
@@ -139,7 +126,7 @@ class MultiSEAImageEncoder(nn.Module):
 
 
 class MultiSEATextEncoder(nn.Module):
-    """RoBERTa's tokens and pooler."""
+    """RoBERTa token states and pooled output."""
 
     def __init__(self, config: MultiSEAConfig, vocabulary: int):
         super().__init__()
@@ -149,16 +136,17 @@ class MultiSEATextEncoder(nn.Module):
         self.project_embeds = nn.Linear(width, config.embed_size)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, L] twice -> raw feats [B, D] and embeds [B, L, D]."""
+        """Token ids [B, L], mask [B, L] -> raw feats [B, D] and embeds [B, L, D]."""
         states, pooled = roberta_states(self.roberta, tokens, mask)
         return self.project_feats(pooled), self.project_embeds(states)
 
 
-# The whole
+# The model
 
 
 class MultiSEA(RetrievalModel):
-    """Slot ``itc``: dot products with batch and queue; term ``itm``: matching, both ways."""
+    """Slot ``itc`` scores dot products with batch and queue; term ``itm`` matches in both
+    directions."""
 
     Config = MultiSEAConfig
     slot_names = ("itc",)
@@ -176,21 +164,10 @@ class MultiSEA(RetrievalModel):
     ):
         super().__init__(config, slots, weights, facts)
         self._check()
-        width, part = config.embed_size, config.aformer
+        width = config.embed_size
         self.images = MultiSEAImageEncoder(config)
         self.texts = MultiSEATextEncoder(config, facts.vocabulary)
-        self.aformer = AFormer(
-            width=width,
-            heads=part.heads,
-            hidden=int(width * part.mlp_ratio),
-            layers=part.depth,
-            attention_dropout=part.attention_dropout,
-            dropout=part.dropout,
-            agents=part.agents,
-            gate=part.gate,
-            activation=part.activation,
-            beta=part.beta,
-        )
+        self.aformer = AFormer(width, config.aformer)
         self.itm_head = nn.Linear(width, 2)
         self.temp = nn.Parameter(torch.tensor(1.0))
         self.alpha = nn.Parameter(torch.tensor(0.7))
@@ -199,16 +176,14 @@ class MultiSEA(RetrievalModel):
                 FeatureQueue, width, config.queue_size, init="uniform", overflow="clip"
             )
             self.image_queue, self.text_queue = queue(with_ids=True), queue()
-        self.pending: Gathered | None = None  # of the last step, to be queued
+        self.pending: Gathered | None = None  # features of the last step, enqueued after it
         if config.pretrained:
-            self._settle()
+            self._record_loaded_sizes()
 
     def _check(self) -> None:
         config, text = self.config, self.config.text
         if config.negatives not in ("all", "local"):
-            raise ConfigError(
-                f"model.negatives: '{config.negatives}' is unknown; expected all or local"
-            )
+            raise ConfigError(f"model.negatives={config.negatives}: expected all or local")
         if config.queue_size < 0:
             raise ConfigError(
                 f"model.queue_size={config.queue_size}: expected at least 0 (no queue)"
@@ -216,23 +191,24 @@ class MultiSEA(RetrievalModel):
         layers = config.aformer.depth
         if not config.itm_depths or not all(0 <= d <= layers for d in config.itm_depths):
             raise ConfigError(
-                f"model.itm_depths: {config.itm_depths}; expected numbers of layers before the "
+                f"model.itm_depths={config.itm_depths}: expected numbers of layers before the "
                 f"last, each from 0 to model.aformer.depth={layers}"
             )
         if text.tokenizer == "wordpiece" and text.pad_id != 0:
             raise ConfigError(
-                "model.text.tokenizer=wordpiece: its padding has id 0; type model.text.pad_id=0 "
-                "or model.text.tokenizer=roberta-from-captions"
+                "model.text.tokenizer=wordpiece: its padding id is 0, but model.text.pad_id is "
+                f"{text.pad_id}; pass model.text.pad_id=0 or "
+                "model.text.tokenizer=roberta-from-captions"
             )
         room = text.max_positions - text.pad_id - 1
         if not config.pretrained and config.text_padding > room:
             raise ConfigError(
                 f"model.text_padding={config.text_padding}: the text encoder has positions for "
-                f"{room} ids; type model.text_padding={room} or less"
+                f"{room} ids; pass model.text_padding={room} or less"
             )
 
-    def _settle(self) -> None:
-        """Replace config and facts by ones that rebuild the architecture without the weights."""
+    def _record_loaded_sizes(self) -> None:
+        """Update config and facts so that they rebuild the architecture without the weights."""
         roberta = self.texts.roberta
         config, self.facts = with_loaded_sizes(self.config, self.facts, roberta)
         pad = roberta.config.pad_token_id
@@ -247,8 +223,10 @@ class MultiSEA(RetrievalModel):
 
     @classmethod
     def view_for(cls, config: MultiSEAConfig) -> View:
-        """Pixels, never augmented; an epoch is every image with one drawn caption; captions cut
-        and padded to a fixed length, because padded rows are agents, too."""
+        """Pixels without augmentation; an epoch visits every image with one random caption.
+
+        Captions are cut and padded to a fixed length, because padded rows also become agents.
+        """
         text = TextView(max_length=config.text_padding, pad_to=config.text_padding)
         pixels = PixelView(size=config.image.size, resize="shortest", premultiply=True)
         return View(
@@ -265,7 +243,7 @@ class MultiSEA(RetrievalModel):
 
     @classmethod
     def slot_scores(cls, config: MultiSEAConfig, slot: str) -> SlotScores:
-        """Plain dot products, at a temperature of the model's own."""
+        """Dot products at the model's temperature, with soft targets if it distills."""
         return SlotScores(
             cosine=False, soft="model.distill" if config.distill else None, scale=True
         )
@@ -273,17 +251,17 @@ class MultiSEA(RetrievalModel):
     # Stages 1 and 2
 
     def image_features(self, pixels: Tensor) -> EnhancedFeatures:
-        """[B, 3, H, W] -> the image side."""
+        """Enhanced features of ``pixels`` [B, 3, H, W]."""
         return self._enhance("image", self.images(pixels), None)
 
     def text_features(self, tokens: Tensor, mask: Tensor) -> EnhancedFeatures:
-        """[B, L] twice -> the text side."""
+        """Enhanced features of token ids [B, L]; ``mask`` [B, L] bool."""
         return self._enhance("text", self.texts(tokens, mask), mask)
 
     def _enhance(
         self, kind: Modality, raw: tuple[Tensor, Tensor], mask: Tensor | None
     ) -> EnhancedFeatures:
-        """Mix what the A-Former makes of a modality alone with what it was given."""
+        """Mix the uni-modal output of the A-Former with its input (weight alpha)."""
         raw_feats, raw_embeds = raw
         if not self.config.enhance:
             return EnhancedFeatures(raw_feats.float(), raw_embeds, mask)
@@ -293,12 +271,12 @@ class MultiSEA(RetrievalModel):
         return EnhancedFeatures(feats, alpha * states + (1.0 - alpha) * raw_embeds, mask)
 
     def encode_images(self, batch: Batch) -> Encoded:
-        """Feats [B, D], not normalised, and embeds for `rerank`."""
+        """Feats [B, D], not normalized, and embeds for `rerank`."""
         assert batch.pixels is not None
         return Encoded(*self.image_features(batch.pixels))
 
     def encode_texts(self, batch: Batch) -> Encoded:
-        """Feats [B, D], not normalised, and embeds for `rerank`."""
+        """Feats [B, D], not normalized, and embeds for `rerank`."""
         assert batch.tokens is not None and batch.token_mask is not None
         return Encoded(*self.text_features(batch.tokens, batch.token_mask))
 
@@ -324,7 +302,7 @@ class MultiSEA(RetrievalModel):
     def terms_of(
         self, states: Mapping[str, Tensor], batch: Batch, clock: Clock, draws: Draws
     ) -> Terms:
-        """The terms of what `states` gave."""
+        """The terms from the output of `states`."""
         assert batch.image_id is not None
         images = EnhancedFeatures(states["image"], states["image_embeds"], None)
         texts = EnhancedFeatures(states["text"], states["text_embeds"], batch.token_mask)
@@ -338,10 +316,10 @@ class MultiSEA(RetrievalModel):
         clock: Clock,
         draws: Draws,
     ) -> Terms:
-        """Both terms over one micro-batch; ``ids`` [B] say which pairs share an image."""
+        """Both terms of a micro-batch; ``ids`` [B] are image ids."""
         terms = Terms({}, {"temp": self.temp.detach(), "alpha": self.alpha.detach()})
         gather = parallel.all_gather
-        self.pending = everyone = gather(images.feats), gather(texts.feats), gather(ids)
+        self.pending = gathered = gather(images.feats), gather(texts.feats), gather(ids)
         if self.uses_term("itc"):
             loss = self.slots["itc"]
             assert isinstance(loss, ScoreLoss)
@@ -349,15 +327,14 @@ class MultiSEA(RetrievalModel):
                 terms.losses["itc"] = loss(self.scores(images, texts, ids, clock), clock, draws)
             terms.report.update({f"itc_{key}": value for key, value in loss.report.items()})
         if self.uses_term("itm"):
-            negatives = self.hard_negatives(images, texts, ids, everyone, draws)
+            negatives = self.hard_negatives(images, texts, ids, gathered, draws)
             terms.losses["itm"] = self.matching(images, texts, negatives)
         return terms
 
     def scores(
         self, images: EnhancedFeatures, texts: EnhancedFeatures, ids: Tensor, clock: Clock
     ) -> Scores:
-        """Dot products with the batch and the queue, both ways. Only queries get a gradient: what
-        they are compared with is detached."""
+        """Dot products with the batch and the queue, both ways. Candidates are detached."""
         all_ids = torch.cat([ids, self.image_queue.ids]) if self.config.queue_size else ids
         match = ids[:, None] == all_ids[None, :]
         own, scale = torch.arange(len(ids), device=ids.device), 1.0 / self.temp
@@ -375,8 +352,10 @@ class MultiSEA(RetrievalModel):
         return scores
 
     def _soft_targets(self, logits: Tensor, match: Tensor, clock: Clock) -> Tensor | None:
-        """Share ``distill_weight`` of its own softmax (with its gradient), ramped up in the first
-        epoch; there is no momentum encoder."""
+        """Soft targets from the model's own softmax, with its gradient; there is no momentum model.
+
+        Their weight ``distill_weight`` is ramped up during the first epoch.
+        """
         if not self.config.distill or not self.slots["itc"].uses_soft:
             return None
         share = self.config.distill_weight
@@ -392,14 +371,16 @@ class MultiSEA(RetrievalModel):
         images: EnhancedFeatures,
         texts: EnhancedFeatures,
         ids: Tensor,
-        everyone: Gathered,
+        gathered: Gathered,
         draws: Draws,
     ) -> HardNegatives:
-        """A wrong image for each text and a wrong text for each image, likelier the more similar;
-        counted in the gathered batch (or, with ``negatives`` local, in the own one)."""
+        """A negative image for each text and a negative text for each image, drawn by similarity.
+
+        Candidates are those of all ranks or, with ``negatives=local``, of this rank.
+        """
         if self.config.negatives == "local":
-            everyone = (images.feats, texts.feats, ids)
-        all_images, all_texts, all_ids = everyone
+            gathered = (images.feats, texts.feats, ids)
+        all_images, all_texts, all_ids = gathered
         floor = self.config.negative_floor
         same = ids[:, None] == all_ids[None, :]
         with torch.autocast(ids.device.type, enabled=False):
@@ -410,7 +391,7 @@ class MultiSEA(RetrievalModel):
     def matching(
         self, images: EnhancedFeatures, texts: EnhancedFeatures, chosen: HardNegatives
     ) -> Tensor:
-        """Cross-entropy of 3B pairs at all depths, mean of the two query sides."""
+        """Cross-entropy of 3B pairs, averaged over depths and query modalities."""
         if self.config.negatives == "all" and parallel.world_size() > 1:
             images = append_negatives(images, chosen.images)
             texts = append_negatives(texts, chosen.texts)
@@ -434,32 +415,33 @@ class MultiSEA(RetrievalModel):
     def match_logits(
         self, kind: Modality, queries: PairRows, others: PairRows, last_only: bool = False
     ) -> Tensor:
-        """[d * P, 2] at each of the d depths, one after the other; column 1 says that they match.
-        ``last_only``: after the last layer alone."""
+        """Logits [d * P, 2] at the d depths, concatenated; column 1 is a match.
+
+        ``last_only``: only after the last layer.
+        """
         depths = [0] if last_only else self.config.itm_depths
         rows = None if self.chunk_pairs is None else 3 * self.chunk_pairs
         memories = None if rows is None else self.aformer.memories(kind, others.embeds)
 
-        def logits(asking: Tensor, other: Tensor) -> Tensor:
-            pairs = queries._replace(chosen=asking), others._replace(chosen=other)
+        def logits(query: Tensor, other: Tensor) -> Tensor:
+            pairs = queries._replace(chosen=query), others._replace(chosen=other)
             states = self.aformer.fused(kind, *pairs, memories=memories)
             by_depth = self.itm_head(first_rows_at_depths(states, depths)).unflatten(
                 0, (len(depths), -1)
             )
-            return by_depth.transpose(0, 1)  # [P, d, 2]: pieces are joined pair by pair
+            return by_depth.transpose(0, 1)  # [P, d, 2]: chunks are concatenated by pairs
 
-        found = in_chunks(logits, rows, queries.chosen, others.chosen)
-        return found.transpose(0, 1).flatten(0, 1)
+        by_pair = in_chunks(logits, rows, queries.chosen, others.chosen)
+        return by_pair.transpose(0, 1).flatten(0, 1)
 
     def before_step(self, clock: Clock) -> None:
-        """Keep temperature and mixing share within their ranges (never done in evaluation)."""
+        """Clamp the temperature and the mixing weight alpha to their ranges."""
         with torch.no_grad():
             self.temp.clamp_(*TEMP_RANGE)
             self.alpha.clamp_(*ALPHA_RANGE)
 
     def after_step(self, clock: Clock) -> None:
-        """Queue the feats of the step's whole batch; what does not fit in before the end of the
-        queue is dropped."""
+        """Enqueue the feats of all ranks; rows beyond the end of the queue are dropped."""
         if self.pending is None or not self.config.queue_size:
             return
         images, texts, ids = self.pending
@@ -472,11 +454,13 @@ class MultiSEA(RetrievalModel):
     def rerank(
         self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str, block: int = 1
     ) -> Tensor:
-        """[P]: logit of "match" plus similarity / temperature. ``direction`` i2t fuses with the
-        image as the query side, t2i with the text."""
+        """Scores [P]: match logit plus similarity / temperature.
+
+        The image is the query modality for ``direction`` i2t, the text for t2i.
+        """
         assert images.tokens is not None and texts.tokens is not None and texts.mask is not None
         image, text = pairs.unbind(dim=1)
-        # ``images`` are those of these pairs, each once; ``texts`` may be a whole gallery.
+        # ``images`` holds only the images of these pairs; ``texts`` may be a whole gallery.
         image_rows = PairRows(images.tokens, None, image)
         every = torch.arange(len(pairs), device=pairs.device)
         text_rows = PairRows(texts.tokens[text], texts.mask[text], every)
@@ -497,7 +481,7 @@ class MultiSEA(RetrievalModel):
         return fitted
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
-        """CLIP but its last blocks and final norm always; what an unwanted term alone would use."""
+        """CLIP except its last blocks and final norm; modules used only by terms of weight 0."""
         image, part = self.config.image, self.config.aformer
         names: set[str] = set()
         if image.trained_layers is not None:
@@ -518,7 +502,7 @@ class MultiSEA(RetrievalModel):
         return frozenset(names)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
-        """The authors' four groups (everything decays) and the losses' own parameters."""
+        """The authors' four groups, which all decay, and the losses."""
         config, images, texts = self.config, self.images, self.texts
         heads: list[nn.Module] = [images.pooler, images.project_feats, images.project_embeds]
         heads += [texts.project_feats, texts.project_embeds, self.aformer, self.itm_head]

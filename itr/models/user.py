@@ -1,13 +1,13 @@
 """USER: Unified Semantic Enhancement with Momentum Contrast for Image-Text Retrieval (TIP 2024).
 
-Zhang, Ji, Wang, Pang, Li. VSE-infinity's encoders; regions are first enhanced by a global vector of
-their image; momentum copies of both encoders fill two queues of further negatives.
+Zhang, Ji, Wang, Pang, Li. The encoders are those of VSE-infinity. Regions are first enhanced by a
+global vector of their image. Momentum copies of both encoders fill two queues of negatives.
 
-B pairs, R regions, W region width, D joint width, K queue. v, t: images and texts; a key is what a
-momentum encoder gives.
+B pairs, R regions, W region width, G guide width, D joint width, K queue size. v, t: images and
+texts. Keys are embeddings from the momentum encoders.
 
 The paper's second enhancement, guided by a frozen CLIP (``model.enhance=cge``, ``sge+cge``), is not
-in the authors' code: this is our reading of the abstract, and no number vouches for it.
+in the authors' code. It follows our reading of the abstract and could not be verified.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class USERConfig(VSEConfig):
 
 
 class SelfGuide(nn.Module):
-    """The global vector that the regions give themselves: [B, R, W] -> [B, W], unit length.
+    """Self-guided enhancement: a global vector of the regions, [B, R, W] -> [B, W], unit length.
 
-    There are no masks: it is defined for full sets of ``regions`` regions only.
+    It has no mask, so every image must have exactly ``regions`` regions.
     """
 
     def __init__(self, width: int, regions: int, dropout: float):
@@ -74,14 +74,14 @@ class SelfGuide(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def shares(self, regions: Tensor) -> Tensor:
-        """How much each region counts in the global vector: [B, R, W] -> [B, R], rows sum to 1."""
+        """Weight of each region in the global vector: [B, R, W] -> [B, R], rows sum to 1."""
         local = self.local_dropout(self.local_norm(self.local(regions)).tanh())
         whole = self.whole_norm(self.whole(regions.mean(dim=1))).tanh()
         whole = self.whole_dropout(whole) * self.common.weight  # [B, W]
         return (local @ whole[:, :, None] + self.common.bias).squeeze(2).softmax(dim=1)
 
     def forward(self, regions: Tensor, guides: Tensor | None = None) -> Tensor:
-        """Raises DataError for another R, ConfigError for a batch of one."""
+        """Raises DataError for another number of regions, ConfigError for a batch of one."""
         if regions.shape[1] != self.regions:
             raise DataError(_other_count(regions.shape[1], self.regions))
         if self.training and len(regions) < 2:
@@ -91,18 +91,18 @@ class SelfGuide(nn.Module):
 
 
 class ClipGuide(nn.Module):
-    """The global vector of a frozen CLIP, fetched into the regions' space: [B, G] -> [B, W].
+    """CLIP-guided enhancement: a frozen CLIP's image embedding in region space, [B, G] -> [B, W].
 
-    ``projection``: ``linear``, ``mlp`` (two with a ReLU between) or ``none``. Raises ConfigError
-    for ``none`` where the widths differ.
+    ``projection`` is ``linear``, ``mlp`` (two layers with a ReLU) or ``none``. Raises ConfigError
+    for ``none`` if the widths differ.
     """
 
     def __init__(self, width: int, guide_width: int, projection: str = "linear"):
         super().__init__()
         if projection == "none" and guide_width != width:
             raise ConfigError(
-                f"model.guide_projection=none: the CLIP vectors are {guide_width} wide, the "
-                f"regions {width}; type model.guide_projection=linear"
+                f"model.guide_projection=none: the CLIP embeddings are {guide_width} wide, but the "
+                f"regions {width}; pass model.guide_projection=linear"
             )
         linears = {"none": 0, "linear": 1, "mlp": 2}[projection]
         layers: list[nn.Module] = []
@@ -114,46 +114,46 @@ class ClipGuide(nn.Module):
         self.project = nn.Sequential(*layers)
 
     def forward(self, regions: Tensor, guides: Tensor | None) -> Tensor:
-        """Unit length. Raises DataError if the data has no guides."""
+        """Unit vectors [B, W]. Raises DataError if ``guides`` is None."""
         if guides is None:
             raise DataError(NO_GUIDES)
         return l2_normalize(self.project(guides))
 
 
 class Enhancement(nn.Module):
-    """Adds to each region, for each global vector, that vector by how near the region is to it."""
+    """Adds each global vector to every region, weighted by their similarity."""
 
     def __init__(self, guides: Mapping[str, nn.Module], scale: float):
         super().__init__()
         self.guides, self.scale = nn.ModuleDict(guides), scale
 
     def forward(self, regions: Tensor, guides: Tensor | None = None) -> Tensor:
-        """[B, R, W] -> the same; all nearness is that of the plain regions."""
+        """[B, R, W] -> [B, R, W]; similarities use the unenhanced regions."""
         enhanced = regions
         for guide in self.guides.values():
             whole = guide(regions, guides)
-            likeness = (regions @ whole[:, :, None].to(regions.dtype)).squeeze(2)
-            attention = l2_normalize((self.scale * likeness).softmax(dim=1))
+            similarity = (regions @ whole[:, :, None].to(regions.dtype)).squeeze(2)
+            attention = l2_normalize((self.scale * similarity).softmax(dim=1))
             enhanced = enhanced + attention[:, :, None] * whole[:, None]
         return enhanced
 
 
 TOO_SMALL = (
-    "batch_size: one pair a device, but batch normalisation in the enhancement needs at least 2 "
-    "pairs; type a batch_size of at least 2 for each device, or model.enhance=none"
+    "batch_size: 1 pair per device, but batch normalization in the enhancement needs at least 2; "
+    "set batch_size to at least 2 per device, or pass model.enhance=none"
 )
 NO_GUIDES = (
-    "model.enhance: a CLIP-guided enhancement reads one vector of a frozen CLIP for each image, "
-    "and this data has none; put <split>_clip.npy [rows, width] beside <split>_ims.npy, for every "
-    "split (itr data guides makes them), or type model.enhance=sge"
+    "model.enhance: the CLIP-guided enhancement needs one CLIP embedding per image, but this "
+    "dataset has none; write <split>_clip.npy [rows, width] beside <split>_ims.npy for every split "
+    "with itr data guides, or pass model.enhance=sge"
 )
 
 
-def _other_count(found: int, expected: int) -> str:
+def _other_count(regions: int, expected: int) -> str:
     return (
-        f"model.regions={expected}: USER normalises each of {expected} region slots, but this data "
-        f"holds {found} regions an image; type model.regions={found} to train on it (a checkpoint "
-        f"needs arrays of {expected}), or model.enhance=none"
+        f"model.regions={expected}: USER normalizes each of {expected} region slots, but this "
+        f"dataset has {regions} regions per image; pass model.regions={regions} to train on it (a "
+        f"checkpoint needs {expected}), or model.enhance=none"
     )
 
 
@@ -161,7 +161,7 @@ def _other_count(found: int, expected: int) -> str:
 
 
 class MomentumKeys(NamedTuple):
-    """What the momentum encoders gave for one batch; ``pending``: for those of all ranks."""
+    """Embeddings of one batch from the momentum encoders."""
 
     images: Tensor  # [B, D]
     texts: Tensor  # [B, D]
@@ -169,7 +169,7 @@ class MomentumKeys(NamedTuple):
 
 
 def queue_scores(queries: Tensor, keys: Tensor, ids: Tensor, queue: FeatureQueue) -> Scores:
-    """Each query [B, D] against its own key (column 0) and the queue: values [B, 1 + K]."""
+    """Scores [B, 1 + K] of each query [B, D] with its positive key (column 0) and the queue."""
     with torch.autocast(queries.device.type, enabled=False):
         own = (queries * keys).sum(dim=1, keepdim=True)
         values = torch.cat([own, queries @ queue.features.t()], dim=1)
@@ -178,14 +178,14 @@ def queue_scores(queries: Tensor, keys: Tensor, ids: Tensor, queue: FeatureQueue
     return Scores(values, match, own=torch.zeros_like(ids))
 
 
-# The whole
+# The model
 
 
 class USER(VSE):
-    """Slots: ``batch`` on images against captions, ``queue`` on each against keys of the other.
+    """Slots: ``batch`` scores images against captions, ``queue`` each against the other's keys.
 
-    The paper's lambda is the weight of term ``batch``. With a weight of 0 for ``queue`` there are
-    neither momentum encoders nor queues.
+    The paper's lambda is the weight of term ``batch``. If the weight of ``queue`` is 0, there are
+    no momentum encoders and no queues.
     """
 
     Config = USERConfig
@@ -201,8 +201,8 @@ class USER(VSE):
         if not self.uses_term("queue"):
             return
         sources = {"images": self.images, "texts": self.texts}
-        # As the method was run: keys of images come from batch statistics and with dropout for
-        # ever, those of captions from a BERT without dropout.
+        # As in the authors' runs: the momentum image encoder stays in training mode (batch
+        # statistics and dropout), the momentum BERT in evaluation mode.
         self.twin = MomentumTwin(sources, config.momentum, training=True)
         self.twin.get_submodule("texts.bert").eval()
         size, length = config.embed_size, config.queue_size
@@ -214,18 +214,17 @@ class USER(VSE):
         config, facts = self.config, self.facts
         if config.enhance not in ENHANCEMENTS:
             raise ConfigError(
-                f"model.enhance: '{config.enhance}' is unknown; expected one of "
-                f"{', '.join(ENHANCEMENTS)}"
+                f"model.enhance={config.enhance}: expected one of {', '.join(ENHANCEMENTS)}"
             )
         if config.guide_projection not in PROJECTIONS:
             raise ConfigError(
-                f"model.guide_projection: '{config.guide_projection}' is unknown; expected one of "
+                f"model.guide_projection={config.guide_projection}: expected one of "
                 f"{', '.join(PROJECTIONS)}"
             )
         if config.queue_size < 1 and self.uses_term("queue"):
             raise ConfigError(
-                f"model.queue_size={config.queue_size}: expected at least 1; without a queue type "
-                "loss.weights.queue=0"
+                f"model.queue_size={config.queue_size}: expected at least 1; to train without a "
+                "queue, pass loss.weights.queue=0"
             )
         if config.enhance == "none":
             return
@@ -233,14 +232,14 @@ class USER(VSE):
             raise ConfigError(NO_GUIDES)
         if config.region_drop > 0:
             raise ConfigError(
-                f"model.region_drop={config.region_drop}: the enhancement is defined for full sets "
-                "of regions only; type model.region_drop=0 or model.enhance=none"
+                f"model.region_drop={config.region_drop}: the enhancement needs all regions of an "
+                "image; pass model.region_drop=0 or model.enhance=none"
             )
         if "sge" in config.enhance and facts.regions not in (None, config.regions):
             raise ConfigError(_other_count(facts.regions, config.regions))
 
     def enhancement(self) -> nn.Module | None:
-        """Self-guided, CLIP-guided or both, if there is to be one."""
+        """Self-guided, CLIP-guided or both; None for ``enhance=none``."""
         config, facts = self.config, self.facts
         if config.enhance == "none":
             return None
@@ -256,8 +255,10 @@ class USER(VSE):
         return Enhancement(guides, config.attention_scale)
 
     def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``state`` with momentum encoders equal to its encoders where it has none, and without
-        queues of another size (this model's random ones instead)."""
+        """``state`` with missing momentum weights copied from its encoders.
+
+        Queues of another size are replaced by this model's random ones.
+        """
         fitted = fill_momentum_weights(super().fit_weights(state), self.state_dict())
         for name, own in self.state_dict().items():
             if "_queue." in name and (name not in fitted or fitted[name].shape != own.shape):
@@ -265,17 +266,17 @@ class USER(VSE):
         return fitted
 
     def check_batch(self, share: int) -> None:
-        """The enhancement normalises over a batch of at least 2."""
+        """The batch normalization of the enhancement needs at least 2 pairs."""
         if share < 2 and "sge" in self.config.enhance:
             raise ConfigError(TOO_SMALL)
 
     def before_step(self, clock: Clock) -> None:
-        """The momentum encoders follow."""
+        """Update the momentum encoders."""
         if self.uses_term("queue"):
             self.twin.update()
 
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
-        """Terms ``batch`` and ``queue``; the keys of the batch are then ``pending``."""
+        """Terms ``batch`` and ``queue``; sets ``pending`` to the keys of all ranks."""
         images, texts = self.encode_images(batch).pooled, self.encode_texts(batch).pooled
         terms = self.batch_terms(images, texts, batch, clock, draws)
         if self.uses_term("queue"):
@@ -288,7 +289,7 @@ class USER(VSE):
 
     @torch.no_grad()
     def keys(self, batch: Batch) -> MomentumKeys:
-        """What the momentum encoders give for the very same regions and token ids."""
+        """The momentum encoders' embeddings of the same regions and token ids."""
         assert batch.image_id is not None
         return MomentumKeys(
             self.twin["images"](
@@ -299,7 +300,7 @@ class USER(VSE):
         )
 
     def after_step(self, clock: Clock) -> None:
-        """The keys of the batch (of all ranks) enter the queues; their own batch saw the old."""
+        """Enqueue the keys of all ranks, after their own batch has used the previous ones."""
         if self.pending is None:
             return
         keys, self.pending = self.pending, None

@@ -1,7 +1,8 @@
 """VSE-infinity: Learning the Best Pooling Strategy for Visual Semantic Embedding (CVPR 2021).
 
-Chen, Hu, Wu, Jiang, Wang; region features and BERT. Two encoders that never meet, the generalised
-pooling operator behind each, one triplet loss. HREM and USER grew from it.
+Chen, Hu, Wu, Jiang, Wang; the variant with region features and BERT. Two independent encoders, each
+with the generalized pooling operator (GPO), are trained with a triplet loss. HREM and USER build on
+it.
 
 B pairs, R regions, L words, D joint width.
 """
@@ -57,9 +58,10 @@ class VSEConfig:
 
 
 class VSEImageEncoder(nn.Module):
-    """Pre-extracted regions to one embedding.
+    """Encodes region features as one embedding.
 
-    ``enhance`` may come first: regions [B, R, width] and guides [B, G] or None -> [B, R, width].
+    An optional ``enhance`` module runs first: regions [B, R, width] and guides [B, G] or None ->
+    [B, R, width].
     """
 
     def __init__(self, config: VSEConfig, region_width: int, enhance: nn.Module | None = None):
@@ -70,32 +72,32 @@ class VSEImageEncoder(nn.Module):
         nn.init.zeros_(self.project.bias)
         self.mlp = RegionMLP(region_width, config.embed_size)
         self.pool = IMAGE_POOLS[config.image_pool]()
-        self.normalise = config.normalize_images
+        self.normalize = config.normalize_images
 
     def forward(
         self, regions: Tensor, mask: Tensor, shortest: int = 0, guides: Tensor | None = None
     ) -> Tensor:
-        """[B, R, width], [B, R] bool -> [B, D] float32; ``shortest`` as `GPO` takes it."""
+        """[B, R, width], [B, R] bool -> [B, D] float32; ``shortest`` as for `GPO`."""
         if self.enhance is not None:
             regions = self.enhance(regions, guides)
         pooled = self.pool(self.project(regions) + self.mlp(regions), mask, shortest)
-        return l2_normalize(pooled) if self.normalise else pooled
+        return l2_normalize(pooled) if self.normalize else pooled
 
 
 class VSETextEncoder(nn.Module):
-    """Token ids to one embedding. What it pools includes [CLS] and [SEP]."""
+    """Encodes token ids as one embedding. The pooling includes [CLS] and [SEP]."""
 
     def __init__(self, config: VSEConfig, vocabulary: int):
         super().__init__()
         self.bert = build_bert(config.text, config.pretrained, vocabulary)
         self.project = nn.Linear(self.bert.config.hidden_size, config.embed_size)
         self.pool = TEXT_POOLS[config.text_pool]()
-        self.normalise = config.normalize_texts
+        self.normalize = config.normalize_texts
 
     def forward(self, tokens: Tensor, mask: Tensor, shortest: int = 0) -> Tensor:
-        """[B, L], [B, L] bool -> [B, D] float32; ``shortest`` as `GPO` takes it."""
+        """[B, L], [B, L] bool -> [B, D] float32; ``shortest`` as for `GPO`."""
         pooled = self.pool(self.project(bert_states(self.bert, tokens)), mask, shortest)
-        return l2_normalize(pooled) if self.normalise else pooled
+        return l2_normalize(pooled) if self.normalize else pooled
 
 
 class VSE(RetrievalModel):
@@ -121,7 +123,8 @@ class VSE(RetrievalModel):
     def _check(self) -> None:
         if self.facts.region_width is None:
             raise ConfigError(
-                f"{type(self).__name__} reads pre-extracted regions, and this data has none"
+                f"{type(self).__name__} needs region features, but this dataset has none; choose a "
+                "dataset with region arrays, or a model that reads pixels"
             )
         config = self.config
         for key, pool, known in (
@@ -129,17 +132,15 @@ class VSE(RetrievalModel):
             ("text_pool", config.text_pool, TEXT_POOLS),
         ):
             if pool not in known:
-                raise ConfigError(
-                    f"model.{key}: '{pool}' is unknown; expected one of {', '.join(known)}"
-                )
+                raise ConfigError(f"model.{key}={pool}: expected one of {', '.join(known)}")
 
     def enhancement(self) -> nn.Module | None:
-        """What works on the regions before all else: nothing here."""
+        """The module that enhances regions before encoding; None here."""
         return None
 
     @classmethod
     def view_for(cls, config: VSEConfig) -> View:
-        """Regions, a fifth of them left out in training; captions as epochs' unit."""
+        """Regions (randomly dropped in training) and captions; an epoch visits every caption."""
         plain = TextView(max_length=config.text.max_positions)
         augment = CaptionAugment() if config.caption_augment else None
         return View(
@@ -153,20 +154,21 @@ class VSE(RetrievalModel):
 
     @classmethod
     def slot_scores(cls, config: VSEConfig, slot: str) -> SlotScores:
-        """Cosines where both sides are normalised."""
+        """Cosines if both modalities are normalized."""
         return SlotScores(
             cosine=config.normalize_images and config.normalize_texts,
             remedy="model.normalize_images=true model.normalize_texts=true",
         )
 
     def encode_images(self, batch: Batch) -> Encoded:
-        """Unit vectors [B, D] of the regions."""
+        """Embeddings [B, D] of the regions."""
         assert batch.regions is not None and batch.region_mask is not None
-        given = batch.regions, batch.region_mask, batch.min_region_length, batch.guides
-        return Encoded(self.images(*given))
+        return Encoded(
+            self.images(batch.regions, batch.region_mask, batch.min_region_length, batch.guides)
+        )
 
     def encode_texts(self, batch: Batch) -> Encoded:
-        """Unit vectors [B, D] of the captions."""
+        """Embeddings [B, D] of the captions."""
         assert batch.tokens is not None and batch.token_mask is not None
         return Encoded(self.texts(batch.tokens, batch.token_mask, batch.min_token_length))
 
@@ -178,7 +180,7 @@ class VSE(RetrievalModel):
     def batch_terms(
         self, images: Tensor, texts: Tensor, batch: Batch, clock: Clock, draws: Draws
     ) -> Terms:
-        """Term ``batch`` of embeddings [B, D]; the pairs of all ranks share it."""
+        """Term ``batch`` of embeddings [B, D], over the pairs of all ranks."""
         terms = Terms({})
         if self.uses_term("batch"):
             assert batch.image_id is not None
@@ -189,19 +191,19 @@ class VSE(RetrievalModel):
         return terms
 
     def add_term(self, terms: Terms, slot: str, scores: Scores, clock: Clock, draws: Draws) -> None:
-        """The loss of ``slot`` as the term of that name, and what it reports."""
+        """Add the loss of ``slot`` to ``terms`` under that name, and its report."""
         loss = self.slots[slot]
         assert isinstance(loss, ScoreLoss)
         terms.losses[slot] = loss(scores, clock, draws)
         terms.report |= {f"{slot}_{key}": number for key, number in loss.report.items()}
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
-        """BERT's pooler, the unused norm, and losses of terms without a weight."""
+        """BERT's pooler, the unused norm, and losses of terms of weight 0."""
         idle = {f"slots.{name}" for name in self.slot_names if not self.uses_term(name)}
         return frozenset({"texts.bert.pooler", "images.mlp.unused_norm"} | idle)
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
-        """Text without BERT, BERT, images; the losses' own parameters undecayed."""
+        """Groups for text without BERT, BERT, images, and losses (without decay)."""
         texts = self.texts
         groups = (
             ("text", [texts.project, texts.pool], lr, weight_decay),
@@ -209,8 +211,8 @@ class VSE(RetrievalModel):
             ("image", [self.images], lr, weight_decay),
             ("loss", [self.slots], lr, 0.0),
         )
-        found = (
+        named = (
             ParameterGroup(name, parameter_names(self, modules), rate, decay)
             for name, modules, rate, decay in groups
         )
-        return [group for group in found if group.names]
+        return [group for group in named if group.names]

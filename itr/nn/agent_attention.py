@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,6 +24,21 @@ from itr.nn.gated_feed_forward import GatedFeedForward, RMSNorm
 
 Modality = Literal["text", "image"]
 HIDDEN = torch.finfo(torch.float32).min  # what is added to the logits of a hidden row; finite
+
+
+@dataclass
+class AFormerConfig:
+    """The A-Former (stages 2 and 3 of Multi-SEA)."""
+
+    depth: int = 4
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    agents: int = 40  # 0: plain cross-attention (ablation)
+    gate: str = "cross"  # cross | double | single | none (ablation: BERT's GELU block)
+    activation: str = "hswish"  # hswish (clipped at 1, as the released weights need) | swish
+    beta: float = 1.0  # of swish
+    attention_dropout: float = 0.1
+    dropout: float = 0.1
 
 
 class AgentPlan(NamedTuple):
@@ -198,63 +214,41 @@ class PlainCrossAttention(MultiHeadAttention):
 
 
 class Expert(nn.Module):
-    """One modality's part of a layer: self-attention, (if fused) cross-attention, feed-forward."""
+    """The expert of one modality in a layer: self-attention, cross-attention (only if fused),
+    feed-forward."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        attention_dropout: float,
-        dropout: float,
-        agents: int,
-        feedforward: GatedFeedForward,
-    ):
+    def __init__(self, width: int, config: AFormerConfig):
         super().__init__()
-        cross = AgentAttention if agents else PlainCrossAttention
-        self.attention = ExpertSelfAttention(width, heads, attention_dropout, dropout)
-        self.cross = cross(width, heads, attention_dropout, dropout)
+        cross = AgentAttention if config.agents else PlainCrossAttention
+        hidden = int(width * config.mlp_ratio)
+        # Built before the attentions, so that a seed keeps drawing the same weights.
+        feedforward = GatedFeedForward(
+            width, hidden, config.dropout, config.gate, config.activation, config.beta
+        )
+        attention = (width, config.heads, config.attention_dropout, config.dropout)
+        self.attention = ExpertSelfAttention(*attention)
+        self.cross = cross(*attention)
         self.feedforward = feedforward
 
 
 class AFormer(nn.Module):
-    """``layers`` layers with a text and an image expert each, and one pooler for all passes.
+    """Layers with a text expert and an image expert each, and one pooler for all passes.
 
-    ``agents`` 0 means plain cross-attention. Linear maps start as BERT's: normal(0, 0.02), no bias.
-    Raises ConfigError for sizes and names that cannot be used.
+    Linear layers are initialized as BERT's: normal(0, 0.02), biases 0. Raises ConfigError for
+    invalid options.
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        hidden: int,
-        layers: int,
-        attention_dropout: float = 0.1,
-        dropout: float = 0.1,
-        agents: int = 40,
-        gate: str = "cross",
-        activation: str = "hswish",
-        beta: float = 1.0,
-    ):
+    def __init__(self, width: int, config: AFormerConfig):
         super().__init__()
-        if layers < 1 or agents < 0:
-            raise ConfigError(f"model.aformer: {layers} layers, {agents} agents: too few")
-        self.agents = agents
-
-        def experts() -> nn.ModuleList:
-            return nn.ModuleList(
-                Expert(
-                    width,
-                    heads,
-                    attention_dropout,
-                    dropout,
-                    agents,
-                    GatedFeedForward(width, hidden, dropout, gate, activation, beta),
-                )
-                for _ in range(layers)
+        if config.depth < 1 or config.agents < 0:
+            raise ConfigError(
+                f"model.aformer: depth={config.depth}, agents={config.agents}; expected depth >= 1 "
+                "and agents >= 0"
             )
-
-        self.text, self.image = experts(), experts()
+        self.agents = config.agents
+        self.text, self.image = (
+            nn.ModuleList(Expert(width, config) for _ in range(config.depth)) for _ in range(2)
+        )
         self.pooler = nn.Linear(width, width)
         for module in self.modules():
             if isinstance(module, nn.Linear):

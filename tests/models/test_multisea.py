@@ -93,7 +93,8 @@ def test_losses_and_gradients_are_those_of_the_literal_rewriting() -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_the_first_row_alone_is_the_first_of_all(length: int, training: bool) -> None:
     torch.manual_seed(length)
-    stack = AFormer(16, 2, 24, layers=2, agents=8, attention_dropout=0.0, dropout=0.0)
+    config = AFormerConfig(2, 2, mlp_ratio=1.5, agents=8, attention_dropout=0.0, dropout=0.0)
+    stack = AFormer(16, config)
     stack.train(training)
     mask = torch.arange(length) < torch.tensor([length, max(1, length // 2)])[:, None]
     queries = PairRows(torch.randn(2, length, 16), mask, torch.tensor([0, 1, 1]))

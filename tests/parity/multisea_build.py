@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from itr.batch import Batch
 from itr.losses.infonce import InfoNCE
 from itr.models.multisea import EnhancedFeatures, MultiSEA
-from itr.nn.agent_attention import AFormer
+from itr.nn.agent_attention import AFormer, AFormerConfig
 from itr.nn.bert.bert import SIZES
 from itr.nn.bert.roberta import RobertaTextConfig
 from itr.nn.clip.weights import CLIPConfig
@@ -104,17 +104,17 @@ def load_official(model: MultiSEA, theirs: Mapping[str, Tensor]) -> None:
 
 
 def aformer_of(case: Case) -> AFormer:
-    """The A-Former of a case that gives nothing else."""
-    given = case.data["aformer"]
-    module = AFormer(
-        width=given["hidden_size"],
-        heads=given["num_attention_heads"],
-        hidden=given["intermediate_size"],
-        layers=given["num_hidden_layers"],
+    """The A-Former of a case that holds no other module."""
+    sizes = case.data["aformer"]
+    config = AFormerConfig(
+        depth=sizes["num_hidden_layers"],
+        heads=sizes["num_attention_heads"],
+        mlp_ratio=sizes["intermediate_size"] / sizes["hidden_size"],
         attention_dropout=0.0,
         dropout=0.0,
     )
-    state, _ = to_ours(case.below("state."), given["num_hidden_layers"])
+    module = AFormer(sizes["hidden_size"], config)
+    state, _ = to_ours(case.below("state."), sizes["num_hidden_layers"])
     module.load_state_dict({name.removeprefix("aformer."): v for name, v in state.items()})
     return module
 
