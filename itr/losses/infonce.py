@@ -17,11 +17,11 @@ from itr.losses.score import ScoreLoss, Scores
 class InfoNCE(ScoreLoss):
     """Mean over queries of -sum_j target_ij log softmax_j(scale * s_ij); mean of both directions.
 
-    The targets are the scores' soft ones where there are any, else each row's share is spread
-    evenly over all its matches (CLIP with repeats of an image; Radford et al. 2021). Row weights
-    multiply a row's term; the mean still divides by the number of rows. The scale is the model's
-    own where it has one and ``use_model_scale``, else 1/``temperature``: fixed, or ``learnable``
-    and then not above ``max_scale``. ``report`` holds the scale.
+    The targets are the soft targets if given, else uniform over all matches of a row (CLIP with
+    repeated images; Radford et al. 2021). Row weights multiply a row's term; the mean still divides
+    by the number of rows. The scale is the model's if it has one and ``use_model_scale`` is set,
+    else 1/``temperature``: fixed, or ``learnable`` and then clamped to ``max_scale``. ``report``
+    holds the scale.
     """
 
     uses_soft = True
@@ -36,7 +36,7 @@ class InfoNCE(ScoreLoss):
     ):
         super().__init__()
         if temperature <= 0:
-            raise ConfigError(f"temperature={temperature}: expected more than 0")
+            raise ConfigError(f"temperature={temperature}: expected a number > 0")
         log_scale = torch.tensor(-math.log(temperature))
         if learnable:
             self.log_scale: Tensor = nn.Parameter(log_scale)
@@ -62,7 +62,7 @@ def _cross_entropy(scores: Scores, scale: Tensor) -> Tensor:
     logits = scores.values.float() * scale
     if scores.soft is not None:
         cost = F.cross_entropy(logits, scores.soft.float(), reduction="none")
-    elif scores.n_match == len(logits):  # nobody has a second match: no matrix of targets
+    elif scores.n_match == len(logits):  # one match per row: class indices suffice
         cost = F.cross_entropy(logits, scores.own, reduction="none")
     else:
         target = scores.match.float()

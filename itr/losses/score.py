@@ -1,4 +1,4 @@
-"""The contract between models and losses: a loss sees one `Scores` and nothing else.
+"""The interface between models and losses: a loss takes one `Scores` and nothing else.
 
 N queries, M candidates (the batch, or the batch and a queue).
 """
@@ -17,29 +17,27 @@ from itr.draws import Draws
 
 @dataclass
 class Scores:
-    """Similarities of N queries with M candidates, and what is known about them."""
+    """Similarities of N queries with M candidates, with targets and weights."""
 
     values: Tensor  # [N, M] unscaled similarities, float32
-    match: Tensor  # [N, M] bool: candidate belongs to the query (its own, and repeats of its image)
-    own: Tensor  # [N] int64: the column of the row's own match
+    match: Tensor  # [N, M] bool: positives (the query's pair, and repeats of its image)
+    own: Tensor  # [N] int64: the column of the query's pair
     soft: Tensor | None = None  # [N, M] soft targets, rows sum to 1
     weight: Tensor | None = None  # [N] weight of each row
-    scale: Tensor | None = (
-        None  # scalar: the model's own factor on the similarities (1/temperature)
-    )
-    back: Scores | None = None  # the other direction; None means the transpose
-    n_match: int | None = None  # True entries of `match`, known on the host; None: not known
-    cosine: bool = True  # values lie in [-1, 1]
+    scale: Tensor | None = None  # scalar: the model's factor on the similarities, 1/temperature
+    back: Scores | None = None  # the other direction; None: the transpose
+    n_match: int | None = None  # number of True entries in `match`, on the host; None: unknown
+    cosine: bool = True  # values are in [-1, 1]
 
     def reverse(self) -> Scores:
-        """The other direction: ``back`` if there is one, else the transpose.
+        """The other direction: ``back`` if given, else the transpose.
 
-        Raises ValueError where there is no ``back`` and the matrix is not square.
+        Raises ValueError if there is no ``back`` and the matrix is not square.
         """
         if self.back is not None:
             return self.back
         if self.values.shape[0] != self.values.shape[1]:
-            raise ValueError(f"scores {tuple(self.values.shape)} need `back`: not square")
+            raise ValueError(f"scores of shape {tuple(self.values.shape)} are not square; set back")
         return Scores(
             values=self.values.t(),
             match=self.match.t(),
@@ -53,16 +51,16 @@ class Scores:
 
 
 class ScoreLoss(nn.Module):
-    """A loss over one `Scores`. Combines the two directions as its paper does.
+    """Base class of losses over one `Scores`. Combines both directions as its paper does.
 
-    ``report`` holds detached scalars of the last call that are for logging only.
-    The other attributes let a pairing that makes no sense be refused at start-up.
+    ``report`` holds detached scalars of the last call, for logging. The class attributes decide
+    which model slots a loss is compatible with.
     """
 
-    needs_cosine = False  # it is defined on cosine similarities only
-    uses_soft = False  # it reads soft targets where there are any
-    uses_scale = False  # it reads the model's own temperature where there is one
-    learns_scale = False  # it has a temperature of its own to learn
+    needs_cosine = False  # defined for cosine similarities only
+    uses_soft = False  # uses soft targets, if given
+    uses_scale = False  # uses the model's temperature, if given
+    learns_scale = False  # learns a temperature
     variants: ClassVar[tuple[str, ...]] = ()  # "key=value ...": further rows of `itr losses`
 
     def __init__(self) -> None:
@@ -70,16 +68,16 @@ class ScoreLoss(nn.Module):
         self.report: dict[str, Tensor] = {}
 
     def forward(self, scores: Scores, clock: Clock, draws: Draws) -> Tensor:
-        """A scalar."""
+        """The loss, a scalar."""
         raise NotImplementedError
 
 
 def pair_scores(
     queries: Tensor, candidates: Tensor, ids: Tensor, positive_pairs: int | None = None
 ) -> Scores:
-    """Square scores of B pairs: ``queries`` and ``candidates`` [B, D], ``ids`` [B] image ids.
+    """Square scores of B pairs: ``queries`` and ``candidates`` [B, D], image ``ids`` [B].
 
-    Computed in float32 whatever the autocast state (half precision breaks samplers and margins).
+    Computed in float32 also under autocast, because half precision breaks samplers and margins.
     """
     with torch.autocast(queries.device.type, enabled=False):
         values = queries.float() @ candidates.float().t()

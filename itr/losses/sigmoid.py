@@ -15,14 +15,13 @@ from itr.losses.score import ScoreLoss, Scores
 
 
 class Sigmoid(ScoreLoss):
-    """Mean over queries of -sum_j log sigmoid(z_ij (scale * s_ij + bias)), z = 1 for a match, else
-    -1 (SigLIP, Zhai et al. 2023, algorithm 1): every pair is judged by itself.
+    """Mean over queries of -sum_j log sigmoid(z_ij (scale * s_ij + bias)), z_ij = 1 for a match and
+    -1 otherwise (SigLIP, Zhai et al. 2023, algorithm 1). Every pair is scored independently.
 
-    A pair is the same pair in both directions, so a square matrix counts once; where the directions
-    have candidates of their own, their mean. Weights of rows weigh rows and columns alike. The
-    scale is the loss's own, 1/``temperature`` at the start, or the model's with
-    ``use_model_scale``; scale and ``bias`` are learnt unless ``learnable`` is false. ``report``
-    holds both.
+    A square matrix holds each pair once, so it counts once; with different candidates per
+    direction, the mean of both is taken. Row weights apply to rows and columns. The scale is
+    initialized to 1/``temperature``, or is the model's with ``use_model_scale``; scale and ``bias``
+    are learned unless ``learnable`` is false. ``report`` holds both.
     """
 
     variants = ("learnable=false", "use_model_scale=true", "learnable=false use_model_scale=true")
@@ -36,7 +35,7 @@ class Sigmoid(ScoreLoss):
     ):
         super().__init__()
         if temperature <= 0:
-            raise ConfigError(f"temperature={temperature}: expected more than 0")
+            raise ConfigError(f"temperature={temperature}: expected a number > 0")
         self.uses_scale, self.learns_scale = use_model_scale, learnable
         for name, value in (("log_scale", -math.log(temperature)), ("bias", bias)):
             if learnable:
@@ -48,7 +47,7 @@ class Sigmoid(ScoreLoss):
     bias: Tensor
 
     def forward(self, scores: Scores, clock: Clock, draws: Draws) -> Tensor:
-        """A scalar."""
+        """The loss, a scalar."""
         with torch.autocast(scores.values.device.type, enabled=False):
             own = not self.uses_scale or scores.scale is None
             scale = self.log_scale.exp() if own else scores.scale.float()  # type: ignore[union-attr]
@@ -67,6 +66,6 @@ class Sigmoid(ScoreLoss):
 
 
 def _mean(cost: Tensor, weight: Tensor | None) -> Tensor:
-    """[N, M] -> the mean over rows of their weighted sums."""
+    """Mean over rows of the weighted row sums of ``cost`` [N, M]."""
     rows = cost.sum(dim=1)
     return (rows if weight is None else rows * weight).mean()

@@ -18,24 +18,24 @@ from itr.losses.score import ScoreLoss, Scores
 def matching_pairs(match: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Rows and columns [count] of the True entries of ``match`` [N, M], in row-major order.
 
-    As `nonzero`, for a ``count`` that is known on the host, so that nobody asks the device.
+    Like `nonzero`, but without a host synchronization, because ``count`` is known on the host.
     """
     flat = match.flatten()
-    place = torch.where(flat, flat.cumsum(0) - 1, count)  # the rest lands behind the end
-    pairs = place.new_zeros(count + 1)
-    pairs.scatter_(0, place, torch.arange(len(flat), device=match.device))
+    index = torch.where(flat, flat.cumsum(0) - 1, count)  # False entries go to a discarded slot
+    pairs = index.new_zeros(count + 1)
+    pairs.scatter_(0, index, torch.arange(len(flat), device=match.device))
     return pairs[:count] // match.shape[1], pairs[:count] % match.shape[1]
 
 
 class DistanceWeightedTriplet(ScoreLoss):
-    """Hinge on one negative per positive pair, drawn evenly over distances. Cosines only.
+    """Triplet loss with distance-weighted sampling of one negative per positive pair. Cosines only.
 
-    Sum over pairs of relu(margin + s_an - s_ap), both directions added (Wu et al. 2017, eq. 4-5,
-    as HREM uses it). Weights: log w = (2-n) ln d - (n-3)/2 ln(1 - d^2/4) with d = sqrt(2 - 2s) not
-    below ``floor``, n = ``dimension``; negatives at ``cutoff`` or farther are never drawn. An
-    anchor without a negative that can be drawn is left out (``exhausted="drop"``); ``"zero"``
-    repeats the authors' habit, where one such anchor makes its whole direction 0. ``report``
-    counts them.
+    The sum over pairs and both directions of relu(margin + s_an - s_ap) (Wu et al. 2017, equations
+    4 and 5, as in HREM). The sampling weight is log w = (2-n) ln d - (n-3)/2 ln(1 - d^2/4) with
+    d = sqrt(2 - 2s), at least ``floor``, and n = ``dimension``; negatives at distance ``cutoff`` or
+    more are never drawn. An anchor without candidates is left out (``exhausted="drop"``). With
+    ``"zero"``, as in the authors' code, one such anchor makes the loss of its direction 0.
+    ``report`` counts these anchors.
     """
 
     needs_cosine = True
@@ -51,11 +51,9 @@ class DistanceWeightedTriplet(ScoreLoss):
     ):
         super().__init__()
         if exhausted not in ("drop", "zero"):
-            raise ConfigError(f"exhausted: '{exhausted}' is unknown; expected drop or zero")
+            raise ConfigError(f"exhausted={exhausted}: expected drop or zero")
         if not 0.0 < floor < cutoff:
-            raise ConfigError(
-                f"cutoff={cutoff}: expected more than floor={floor}, which must be > 0"
-            )
+            raise ConfigError(f"cutoff={cutoff}, floor={floor}: expected 0 < floor < cutoff")
         self.margin, self.cutoff, self.floor = margin, cutoff, floor
         self.dimension, self.exhausted = dimension, exhausted
 
@@ -64,11 +62,11 @@ class DistanceWeightedTriplet(ScoreLoss):
         return self.directions([scores, scores.reverse()], draws).sum()
 
     def directions(self, sides: Sequence[Scores], draws: Draws) -> Tensor:
-        """The loss of each of ``sides`` with its queries as anchors; draws once a side, in order.
+        """The loss of each of ``sides`` with its queries as anchors; one draw per side, in order.
 
-        Sides are stacked row upon row, so that two take no more operations than one. Where nobody
-        has counted the matches (repeats of an image in a queue), a negative is drawn for every
-        cell and that of a match counts: the same in distribution, and nothing asks the device.
+        Sides are stacked by rows, so that two need no more operations than one. If the number of
+        matches is unknown (repeated images in a queue), a negative is drawn for every entry and
+        only those of matches are used: the same distribution without a host synchronization.
         """
         with torch.autocast(sides[0].values.device.type, enabled=False):
             width = max(side.values.shape[1] for side in sides)
@@ -81,7 +79,7 @@ class DistanceWeightedTriplet(ScoreLoss):
             if len(known) == len(sides):
                 counts = known
                 anchor, positive = matching_pairs(match, sum(counts))
-                drawn = [draws.categorical(part) for part in weight[anchor].split(counts)]
+                drawn = [draws.categorical(weights) for weights in weight[anchor].split(counts)]
                 s_an, s_ap = values[anchor, torch.stack([torch.cat(drawn), positive])]
                 cost = F.relu(s_an - s_ap + self.margin)
             else:
@@ -92,26 +90,24 @@ class DistanceWeightedTriplet(ScoreLoss):
             if self.exhausted == "drop":
                 cost = cost.masked_fill(exhausted[anchor], 0.0)
             self.report = {"exhausted_anchors": exhausted.sum()}
-            totals = torch.stack([part.sum() for part in cost.split(counts)])
+            totals = torch.stack([costs.sum() for costs in cost.split(counts)])
             if self.exhausted == "zero":
-                spoilt = torch.stack([part.any() for part in exhausted.split(rows)])
-                totals = totals.masked_fill(spoilt, 0.0)
+                any_exhausted = torch.stack([flags.any() for flags in exhausted.split(rows)])
+                totals = totals.masked_fill(any_exhausted, 0.0)
             return totals
 
     def sampling_weights(self, values: Tensor, match: Tensor) -> tuple[Tensor, Tensor]:
-        """Probability of each candidate as the negative of each anchor [N, M], and which anchors
-        have none (their rows are 0) [N]. Carries no gradient.
+        """Sampling probabilities [N, M] of negatives per anchor, and the anchors without any [N].
 
-        In cosines, 1 - d^2/4 = (1 + s)/2. An invalid one (above 1 by rounding) is never drawn, and
-        counts, as a match does, with log-weight 0 for the maximum of its row.
+        Rows of the latter are 0. No gradient. In cosines, 1 - d^2/4 = (1 + s)/2. Matches and
+        invalid cosines (above 1 by rounding) are never drawn, but count with log-weight 0 in the
+        maximum of their row.
         """
         s, n = values.detach(), self.dimension
         constant = math.log(2.0) * ((2.0 - n) / 2.0 + (n - 3.0) / 2.0)
-        near = s.clamp(
-            max=1.0 - self.floor**2 / 2.0
-        )  # distances below the floor count as the floor
-        log_weight = (-near).log1p_().mul_((2.0 - n) / 2.0).add_(constant)
-        log_weight = log_weight.add_(near.log1p(), alpha=-(n - 3.0) / 2.0)
+        clamped = s.clamp(max=1.0 - self.floor**2 / 2.0)  # distances of at least the floor
+        log_weight = (-clamped).log1p_().mul_((2.0 - n) / 2.0).add_(constant)
+        log_weight = log_weight.add_(clamped.log1p(), alpha=-(n - 3.0) / 2.0)
         invalid = match | (s > 1.0)
         log_weight.masked_fill_(invalid, 0.0).nan_to_num_(0.0, 0.0, 0.0)
         weight = (log_weight - log_weight.amax(dim=1, keepdim=True)).exp_()
@@ -122,7 +118,7 @@ class DistanceWeightedTriplet(ScoreLoss):
 
 
 def _widen(matrix: Tensor, width: int, value: float) -> Tensor:
-    """More columns, so that matrices of two directions (two queues) can be stacked."""
+    """Pad columns with ``value``, so that matrices of different widths can be stacked."""
     missing = width - matrix.shape[1]
     return F.pad(matrix, (0, missing), value=value) if missing else matrix
 
@@ -150,9 +146,7 @@ class Triplet(ScoreLoss):
     ):
         super().__init__()
         if negatives not in ("hardest", "sum", "warmup"):
-            raise ConfigError(
-                f"negatives: '{negatives}' is unknown; expected hardest, sum or warmup"
-            )
+            raise ConfigError(f"negatives={negatives}: expected hardest, sum or warmup")
         self.margin, self.negatives = margin, negatives
         self.warmup_epochs, self.mask_same_image = warmup_epochs, mask_same_image
 

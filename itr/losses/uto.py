@@ -46,7 +46,7 @@ class UTO(ScoreLoss):
         )
 
     def forward(self, scores: Scores, clock: Clock, draws: Draws) -> Tensor:
-        """A scalar, not below -log 2 for each time that the positives count."""
+        """The loss, a scalar; at least -log 2 per counted positive term."""
         with torch.autocast(scores.values.device.type, enabled=False):
             back = scores.reverse()
             positive = _own(scores)

@@ -1,1 +1,1 @@
-"""The authors' checkpoints and ours, both ways."""
+"""Importers and exporters of the authors' checkpoints: one module per method."""

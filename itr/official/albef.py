@@ -1,8 +1,8 @@
-"""ALBEF: the authors' checkpoint <-> ours.
+"""Importer of ALBEF.
 
-Theirs is ``{model, optimizer, lr_scheduler, config, epoch}`` or the bare weights. Pre-training
-files say ``text_encoder.bert.*`` and hold a masked-word head, fine-tuned ones ``text_encoder.*``.
-Queues are stored as columns; one pointer serves both; the tied word head is stored twice.
+The authors' checkpoint is ``{model, optimizer, lr_scheduler, config, epoch}`` or only the weights.
+Pre-training files have ``text_encoder.bert.*`` and an MLM head, fine-tuned ones ``text_encoder.*``.
+Queues are stored transposed, with one pointer for both; the tied MLM head is stored twice.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from itr.official.name_table import (
 from itr.view import Facts
 
 HEAD_WIDTH = 64  # of every released model
-BERT_MASK = 103  # bert-base-uncased's, which no file names
+BERT_MASK = 103  # [MASK] of bert-base-uncased, which the files do not name
 EXTRA_OPTIONS = {**TEXT_EXTRA_OPTIONS, "image.heads": "image_heads"}
-DEPTH = {"coco": 256, "f30k": 128}  # k_test of the authors' options, for files without them
+DEPTH = {"coco": 256, "f30k": 128}  # the authors' k_test, for files without options
 POINTER, IDS = "queue_ptr", "idx_queue"
 QUEUES = ("image_queue", "text_queue")
 TEXT_HEADS = ("text.heads", "--heads")
@@ -46,7 +46,7 @@ TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
 
 
 def name_table(text_layers: int, layers: int, pretrains: bool) -> NameTable:
-    """Names of all weights but queues, pointer and what is tied."""
+    """Authors' names <-> ours, except queues, their pointer and tied weights."""
     pairs = [("temp", "temperature"), ("itm_head.", "itm_head.")]
     for suffix, owner in (("", ""), ("_m", "twin.")):
         pairs.append((f"visual_encoder{suffix}.", f"{owner}vision."))
@@ -72,14 +72,14 @@ def name_table(text_layers: int, layers: int, pretrains: bool) -> NameTable:
 
 
 def table_of(config: ALBEFConfig) -> NameTable:
-    """The table for a model of ``config``."""
+    """The name table of a model of ``config``."""
     text = config.text
     return name_table(text.fusion_layer, text.depth, config.task == "pretrain")
 
 
 def weights_in(payload: Any) -> dict[str, Tensor] | None:
-    """The weights in ``payload`` (see `load_pickle`), wherever they are; None if they are not
-    those of an ALBEF for retrieval or pre-training."""
+    """The weights in ``payload`` (see `load_pickle`); None unless they are those of an ALBEF for
+    retrieval or pre-training."""
     state = payload.get("model", payload) if isinstance(payload, Mapping) else None
     if not (isinstance(state, Mapping) and state and all(isinstance(k, str) for k in state)):
         return None
@@ -95,21 +95,21 @@ def recognizes(payload: Any) -> bool:
 
 
 def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
-    """Read an authors' file: pre-training (a model of ``task=pretrain``) or fine-tuned.
+    """Import an authors' file: pre-trained (a model of ``task=pretrain``) or fine-tuned.
 
-    ``text`` gives what no weight tells: ``tokenizer`` and ``name`` (bert-base-uncased),
-    ``heads`` (64 wide each), ``dropout``, and ``image_heads``. Momentum weights that
-    the file lacks are copies of the others, queues that it lacks begin at random. Raises
+    ``text`` holds options that weights do not determine: ``tokenizer`` and ``name``
+    (bert-base-uncased), ``heads`` (default: 64 wide each), ``dropout``, and ``image_heads``.
+    Missing momentum weights are copied from the encoders; missing queues are random. Raises
     CheckpointError for a file of another method and for weights that do not fit.
     """
     payload = load_pickle(path)
     theirs = weights_in(payload)
     if theirs is None:
-        found = sorted(map(str, payload))[:6] if isinstance(payload, Mapping) else type(payload)
+        content = sorted(map(str, payload))[:6] if isinstance(payload, Mapping) else type(payload)
         raise CheckpointError(
-            f"{path}: not a checkpoint of the authors of ALBEF for retrieval or pre-training: "
-            f"found {found}; expected weights visual_encoder.*, text_encoder.*, vision_proj.*, "
-            "itm_head.*, bare or below 'model'"
+            f"{path}: not a checkpoint of the authors of ALBEF for retrieval or pre-training: it "
+            f"holds {content}; expected weights visual_encoder.*, text_encoder.*, vision_proj.*, "
+            "itm_head.*, at the top level or below 'model'"
         )
     bare = "model" not in payload
     options = {} if bare else to_json(payload.get("config") or {})
@@ -117,7 +117,7 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
     state, report = to_ours(theirs, config)
     with torch.device("meta"):
         expected = ALBEF(config, nn.ModuleDict(), {}, facts).state_dict()
-    state = fill_momentum_weights(state, expected)  # they begin as what they copy
+    state = fill_momentum_weights(state, expected)
     optional = {name for name in expected if name.startswith(tuple(f"{q}." for q in QUEUES))}
     report.missing = require_fit(path, state, expected, optional)
     return Imported(
@@ -136,38 +136,38 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
 def to_ours(
     theirs: Mapping[str, Tensor], config: ALBEFConfig
 ) -> tuple[dict[str, Tensor], ImportReport]:
-    """The authors' weights by our names and shapes, and what became of each."""
+    """The authors' weights by our names and shapes, and a report."""
     table, report, state = table_of(config), ImportReport(), {}
     for name, value in theirs.items():
-        found: list[tuple[str, Tensor]] = []
+        renamed: list[tuple[str, Tensor]] = []
         if name in QUEUES:
-            found = [(f"{name}.features", value.t().contiguous())]
+            renamed = [(f"{name}.features", value.t().contiguous())]
         elif name == IDS:
-            found = [("text_queue.ids", value[0])]
+            renamed = [("text_queue.ids", value[0])]
         elif name == POINTER:
-            found = [(f"{queue}.pointer", value.clone()) for queue in QUEUES]
+            renamed = [(f"{queue}.pointer", value.clone()) for queue in QUEUES]
         elif name.endswith(("embeddings.position_ids", *TIED)):
             report.ignored.append(name)
             continue
         else:
-            found = [(table.to_ours(name) or name, value)]  # unknown: `require_fit` lists it
-        for ours, tensor in found:
+            renamed = [(table.to_ours(name) or name, value)]  # unknown: `require_fit` lists it
+        for ours, tensor in renamed:
             state[ours] = tensor
             (report.matched.append(ours) if ours == name else report.renamed.append((name, ours)))
     return state, report
 
 
 def official_state(model: ALBEF, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """All weights and buffers by the authors' names and shapes.
+    """Weights and buffers of ``model`` by the authors' names and shapes.
 
-    ``tensors`` by our names take the place of the model's own (gradients, say); what is stored
-    twice or constant is then left out. Momentum copies of the fusion layers that the model does
-    not keep are those of the layers themselves.
+    ``tensors`` (by our names, e.g. gradients) replace the model's; tied and constant tensors are
+    then left out. If the model has no momentum copies of the fusion layers, the layers themselves
+    are written for them.
     """
     table = table_of(model.config)
-    given = model.state_dict() if tensors is None else tensors
+    tensors_by_name = model.state_dict() if tensors is None else tensors
     state: dict[str, Tensor] = {}
-    for ours, value in given.items():
+    for ours, value in tensors_by_name.items():
         queue, _, part = ours.partition(".")
         if queue in QUEUES:
             if part == "features":
@@ -182,26 +182,26 @@ def official_state(model: ALBEF, tensors: Mapping[str, Tensor] | None = None) ->
 
 
 def _repeated(model: ALBEF, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the authors' code writes twice or holds as a constant."""
-    found: dict[str, Tensor] = {}
+    """Tied weights and constants in the authors' files."""
+    extra: dict[str, Tensor] = {}
     count = model.config.text.max_positions
     for suffix in ("", "_m"):
         text = f"text_encoder{suffix}." + ("bert." if model.pretrains else "")
-        found[f"{text}embeddings.position_ids"] = torch.arange(count)[None]
+        extra[f"{text}embeddings.position_ids"] = torch.arange(count)[None]
         if model.pretrains:
             words = state[f"{text}embeddings.word_embeddings.weight"]
             bias = state[f"text_encoder{suffix}.cls.predictions.bias"]
             for name, value in zip(TIED, (words, bias), strict=True):
-                found[f"text_encoder{suffix}.{name}"] = value
+                extra[f"text_encoder{suffix}.{name}"] = value
     if not any(name.startswith("twin.fusion.") for name in model.state_dict()):
         table, fusion = table_of(model.config), model.fusion.state_dict()
         for name, value in fusion.items():
-            found[str(table.to_official(f"twin.fusion.{name}"))] = value
-    return found
+            extra[str(table.to_official(f"twin.fusion.{name}"))] = value
+    return extra
 
 
 def export(model: ALBEF, epoch: int = 0) -> dict[str, Any]:
-    """What the authors' code would have saved (``torch.save`` it), less the optimiser's state."""
+    """The authors' checkpoint format of ``model``, for ``torch.save``; without optimizer state."""
     config = model.config
     options = {
         "image_res": config.image.size,
@@ -223,16 +223,17 @@ def export(model: ALBEF, epoch: int = 0) -> dict[str, Any]:
 
 
 def _architecture(
-    path: Path, theirs: Mapping[str, Tensor], options: Mapping[str, Any], told: dict[str, Any]
+    path: Path, theirs: Mapping[str, Tensor], options: Mapping[str, Any], extra: dict[str, Any]
 ) -> tuple[ALBEFConfig, Facts]:
     pretrains = any(name.startswith("text_encoder.bert.") for name in theirs)
     try:
-        image = _image(path, theirs, told.pop("image_heads", None))
-        text, vocabulary = _text(path, theirs, "bert." if pretrains else "", told)
+        image = _image(path, theirs, extra.pop("image_heads", None))
+        text, vocabulary = _text(path, theirs, "bert." if pretrains else "", extra)
         embed_size = len(theirs["vision_proj.weight"])
     except (KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: cannot tell the model's sizes, the weight {error} is missing or misshapen"
+            f"{path}: cannot determine the model's sizes: weight {error} is missing or has an "
+            "unexpected shape"
         ) from error
     base, fusion = ALBEFConfig(), f".encoder.layer.{text.fusion_layer}."
 
@@ -274,7 +275,7 @@ def _image(path: Path, theirs: Mapping[str, Tensor], heads: int | None) -> Image
 
 
 def _text(
-    path: Path, theirs: Mapping[str, Tensor], bert: str, told: Mapping[str, Any]
+    path: Path, theirs: Mapping[str, Tensor], bert: str, extra: Mapping[str, Any]
 ) -> tuple[FusionTextConfig, int]:
     prefix = f"text_encoder.{bert}"
     embeddings, layer = f"{prefix}embeddings.", f"{prefix}encoder.layer."
@@ -289,15 +290,16 @@ def _text(
         token_types=len(theirs[f"{embeddings}token_type_embeddings.weight"]),
         fusion_layer=min(_numbers(fused, layer)),
     )
-    heads = told.get("heads") or _heads(path, width, "BERT", *TEXT_HEADS)
-    return replace(text, **{**told, "heads": heads}), vocabulary
+    heads = extra.get("heads") or _heads(path, width, "BERT", *TEXT_HEADS)
+    return replace(text, **{**extra, "heads": heads}), vocabulary
 
 
 def _heads(path: Path, width: int, what: str, key: str, flag: str) -> int:
     if width % HEAD_WIDTH:
         raise CheckpointError(
-            f"{path}: its {what} is {width} wide, no multiple of the authors' {HEAD_WIDTH} a head, "
-            f"and weights do not tell the number of heads; give model.{key} (itr.official: {flag})"
+            f"{path}: its {what} is {width} wide, not a multiple of the authors' {HEAD_WIDTH} per "
+            "head, and the weights do not determine the number of heads; set "
+            f"model.{key} (itr official: {flag})"
         )
     return width // HEAD_WIDTH
 

@@ -1,7 +1,7 @@
-"""ALIP: the authors' checkpoint <-> ours.
+"""Importer of ALIP, and of CLIP checkpoints of OpenAI and open_clip, which have the same names.
 
-Theirs is a bare state dict whose names begin with ``module.``; it holds neither the running means
-of the gates nor a tokenizer. Files of OpenAI's CLIP and of open_clip bear the same names.
+The authors' checkpoint is a state dict with the prefix ``module.``. It holds neither the running
+means of the gates nor a tokenizer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from itr.official.name_table import (
 from itr.view import Facts
 
 WRAPPER = "module."
-PAIRS = (  # in the order in which they save
+PAIRS = (  # in the order of the authors' files
     ("positional_embedding", "texts.positional_embedding"),
     ("text_projection", "texts.text_projection"),
     ("logit_scale", "logit_scale"),
@@ -40,10 +40,10 @@ PAIRS = (  # in the order in which they save
     ("ln_final.", "texts.ln_final."),
 )
 NAMES = NameTable(PAIRS)
-# Plain numbers, and a mask for each text block, in OpenAI's files; no weights.
+# Numbers, and a mask per text block, in OpenAI's files; not weights.
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 TELLTALES = ("visual.conv1.weight", "token_embedding.weight", "text_projection", "logit_scale")
-HEAD_WIDTH = 64  # of every published CLIP; weights do not tell
+HEAD_WIDTH = 64  # of every published CLIP; not determined by the weights
 RESNET_STRIDE = 32
 EXTRA_OPTIONS = {
     "text.tokenizer": "tokenizer",
@@ -59,7 +59,7 @@ def recognizes(payload: Any) -> bool:
 
 
 def _unwrapped(payload: Any) -> dict[str, Tensor]:
-    """The weights of ``payload`` by what follows the last ``module.`` of a name."""
+    """The weights in ``payload`` without the prefix ``module.``."""
     if isinstance(payload, Mapping) and isinstance(payload.get("state_dict"), Mapping):
         payload = payload["state_dict"]  # as open_clip saves
     if not isinstance(payload, Mapping):
@@ -72,25 +72,25 @@ def _unwrapped(payload: Any) -> dict[str, Tensor]:
 
 
 def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
-    """The authors' ``.pt`` in our terms; no code in the file is executed.
+    """Import the authors' ``.pt``; no code in the file is executed.
 
-    ``text`` tells what weights do not: ``tokenizer``, and for towers that are not 64 wide a head,
-    ``heads`` of the text tower and ``head_width`` or ``image_heads`` of the image
-    tower. Raises CheckpointError for a damaged or foreign file, and for weights that are missing,
-    unexpected or misshapen.
+    ``text`` holds options that weights do not determine: ``tokenizer`` and, for attention heads
+    that are not 64 wide, ``heads`` of the text tower and ``head_width`` or ``image_heads`` of the
+    image tower. Raises CheckpointError for a damaged or foreign file, and for weights that are
+    missing, unexpected or of the wrong shape.
     """
     payload = load_pickle(path)
     if not recognizes(payload):
-        found = ", ".join(sorted(_unwrapped(payload))[:8]) or type(payload).__name__
+        content = ", ".join(sorted(_unwrapped(payload))[:8]) or type(payload).__name__
         raise CheckpointError(
-            f"{path}: not a checkpoint of the authors of ALIP: found {found}; expected a state "
-            f"dict with {', '.join(TELLTALES)} (behind '{WRAPPER}' or not)"
+            f"{path}: not a checkpoint of the authors of ALIP: it holds {content}; expected a "
+            f"state dict with {', '.join(TELLTALES)} (with or without the prefix '{WRAPPER}')"
         )
     theirs = _unwrapped(payload)
     extras = [name for name in theirs if name.rpartition(".")[2] in OPENAI_EXTRAS]
     for name in extras:
         del theirs[name]
-    openai = bool(extras) or is_jit_archive(path)  # they were trained with another activation
+    openai = bool(extras) or is_jit_archive(path)  # trained with QuickGELU
     theirs = {
         name: value.float() if value.is_floating_point() else value
         for name, value in theirs.items()
@@ -111,12 +111,12 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
 
 
 def incompatibility(theirs: ALIPConfig, ours: ALIPConfig) -> str | None:
-    """What no weight shows and yet must agree."""
+    """An error message if options differ that weights do not determine, else None."""
     if theirs.quick_gelu == ours.quick_gelu:
         return None
     return (
-        f"these weights were trained with model.quick_gelu={str(theirs.quick_gelu).lower()}, and "
-        "another activation spoils them; type that"
+        f"these weights were trained with another activation; pass "
+        f"model.quick_gelu={str(theirs.quick_gelu).lower()}"
     )
 
 
@@ -130,7 +130,8 @@ def _architecture(
         embed_size = theirs["text_projection"].shape[1]
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
-            f"{path}: cannot tell the model's sizes, the weight {error} is missing or misshapen"
+            f"{path}: cannot determine the model's sizes: weight {error} is missing or has an "
+            "unexpected shape"
         ) from error
     heads, attention = text.get("heads") or width // HEAD_WIDTH, _attention(image)
     image = replace(image, head_width=head_width(text, attention, HEAD_WIDTH))
@@ -150,7 +151,7 @@ def _architecture(
 
 
 def _attention(image: ALIPVisionConfig) -> int:
-    """Width of the tower's attention."""
+    """Width of the image tower's attention."""
     return image.width * (1 if isinstance(image.depth, int) else RESNET_STRIDE)
 
 
@@ -195,7 +196,7 @@ def _rename(
 
 
 def official_state(model: ALIP) -> dict[str, Tensor]:
-    """All weights of ``model`` by the authors' names (without ``module.``), in their order."""
+    """Weights of ``model`` by the authors' names (without ``module.``), in their order."""
     named = {NAMES.to_official(name): value for name, value in model.state_dict().items()}
     return {
         name: value
@@ -206,5 +207,5 @@ def official_state(model: ALIP) -> dict[str, Tensor]:
 
 
 def export(model: ALIP) -> OrderedDict[str, Tensor]:
-    """What the authors' code would have saved (``torch.save`` it); their loader reads it."""
+    """The authors' checkpoint format of ``model``, for ``torch.save``."""
     return OrderedDict((WRAPPER + name, value) for name, value in official_state(model).items())

@@ -1,4 +1,4 @@
-"""HREM: the authors' checkpoint <-> ours. It holds no graph."""
+"""Importer of HREM. The authors' checkpoint does not hold the graph."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from itr.official.vse_family import (
 from itr.view import Facts
 
 EXTRA_OPTIONS = TEXT_EXTRA_OPTIONS
-CUTOFFS = {"coco": 1.9}  # distance beyond which no negative is drawn; 1.7 elsewhere
+CUTOFFS = {"coco": 1.9}  # largest distance of a sampled negative; 1.7 for other datasets
 LAYER = (
     ("self_attn.in_proj_weight", "attention.qkv.weight"),
     ("self_attn.in_proj_bias", "attention.qkv.bias"),
@@ -37,7 +37,7 @@ LAYER = (
 
 
 def name_table(graph_layers: int = 1) -> NameTable:
-    """The table of names; the graph's are ``criterion.*``, which the authors never save."""
+    """Authors' names <-> ours; the graph's are ``criterion.*``, which the authors do not save."""
     layers = [
         ("img_enc.aggr.layers.0.", "images.relation.layer."),
         ("txt_enc.aggr.layers.0.", "texts.relation.layer."),
@@ -68,7 +68,7 @@ def recognizes(payload: Any) -> bool:
 
 
 def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
-    """The authors' ``model_best.pth`` in our terms; no code in the file is executed.
+    """Import the authors' ``model_best.pth``; no code in the file is executed.
 
     ``text`` as for `text_config_of`. Raises CheckpointError for a damaged or foreign file, and
     for weights that are missing, unexpected or of the wrong shape.
@@ -104,7 +104,7 @@ def _architecture(
 
 
 def from_options(options: Mapping[str, Any], text: TextConfig, **fields: Any) -> HREMConfig:
-    """Our configuration for the authors' ``options``; ``fields`` overrule them."""
+    """Our configuration for the authors' ``options``; ``fields`` take precedence."""
     base, graph = HREMConfig(), GraphConfig()
 
     def option(name: str, default: Any) -> Any:
@@ -139,14 +139,14 @@ def from_options(options: Mapping[str, Any], text: TextConfig, **fields: Any) ->
 
 
 def official_state(model: HREM) -> dict[str, Tensor]:
-    """All weights and buffers of ``model`` by the authors' names, the graph's included."""
+    """Weights and buffers of ``model`` by the authors' names, the graph included."""
     table = name_table(model.config.graph.depth)
     named = {table.to_official(name): value for name, value in model.state_dict().items()}
     return {name: value for name, value in named.items() if name is not None}
 
 
 def export(model: HREM, epoch: int = 0, best_rsum: float = 0.0, updates: int = 0) -> dict[str, Any]:
-    """What the authors' code would have saved (``torch.save`` it); their loader reads it."""
+    """The authors' checkpoint format of ``model``, for ``torch.save``."""
     config, graph = model.config, model.config.graph
     options = dict(
         dataset="coco" if config.cutoff == CUTOFFS["coco"] else "f30k",

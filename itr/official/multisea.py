@@ -1,8 +1,8 @@
-"""Multi-SEA: the authors' checkpoint <-> ours.
+"""Importer of Multi-SEA.
 
-Theirs is a Lightning file ``{state_dict, hyper_parameters: {config}, epoch, global_step, ...}``. It
-holds weights that their model never uses: what is left of CLIP's text tower, a norm, and a
-convolution in each cross-attention. Neither the tokenizer nor RoBERTa's number of heads is in it.
+The authors' checkpoint is a Lightning file ``{state_dict, hyper_parameters: {config}, epoch,
+global_step, ...}``. It holds unused weights: the rest of CLIP's text tower, a norm, and a
+convolution in each cross-attention. It holds neither the tokenizer nor RoBERTa's number of heads.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ EXPERT = (
     ("ffn.dense", "feedforward.dense"),
     ("ffn.ffn_norm.", "feedforward.norm."),
 )
-QUEUES = {  # theirs -> ours, which hold a row for what is a column of theirs
+QUEUES = {  # authors' name -> ours; ours are transposed
     "image_queue": "image_queue.features",
     "text_queue": "text_queue.features",
     "idx_queue": "image_queue.ids",
     "queue_ptr": "image_queue.pointer",
 }
-SECOND_POINTER = "text_queue.pointer"  # always that of the images; theirs has one for both
-CLIP_TEXT = {  # never used; what OpenAI's ViT-B/16 has, for the files that we write
+SECOND_POINTER = "text_queue.pointer"  # equals the image queue's; theirs has one for both
+CLIP_TEXT = {  # unused; shapes of OpenAI's ViT-B/16, for exported files
     "visual_encoder.token_embedding.weight": (49408, 512),
     "visual_encoder.positional_embedding": (77, 512),
     "visual_encoder.ln_final.weight": (512,),
@@ -59,16 +59,16 @@ UNUSED_NORM = "aformer.encoder.norm.weight"
 POSITION_IDS = "text_encoder.embeddings.position_ids"  # a constant, written by old transformers
 ROBERTA = "text_encoder."
 EXTRA_OPTIONS = {**TEXT_EXTRA_OPTIONS, "image.head_width": "head_width"}
-DEPTH = 64  # the authors' top_k, for files without their options
+DEPTH = 64  # the authors' top_k, for files without options
 
 
 def is_unused(name: str) -> bool:
-    """Whether the authors' weight ``name`` takes part in nothing."""
+    """Whether the authors' model never uses their weight ``name``."""
     return name in (*CLIP_TEXT, UNUSED_NORM, POSITION_IDS) or ".cross_attention.attn.dwc." in name
 
 
 def name_table(layers: int) -> NameTable:
-    """The table of names of an A-Former of ``layers``; queues are transposed, too."""
+    """Authors' names <-> ours, for an A-Former of ``layers``; queues are also transposed."""
     experts = [
         (f"aformer.encoder.layers.{i}.{theirs}.{a}", f"aformer.{ours}.{i}.{b}")
         for i in range(layers)
@@ -95,7 +95,7 @@ def name_table(layers: int) -> NameTable:
 
 
 def to_ours(theirs: Mapping[str, Tensor], layers: int) -> tuple[dict[str, Tensor], ImportReport]:
-    """The authors' weights by our names, and what became of each; unknown ones keep theirs."""
+    """The authors' weights by our names, and a report; unknown weights keep their names."""
     table, report, state = name_table(layers), ImportReport(), {}
     for name, value in theirs.items():
         if is_unused(name):
@@ -103,26 +103,26 @@ def to_ours(theirs: Mapping[str, Tensor], layers: int) -> tuple[dict[str, Tensor
             continue
         ours = table.to_ours(name) or name
         (report.matched.append(name) if ours == name else report.renamed.append((name, ours)))
-        state[ours] = _turned(name, value)
+        state[ours] = _transposed(name, value)
     if "image_queue.pointer" in state:
         state[SECOND_POINTER] = state["image_queue.pointer"]
     return state, report
 
 
-def _turned(official: str, value: Tensor) -> Tensor:
-    """``value`` of a queue as the other side lays it out; its own inverse but for ids."""
+def _transposed(official: str, value: Tensor) -> Tensor:
+    """``value`` of a queue in the other layout; self-inverse except for ids."""
     if official in ("image_queue", "text_queue"):
         return value.t().contiguous()
     return value.flatten() if official == "idx_queue" else value
 
 
 def official_state(model: MultiSEA) -> dict[str, Tensor]:
-    """All weights and buffers of ``model`` by the authors' names and in their layout."""
+    """Weights and buffers of ``model`` by the authors' names and in their layout."""
     table, state = name_table(model.config.aformer.depth), {}
     for name, value in model.state_dict().items():
         official = table.to_official(name)
         if official is not None:
-            value = _turned(official, value)
+            value = _transposed(official, value)
             state[official] = value[None] if official == "idx_queue" else value
     return state
 
@@ -134,16 +134,17 @@ def recognizes(payload: Any) -> bool:
 
 
 def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
-    """The authors' file ``path``. ``text`` overrides what it does not say of RoBERTa, and tells the
-    ``head_width`` (64) or the number of ``image_heads`` of the image tower.
+    """Import the authors' file ``path``; no code in the file is executed.
 
-    Raises CheckpointError if it is none of theirs or its weights do not fit.
+    ``text`` holds options that the file does not determine: those of RoBERTa, and ``head_width``
+    (64) or ``image_heads`` of the image tower. Raises CheckpointError for a damaged or foreign
+    file, and for weights that do not fit.
     """
     payload = load_pickle(path)
     if not recognizes(payload):
         raise CheckpointError(
-            f"{path}: no checkpoint of the authors of Multi-SEA; expected a Lightning file whose "
-            "state_dict holds aformer.encoder.* and itm_head.*"
+            f"{path}: not a checkpoint of the authors of Multi-SEA; expected a Lightning file "
+            "whose state_dict holds aformer.encoder.* and itm_head.*"
         )
     theirs: Mapping[str, Tensor] = payload["state_dict"]
     options = to_json((payload.get("hyper_parameters") or {}).get("config") or {})
@@ -168,15 +169,16 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
 def _architecture(
     path: Path, theirs: Mapping[str, Tensor], options: Mapping[str, Any], text: dict[str, Any]
 ) -> tuple[MultiSEAConfig, Facts]:
-    told: dict[str, Any] = {k: text.pop(k) for k in ("head_width", "image_heads") if k in text}
+    heads: dict[str, Any] = {k: text.pop(k) for k in ("head_width", "image_heads") if k in text}
     try:
         roberta = _roberta_sizes(theirs)
         vocabulary = theirs[f"{ROBERTA}embeddings.word_embeddings.weight"].shape[0]
-        image = _image_sizes(theirs, told)
+        image = _image_sizes(theirs, heads)
         layers = _layers(theirs, "aformer.encoder.layers.")
     except (KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: cannot tell the model's sizes, the weight {error} is missing or misshapen"
+            f"{path}: cannot determine the model's sizes: weight {error} is missing or has an "
+            "unexpected shape"
         ) from error
     if roberta["width"] != 768 and "heads" not in text:
         raise CheckpointError(
@@ -200,7 +202,7 @@ def from_options(
     embed_size: int | None = None,
     layers: int | None = None,
 ) -> MultiSEAConfig:
-    """Our configuration for the authors' ``options``; what is given beside them wins."""
+    """Our configuration for the authors' ``options``; the other arguments take precedence."""
     base, part = MultiSEAConfig(), AFormerConfig()
     drop = float(options.get("drop_rate", part.attention_dropout))
     return MultiSEAConfig(
@@ -241,7 +243,7 @@ def _roberta_sizes(theirs: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _image_sizes(theirs: Mapping[str, Tensor], told: Mapping[str, Any]) -> CLIPConfig:
+def _image_sizes(theirs: Mapping[str, Tensor], heads: Mapping[str, Any]) -> CLIPConfig:
     prefix = "visual_encoder.visual."
     tower = {name[len(prefix) :]: v for name, v in theirs.items() if name.startswith(prefix)}
     sizes = sizes_in(tower, replace(CLIPConfig(), trained_layers=4))
@@ -251,18 +253,18 @@ def _image_sizes(theirs: Mapping[str, Tensor], told: Mapping[str, Any]) -> CLIPC
         sizes,
         size=round(patches**0.5) * sizes.patch,
         depth=kept,
-        head_width=head_width(told, sizes.width, sizes.head_width),
+        head_width=head_width(heads, sizes.width, sizes.head_width),
         trained_layers=min(4, kept),
     )
 
 
 def export(model: MultiSEA, epoch: int = 0, updates: int = 0) -> dict[str, Any]:
-    """What the authors' code would have saved (``torch.save`` it); their loader reads it.
+    """The authors' checkpoint format of ``model``, for ``torch.save``.
 
-    The weights that nothing uses are zeros. Optimiser and trainer state are left out.
+    Unused weights are zeros. Optimizer and trainer state are left out.
     """
     state = official_state(model)
-    # One zero, shown as many: the file does not grow by what nobody reads.
+    # Expanded from one zero, so that unused weights do not enlarge the file.
     state.update({name: torch.zeros(()).expand(shape) for name, shape in CLIP_TEXT.items()})
     state[UNUSED_NORM] = torch.ones(model.config.embed_size)
     for i in range(model.config.aformer.depth):
@@ -281,7 +283,7 @@ def export(model: MultiSEA, epoch: int = 0, updates: int = 0) -> dict[str, Any]:
 
 
 def to_options(model: MultiSEA) -> dict[str, Any]:
-    """The authors' options of ``model``: the inverse of `from_options`."""
+    """The authors' options for ``model``: the inverse of `from_options`."""
     config, part = model.config, model.config.aformer
     return {
         "arch": "aformer3_swiglu_queue_new",

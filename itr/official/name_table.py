@@ -1,4 +1,4 @@
-"""What the importers of all methods share: names both ways, reading without executing code."""
+"""Shared parts of the importers: two-way name tables, and loading without executing code."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from itr.errors import CheckpointError
 from itr.nn.clip.jit_archive import is_jit_archive, read_jit_archive
 from itr.view import Facts
 
-SHOWN = 8  # names in a line of the log
-# What no weight of a text encoder tells: a model's option -> what an importer's `read` calls it.
+SHOWN = 8  # names per log line
+# Options of a text encoder that its weights do not determine: model option -> argument of `read`.
 TEXT_EXTRA_OPTIONS = {
     "text.name": "name",
     "text.tokenizer": "tokenizer",
@@ -26,33 +26,37 @@ TEXT_EXTRA_OPTIONS = {
 
 
 def extra_options(keys: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``options`` (a model node, perhaps a part of one) says of ``keys``, an importer's
-    ``EXTRA_OPTIONS``, as its `read` takes it."""
-    given = flat(options)
-    return {theirs: given[ours] for ours, theirs in keys.items() if given.get(ours) is not None}
+    """Arguments for an importer's `read` from ``options``, a (partial) model node.
+
+    ``keys`` is the importer's ``EXTRA_OPTIONS``.
+    """
+    values = flat(options)
+    return {theirs: values[ours] for ours, theirs in keys.items() if values.get(ours) is not None}
 
 
-def flat(node: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The leaves of ``node`` by dotted name."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{above}{key}.")
+            leaves |= flat(value, f"{prefix}{key}.")
         else:
-            found[f"{above}{key}"] = value
-    return found
+            leaves[f"{prefix}{key}"] = value
+    return leaves
 
 
-def head_width(told: Mapping[str, Any], width: int, usual: int) -> int:
-    """Of an image tower ``width`` wide: as ``told`` (``head_width``, or ``image_heads``, the number
-    of heads), else the ``usual`` one."""
-    if told.get("image_heads"):
-        return int(width // told["image_heads"])
-    return int(told.get("head_width") or usual)
+def head_width(options: Mapping[str, Any], width: int, default: int) -> int:
+    """Width of an attention head in an image tower of ``width``.
+
+    ``options`` may hold ``head_width`` or ``image_heads`` (the number of heads).
+    """
+    if options.get("image_heads"):
+        return int(width // options["image_heads"])
+    return int(options.get("head_width") or default)
 
 
 def listed(names: Sequence[str]) -> str:
-    """``names``, or where they are many, how many each module has."""
+    """``names`` as text; if there are many, the number of names per module."""
     if len(names) <= SHOWN:
         return ", ".join(names)
     modules = Counter(".".join(n.split(".")[: 2 if n.startswith("twin.") else 1]) for n in names)
@@ -60,18 +64,21 @@ def listed(names: Sequence[str]) -> str:
 
 
 class NameTable:
-    """Pairs (authors' prefix, our prefix); what follows a prefix is the same on both sides."""
+    """Two-way table of weight names, from pairs (authors' prefix, our prefix).
+
+    The rest of a name is the same on both sides.
+    """
 
     def __init__(self, pairs: Iterable[tuple[str, str]]):
         self.pairs = sorted(pairs, key=lambda pair: -len(pair[0]))
         self.reverse = sorted(((b, a) for a, b in self.pairs), key=lambda pair: -len(pair[0]))
 
     def to_ours(self, official: str) -> str | None:
-        """Our name of an authors' weight; None if the table does not know it."""
+        """Our name of an authors' weight; None if it is unknown."""
         return _renamed(official, self.pairs)
 
     def to_official(self, ours: str) -> str | None:
-        """The authors' name of one of our weights; None if they have no such weight."""
+        """The authors' name of one of our weights; None if they have none."""
         return _renamed(ours, self.reverse)
 
 
@@ -84,39 +91,41 @@ def _renamed(name: str, pairs: list[tuple[str, str]]) -> str | None:
 
 @dataclass
 class ImportReport:
-    """What became of each weight."""
+    """How each weight was imported."""
 
     matched: list[str] = field(default_factory=list)  # same name on both sides
-    renamed: list[tuple[str, str]] = field(default_factory=list)  # authors' name, ours
-    ignored: list[str] = field(default_factory=list)  # authors' weights that we have no use for
-    missing: list[str] = field(default_factory=list)  # ours that stay as they were initialised
+    renamed: list[tuple[str, str]] = field(default_factory=list)  # (authors' name, our name)
+    ignored: list[str] = field(default_factory=list)  # authors' weights without a counterpart
+    missing: list[str] = field(default_factory=list)  # our weights left at their initial values
 
     def lines(self, path: Path) -> list[str]:
-        """For the log: how many weights of ``path`` were used, and which were not."""
+        """Log lines: the number of weights read from ``path``, and which are ignored or missing."""
         count = len(self.matched) + len(self.renamed)
-        told = [f"{path.name}: {count} weights read, {len(self.renamed)} of them renamed"]
-        for what, names in (("ignored", self.ignored), ("does not hold", self.missing)):
+        lines = [f"{path.name}: {count} weights read, {len(self.renamed)} of them renamed"]
+        for what, names in (("ignored", self.ignored), ("missing", self.missing)):
             if names:
-                told.append(f"{path.name}: {what} ({len(names)}): {listed(names)}")
-        return told
+                lines.append(f"{path.name}: {what} ({len(names)}): {listed(names)}")
+        return lines
 
 
 @dataclass
 class Imported:
-    """An authors' checkpoint in our terms. ``config`` and ``facts`` rebuild the architecture."""
+    """An authors' checkpoint in our format. ``config`` and ``facts`` rebuild the architecture."""
 
     model_name: str
     config: Any
     facts: Facts
     state: dict[str, Tensor]
     report: ImportReport
-    weights: dict[str, float]  # of the loss terms, as the authors' options say
-    info: dict[str, Any]  # JSON-able: epoch, best_rsum, all options
-    depth: dict[str, int] = field(default_factory=dict)  # re-ranked, by data set; "*": any other
+    weights: dict[str, float]  # of the loss terms, from the authors' options
+    info: dict[str, Any]  # JSON-serializable: epoch, best_rsum, all options
+    depth: dict[str, int] = field(default_factory=dict)  # re-ranking k by dataset; "*": default
 
     def load_into(self, model: nn.Module) -> None:
-        """Load the weights; those of ``report.missing`` stay as they are. Raises CheckpointError
-        if the model has other weights than the imported ones."""
+        """Load the weights into ``model``; those in ``report.missing`` are left unchanged.
+
+        Raises CheckpointError if the model's weights differ from the imported ones.
+        """
         result = model.load_state_dict(self.state, strict=False)
         lost = sorted(set(result.missing_keys) - set(self.report.missing))
         if lost or result.unexpected_keys:
@@ -127,14 +136,14 @@ class Imported:
 
 
 def load_pickle(path: Path) -> Any:
-    """The contents of a ``torch.save`` file: tensors, plain values and `argparse.Namespace` only;
-    of a TorchScript archive (OpenAI's CLIP) its tensors by their dotted names.
+    """Load a ``torch.save`` file of tensors, plain values and `argparse.Namespace`.
 
-    Raises CheckpointError if the file is missing, truncated, not of this kind, or would need code
-    of its own to be executed.
+    For a TorchScript archive (OpenAI's CLIP), returns its tensors by dotted name. No code in the
+    file is executed. Raises CheckpointError if the file is missing, damaged, of another kind, or
+    holds other objects.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected an authors' checkpoint (.pth)")
+        raise CheckpointError(f"{path}: file not found; expected an authors' checkpoint (.pth)")
     if is_jit_archive(path):
         return read_jit_archive(path)
     try:
@@ -143,13 +152,13 @@ def load_pickle(path: Path) -> Any:
     except Exception as error:  # a damaged pickle raises nearly anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(
-            f"{path}: not a readable PyTorch checkpoint ({type(error).__name__}: {reason}); it is "
-            "truncated, no checkpoint at all, or holds objects that only code could rebuild"
+            f"{path}: cannot be read as a PyTorch checkpoint ({type(error).__name__}: {reason}); "
+            "it is truncated, in another format, or holds objects other than tensors and numbers"
         ) from error
 
 
 def without_prefix(state: Mapping[str, Tensor], prefix: str = "module.") -> dict[str, Tensor]:
-    """``state`` without a prefix that every name bears (DataParallel writes one)."""
+    """``state`` without ``prefix`` (written by DataParallel), if every name has it."""
     if not all(name.startswith(prefix) for name in state):
         return dict(state)
     return {name[len(prefix) :]: value for name, value in state.items()}
@@ -158,8 +167,10 @@ def without_prefix(state: Mapping[str, Tensor], prefix: str = "module.") -> dict
 def require_fit(
     path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], optional: set[str]
 ) -> list[str]:
-    """Our names that ``state`` lacks and may lack. Raises CheckpointError that lists every other
-    missing, unexpected or misshapen weight."""
+    """Check that ``state`` fits the ``expected`` weights; returns the missing ``optional`` names.
+
+    Raises CheckpointError that lists all other missing weights, unexpected ones, and wrong shapes.
+    """
     absent = set(expected) - set(state)
     faults = {
         "missing": sorted(absent - optional),
@@ -171,14 +182,14 @@ def require_fit(
         ],
     }
     if any(faults.values()):
-        lines = [f"{path}: the weights do not fit (named as this suite names them)"]
+        lines = [f"{path}: the weights do not fit (by our names)"]
         lines += [f"  {kind} ({len(v)}): {', '.join(v)}" for kind, v in faults.items() if v]
         raise CheckpointError("\n".join(lines))
     return sorted(absent & optional)
 
 
 def to_json(value: Any) -> Any:
-    """``value`` as JSON can hold it."""
+    """``value`` with containers and scalars that JSON can represent; other objects as text."""
     if isinstance(value, argparse.Namespace):
         value = vars(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""USER: the authors' checkpoint <-> ours. It holds neither momentum encoders nor queues."""
+"""Importer of USER. The authors' checkpoint holds neither momentum encoders nor queues."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SGE = (
 )
 SLOTS = "img_enc.v_sa.embedding_local.1.weight"  # [R]
 EXTRA_OPTIONS = TEXT_EXTRA_OPTIONS
-# What the authors hold in memory only; queues are transposed there: [D, K].
+# Not in the authors' files; in their memory, queues are transposed: [D, K].
 KEYS = (("img_enc.", "v_encoder_k."), ("txt_enc.", "t_encoder_k."))
 QUEUES = (("v_queue", "image_queue.features"), ("t_queue", "text_queue.features"))
 
 
 def name_table() -> NameTable:
-    """The table of names, momentum encoders and queues included."""
+    """Authors' names <-> ours, including momentum encoders and queues."""
     encoders = (*vse.ENCODERS, *SGE)
     keys = [
         (theirs.replace(query, key), f"twin.{ours}")
@@ -48,7 +48,7 @@ def recognizes(payload: Any) -> bool:
 
 
 def from_options(options: Mapping[str, Any]) -> tuple[USERConfig, dict[str, float]]:
-    """Our configuration and the weights of the terms, for the authors' ``options``."""
+    """Our configuration and term weights for the authors' ``options``."""
     base = USERConfig()
     config = replace(
         base,
@@ -62,10 +62,10 @@ def from_options(options: Mapping[str, Any]) -> tuple[USERConfig, dict[str, floa
 
 
 def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
-    """The authors' ``model_best.pth`` in our terms; no code in the file is executed.
+    """Import the authors' ``model_best.pth``; no code in the file is executed.
 
-    The momentum encoders are set equal to the encoders, as theirs are at the start; the queues stay
-    random. ``text`` and what is raised: as `vse.read`.
+    The momentum encoders are copies of the encoders, as at the start of training; the queues are
+    random. ``text`` and errors as for `vse.read`.
     """
     theirs, options, info = read_encoders(path, recognizes, "USER")
     sizes, facts = vse.sizes_of(path, theirs, text)
@@ -78,15 +78,16 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
     facts = replace(facts, regions=regions)
     with torch.device("meta"):
         expected = USER(config, nn.ModuleDict(), weights, facts).state_dict()
-    kept = {name for name in expected if name.startswith(("twin.", "image_queue.", "text_queue."))}
-    state, report = fit(path, theirs, name_table(), expected, optional=kept)
+    unsaved = {n for n in expected if n.startswith(("twin.", "image_queue.", "text_queue."))}
+    state, report = fit(path, theirs, name_table(), expected, optional=unsaved)
     state = fill_momentum_weights(state, expected)
     report.missing = [name for name in report.missing if name not in state]
     return Imported("user", config, facts, state, report, weights, info)
 
 
 def official_state(model: USER) -> dict[str, Tensor]:
-    """Weights and buffers of ``model`` by the authors' names, momentum encoders and queues too."""
+    """Weights and buffers of ``model`` by the authors' names, momentum encoders and queues
+    included."""
     state = vse.official_state(model, name_table())
     for theirs, _ in QUEUES:
         if theirs in state:
@@ -95,7 +96,7 @@ def official_state(model: USER) -> dict[str, Tensor]:
 
 
 def export(model: USER, epoch: int = 0, best_rsum: float = 0.0, updates: int = 0) -> dict[str, Any]:
-    """What the authors' code would have saved (``torch.save`` it); their loader reads it."""
+    """The authors' checkpoint format of ``model``, for ``torch.save``."""
     config = model.config
     options = {
         **vse.written_options(model),

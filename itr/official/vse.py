@@ -1,4 +1,4 @@
-"""VSE-infinity (region features, BERT): the authors' checkpoint <-> ours; USER builds on it."""
+"""Importer of VSE-infinity (region features, BERT); USER builds on it."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ ENCODERS = (
     ("txt_enc.gpool.linear.", "texts.pool.score."),
 )
 EXTRA_OPTIONS = TEXT_EXTRA_OPTIONS
-ENHANCEMENT = "img_enc.v_sa."  # what only USER has
+ENHANCEMENT = "img_enc.v_sa."  # only in USER
 
 
 def name_table() -> NameTable:
-    """The table of names."""
+    """Authors' names <-> ours."""
     return NameTable(ENCODERS)
 
 
@@ -52,7 +52,7 @@ def recognizes(payload: Any) -> bool:
 
 
 def encoder_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of `VSEConfig` that the authors' ``options`` say, or that an import settles."""
+    """Fields of `VSEConfig` from the authors' ``options``."""
     return {
         "pretrained": False,
         "normalize_images": not options.get("no_imgnorm", False),
@@ -63,7 +63,7 @@ def encoder_options(options: Mapping[str, Any]) -> dict[str, Any]:
 def sizes_of(
     path: Path, theirs: Mapping[str, Tensor], text: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], Facts]:
-    """Fields of `VSEConfig` and facts that the weights tell."""
+    """Fields of `VSEConfig` and facts from the weights."""
     config, vocabulary = text_config_of(path, theirs, text)
     try:
         embed_size, width = theirs["img_enc.fc.weight"].shape
@@ -73,7 +73,7 @@ def sizes_of(
 
 
 def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
-    """The authors' ``model_best.pth`` in our terms; no code in the file is executed.
+    """Import the authors' ``model_best.pth``; no code in the file is executed.
 
     ``text`` as for `text_config_of`. Raises CheckpointError for a damaged or foreign file, and
     for weights that are missing, unexpected or of the wrong shape.
@@ -89,7 +89,7 @@ def read(path: Path, text: Mapping[str, Any] | None = None) -> Imported:
 
 
 def official_state(model: VSE, table: NameTable | None = None) -> dict[str, Tensor]:
-    """Weights and buffers of ``model`` by the authors' names, those that they have."""
+    """Weights and buffers of ``model`` by the authors' names."""
     table = table or name_table()
     named = {table.to_official(name): value for name, value in model.state_dict().items()}
     return {name: value for name, value in named.items() if name is not None}
@@ -108,6 +108,6 @@ def written_options(model: VSE) -> dict[str, Any]:
 
 
 def export(model: VSE, epoch: int = 0, best_rsum: float = 0.0, updates: int = 0) -> dict[str, Any]:
-    """What the authors' code would have saved (``torch.save`` it); their loader reads it."""
+    """The authors' checkpoint format of ``model``, for ``torch.save``."""
     options = {**written_options(model), "margin": 0.2, "max_violation": True}
     return official_file(official_state(model), options, epoch, best_rsum, updates)

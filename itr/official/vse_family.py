@@ -1,7 +1,7 @@
-"""The file format of VSE-infinity's family (VSE, USER, HREM): one list of two encoders' weights.
+"""The checkpoint format that VSE-infinity, USER and HREM share.
 
-Theirs is a pickled ``{model: [image encoder, text encoder], opt: Namespace, epoch, best_rsum,
-Eiters}``. It holds no tokenizer (they always use bert-base-uncased).
+A pickled ``{model: [image encoder, text encoder], opt: Namespace, epoch, best_rsum, Eiters}``. It
+holds no tokenizer (the authors always use bert-base-uncased).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ POSITION_IDS = "txt_enc.bert.embeddings.position_ids"  # a constant, written by 
 
 
 def encoder_weights(payload: Any) -> dict[str, Tensor] | None:
-    """Both encoders' weights, their names beginning with `SIDES`; None for another format."""
+    """Weights of both encoders, with the prefixes in `SIDES`; None for another format."""
     model = payload.get("model") if isinstance(payload, Mapping) else None
     if not (isinstance(model, list | tuple) and len(model) == 2):
         return None
@@ -46,16 +46,16 @@ def encoder_weights(payload: Any) -> dict[str, Tensor] | None:
 def read_encoders(
     path: Path, recognizes: Any, authors: str
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
-    """Weights as `encoder_weights` gives them, the authors' options, and what to tell of the file.
+    """The weights (`encoder_weights`), the authors' options, and information about the file.
 
-    Raises CheckpointError for a damaged file and for one that ``recognizes`` refuses.
+    Raises CheckpointError for a damaged file and for one that ``recognizes`` rejects.
     """
     payload = load_pickle(path)
     if not recognizes(payload):
-        found = sorted(map(str, payload)) if isinstance(payload, Mapping) else type(payload)
+        content = sorted(map(str, payload)) if isinstance(payload, Mapping) else type(payload)
         raise CheckpointError(
-            f"{path}: not a checkpoint of the authors of {authors}: found {found}; expected a "
-            "dictionary whose `model` is a list of the image and the text encoder's weights"
+            f"{path}: not a checkpoint of the authors of {authors}: it holds {content}; expected a "
+            "dictionary whose `model` lists the weights of the image and the text encoder"
         )
     theirs = encoder_weights(payload)
     assert theirs is not None
@@ -67,10 +67,11 @@ def read_encoders(
 def text_config_of(
     path: Path, theirs: Mapping[str, Tensor], text: Mapping[str, Any] | None
 ) -> tuple[TextConfig, int]:
-    """The text encoder that fits the weights, and its number of token ids.
+    """The text encoder's options from its weights, and its vocabulary size.
 
-    ``text`` gives what no weight tells: ``tokenizer`` and ``name`` (bert-base-uncased),
-    ``heads`` (12), ``dropout``. Raises CheckpointError if the sizes cannot be told.
+    ``text`` holds options that weights do not determine: ``tokenizer`` and ``name``
+    (bert-base-uncased), ``heads`` (12), ``dropout``. Raises CheckpointError if sizes cannot be
+    determined.
     """
     text = dict(text or {})
     embeddings, layer = "txt_enc.bert.embeddings.", "txt_enc.bert.encoder.layer."
@@ -90,16 +91,17 @@ def text_config_of(
     )
     if hidden != 768 and "heads" not in text:
         raise CheckpointError(
-            f"{path}: its BERT is {hidden} wide, not the authors' 768, and weights do not tell the "
-            "number of attention heads; give model.text.heads (itr.official: --heads)"
+            f"{path}: its BERT is {hidden} wide, not the authors' 768, and the weights do not "
+            "determine the number of attention heads; set model.text.heads (itr official: --heads)"
         )
     return replace(TextConfig(), **sizes, **text), vocabulary
 
 
 def size_error(path: Path, error: Exception) -> CheckpointError:
-    """What to raise where a weight that tells a size is missing or misshapen."""
+    """The error for a missing or misshapen weight that determines a size."""
     return CheckpointError(
-        f"{path}: cannot tell the model's sizes, the weight {error} is missing or misshapen"
+        f"{path}: cannot determine the model's sizes: weight {error} is missing or has an "
+        "unexpected shape"
     )
 
 
@@ -110,7 +112,7 @@ def fit(
     expected: Mapping[str, Tensor],
     optional: set[str],
 ) -> tuple[dict[str, Tensor], ImportReport]:
-    """``theirs`` by our names, less what nobody needs. Raises CheckpointError as `require_fit`."""
+    """Rename the weights ``theirs`` to our names and check them. Raises as `require_fit`."""
     report, state = ImportReport(), {}
     for name, value in theirs.items():
         if name == POSITION_IDS:
@@ -126,7 +128,7 @@ def fit(
 def official_file(
     state: Mapping[str, Tensor], options: Mapping[str, Any], epoch: int, rsum: float, updates: int
 ) -> dict[str, Any]:
-    """What the authors' code would have saved of ``state`` (their names) and ``options``."""
+    """The authors' checkpoint for ``state`` (by their names) and ``options``."""
     return {
         "model": [
             {name[len(side) :]: value for name, value in state.items() if name.startswith(side)}
