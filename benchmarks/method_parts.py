@@ -224,7 +224,7 @@ def _multisea(both: SideBySide) -> Iterator[Part]:
 
     def enhance() -> None:
         for kind, x, there in (("image", images, None), ("text", texts, mask)):
-            model.aformer.alone(kind, x, there)[-1].sum().backward()
+            model.aformer.unimodal(kind, x, there)[-1].sum().backward()
 
     def literal_enhance() -> None:
         for kind, x, there in (("image", images, full), ("text", texts, mask)):

@@ -128,11 +128,11 @@ def _row_weight(scores: Scores) -> Tensor:
 
 
 class Triplet(ScoreLoss):
-    """Hinge against the own match: relu(margin + s_ij - s_i,own), both directions added.
+    """Triplet loss against the query's pair: relu(margin + s_ij - s_i,own), both directions added.
 
-    ``negatives``: ``sum`` over all, only the ``hardest`` (VSE++, Faghri et al. 2018, eq. 5), or
-    ``warmup``: the sum for ``warmup_epochs``, the hardest after. ``mask_same_image`` takes repeats
-    of the query's image out of the negatives; without it only the own match is.
+    ``negatives`` is ``sum`` (over all), ``hardest`` (VSE++, Faghri et al. 2018, equation 5) or
+    ``warmup`` (the sum for ``warmup_epochs``, then the hardest). ``mask_same_image`` excludes
+    repeats of the query's image from the negatives; otherwise only its pair is excluded.
     """
 
     variants = ("negatives=sum", "negatives=hardest", "mask_same_image=false")

@@ -15,12 +15,12 @@ from itr.losses.score import ScoreLoss, Scores
 class UTO(ScoreLoss):
     """Mean over queries of log(1 + sum_j exp(mu (s_ij - gamma))) / mu - log(1 + relu(s_i,own)).
 
-    The first part is counted in both directions. The second is counted once where both directions
-    share their positives (square scores) and twice where they differ (a queue, ``Scores.back``).
-    The positive stays in the sum with a score of 0 (``positive="zero"``, USER's batch form) or is
-    left out (``"drop"``, its queue form); other captions of the query's image are negatives, as in
-    the paper, unless ``mask_same_image``. Cosines only. ``report`` holds the fraction of positives
-    at or below 0, which no gradient pulls up.
+    The first term is summed over both directions. The second counts once if both directions share
+    their positives (square scores), and twice if they differ (a queue, ``Scores.back``). In the sum
+    over j, the positive has score 0 (``positive="zero"``, USER's batch form) or is left out
+    (``"drop"``, its queue form). Other captions of the query's image are negatives, as in the
+    paper, unless ``mask_same_image``. Cosines only. ``report`` holds the fraction of positives with
+    a score of at most 0, which receive no gradient.
     """
 
     needs_cosine = True
@@ -35,15 +35,11 @@ class UTO(ScoreLoss):
     ):
         super().__init__()
         if positive not in ("zero", "drop"):
-            raise ConfigError(f"positive: '{positive}' is unknown; expected zero or drop")
+            raise ConfigError(f"positive={positive}: expected zero or drop")
         if mu <= 0:
-            raise ConfigError(f"mu={mu}: expected more than 0")
-        self.mu, self.gamma, self.positive, self.mask_same_image = (
-            mu,
-            gamma,
-            positive,
-            mask_same_image,
-        )
+            raise ConfigError(f"mu={mu}: expected a number > 0")
+        self.mu, self.gamma = mu, gamma
+        self.positive, self.mask_same_image = positive, mask_same_image
 
     def forward(self, scores: Scores, clock: Clock, draws: Draws) -> Tensor:
         """The loss, a scalar; at least -log 2 per counted positive term."""

@@ -265,7 +265,7 @@ class MultiSEA(RetrievalModel):
         raw_feats, raw_embeds = raw
         if not self.config.enhance:
             return EnhancedFeatures(raw_feats.float(), raw_embeds, mask)
-        states = self.aformer.alone(kind, raw_embeds, mask)[-1]
+        states = self.aformer.unimodal(kind, raw_embeds, mask)[-1]
         pooled, alpha = self.aformer.pooled(states), self.alpha
         feats = alpha * pooled.float() + (1.0 - alpha) * raw_feats.float()
         return EnhancedFeatures(feats, alpha * states + (1.0 - alpha) * raw_embeds, mask)

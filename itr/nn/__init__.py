@@ -1,1 +1,1 @@
-"""Parts that several methods share."""
+"""Layers and modules that several methods share."""

@@ -1,9 +1,9 @@
-"""A-Former: layers of modality experts whose cross-attention goes through a few agents.
+"""A-Former: layers of modality experts with agent cross-attention.
 
 Source: Multi-SEA (Tian et al., Information Processing & Management 62(5), 2025). The same experts
-serve two passes: alone (self-attention and feed-forward only), and fused, where agent attention
-looks at the other modality between the two. No library has agent attention, or keys and values of
-an item that are projected once for all its pairs.
+run in two modes: uni-modal (self-attention and feed-forward) and fused, with agent attention to the
+other modality in between. Implemented here because no library has agent attention, or projects the
+keys and values of an item once for all its pairs.
 
 N items, P pairs of items, L query rows, K rows of the other modality, A agents, D width, H heads.
 """
@@ -23,7 +23,7 @@ from itr.errors import ConfigError
 from itr.nn.gated_feed_forward import GatedFeedForward, RMSNorm
 
 Modality = Literal["text", "image"]
-HIDDEN = torch.finfo(torch.float32).min  # what is added to the logits of a hidden row; finite
+HIDDEN = torch.finfo(torch.float32).min  # added to the logits of masked rows; finite
 
 
 @dataclass
@@ -42,11 +42,11 @@ class AFormerConfig:
 
 
 class AgentPlan(NamedTuple):
-    """Agents are the query rows resized linearly to A rows: each lies between two of them."""
+    """Linear interpolation from L query rows to A agents; each agent mixes two rows."""
 
-    low: Tensor  # [A] int64
-    high: Tensor  # [A] int64
-    share: Tensor  # [A, 1] of the higher row
+    low: Tensor  # [A] int64 row index
+    high: Tensor  # [A] int64 row index
+    share: Tensor  # [A, 1] weight of row ``high``
 
     def mix(self, rows: Tensor) -> Tensor:
         """[P, L, D] -> [P, A, D]."""
@@ -55,57 +55,57 @@ class AgentPlan(NamedTuple):
         )
 
     def needed(self) -> tuple[Tensor, AgentPlan]:
-        """Row 0 and the rows that the agents read, [1 + 2A] int64, and the plan for these."""
+        """Indices [1 + 2A] int64 of row 0 and the rows that agents mix, and the plan for these."""
         agents = torch.arange(len(self.low), device=self.low.device)
         rows = torch.cat([torch.zeros_like(self.low[:1]), self.low, self.high])
         return rows, AgentPlan(1 + agents, 1 + len(agents) + agents, self.share)
 
 
 def agent_plan(length: int, agents: int, device: torch.device) -> AgentPlan | None:
-    """How ``agents`` lie among ``length`` rows, as `torch.nn.functional.interpolate` places them
-    (linear, corners not aligned). None: the agents are the rows themselves."""
+    """The plan for ``agents`` among ``length`` rows, as in `torch.nn.functional.interpolate`
+    (linear, ``align_corners=False``). None if the agents equal the rows."""
     if length == agents:
         return None
-    place = (torch.arange(agents, device=device) + 0.5) * (length / agents) - 0.5
-    place = place.clamp(min=0.0)
-    low = place.long()
-    return AgentPlan(low, (low + 1).clamp(max=length - 1), (place - low)[:, None])
+    position = (torch.arange(agents, device=device) + 0.5) * (length / agents) - 0.5
+    position = position.clamp(min=0.0)
+    low = position.long()
+    return AgentPlan(low, (low + 1).clamp(max=length - 1), (position - low)[:, None])
 
 
 class PairRows(NamedTuple):
-    """Items of one modality, and which of them is in each of P pairs."""
+    """Items of one modality and the index of the item in each of P pairs."""
 
     embeds: Tensor  # [N, L, D]
-    mask: Tensor | None  # [N, L] bool; None: every row is there
+    mask: Tensor | None  # [N, L] bool; None: all rows are valid
     chosen: Tensor  # [P] int64
 
     def per_pair(self) -> tuple[Tensor, Tensor | None]:
-        """Embeds [P, L, D] and mask [P, L] of each pair."""
+        """Embeds [P, L, D] and mask [P, L] of the pairs."""
         mask = None if self.mask is None else self.mask.index_select(0, self.chosen)
         return self.embeds.index_select(0, self.chosen), mask
 
 
 class Memory(NamedTuple):
-    """Keys and values of the other modality's items, projected once for all pairs."""
+    """Keys and values of the other modality, projected once per item."""
 
     keys: Tensor  # [N, H, K, D / H]
     values: Tensor  # [N, H, K, D / H]
 
     def of(self, items: Tensor) -> Memory:
-        """Those of ``items`` [P] int64."""
+        """Keys and values of ``items`` [P] int64."""
         return Memory(self.keys.index_select(0, items), self.values.index_select(0, items))
 
 
 class MultiHeadAttention(nn.Module):
-    """Projections, output and RMSNorm that both kinds of attention share.
-
-    Raises ConfigError if the heads do not divide the width.
-    """
+    """Base class: projections, output and RMSNorm. Raises ConfigError if the heads do not divide
+    the width."""
 
     def __init__(self, width: int, heads: int, attention_dropout: float, dropout: float):
         super().__init__()
         if width % heads:
-            raise ConfigError(f"{heads} attention heads do not divide a width of {width}")
+            raise ConfigError(
+                f"model.aformer.heads={heads}: expected a divisor of model.embed_size={width}"
+            )
         self.heads, self.attention_dropout = heads, attention_dropout
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
@@ -123,7 +123,7 @@ class MultiHeadAttention(nn.Module):
         return Memory(self.split(self.key(rows)), self.split(self.value(rows)))
 
     def attend(self, queries: Tensor, memory: Memory, mask: Tensor | None) -> Tensor:
-        """[P, H, L, d], ``mask`` [P, K] bool of the keys that are there -> [P, H, L, d]."""
+        """[P, H, L, d] -> [P, H, L, d]; ``mask`` [P, K] bool marks valid keys."""
         return F.scaled_dot_product_attention(
             queries,
             memory.keys,
@@ -132,28 +132,28 @@ class MultiHeadAttention(nn.Module):
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
 
-    def close(self, rows: Tensor, heads: Tensor) -> Tensor:
+    def project_out(self, rows: Tensor, heads: Tensor) -> Tensor:
         """RMS(x + Drop(W z + b)): ``rows`` [P, L, D], ``heads`` [P, H, L, D / H] -> [P, L, D]."""
         mixed = heads.transpose(1, 2).flatten(2)
         return self.norm(rows + self.dropout(self.out(mixed)))
 
 
 class ExpertSelfAttention(MultiHeadAttention):
-    """BERT's self-attention with a post-norm."""
+    """BERT's self-attention with post-norm."""
 
     def forward(self, x: Tensor, mask: Tensor | None, rows: Tensor | None = None) -> Tensor:
-        """[P, L, D] -> [P, L, D]; of ``rows`` [R] only, if given: [P, R, D]."""
-        asking = x if rows is None else x.index_select(1, rows)
-        queries = self.split(self.query(asking))
-        return self.close(asking, self.attend(queries, self.memory(x), mask))
+        """[P, L, D] -> [P, L, D], or [P, R, D] of the rows with indices ``rows`` [R]."""
+        query_rows = x if rows is None else x.index_select(1, rows)
+        queries = self.split(self.query(query_rows))
+        return self.project_out(query_rows, self.attend(queries, self.memory(x), mask))
 
 
 class AgentAttention(MultiHeadAttention):
-    """Agents gather from the other modality, then every query row reads from the agents.
+    """Agents attend to the other modality, then query rows attend to the agents.
 
     P1 = softmax(G K^T / sqrt(d)) over the other modality, P2 = softmax(Q G^T / sqrt(d)) over the
-    agents G, x <- RMS(x + Drop(W P2 P1 V + b)). A hidden query row reads evenly from all agents;
-    agents are never hidden, whatever row they are made of.
+    agents G, x <- RMS(x + Drop(W P2 P1 V + b)). A masked query row attends to all agents uniformly.
+    Agents are never masked, even if they are interpolated from masked rows.
     """
 
     def forward(
@@ -165,29 +165,32 @@ class AgentAttention(MultiHeadAttention):
         plan: AgentPlan | None,
         first_only: bool = False,
     ) -> Tensor:
-        """``x`` [P, L, D], ``mask`` [P, L] -> [P, L, D], or [P, 1, D] with ``first_only``: the
-        agents still come from all rows, but only row 0 reads from them."""
-        reading = x[:, :1] if first_only else x
+        """``x`` [P, L, D], ``mask`` [P, L] -> [P, L, D].
+
+        With ``first_only`` [P, 1, D]: agents still come from all rows, but only row 0 attends.
+        """
+        query_rows = x[:, :1] if first_only else x
         if first_only or plan is None:
-            # Resizing commutes with an affine map: fewer rows are projected for the agents.
+            # Interpolation commutes with an affine map: fewer rows are projected for the agents.
             agents = self.query(x if plan is None else plan.mix(x))
-            queries = agents if plan is None else self.query(reading)
-            queries = queries[:, : reading.shape[1]]
+            queries = agents if plan is None else self.query(query_rows)
+            queries = queries[:, : query_rows.shape[1]]
         else:
             queries = self.query(x)
             agents = plan.mix(queries)
         heads = self.split(agents)
         gathered = self.attend(heads, memory, memory_mask)
-        shown = None if mask is None else mask[:, : reading.shape[1]]
-        return self.close(reading, self.diffuse(self.split(queries), heads, gathered, shown))
+        query_mask = None if mask is None else mask[:, : query_rows.shape[1]]
+        mixed = self.diffuse(self.split(queries), heads, gathered, query_mask)
+        return self.project_out(query_rows, mixed)
 
     def diffuse(
         self, queries: Tensor, agents: Tensor, gathered: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """[P, H, L, d], [P, H, A, d] twice -> [P, H, L, d]."""
+        """Queries [P, H, L, d], agents and their values [P, H, A, d] -> [P, H, L, d]."""
         if mask is None:
             return self.attend(queries, Memory(agents, gathered), None)
-        # By hand: in a fused kernel's backward pass a row of HIDDEN loses its 1 / A.
+        # Not fused: the backward pass of a fused kernel loses the uniform 1 / A of masked rows.
         with torch.autocast(queries.device.type, enabled=False):
             logits = (queries.float() / math.sqrt(queries.shape[-1])) @ agents.float().mT
             logits = logits + torch.where(mask, 0.0, HIDDEN)[:, None, :, None]
@@ -196,7 +199,7 @@ class AgentAttention(MultiHeadAttention):
 
 
 class PlainCrossAttention(MultiHeadAttention):
-    """Ablation: every query row reads from the other modality itself."""
+    """Ablation: query rows attend to the other modality directly."""
 
     def forward(
         self,
@@ -207,10 +210,10 @@ class PlainCrossAttention(MultiHeadAttention):
         plan: AgentPlan | None,
         first_only: bool = False,
     ) -> Tensor:
-        """As `AgentAttention`; ``mask`` and ``plan`` are not needed."""
-        reading = x[:, :1] if first_only else x
-        queries = self.split(self.query(reading))
-        return self.close(reading, self.attend(queries, memory, memory_mask))
+        """As `AgentAttention`; ``mask`` and ``plan`` are unused."""
+        query_rows = x[:, :1] if first_only else x
+        queries = self.split(self.query(query_rows))
+        return self.project_out(query_rows, self.attend(queries, memory, memory_mask))
 
 
 class Expert(nn.Module):
@@ -259,8 +262,8 @@ class AFormer(nn.Module):
         """The experts of one modality, layer by layer."""
         return [e for e in (self.text if kind == "text" else self.image) if isinstance(e, Expert)]
 
-    def alone(self, kind: Modality, x: Tensor, mask: Tensor | None) -> list[Tensor]:
-        """Without the other modality: [N, L, D] -> the stack's input and each layer's output."""
+    def unimodal(self, kind: Modality, x: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """Without cross-attention: [N, L, D] -> the input and the output of each layer."""
         states = [x]
         for expert in self.experts(kind):
             x = expert.feedforward(expert.attention(x, mask))
@@ -268,11 +271,11 @@ class AFormer(nn.Module):
         return states
 
     def pooled(self, states: Tensor) -> Tensor:
-        """tanh(W x_0 + b) of the first row: [N, L, D] -> [N, D]."""
+        """tanh(W x_0 + b) of row 0: [N, L, D] -> [N, D]."""
         return self.pooler(states[:, 0]).tanh()
 
     def memories(self, kind: Modality, others: Tensor) -> list[Memory]:
-        """What the layers of ``kind`` read of ``others`` [N, K, D]: projected once an item."""
+        """Keys and values of ``others`` [N, K, D] for each layer of ``kind``."""
         return [expert.cross.memory(others) for expert in self.experts(kind)]
 
     def fused(
@@ -283,31 +286,30 @@ class AFormer(nn.Module):
         first_only: bool = True,
         memories: Sequence[Memory] | None = None,
     ) -> list[Tensor]:
-        """P pairs: ``queries`` of modality ``kind`` look at ``others``, which stay the same for all
-        layers. Gives the stack's input and each layer's output, [P, L, D] each. ``memories`` are
-        those of all ``others``, if they are there already.
+        """Fuse P pairs: ``queries`` of modality ``kind`` attend to ``others`` in every layer.
 
-        With ``first_only`` the last output is row 0 alone, [P, 1, D]: nothing more is computed than
-        it needs.
+        Returns the input and the output of each layer, [P, L, D] each. With ``first_only`` the last
+        output is row 0 only, [P, 1, D], and nothing else is computed for it. ``memories`` may hold
+        precomputed `memories` of ``others``.
         """
         experts = self.experts(kind)
         x, mask = queries.per_pair()
         plan = agent_plan(x.shape[1], self.agents, x.device) if self.agents else None
         other_mask = None if others.mask is None else others.mask.index_select(0, others.chosen)
         states = [x]
-        every: Iterable[Memory] = memories or (e.cross.memory(others.embeds) for e in experts)
-        for expert, memory in zip(experts, every, strict=True):
+        layers: Iterable[Memory] = memories or (e.cross.memory(others.embeds) for e in experts)
+        for expert, memory in zip(experts, layers, strict=True):
             last = first_only and expert is experts[-1]
             memory = memory.of(others.chosen)
-            shown, near = mask, plan
+            row_mask, row_plan = mask, plan
             if last:
-                x, shown, near = self._last_rows(expert, x, mask, plan)
+                x, row_mask, row_plan = self._last_rows(expert, x, mask, plan)
             elif expert is experts[0] and not self.training:
-                # No dropout: what an item makes of itself is the same in all its pairs.
+                # Without dropout, the first self-attention of an item is the same in all its pairs.
                 x = expert.attention(queries.embeds, queries.mask).index_select(0, queries.chosen)
             else:
                 x = expert.attention(x, mask)
-            x = expert.cross(x, shown, memory, other_mask, near, last)
+            x = expert.cross(x, row_mask, memory, other_mask, row_plan, last)
             x = expert.feedforward(x)
             states.append(x)
         return states
@@ -315,16 +317,17 @@ class AFormer(nn.Module):
     def _last_rows(
         self, expert: Expert, x: Tensor, mask: Tensor | None, plan: AgentPlan | None
     ) -> tuple[Tensor, Tensor | None, AgentPlan | None]:
-        """Self-attention of the rows that the last layer's row 0 needs, their mask and plan."""
+        """Self-attention output of the rows that row 0 of the last layer needs, their mask and
+        plan."""
         if plan is None:
             return expert.attention(x, mask), mask, None
-        rows, near = plan.needed()
+        rows, row_plan = plan.needed()
         if len(rows) >= x.shape[1]:
             return expert.attention(x, mask), mask, plan
-        shown = None if mask is None else mask.index_select(1, rows)
-        return expert.attention(x, mask, rows), shown, near
+        row_mask = None if mask is None else mask.index_select(1, rows)
+        return expert.attention(x, mask, rows), row_mask, row_plan
 
 
 def first_rows_at_depths(states: Sequence[Tensor], depths: Sequence[int]) -> Tensor:
-    """Row 0 of the states ``depths`` layers before the last, one after the other: [d * P, D]."""
+    """Row 0 of the states that are ``depths`` layers before the last, concatenated: [d * P, D]."""
     return torch.cat([states[-1 - depth][:, 0] for depth in depths])

@@ -1,8 +1,8 @@
 """Transformer layers. B sequences, L tokens, D width, H heads.
 
-Written here because `torch.nn.TransformerEncoderLayer` cannot be evaluated with a bias: without
-gradients it takes a fused path that reads numbers added to the logits, as HREM's graph has them, as
-a bool mask, and gives NaN (torch 2.15).
+Implemented here because `torch.nn.TransformerEncoderLayer` cannot be evaluated with the additive
+attention bias of HREM's graph: without gradients it takes a fused path that interprets the bias as
+a bool mask and returns NaN (torch 2.15).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from itr.errors import ConfigError
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one joint projection of queries, keys and values.
 
-    Initialised as `torch.nn.MultiheadAttention`. Raises ConfigError if the heads do not divide
+    Initialized as `torch.nn.MultiheadAttention`. Raises ConfigError if the heads do not divide
     the width.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()
         if width % heads:
-            raise ConfigError(f"{heads} attention heads do not divide a width of {width}")
+            raise ConfigError(f"model.heads={heads}: expected a divisor of the width {width}")
         self.heads, self.dropout = heads, dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -32,8 +32,8 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, L, D] -> [B, L, D]. ``mask`` broadcasts to [B, H, L, L]: bool (True = attend to it)
-        or a number added to the logits before the softmax."""
+        """[B, L, D] -> [B, L, D]. ``mask`` broadcasts to [B, H, L, L]: bool (True: attend) or a
+        bias added to the logits."""
         batch, length, _ = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
@@ -54,7 +54,7 @@ class TransformerLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, L, D] -> [B, L, D]; ``mask`` as `SelfAttention` takes it."""
+        """[B, L, D] -> [B, L, D]; ``mask`` as for `SelfAttention`."""
         x = self.norm1(x + self.dropout(self.attention(x, mask)))
         hidden = self.dropout(F.relu(self.expand(x)))
         return self.norm2(x + self.dropout(self.contract(hidden)))

@@ -1,4 +1,4 @@
-"""A function of many rows that holds a few of them at a time."""
+"""Applies a function to rows in chunks to bound the memory."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def in_chunks(function: Callable[..., Tensor], rows: int | None, *given: Tensor) -> Tensor:
-    """``function`` of ``given`` ([P, ...] each; its value has P rows, too), ``rows`` of them at a
-    time; None, or where no gradient is wanted: at once.
+def in_chunks(function: Callable[..., Tensor], rows: int | None, *inputs: Tensor) -> Tensor:
+    """Apply ``function`` to ``inputs`` [P, ...] in chunks of ``rows`` rows; it returns P rows.
 
-    The same numbers and the same gradient. Of a piece only what goes in and comes out is kept; the
-    backward pass computes it again, with the same dropout.
+    With ``rows`` None or without gradients, applied at once. Values and gradients are the same in
+    both cases. Only inputs and outputs of a chunk are stored; the backward pass recomputes it with
+    the same dropout (activation checkpointing).
     """
-    if rows is None or len(given[0]) <= rows or not torch.is_grad_enabled():
-        return function(*given)
-    pieces = zip(*(tensor.split(rows) for tensor in given), strict=True)
-    return torch.cat([checkpoint(function, *piece, use_reentrant=False) for piece in pieces])
+    if rows is None or len(inputs[0]) <= rows or not torch.is_grad_enabled():
+        return function(*inputs)
+    chunks = zip(*(tensor.split(rows) for tensor in inputs), strict=True)
+    return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])

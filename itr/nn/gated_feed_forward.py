@@ -15,8 +15,8 @@ ACTIVATIONS = ("hswish", "swish")
 
 
 class _HSwish(torch.autograd.Function):
-    """Its gradient by hand: at -3 and -2 it is that of the part in between, whatever a version of
-    torch makes of the gradient of a clamp there; and nothing but x is kept for it."""
+    """Custom gradient: at -3 and -2 it is that of the middle branch, independent of how a version
+    of torch defines the gradient of clamp there, and only x is saved for it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -31,15 +31,15 @@ class _HSwish(torch.autograd.Function):
 
 
 def hswish(x: Tensor) -> Tensor:
-    """x * clip(x + 3, 0, 1) / 6: what Multi-SEA's authors call hard-swish.
+    """x * clip(x + 3, 0, 1) / 6, the hard-swish of Multi-SEA's authors.
 
-    The usual one clips at 6. With 1, it is x / 6 from -2 on; their checkpoints need it so.
+    The standard one clips at 6. This one equals x / 6 for x >= -2, as their checkpoints need.
     """
     return _HSwish.apply(x)
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean(x^2) + eps) * w over the last axis, in float32 whatever comes in."""
+    """x / sqrt(mean(x^2) + eps) * w over the last axis, always in float32."""
 
     def __init__(self, width: int):
         super().__init__(width, eps=1e-5)
@@ -50,7 +50,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class GatedFeedForward(nn.Module):
-    """RMS(x + y), y behind one of three gates (`cross` is the dual gate that Multi-SEA published).
+    """RMS(x + y), where y is gated in one of three ways (``cross`` is Multi-SEA's dual gate).
 
     ``cross``: u = f(W1 x), v = Drop(W2 x), y = Drop(W3 (u v)) * f(W4 v).
     ``double``: h = f(W1 x) * Drop(W2 x), y = f(W3 h) * Drop(W4 h).
@@ -77,7 +77,7 @@ class GatedFeedForward(nn.Module):
         for key, value, known in (("gate", gate, GATES), ("activation", activation, ACTIVATIONS)):
             if value not in known:
                 raise ConfigError(
-                    f"model.aformer.{key}: '{value}' is unknown; expected one of {', '.join(known)}"
+                    f"model.aformer.{key}={value}: expected one of {', '.join(known)}"
                 )
         self.gate, self.activation, self.beta = gate, activation, beta
         shapes = {

@@ -1,5 +1,7 @@
-"""Grad-CAM on attention: where a caption was found in an image. Selvaraju et al., ICCV 2017; on
-ALBEF's cross-attention as in its section 6 (Li et al., NeurIPS 2021).
+"""Grad-CAM on attention maps: the image patches that support a match with a caption.
+
+Selvaraju et al., ICCV 2017; applied to cross-attention as in ALBEF, section 6 (Li et al., NeurIPS
+2021).
 
 P pairs, H heads, L words, N image tokens (the class token first), g patches a side.
 """
@@ -21,24 +23,24 @@ class AttentionTrace(NamedTuple):
     """BertAttention probabilities and the gradient of what was asked with respect to them."""
 
     probabilities: Tensor  # [P, H, L, N]
-    gradient: Tensor  # the same
+    gradient: Tensor  # [P, H, L, N]
 
     @property
     def evidence(self) -> Tensor:
-        """[P, H, L, N - 1]: probability times positive gradient, at the patches."""
+        """Probability times positive gradient [P, H, L, N - 1], of the patches."""
         return (self.probabilities * self.gradient.clamp_min(0))[..., 1:].detach()
 
 
 def trace_attention(module: nn.Module, score: Callable[[], Tensor]) -> AttentionTrace:
-    """What the attention ``module`` (ours, or timm's) does while ``score()`` computes a scalar.
+    """Trace the attention ``module`` (ours, or timm's) while ``score()`` computes a scalar.
 
-    The module must be in eval mode and run once; its kernel gives no probabilities, so they are
-    computed here and take part in the result.
+    The module must be in eval mode and run once. Its fused kernel returns no probabilities, so a
+    hook recomputes the output with explicit ones.
     """
-    with torch.enable_grad(), _explicit(module) as seen:
+    with torch.enable_grad(), _explicit(module) as probabilities:
         total = score()
-        gradient = torch.autograd.grad(total, seen[0])[0]
-    return AttentionTrace(seen[0].detach(), gradient)
+        gradient = torch.autograd.grad(total, probabilities[0])[0]
+    return AttentionTrace(probabilities[0].detach(), gradient)
 
 
 @contextmanager
@@ -65,7 +67,7 @@ def _cross(module: nn.Module, given: tuple, seen: list[Tensor]) -> Tensor:
 
 
 def _self(module: nn.Module, given: tuple, seen: list[Tensor]) -> Tensor:
-    """The forward of timm's attention."""
+    """The forward pass of timm's attention with explicit probabilities."""
     qkv = module.qkv(given[0]).unflatten(2, (3, module.num_heads, -1))  # type: ignore[operator]
     query, keys, values = qkv.permute(2, 0, 3, 1, 4)
     mixed = _mix(query @ keys.transpose(2, 3) / math.sqrt(query.shape[-1]), values, seen)
@@ -81,18 +83,20 @@ def _mix(logits: Tensor, values: Tensor, seen: list[Tensor]) -> Tensor:
 
 
 def caption_maps(evidence: Tensor, mask: Tensor) -> Tensor:
-    """[P, g, g] of whole captions from ``evidence`` [P, H, L, N - 1] and their ``mask`` [P, L]:
-    mean over heads and over all L positions (hidden ones count as zeros)."""
+    """Maps [P, g, g] of captions from ``evidence`` [P, H, L, N - 1] and their ``mask`` [P, L].
+
+    The mean over heads and all L positions; padding counts as zeros.
+    """
     return (evidence * mask[:, None, :, None]).mean(dim=(1, 2)).unflatten(1, _grid(evidence))
 
 
 def word_maps(evidence: Tensor) -> Tensor:
-    """[P, L, g, g]: a map for each word, mean over heads."""
+    """Maps [P, L, g, g] of words, mean over heads."""
     return evidence.mean(dim=1).unflatten(2, _grid(evidence))
 
 
 def class_maps(evidence: Tensor) -> Tensor:
-    """[P, g, g] from self-attention of an image: what its class token looks at, mean over heads."""
+    """Maps [P, g, g] of the class token in an image's self-attention, mean over heads."""
     return evidence[:, :, 0].mean(dim=1).unflatten(1, _grid(evidence))
 
 

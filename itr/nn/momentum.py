@@ -1,4 +1,4 @@
-"""Momentum encoders: slow copies whose weights follow those of the encoders that are trained."""
+"""Momentum encoders: exponential moving averages of trained modules."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 
 class MomentumTwin(nn.Module):
-    """Copies of ``sources`` (by name: ``twin["images"](...)``) that `update` moves towards them.
+    """Momentum copies of ``sources``, accessed by name: ``twin["images"](...)``.
 
-    The weights of a copy are buffers: they are saved and moved between devices like any other,
-    while no optimiser, gradient clipping, decay or waking up of sleeping parameters ever sees them
-    (so ``twin[...].parameters()`` is empty). Buffers of the sources, such as the running statistics
-    of a BatchNorm, are copied at construction and, with ``copy_buffers``, by every `update`.
+    The weights of a copy are buffers: they are saved and moved between devices, but invisible to
+    optimizer, gradient clipping, decay and ``requires_grad`` (``twin[...].parameters()`` is empty).
+    Buffers of the sources, such as the running statistics of a BatchNorm, are copied at
+    construction and, with ``copy_buffers``, in every `update`.
 
-    ``training`` says once for all whether the copies work in training mode: neither
-    ``model.train()`` nor ``model.eval()`` reaches into a twin (a part that differs is set by hand,
-    ``twin.get_submodule("texts.bert").eval()``). Call the copies under ``torch.no_grad()``.
+    ``training`` fixes the mode of the copies: ``model.train()`` and ``model.eval()`` do not change
+    it. Set a submodule that differs directly, ``twin.get_submodule("texts.bert").eval()``. Call the
+    copies under ``torch.no_grad()``.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class MomentumTwin(nn.Module):
         copy_buffers: bool = False,
     ):
         super().__init__()
-        self._sources = dict(sources)  # a plain dictionary: no submodules, nothing saved twice
+        self._sources = dict(sources)  # a plain dict: not registered as submodules
         self.momentum, self.copy_buffers = momentum, copy_buffers
         for name, source in sources.items():
             self.add_module(name, _frozen_copy(source).train(training))
@@ -39,44 +39,44 @@ class MomentumTwin(nn.Module):
         return self.get_submodule(name)
 
     def train(self, mode: bool = True) -> MomentumTwin:
-        """Nothing: the modes of a twin are its own."""
+        """Does nothing: the mode of the copies is fixed at construction."""
         return self
 
     @torch.no_grad()
     def update(self) -> None:
-        """k <- m k + (1 - m) q for every weight, in one fused pass and in place."""
-        own, theirs = self._pairs(parameters=True)
-        torch._foreach_lerp_(own, theirs, 1.0 - self.momentum)
+        """k <- m k + (1 - m) q for every weight, in place and in one fused pass."""
+        copies, sources = self._pairs(parameters=True)
+        torch._foreach_lerp_(copies, sources, 1.0 - self.momentum)
         if self.copy_buffers:
             self._copy(parameters=False)
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Weights and buffers equal to the sources' again (after these were loaded)."""
+        """Copy weights and buffers from the sources again, e.g. after loading weights."""
         self._copy(parameters=True)
         self._copy(parameters=False)
 
     def _copy(self, parameters: bool) -> None:
-        own, theirs = self._pairs(parameters)
-        if own:
-            torch._foreach_copy_(own, theirs)
+        copies, sources = self._pairs(parameters)
+        if copies:
+            torch._foreach_copy_(copies, sources)
 
     def _pairs(self, parameters: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Tensors of the copies and of the sources, in the same order."""
-        own: list[Tensor] = []
-        theirs: list[Tensor] = []
+        copies: list[Tensor] = []
+        sources: list[Tensor] = []
         for name, source in self._sources.items():
             buffers = dict(self[name].named_buffers())
             named = source.named_parameters() if parameters else source.named_buffers()
             for key, value in named:
-                own.append(buffers[key])
-                theirs.append(value)
-        return own, theirs
+                copies.append(buffers[key])
+                sources.append(value)
+        return copies, sources
 
 
 def fill_momentum_weights(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """``state`` and, for each of ``names`` that is a twin's (``twin.<name>``) and not in it, the
-    weight ``<name>`` that it copies, where ``state`` has that."""
+    """``state`` with missing momentum weights filled in: ``twin.<name>`` (for each of ``names``) is
+    copied from ``<name>``, if ``state`` has it."""
     filled = dict(state)
     for name in names:
         source = name.removeprefix("twin.")
@@ -91,5 +91,5 @@ def _frozen_copy(source: nn.Module) -> nn.Module:
         for name, parameter in list(module.named_parameters(recurse=False)):
             delattr(module, name)
             module.register_buffer(name, parameter.detach())
-            setattr(module, name, parameter.detach())  # recurrent layers keep a list of their own
+            setattr(module, name, parameter.detach())  # recurrent layers also keep a list of these
     return copied

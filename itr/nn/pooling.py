@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 def masked_mean(features: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the fragments of ``features`` [B, M, D] where ``mask`` [B, M] is True: [B, D].
+    """Mean [B, D] of the fragments of ``features`` [B, M, D] where ``mask`` [B, M] is True.
 
-    A sample without any fragment gives zeros.
+    Zeros for a sample without fragments.
     """
     share = mask / mask.sum(dim=1, keepdim=True).clamp_(min=1)
     return torch.bmm(share.to(features.dtype)[:, None], features).squeeze(1)
@@ -18,20 +18,20 @@ def masked_mean(features: Tensor, mask: Tensor) -> Tensor:
 def masked_top2_mean(features: Tensor, mask: Tensor, shrinking: bool = False) -> Tensor:
     """Per channel, the mean of the two largest valid values: [B, M, D], [B, M] -> [B, D].
 
-    A sample with one fragment gives that fragment. ``shrinking`` repeats a habit of the authors of
-    HREM: such a sample takes the second value away from every later sample of the batch, too.
+    For a sample with one fragment, that fragment. ``shrinking`` reproduces the code of HREM's
+    authors: after such a sample, all later samples of the batch also use only the largest value.
     """
     valid = features.masked_fill(~mask[:, :, None], -torch.inf)
-    first, place = valid.max(dim=1)
-    second = valid.scatter(1, place[:, None], -torch.inf).max(dim=1).values
-    alone = second == -torch.inf
+    first, index = valid.max(dim=1)
+    second = valid.scatter(1, index[:, None], -torch.inf).max(dim=1).values
+    single = second == -torch.inf
     if shrinking:
-        alone = mask.sum(dim=1).cummin(dim=0).values[:, None] < 2
-    return (first + torch.where(alone, first, second)) * 0.5
+        single = mask.sum(dim=1).cummin(dim=0).values[:, None] < 2
+    return (first + torch.where(single, first, second)) * 0.5
 
 
 class MeanPool(nn.Module):
-    """The mean of all fragments, as a module that stands where `GPO` may stand."""
+    """The mean of all fragments, with the interface of `GPO`."""
 
     def forward(self, features: Tensor, mask: Tensor, shortest: int = 0) -> Tensor:
         """[B, M, D], [B, M] bool -> [B, D] float32."""
@@ -39,7 +39,7 @@ class MeanPool(nn.Module):
 
 
 class FirstTokenPool(nn.Module):
-    """The first fragment: BERT's [CLS]."""
+    """The first fragment (BERT's [CLS]), with the interface of `GPO`."""
 
     def forward(self, features: Tensor, mask: Tensor, shortest: int = 0) -> Tensor:
         """[B, M, D], [B, M] bool -> [B, D] float32."""

@@ -1,4 +1,4 @@
-"""Position embeddings of a vision transformer at another resolution. G patches a side, D width."""
+"""Resizes the position embeddings of vision transformers. G patches per side, D width."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from itr.errors import CheckpointError
 def resize_positions(
     table: Tensor, grid: int | tuple[int, int], align_corners: bool = False
 ) -> Tensor:
-    """``table`` [1 + G*G, D] (or [1, 1 + G*G, D]) for ``grid`` (rows, columns) of patches.
+    """``table`` [1 + G*G, D] (or [1, 1 + G*G, D]) resized to ``grid`` (rows, columns) of patches.
 
-    The first row belongs to the class token and is copied; the others, row by row a square of
-    patches, are interpolated bicubically without antialiasing. ``align_corners``: False is what
-    ALBEF and Multi-SEA do, True what ALIP's code does. The same table where the grids agree.
-    Raises CheckpointError for a table that is no class token and a square.
+    The first row, of the class token, is copied; the square of patches is interpolated bicubically
+    without antialiasing. ``align_corners`` is False in ALBEF and Multi-SEA, True in ALIP's code.
+    Returns ``table`` if the grids are equal. Raises CheckpointError unless ``table`` is a class
+    token and a square.
     """
     rows, columns = (grid, grid) if isinstance(grid, int) else grid
     patches, width = table.shape[-2] - 1, table.shape[-1]
@@ -27,7 +27,7 @@ def resize_positions(
     if side * side != patches or not patches:
         raise CheckpointError(
             f"a position embedding of shape {tuple(table.shape)}: expected one row for the class "
-            "token and a square number of patches; it is of another architecture"
+            "token and a square number of patches; the checkpoint has another architecture"
         )
     if (side, side) == (rows, columns):
         return table

@@ -12,20 +12,19 @@ from itr.errors import ConfigError
 
 INITS = {"normal": torch.randn, "uniform": torch.rand}
 OVERFLOWS = ("wrap", "refuse", "clip")
-NO_ID = -100  # id of a row that no batch has written yet: matches nothing
+NO_ID = -100  # id of a row that has not been written yet; matches no image
 
 
 class FeatureQueue(nn.Module):
     """``features`` [K, D] float32, ``pointer`` [1] int64 and, with ``with_ids``, ``ids`` [K] int64.
 
-    All are buffers. Rows begin as random unit vectors, ``normal`` (any direction) or ``uniform``
-    (drawn from [0, 1), so all in the positive orthant), and ids as -100. ``overflow`` says what
-    happens to a batch that does not fit behind the pointer: ``wrap`` goes on at row 0, ``clip``
-    drops the rest of the batch, ``refuse`` asks for a K that N divides. A queue of 0 rows takes
-    nothing and offers nothing.
+    All are buffers. Rows are initialized as random unit vectors, ``normal`` (any direction) or
+    ``uniform`` (from [0, 1), so in the positive orthant), and ids as -100. ``overflow`` defines
+    what happens to a batch that exceeds the end of the queue: ``wrap`` continues at row 0, ``clip``
+    drops the rest of the batch, ``refuse`` raises. With size 0 the queue is disabled.
 
-    What a loss has seen of ``features`` is overwritten in place: enqueue after the backward pass
-    (``RetrievalModel.after_step``), or hand the loss a copy.
+    ``features`` are overwritten in place: enqueue after the backward pass
+    (``RetrievalModel.after_step``), or pass the loss a copy.
     """
 
     features: Tensor
@@ -43,11 +42,9 @@ class FeatureQueue(nn.Module):
         super().__init__()
         for key, value, known in (("init", init, tuple(INITS)), ("overflow", overflow, OVERFLOWS)):
             if value not in known:
-                raise ConfigError(
-                    f"{key}: '{value}' is unknown; expected one of {', '.join(known)}"
-                )
+                raise ConfigError(f"{key}={value}: expected one of {', '.join(known)}")
         if size < 0:
-            raise ConfigError(f"a queue of {size} rows: expected 0 (no queue) or more")
+            raise ConfigError(f"model.queue_size={size}: expected 0 (no queue) or more")
         self.overflow, self.with_ids = overflow, with_ids
         rows = INITS[init](size, width)
         self.register_buffer("features", rows / rows.norm(dim=1, keepdim=True))
@@ -59,21 +56,21 @@ class FeatureQueue(nn.Module):
         return self.features.shape[0]
 
     def check_batch(self, count: int) -> None:
-        """Raises ConfigError if batches of ``count`` rows cannot be enqueued (``refuse`` only)."""
+        """Raises ConfigError if ``count`` does not divide the size (``overflow=refuse`` only)."""
         size = len(self)
         if self.overflow == "refuse" and size % count:
             fitting = max(divisor for divisor in range(1, count + 1) if size % divisor == 0)
             raise ConfigError(
-                f"a queue of {size} rows is no multiple of a batch of {count}: some would not fit; "
-                f"type batch_size={fitting}, or make the queue {-(-size // count) * count} long"
+                f"model.queue_size={size} is not a multiple of batch_size={count}; set "
+                f"batch_size={fitting} or model.queue_size={-(-size // count) * count}"
             )
 
     @torch.no_grad()
     def enqueue(self, rows: Tensor, ids: Tensor | None = None) -> None:
-        """Write ``rows`` [N, D] (and their ``ids`` [N]) behind the pointer and move it.
+        """Write ``rows`` [N, D] (and their ``ids`` [N]) at the pointer and advance it.
 
-        Of more than K rows only K are written: the last ones, or with ``clip`` the first ones.
-        Static shapes, nothing is asked of the device. Raises as `check_batch`.
+        Of more than K rows only the last K are written, or with ``clip`` the first K. Shapes are
+        static and nothing synchronizes with the device. Raises as `check_batch`.
         """
         assert (ids is not None) == self.with_ids
         self.check_batch(len(rows))
@@ -82,8 +79,8 @@ class FeatureQueue(nn.Module):
             return
         first = 0 if self.overflow == "clip" else max(0, count - size)
         taken = slice(first, first + size)
-        place = self.pointer + torch.arange(count, device=self.pointer.device)[taken]
-        slots, fits = place % size, place < size
+        position = self.pointer + torch.arange(count, device=self.pointer.device)[taken]
+        slots, fits = position % size, position < size
         self._write(self.features, rows[taken].to(self.features.dtype), slots, fits[:, None])
         if ids is not None:
             self._write(self.ids, ids[taken], slots, fits)
@@ -93,7 +90,7 @@ class FeatureQueue(nn.Module):
         self.pointer.copy_(end % size)
 
     def _write(self, buffer: Tensor, values: Tensor, slots: Tensor, fits: Tensor) -> None:
-        if self.overflow == "clip":  # what does not fit writes back what is there
+        if self.overflow == "clip":  # rows that do not fit write the current values back
             values = torch.where(fits, values, buffer[slots])
         buffer.index_copy_(0, slots, values)
 

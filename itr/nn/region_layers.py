@@ -1,4 +1,4 @@
-"""Layers over pre-extracted regions. B images, R regions."""
+"""Layers over region features. B images, R regions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from torch.nn import functional as F
 
 
 class RegionMLP(nn.Module):
-    """The branch beside the linear projection. Its batch statistics include padded regions."""
+    """The MLP branch parallel to the linear projection of regions (VSE-infinity).
+
+    Its batch statistics include padded regions, as in the authors' code.
+    """
 
     def __init__(self, width: int, size: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The vision transformer of ALBEF, from timm. B images, N patches, D width."""
+"""ALBEF's vision transformer, from timm. B images, N patches, D width."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ class ImageConfig:
 
 
 def random_vit(config: ImageConfig) -> VisionTransformer:
-    """A pre-norm ViT with random weights for square images; no head, no dropout.
+    """A pre-norm ViT with random weights for square images, without head and dropout.
 
-    Its ``forward_features`` gives all tokens [B, 1 + N, D] after the last norm, the class token
-    first. Linear layers, positions and class token begin as N(0, 0.02). Raises ConfigError for
-    sizes that do not divide one another.
+    ``forward_features`` returns all tokens [B, 1 + N, D] after the last norm, the class token
+    first. Linear layers, positions and class token are initialized as N(0, 0.02). Raises
+    ConfigError for sizes that do not divide one another.
     """
     size, patch = config.size, config.patch
     if size % patch:
         raise ConfigError(
-            f"model.image: patches of {patch} pixels do not divide an image of {size}; type "
-            f"model.image.size={max(1, size // patch) * patch}"
+            f"model.image.size={size}: patches of {patch} pixels do not divide an image of {size}; "
+            f"set model.image.size={max(1, size // patch) * patch}"
         )
     if config.width % config.heads:
         raise ConfigError(
-            f"model.image: {config.heads} heads do not divide a width of {config.width}"
+            f"model.image.heads={config.heads}: expected a divisor of model.image.width="
+            f"{config.width}"
         )
     vit = VisionTransformer(
         img_size=size,
@@ -57,15 +58,15 @@ def random_vit(config: ImageConfig) -> VisionTransformer:
         global_pool="",
     )
     assert vit.cls_token is not None
-    nn.init.trunc_normal_(vit.cls_token, std=0.02)  # timm's own is 1e-6
+    nn.init.trunc_normal_(vit.cls_token, std=0.02)  # timm uses 1e-6
     return vit
 
 
 def load_vit_weights(vit: VisionTransformer, name: str) -> None:
-    """Load pre-trained weights into ``vit``; a classifier is left out, positions are resized.
+    """Load pretrained weights into ``vit``, without a classifier and with resized positions.
 
     ``name`` is a file (DeiT's ``.pth`` with its weights below ``model``) or a timm model. Raises
-    ConfigError if it cannot be found or is of another size.
+    ConfigError if it cannot be loaded or has other sizes.
     """
     state = {k: v for k, v in _weights(name).items() if not k.startswith(("head.", "fc_norm."))}
     own = vit.state_dict()
@@ -74,10 +75,10 @@ def load_vit_weights(vit: VisionTransformer, name: str) -> None:
     wrong = sorted(k for k in own if k not in state or state[k].shape != own[k].shape)
     if wrong or set(state) - set(own):
         raise ConfigError(
-            f"model.image.name: the weights of '{name}' are of another vision transformer (first "
-            f"misfit: {(wrong or sorted(set(state) - set(own)))[0]}); expected patches of "
+            f"model.image.name={name}: the weights do not fit the vision transformer (first "
+            f"mismatch: {(wrong or sorted(set(state) - set(own)))[0]}); expected patches of "
             f"{vit.patch_embed.patch_size[0]} pixels, width {vit.embed_dim}, {len(vit.blocks)} "
-            "blocks: set model.image.{patch,width,depth} to theirs"
+            "blocks; set model.image.{patch,width,depth} to those of the weights"
         )
     vit.load_state_dict(state)
 
@@ -88,10 +89,10 @@ def _weights(name: str) -> dict[str, Tensor]:
             payload = torch.load(Path(name).expanduser(), map_location="cpu", weights_only=True)
             return payload.get("model", payload)
         return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
-    except Exception as error:  # the hub, the file and timm raise nearly anything
+    except Exception as error:  # hub, file formats and timm raise many types
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ConfigError(
-            f"model.image.name: no weights could be loaded from '{name}' ({reason}); give a local "
-            "file (.pth) or a timm name that can be reached, or type model.pretrained=false for "
-            "random weights of the sizes in model.image"
+            f"model.image.name={name}: no weights could be loaded ({reason}); pass a local file "
+            "(.pth) or the name of a timm model, or model.pretrained=false for random weights of "
+            "the sizes in model.image"
         ) from error

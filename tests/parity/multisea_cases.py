@@ -135,7 +135,7 @@ def aformer_modes(case: Case) -> None:
         every = torch.arange(len(text))
         rows = {"text": PairRows(text, text_mask, every), "image": PairRows(image, None, every)}
         if mode in rows:
-            states = module.alone(mode, rows[mode].embeds, rows[mode].mask)
+            states = module.unimodal(mode, rows[mode].embeds, rows[mode].mask)
         else:
             asking, other = ("text", "image") if mode == "t2i" else ("image", "text")
             states = module.fused(asking, rows[asking], rows[other], first_only=False)
@@ -244,7 +244,7 @@ def encode(case: Case) -> None:
         ("image", image_embeds, None),
         ("text", text_embeds, batch.token_mask),
     ):
-        states = model.aformer.alone(kind, rows, mask)
+        states = model.aformer.unimodal(kind, rows, mask)
         found[f"{kind}_aformer_last"] = states[-1]
         found[f"{kind}_aformer_pooled"] = model.aformer.pooled(states[-1])
     for kind, encoded in (
