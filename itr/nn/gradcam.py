@@ -20,7 +20,7 @@ from itr.nn.bert.fusion import BertAttention
 
 
 class AttentionTrace(NamedTuple):
-    """BertAttention probabilities and the gradient of what was asked with respect to them."""
+    """BertAttention probabilities and the gradient of a score with respect to them."""
 
     probabilities: Tensor  # [P, H, L, N]
     gradient: Tensor  # [P, H, L, N]
@@ -45,40 +45,40 @@ def trace_attention(module: nn.Module, score: Callable[[], Tensor]) -> Attention
 
 @contextmanager
 def _explicit(module: nn.Module) -> Iterator[list[Tensor]]:
-    seen: list[Tensor] = []
+    recorded: list[Tensor] = []
     compute = _cross if isinstance(module, BertAttention) else _self
-    hook = module.register_forward_hook(lambda m, given, _: compute(m, given, seen))
+    hook = module.register_forward_hook(lambda m, inputs, _: compute(m, inputs, recorded))
     try:
-        yield seen
+        yield recorded
     finally:
         hook.remove()
 
 
-def _cross(module: nn.Module, given: tuple, seen: list[Tensor]) -> Tensor:
-    """`BertAttention.forward` with probabilities that are seen."""
+def _cross(module: nn.Module, inputs: tuple, recorded: list[Tensor]) -> Tensor:
+    """`BertAttention.forward` with explicit probabilities."""
     assert isinstance(module, BertAttention)
-    x, (keys, values), mask = given
+    x, (keys, values), mask = inputs
     query = module.query(x).unflatten(2, (module.heads, -1)).transpose(1, 2)
     logits = query @ keys.transpose(2, 3) / math.sqrt(query.shape[-1])
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf)
-    mixed = _mix(logits, values, seen)
+    mixed = _mix(logits, values, recorded)
     return module.norm(x + module.out(mixed))
 
 
-def _self(module: nn.Module, given: tuple, seen: list[Tensor]) -> Tensor:
+def _self(module: nn.Module, inputs: tuple, recorded: list[Tensor]) -> Tensor:
     """The forward pass of timm's attention with explicit probabilities."""
-    qkv = module.qkv(given[0]).unflatten(2, (3, module.num_heads, -1))  # type: ignore[operator]
+    qkv = module.qkv(inputs[0]).unflatten(2, (3, module.num_heads, -1))  # type: ignore[operator]
     query, keys, values = qkv.permute(2, 0, 3, 1, 4)
-    mixed = _mix(query @ keys.transpose(2, 3) / math.sqrt(query.shape[-1]), values, seen)
+    mixed = _mix(query @ keys.transpose(2, 3) / math.sqrt(query.shape[-1]), values, recorded)
     return module.proj(mixed)  # type: ignore[operator]
 
 
-def _mix(logits: Tensor, values: Tensor, seen: list[Tensor]) -> Tensor:
+def _mix(logits: Tensor, values: Tensor, recorded: list[Tensor]) -> Tensor:
     probabilities = logits.softmax(dim=-1)
     if not probabilities.requires_grad:  # frozen weights, or inputs made without gradients
         probabilities.requires_grad_()
-    seen.append(probabilities)
+    recorded.append(probabilities)
     return (probabilities @ values).transpose(1, 2).flatten(2)
 
 

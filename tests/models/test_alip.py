@@ -286,7 +286,7 @@ def test_openais_archive_is_evaluated_and_starts_a_run(
     told = initialize_from(fresh, "alip", str(path))
     assert "resized (1): images.positional_embedding" in " ".join(told)
     assert torch.equal(fresh.texts.text_projection, halves["text_projection"].float())
-    with pytest.raises(CheckpointError, match="model.quick_gelu=true, and another activation"):
+    with pytest.raises(CheckpointError, match="activation; pass model.quick_gelu=true"):
         initialize_from(build(), "alip", str(path))
     path.write_bytes(path.read_bytes()[:3000])
     assert main(["inspect", str(path)]) == 2
@@ -330,7 +330,7 @@ def broken(**fields: Any) -> Batch:
     [
         (broken(second_tokens=None), "data.second_text=other_caption or data.second_text=FILE"),
         (broken(tokens=torch.ones(6, LENGTH + 1, dtype=torch.long)), f"has {LENGTH} positions"),
-        (broken(pixels=torch.ones(6, 3, 24, 24)), "24 x 24 pixels.*type model.image.size=24"),
+        (broken(pixels=torch.ones(6, 3, 24, 24)), "24 x 24 pixels.*model.image.size=24"),
         (broken(pixels=torch.ones(6, 3, 1, 1)), "1 x 1 pixels"),
     ],
 )
@@ -342,14 +342,14 @@ def test_bad_batches(given: Batch, message: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.gather_grad=none", "model.gather_grad: 'none' is unknown; expected one of full, l"),
-        ("model.temperature=0.001", r"model.temperature: 0.001 is outside \[0.01, 1\]"),
-        ("model.crop_scale=[0.9,0.5]", r"model.crop_scale: \[0.9, 0.5\]; expected two shares"),
-        ("model.gates.momentum=1.5", "model.gates.momentum: 1.5 must lie between 0 and 1"),
-        ("model.image.size=20", "patches of 8 pixels do not divide 20"),
-        ("model.text.heads=5", "5 attention heads do not divide a width of 64"),
-        ("model.image.patch=null", "model.image.patch: has no value"),
-        ("model.image.depth=[1,1,1]", "a multiple of 32 pixels and four stages"),
+        ("model.gather_grad=none", "model.gather_grad=none: expected one of full, local"),
+        ("model.temperature=0.001", r"model.temperature=0.001: expected 0.01 to 1"),
+        ("model.crop_scale=[0.9,0.5]", r"model.crop_scale=\[0.9, 0.5\]"),
+        ("model.gates.momentum=1.5", "model.gates.momentum=1.5: expected 0 to 1"),
+        ("model.image.size=20", "model.image.size=20: .*model.image.patch=8"),
+        ("model.text.heads=5", "heads=5: .*64"),
+        ("model.image.patch=null", "model.image.patch"),
+        ("model.image.depth=[1,1,1]", r"model.image.depth=\[1, 1, 1\]: .* 32 pixels"),
         ("model.image.head_width=0", "model.image.head_width"),
         ("model.pretrained=true", "start from OpenAI's CLIP with model.init="),
     ],
@@ -376,7 +376,7 @@ def test_bad_files(tmp_path: Path) -> None:
     assert "unexpected (1): queue" in fault({**good, "module.queue": torch.zeros(2)})
     narrow = {**good, "module.visual.proj": torch.zeros(64, 15)}
     assert "shape (1): images.proj (64, 15), expected (64, 16)" in fault(narrow)
-    assert "do not tell their number of heads" in fault(good, heads=5)
+    assert "model.text.heads" in fault(good, heads=5)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="not a readable PyTorch checkpoint"):
+    with pytest.raises(CheckpointError, match="cannot be read as a PyTorch checkpoint"):
         official.read(path)

@@ -133,12 +133,12 @@ def test_an_allowed_pair_trains(
 def test_a_refused_pair_says_why(roots: dict[str, DictConfig], model: str, loss: str) -> None:
     name = loss.split()[0].removeprefix("loss=")
     if name in MODELS:
-        message = r"has no such slot.*fills any slot|gives no slot 'queue'.*fills any slot"
+        message = r"has no such slot.*loss=triplet|slot 'queue'.*loss=triplet"
     elif name in ("uto", "distance_triplet"):
-        message = "needs cosine similarities.*plain dot products; choose loss=infonce, triplet or"
+        message = "cosine.*dot products.*loss=infonce, triplet or sigmoid"
     else:
-        message = "temperature that it never uses.*type use_model_scale=false"
-    with pytest.raises(ConfigError, match=rf"loss(\.slots\.| '{name}').*({message})"):
+        message = "temperature.*use_model_scale=false.*learnable=false"
+    with pytest.raises(ConfigError, match=rf"loss(\.slots\.|={name}).*({message})"):
         check_config(with_loss(roots[model], loss))
 
 
@@ -167,7 +167,7 @@ def test_options_of_a_model_count(model: str, option: str, loss: str, letter: st
     found = verdict(values)
     assert KINDS[found.kind] == letter
     if letter == "n":
-        assert "type model.normalize_images" in found.reason
+        assert "pass model.normalize_images" in found.reason
         return
     assert torch.isfinite(Steps(model, build_from(values))(batch_for(model)))
 
@@ -206,9 +206,9 @@ def test_a_term_without_weight_leaves_nothing_idle_awake(
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"itc": 0.0, "itm": 0.0, "mlm": 0.0}, "every one is 0.*type loss.weights.itc=1"),
-        ({"itc": 0.0, "itm": 0.0, "mlm": 1.0}, "task=retrieval has no term mlm"),
-        ({"itc": -1.0, "itm": 1.0, "mlm": 1.0}, "loss.weights.itc=-1.0: expected a number from 0"),
+        ({"itc": 0.0, "itm": 0.0, "mlm": 0.0}, "loss.weights: .*pass loss.weights.itc=1"),
+        ({"itc": 0.0, "itm": 0.0, "mlm": 1.0}, "loss.weights: .*task=retrieval.* mlm"),
+        ({"itc": -1.0, "itm": 1.0, "mlm": 1.0}, "loss.weights.itc=-1.0"),
         ({"itc": float("nan"), "itm": 1.0, "mlm": 1.0}, "loss.weights.itc=nan"),
     ],
 )

@@ -456,7 +456,7 @@ def test_pretrained_weights_from_a_directory_and_a_copy_from_config_alone():
     [
         (HREMConfig(text=TextConfig(name="/no/such/directory")), {}, "model.pretrained=false"),
         (HREMConfig(text=TextConfig(tokenizer="wordpiece")), {}, "model.text.tokenizer"),
-        (dataclasses.replace(config(), heads=3), {}, "3 attention heads"),
+        (dataclasses.replace(config(), heads=3), {}, "model.heads=3"),
         (dataclasses.replace(config(), text=TextConfig(width=10)), {}, "model.text"),
         (config(intra_connection="inter"), {}, "intra_connection"),
         (config(threshold=1.2), {}, "model.graph.threshold=1.2"),

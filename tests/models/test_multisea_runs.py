@@ -134,5 +134,7 @@ def test_another_methods_or_sizes_checkpoint_is_refused(
         train(compose("train", wide))
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match=r"broken.ckpt.*not a readable PyTorch checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"broken.ckpt.*cannot be read as a PyTorch checkpoint"
+    ):
         train(compose("train", [*here, f"{out}2", f"model.init={broken}"]))

@@ -180,7 +180,7 @@ def test_a_weight_of_another_size_is_named(tmp_path: Path) -> None:
 
 
 def test_another_number_of_regions_is_refused_before_training() -> None:
-    with pytest.raises(ConfigError, match="holds 10 regions an image; type model.regions=10"):
+    with pytest.raises(ConfigError, match="10 regions per image; pass model.regions=10"):
         user(regions=10)
     assert user("model.enhance=none", regions=10).images.enhance is None
     model = user()
@@ -201,7 +201,7 @@ def test_what_the_enhancement_cannot_do_is_refused() -> None:
             for name in ("image_id", "regions", "region_mask", "tokens", "token_mask")
         },
     )
-    with pytest.raises(ConfigError, match="at least 2 pairs"):
+    with pytest.raises(ConfigError, match="batch_size.*at least 2"):
         Steps("user", user())(one)
 
 
@@ -215,10 +215,10 @@ def test_a_clip_guide_joins_or_replaces_the_own_one(tmp_path: Path) -> None:
     np.save(tmp_path / "train_clip.npy", clip[:3])
     with pytest.raises(DataError, match=r"expected floats of shape \(4, width\)"):
         read_split(tmp_path, "train")
-    with pytest.raises(ConfigError, match="put <split>_clip.npy"):
+    with pytest.raises(ConfigError, match="model.enhance: .*<split>_clip.npy"):
         user("model.enhance=cge")
     given = batch(guides=torch.randn(8, 5))
-    with pytest.raises(ConfigError, match="vectors are 5 wide, the regions 12; type model.guide_p"):
+    with pytest.raises(ConfigError, match="5 wide.*12; pass model.guide_projection=linear"):
         user("model.enhance=cge", "model.guide_projection=none", guide_width=5)
     with pytest.raises(ConfigError, match="expected one of linear, mlp, none"):
         user("model.guide_projection=conv")
@@ -236,7 +236,7 @@ def test_a_clip_guide_joins_or_replaces_the_own_one(tmp_path: Path) -> None:
             a = torch.softmax((x * g[:, None]).sum(dim=2), dim=1)
             expected += (a / a.norm(dim=1, keepdim=True))[:, :, None] * g[:, None]
         torch.testing.assert_close(enhanced(x, given.guides), expected, atol=1e-5, rtol=1e-5)
-        with pytest.raises(DataError, match="this data has none"):
+        with pytest.raises(DataError, match="model.enhance: .*_clip.npy"):
             model.encode_images(batch())
 
 
@@ -263,7 +263,7 @@ def test_a_run_from_files_to_results(world: Path, tmp_path: Path) -> None:
     results = train(compose("train", overrides))
     assert results["recipe"] == "user_scenes_retrieval" and 0 <= results["test/rsum"] <= 600
     wrong = [*overrides, "model.regions=10", f"out={tmp_path / 'other'}"]
-    with pytest.raises(ConfigError, match="holds 36 regions an image; type model.regions=36"):
+    with pytest.raises(ConfigError, match="36 regions per image; pass model.regions=36"):
         train(compose("train", wrong))
     assert not (tmp_path / "other").exists()
 

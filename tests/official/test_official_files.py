@@ -132,7 +132,7 @@ def test_another_image_size_and_options_that_an_evaluation_cannot_change(
     with pytest.raises(ConfigError, match=r"model\.momentum=0\.5.*cannot.*model\.image\.size"):
         evaluate({**values, "device": "cpu"})
     assert official(["inspect", str(path)]) == 2
-    assert "model.image.heads (itr.official: --image-heads)" in capsys.readouterr().err
+    assert "model.image.heads (itr official: --image-heads)" in capsys.readouterr().err
     assert official(["inspect", str(path), "--heads", "2", "--image-heads", "3"]) == 0
     regions = str(ROOT / "tests" / "golden" / "hrem" / "official_checkpoint.pth")
     assert official(["inspect", regions, "--heads", "4", "--image-heads", "3"]) == 2

@@ -157,7 +157,7 @@ class Trap:
 
 def test_code_in_a_checkpoint_is_not_executed(payload: dict[str, Any], tmp_path: Path):
     payload["opt"].extra = Trap(tmp_path / "executed")
-    with pytest.raises(CheckpointError, match="not a readable PyTorch checkpoint"):
+    with pytest.raises(CheckpointError, match="cannot be read as a PyTorch checkpoint"):
         read(save(tmp_path, payload), HEADS)
     assert not (tmp_path / "executed").exists()
 
@@ -187,10 +187,10 @@ def test_other_checkpoints_are_refused(content: Any, tmp_path: Path):
 
 def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path):
     path = tmp_path / "model_best.pth"
-    with pytest.raises(CheckpointError, match="no such file"):
+    with pytest.raises(CheckpointError, match="file not found"):
         read(path)
     path.write_bytes(b"<html>404</html>")
-    with pytest.raises(CheckpointError, match="not a readable"):
+    with pytest.raises(CheckpointError, match="cannot be read"):
         read(path)
     path.write_bytes(pickle.dumps({"model": [1, 2]}, protocol=2))
     with pytest.raises(CheckpointError):

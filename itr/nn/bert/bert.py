@@ -16,9 +16,9 @@ from transformers.utils.logging import disable_progress_bar
 from itr.errors import ConfigError
 from itr.view import Facts
 
-disable_progress_bar()  # loading takes a second; the bar would break ours
+disable_progress_bar()  # it would interfere with our progress bar
 
-SIZES = {  # what rebuilds the architecture, beside the vocabulary: our option -> `BertConfig`
+SIZES = {  # options that define the architecture: ours -> `BertConfig`
     "width": "hidden_size",
     "depth": "num_hidden_layers",
     "heads": "num_attention_heads",
@@ -61,11 +61,10 @@ def _options(dropout: float) -> dict[str, Any]:
 def load_bert(
     name: str, dropout: float = 0.1, architecture: type[PreTrainedModel] = BertModel
 ) -> Any:
-    """Pre-trained weights by Hugging Face name or local directory, in float32, as one of the
-    library's ``architecture`` classes of BERT.
+    """Load pretrained weights by Hugging Face name or local directory, in float32.
 
-    What lies on this machine comes first; the hub is asked only for what does not. Raises
-    ConfigError if ``name`` cannot be found or is no BERT.
+    ``architecture`` is a BERT class of the library. Local files are tried first, then the hub.
+    Raises ConfigError if ``name`` cannot be loaded or is not a BERT.
     """
     try:
         return _load(name, dropout, architecture, local_files_only=True)
@@ -81,13 +80,13 @@ def load_bert(
 def _load(
     name: str, dropout: float, architecture: type[PreTrainedModel], local_files_only: bool
 ) -> Any:
-    where = str(Path(name).expanduser()) if name.startswith("~") else name
+    source = str(Path(name).expanduser()) if name.startswith("~") else name
     try:
-        kind = AutoConfig.from_pretrained(where, local_files_only=local_files_only).model_type
+        kind = AutoConfig.from_pretrained(source, local_files_only=local_files_only).model_type
         if kind != "bert":
-            raise ConfigError(f"model.text.name: '{name}' is a '{kind}', expected a 'bert'")
+            raise ConfigError(f"model.text.name={name}: it is a '{kind}'; expected a 'bert'")
         return architecture.from_pretrained(
-            where, dtype=torch.float32, local_files_only=local_files_only, **_options(dropout)
+            source, dtype=torch.float32, local_files_only=local_files_only, **_options(dropout)
         )
     except (ValueError, RuntimeError, SafetensorError) as error:
         raise _unusable(name, error) from error
@@ -96,20 +95,20 @@ def _load(
 def _unusable(name: str, error: Exception) -> ConfigError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ConfigError(
-        f"model.text.name: no BERT could be loaded from '{name}' ({reason}); give a local "
-        "directory (config.json, model.safetensors) or a Hugging Face name that can be reached, or "
-        "type model.pretrained=false for random weights of the sizes in model.text"
+        f"model.text.name={name}: no BERT could be loaded ({reason}); pass a local directory "
+        "(config.json, model.safetensors) or a Hugging Face name, or model.pretrained=false for "
+        "random weights of the sizes in model.text"
     )
 
 
 def random_bert(vocabulary: int, text: TextConfig) -> BertModel:
-    """Random weights of the sizes of ``text``. Raises ConfigError if they do not fit."""
+    """A BERT of the sizes of ``text`` with random weights. Raises ConfigError for invalid sizes."""
     try:
         return BertModel(
             BertConfig(vocab_size=vocabulary, **library_sizes(text), **_options(text.dropout))
         )
     except (ValueError, KeyError) as error:
-        raise ConfigError(f"model.text: these sizes make no BERT: {error}") from error
+        raise ConfigError(f"model.text: invalid sizes for a BERT: {error}") from error
 
 
 def library_sizes(text: TextConfig) -> dict[str, Any]:
@@ -118,35 +117,37 @@ def library_sizes(text: TextConfig) -> dict[str, Any]:
 
 
 def sizes_of(bert: PreTrainedModel) -> dict[str, Any]:
-    """The values of `SIZES` that ``bert`` has."""
+    """The sizes of ``bert`` by our names (`SIZES`)."""
     return {ours: getattr(bert.config, theirs) for ours, theirs in SIZES.items()}
 
 
 def build_bert(text: TextConfig, pretrained: bool, vocabulary: int) -> BertModel:
-    """The BERT of ``text``, its weights pre-trained or random.
+    """The BERT of ``text`` with pretrained or random weights.
 
-    Raises ConfigError as `load_bert` and `random_bert`, and for a built tokenizer beside
-    pre-trained weights.
+    Raises ConfigError as `load_bert` and `random_bert`, and for pretrained weights with a tokenizer
+    built from captions.
     """
     if not pretrained:
         return random_bert(vocabulary, text)
     if text.tokenizer == "wordpiece":
         raise ConfigError(
-            "model.text.tokenizer=wordpiece: a built vocabulary does not fit pre-trained "
-            "weights; type model.pretrained=false, or leave model.text.tokenizer=null"
+            "model.text.tokenizer=wordpiece: a vocabulary built from captions does not fit "
+            "pretrained weights; pass model.pretrained=false, or leave model.text.tokenizer=null"
         )
     return load_bert(text.name, text.dropout)
 
 
 def with_loaded_sizes(config: Any, facts: Facts, bert: PreTrainedModel) -> tuple[Any, Facts]:
-    """``config`` (with ``pretrained`` and ``text``) and ``facts`` that rebuild the architecture
-    without the pre-trained weights. Raises ConfigError if these know fewer ids than the tokenizer.
+    """``config`` (with ``pretrained`` and ``text``) and ``facts`` with the sizes of ``bert``.
+
+    They rebuild the architecture without loading the pretrained weights. Raises ConfigError if the
+    tokenizer has more ids than ``bert``.
     """
     known = bert.config.vocab_size
     if facts.vocabulary > known:
         raise ConfigError(
-            f"model.text.tokenizer: knows {facts.vocabulary} ids, but the weights of "
-            f"'{config.text.name}' only {known}; give the weights' own"
+            f"model.text.tokenizer: it has {facts.vocabulary} ids, but the weights of "
+            f"'{config.text.name}' only {known}; leave model.text.tokenizer=null"
         )
     text = dataclasses.replace(config.text, **sizes_of(bert))
     config = dataclasses.replace(config, pretrained=False, text=text)
@@ -154,9 +155,9 @@ def with_loaded_sizes(config: Any, facts: Facts, bert: PreTrainedModel) -> tuple
 
 
 def bert_states(bert: BertModel, tokens: Tensor) -> Tensor:
-    """Last hidden states [B, L, width] of ``tokens`` [B, L]; id 0 is hidden from attention.
+    """Last hidden states [B, L, width] of ``tokens`` [B, L]; id 0 (padding) is masked as a key.
 
-    Hidden positions are still computed as queries. The four-dimensional mask is used as it is,
-    where a two-dimensional one would make the library ask the device whether it is all ones.
+    Padding is still computed as queries. The library uses a four-dimensional mask as it is; for a
+    two-dimensional one it would synchronize with the device to check whether it is all ones.
     """
     return bert(tokens, attention_mask=(tokens != 0)[:, None, None, :]).last_hidden_state

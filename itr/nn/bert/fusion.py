@@ -1,8 +1,8 @@
-"""BERT cut in two: lower layers read text, upper layers also look at image tokens (ALBEF).
+"""BERT in two halves: a text encoder and a multimodal encoder with cross-attention (ALBEF).
 
-The text half is the library's `BertModel`. The fusion half is written here: the library cannot give
-cross-attention to upper layers only, attend to tokens of another width, or project the keys and
-values of an image once for many captions.
+The text half is the library's `BertModel`. The fusion half is implemented here, because the library
+cannot add cross-attention to the upper layers only, attend to tokens of another width, or project
+the keys and values of an image once for many captions.
 
 P pairs, U images, L words, N image tokens, D text width, H heads.
 """
@@ -24,7 +24,7 @@ from itr.nn.chunked import in_chunks
 
 @dataclass
 class FusionTextConfig(TextConfig):
-    """BERT and where it is cut: layers below ``fusion_layer`` read text, the others also images."""
+    """BERT, whose layers from ``fusion_layer`` on also attend to the image."""
 
     fusion_layer: int = 6
 
@@ -38,7 +38,9 @@ class BertAttention(nn.Module):
     def __init__(self, width: int, source: int, heads: int, dropout: float, eps: float):
         super().__init__()
         if width % heads:
-            raise ConfigError(f"model.text: {heads} heads do not divide a width of {width}")
+            raise ConfigError(
+                f"model.text.heads={heads}: expected a divisor of model.text.width={width}"
+            )
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(source, width)
@@ -48,16 +50,17 @@ class BertAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def keys_values(self, source: Tensor) -> KeysValues:
-        """Keys and values of ``source`` [U, N, its width]."""
+        """Keys and values of ``source`` [U, N, source width]."""
         return self._split(self.key(source)), self._split(self.value(source))
 
     def forward(self, x: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
-        """[P, L, D] with keys and values of P rows; ``mask`` bool broadcasts to [P, H, L, N].
+        """[P, L, D] -> [P, L, D]; ``mask`` bool broadcasts to [P, H, L, N].
 
-        Keys and values of P / m rows: each is read by m rows of ``x`` (``mask`` is then None).
+        If there are keys and values of P / m rows only, each is shared by m consecutive rows of
+        ``x`` (``mask`` must then be None).
         """
         query, shared = self._split(self.query(x)), len(x) // len(keys_values[0])
-        if shared > 1:  # their words become one long query, and nothing is copied
+        if shared > 1:  # their words are concatenated to one long query, without copying keys
             query = query.unflatten(0, (-1, shared)).transpose(1, 2).flatten(2, 3)
         mixed = F.scaled_dot_product_attention(
             query,
@@ -75,7 +78,7 @@ class BertAttention(nn.Module):
 
 
 class FusionLayer(nn.Module):
-    """Self-attention of the words, attention to the image, feed-forward; each with a residual."""
+    """Self-attention, cross-attention to the image and feed-forward, each with a residual."""
 
     def __init__(
         self, width: int, image_width: int, heads: int, feedforward: int, dropout: float, eps: float
@@ -96,7 +99,7 @@ class FusionLayer(nn.Module):
         image_mask: Tensor | None = None,
         first_only: bool = False,
     ) -> Tensor:
-        """[P, L, D] -> [P, L, D], or [P, 1, D] of the first word with ``first_only``."""
+        """[P, L, D] -> [P, L, D], or with ``first_only`` [P, 1, D] of the first word."""
         words = self.words.keys_values(x)
         if first_only:
             x = x[:, :1]
@@ -107,7 +110,7 @@ class FusionLayer(nn.Module):
 
 
 class FusionBert(nn.Module):
-    """The upper layers. Weights begin as N(0, ``std``), biases as 0."""
+    """The upper layers. Weights are initialized as N(0, ``std``), biases as 0."""
 
     def __init__(
         self,
@@ -130,7 +133,7 @@ class FusionBert(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def keys_values(self, images: Tensor) -> list[KeysValues]:
-        """What each layer reads of ``images`` [U, N, their width]: projected once an image."""
+        """Keys and values of ``images`` [U, N, image width] for each layer, once per image."""
         return [layer.image.keys_values(images) for layer in self._layers()]
 
     def forward(
@@ -142,13 +145,13 @@ class FusionBert(nn.Module):
         image_mask: Tensor | None = None,
         first_only: bool = False,
     ) -> Tensor:
-        """States [P, L, D] of captions, each fused with an image; [P, 1, D] with ``first_only``
-        (then the last layer computes only what its first word needs).
+        """Fuse caption ``states`` [P, L, D] with images: [P, L, D], or [P, 1, D] with
+        ``first_only`` (the last layer then computes only its first word).
 
-        ``mask`` bool: [P, L], True at words, or broadcastable to [P, H, L, L]. ``images`` comes
-        from `keys_values`; ``image_of`` [P] says which of its rows each caption is paired with
-        (None: row p), or [P / m] which row every m captions share. ``image_mask`` [P, N] bool
-        hides image tokens.
+        ``mask`` bool is [P, L], True for words, or broadcasts to [P, H, L, L]. ``images`` comes
+        from `keys_values`; ``image_of`` [P] is the image row of each caption (None: row p), or
+        [P / m] the row that m consecutive captions share. ``image_mask`` [P, N] bool masks image
+        tokens.
         """
         mask = mask[:, None, None, :] if mask.dim() == 2 else mask
         if image_mask is not None:
@@ -165,7 +168,7 @@ class FusionBert(nn.Module):
 
 
 class MLMHead(nn.Module):
-    """BERT's masked-word head; its last matrix is the word embedding, which the caller gives."""
+    """BERT's masked language modeling head; its output matrix is the tied word embedding."""
 
     def __init__(self, width: int, vocabulary: int, eps: float = 1e-12, std: float = 0.02):
         super().__init__()
@@ -176,7 +179,7 @@ class MLMHead(nn.Module):
         nn.init.zeros_(self.dense.bias)
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
-        """[..., D] with the word embedding [V, D] -> logits [..., V]."""
+        """[..., D] and the word embedding [V, D] -> logits [..., V]."""
         return F.linear(self.norm(F.gelu(self.dense(states))), embedding, self.bias)
 
 
@@ -184,14 +187,14 @@ class MLMHead(nn.Module):
 
 
 def text_half(text: FusionTextConfig, vocabulary: int) -> BertModel:
-    """The lower layers with random weights. Raises ConfigError for sizes that do not fit."""
+    """The lower layers with random weights. Raises ConfigError for invalid sizes."""
     bert = random_bert(vocabulary, replace(text, depth=text.fusion_layer))
     bert.pooler = None
     return bert
 
 
 def fusion_half(text: FusionTextConfig, image_width: int) -> FusionBert:
-    """The upper layers with random weights. Raises ConfigError for sizes that do not fit."""
+    """The upper layers with random weights. Raises ConfigError for invalid sizes."""
     return FusionBert(
         text.depth - text.fusion_layer,
         text.width,
@@ -205,8 +208,10 @@ def fusion_half(text: FusionTextConfig, image_width: int) -> FusionBert:
 
 
 def text_states(bert: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Last hidden states [P, L, D] of ``tokens`` [P, L]; where ``mask`` [P, L] is False a position
-    is hidden from the others (and still computed). A four-dimensional mask is used as it is."""
+    """Last hidden states [P, L, D] of ``tokens`` [P, L]; ``mask`` [P, L] bool masks keys.
+
+    A four-dimensional mask is used as it is.
+    """
     mask = mask[:, None, None, :] if mask.dim() == 2 else mask
     return bert(tokens, attention_mask=mask).last_hidden_state
 
@@ -216,24 +221,26 @@ def mlm_logits(
     tokens: Tensor,
     mask: Tensor,
     images: list[KeysValues],
-    places: Tensor,
+    positions: Tensor,
     rows: int | None = None,
 ) -> Tensor:
-    """[C, V]: what ``owner`` guesses at ``places`` [C] of the flattened ``tokens`` [B, L], with
-    ``rows`` captions at a time below the head."""
+    """MLM logits [C, V] of ``owner`` at ``positions`` [C] of the flattened ``tokens`` [B, L].
+
+    The encoders process ``rows`` captions at a time.
+    """
     text, fusion = owner.get_submodule("text"), owner.get_submodule("fusion")
 
     def fused(tokens: Tensor, mask: Tensor, image_of: Tensor) -> Tensor:
-        own = None if len(image_of) == len(every) else image_of
-        return fusion(text_states(text, tokens, mask), mask, images, own)
+        rows_of = None if len(image_of) == len(all_rows) else image_of
+        return fusion(text_states(text, tokens, mask), mask, images, rows_of)
 
-    every = torch.arange(len(tokens), device=tokens.device)
-    states = in_chunks(fused, rows, tokens, mask, every)
+    all_rows = torch.arange(len(tokens), device=tokens.device)
+    states = in_chunks(fused, rows, tokens, mask, all_rows)
     embedding = text.get_submodule("embeddings.word_embeddings").weight
-    return owner.get_submodule("words")(states.flatten(0, 1)[places], embedding)
+    return owner.get_submodule("words")(states.flatten(0, 1)[positions], embedding)
 
 
-# A whole BERT's names of a layer -> ours, for both importing one and starting from one.
+# The library's names in a BERT layer -> ours.
 LAYER_NAMES = {
     "attention.self.query.": "words.query.",
     "attention.self.key.": "words.key.",
@@ -254,8 +261,8 @@ LAYER_NAMES = {
 def split_whole_bert(
     state: Mapping[str, Tensor], text_layers: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights of a whole BERT (``embeddings.*``, ``encoder.layer.I.*``) as those of the text
-    half and of `FusionBert`; everything else (a pooler) is left out."""
+    """Split the weights of a BERT (``embeddings.*``, ``encoder.layer.I.*``) into those of the text
+    half and of `FusionBert`; others (a pooler) are dropped."""
     text, fusion = {}, {}
     for name, value in state.items():
         if name.startswith("embeddings."):
@@ -275,7 +282,7 @@ def split_whole_bert(
 def load_bert_halves(
     whole: BertForMaskedLM, text: BertModel, fusion: FusionBert, words: MLMHead | None
 ) -> None:
-    """Start from a whole BERT: fusion layers get its upper ones; what looks at images stays."""
+    """Initialize both halves from a BERT; cross-attention keeps its initial weights."""
     lower, upper = split_whole_bert(whole.bert.state_dict(), text.config.num_hidden_layers)
     text.load_state_dict(lower)
     fusion.load_state_dict(upper, strict=False)

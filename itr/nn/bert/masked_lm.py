@@ -1,6 +1,6 @@
-"""Masked-word modelling: which words are hidden, and what guessing them costs.
+"""Masked language modeling: selects and masks tokens, and computes the loss.
 
-P captions, L words, V vocabulary, C places that are scored.
+P captions, L words, V vocabulary size, C scored positions.
 """
 
 from __future__ import annotations
@@ -14,59 +14,59 @@ from torch.nn import functional as F
 
 from itr.draws import Draws
 
-IGNORED = -100  # label of a place where nothing is guessed
+IGNORED = -100  # label of a position without prediction
 
 
 class MaskedTokens(NamedTuple):
-    """Captions with hidden words, and where the hidden ones are."""
+    """Masked captions and their labels."""
 
-    tokens: Tensor  # [P, L] int64: what the encoder reads
-    labels: Tensor  # [P, L] int64: the true id where a word is guessed, else -100
+    tokens: Tensor  # [P, L] int64: encoder input
+    labels: Tensor  # [P, L] int64: true id at predicted positions, else -100
 
 
 def mask_tokens(
     tokens: Tensor, mask: Tensor, draws: Draws, probability: float, mask_id: int, vocabulary: int
 ) -> MaskedTokens:
-    """Pick words of ``tokens`` [P, L] with ``probability``; 80% of those become [MASK], 10% any id,
-    10% stay. Padding (``mask`` [P, L] False) and the first token ([CLS]) are never picked.
+    """Select tokens of ``tokens`` [P, L] with ``probability``; replace 80% of them by [MASK] and
+    10% by a random id, and keep 10%. Padding (``mask`` [P, L] False) and [CLS] are never selected.
 
-    Source: BERT, section 3.1. Four draws of the full shape, in this order: picked, masked, random,
-    the random ids.
+    Source: BERT, section 3.1. Four draws of the full shape, in this order: selected, masked,
+    randomized, random ids.
     """
     shape, device = tokens.shape, tokens.device
-    picked = draws.bernoulli(probability, shape, device) & mask & (tokens != tokens[:, :1])
-    masked = picked & draws.bernoulli(0.8, shape, device)
-    other = picked & ~masked & draws.bernoulli(0.5, shape, device)
+    selected = draws.bernoulli(probability, shape, device) & mask & (tokens != tokens[:, :1])
+    masked = selected & draws.bernoulli(0.8, shape, device)
+    randomized = selected & ~masked & draws.bernoulli(0.5, shape, device)
     random = draws.randint(vocabulary, shape, device)
-    hidden = torch.where(other, random, tokens.masked_fill(masked, mask_id))
-    return MaskedTokens(hidden, tokens.masked_fill(~picked, IGNORED))
+    inputs = torch.where(randomized, random, tokens.masked_fill(masked, mask_id))
+    return MaskedTokens(inputs, tokens.masked_fill(~selected, IGNORED))
 
 
 def masked_positions(labels: Tensor, probability: float) -> Tensor:
-    """[C] places in ``labels`` [P, L], flattened, that hold every guessed word (and some others).
+    """Flat indices [C] into ``labels`` [P, L] that include all predicted positions (and others).
 
-    C depends on shapes alone, so nothing is asked of the device: the expected number and eight
-    standard deviations. More words than that are picked less than once in 10^13 batches; the
-    surplus would go unscored.
+    C depends on shapes only, so that nothing synchronizes with the device: the expected number plus
+    eight standard deviations. More positions are selected in fewer than one of 10^13 batches; the
+    surplus would not be scored.
     """
-    places = labels.numel()
-    mean = places * probability
-    most = min(places, math.ceil(mean + 8.0 * math.sqrt(mean * (1.0 - probability)) + 8.0))
+    count = labels.numel()
+    mean = count * probability
+    most = min(count, math.ceil(mean + 8.0 * math.sqrt(mean * (1.0 - probability)) + 8.0))
     return (labels.flatten() != IGNORED).to(torch.int32).topk(most, sorted=False).indices
 
 
 def mlm_loss(logits: Tensor, labels: Tensor, teacher: Tensor | None, alpha: float) -> Tensor:
-    """(1 - alpha) * cross-entropy + alpha * cross-entropy with the teacher's shares: the mean over
-    guessed words, 0 where there is none. ``logits``, ``teacher`` [C, V], ``labels`` [C].
+    """(1 - alpha) * cross-entropy + alpha * cross-entropy with the teacher's probabilities.
 
-    Source: ALBEF, equation 7.
+    The mean over predicted positions; 0 if there are none. ``logits``, ``teacher`` [C, V],
+    ``labels`` [C]. Source: ALBEF, equation 7.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        log_share = logits.float().log_softmax(dim=1)
-        guessed = labels != IGNORED
-        count = guessed.sum().clamp(min=1)
-        loss = F.nll_loss(log_share, labels, ignore_index=IGNORED, reduction="sum") / count
+        log_p = logits.float().log_softmax(dim=1)
+        predicted = labels != IGNORED
+        count = predicted.sum().clamp(min=1)
+        loss = F.nll_loss(log_p, labels, ignore_index=IGNORED, reduction="sum") / count
         if teacher is None:
             return loss
-        soft = -(teacher.float().softmax(dim=1) * log_share).sum(dim=1)
-        return (1.0 - alpha) * loss + alpha * (soft * guessed).sum() / count
+        soft = -(teacher.float().softmax(dim=1) * log_p).sum(dim=1)
+        return (1.0 - alpha) * loss + alpha * (soft * predicted).sum() / count

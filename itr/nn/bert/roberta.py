@@ -30,11 +30,11 @@ class RobertaTextConfig(TextConfig):
 
 
 def build_roberta(text: RobertaTextConfig, pretrained: bool, vocabulary: int) -> RobertaModel:
-    """The RoBERTa of ``text`` with its pooler, its weights pre-trained or random, in float32.
+    """The RoBERTa of ``text`` with a pooler, with pretrained or random weights, in float32.
 
-    Weights without a pooler get a random one (normal, 0.02), as the library does. Raises
-    ConfigError for sizes that do not fit, a name that cannot be found or is no RoBERTa, and for a
-    built tokenizer beside pre-trained weights.
+    If the weights have no pooler, it is random (normal, 0.02), as in the library. Raises
+    ConfigError for invalid sizes, a name that cannot be loaded or is not a RoBERTa, and for
+    pretrained weights with a tokenizer built from captions.
     """
     options: dict[str, Any] = {
         "hidden_dropout_prob": text.dropout,
@@ -49,42 +49,42 @@ def build_roberta(text: RobertaTextConfig, pretrained: bool, vocabulary: int) ->
         )
         return RobertaModel(config)
     except (ValueError, KeyError, AssertionError) as error:
-        raise ConfigError(f"model.text: these sizes make no RoBERTa: {error}") from error
+        raise ConfigError(f"model.text: invalid sizes for a RoBERTa: {error}") from error
 
 
 def _load(text: RobertaTextConfig, options: dict[str, Any]) -> RobertaModel:
     remedy = (
-        "give a local directory (config.json, model.safetensors) or a Hugging Face name that can "
-        "be reached, or type model.pretrained=false for random weights of the sizes in model.text"
+        "pass a local directory (config.json, model.safetensors) or a Hugging Face name, or "
+        "model.pretrained=false for random weights of the sizes in model.text"
     )
     if text.tokenizer is not None and text.tokenizer.endswith("-from-captions"):
         raise ConfigError(
-            f"model.text.tokenizer={text.tokenizer}: a built vocabulary does not fit pre-trained "
-            "weights; type model.pretrained=false, or leave model.text.tokenizer=null"
+            f"model.text.tokenizer={text.tokenizer}: a vocabulary built from captions does not fit "
+            "pretrained weights; pass model.pretrained=false, or leave model.text.tokenizer=null"
         )
     try:
         kind = AutoConfig.from_pretrained(text.name).model_type
         if kind != "roberta":
             raise ConfigError(
-                f"model.text.name: {text.name} is a '{kind}', expected a 'roberta'; {remedy}"
+                f"model.text.name={text.name}: it is a '{kind}'; expected a 'roberta'; {remedy}"
             )
         return RobertaModel.from_pretrained(text.name, dtype=torch.float32, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"model.text.name: no RoBERTa could be loaded from '{text.name}' ({reason}); {remedy}"
+            f"model.text.name={text.name}: no RoBERTa could be loaded ({reason}); {remedy}"
         ) from error
 
 
 def roberta_states(roberta: RobertaModel, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Last hidden states [B, L, width] and tanh pooler [B, width] of ``tokens`` [B, L].
+    """Last hidden states [B, L, width] and pooled output (tanh) [B, width] of ``tokens`` [B, L].
 
-    Ids where ``mask`` [B, L] is False are replaced by the padding id (which has a fixed vector and
-    position) and hidden from attention; they are still computed as queries.
+    Ids where ``mask`` [B, L] is False are replaced by the padding id, which has a fixed embedding
+    and position, and masked as keys; they are still computed as queries.
     """
     pad = roberta.config.pad_token_id
     assert pad is not None
     ids = tokens.masked_fill(~mask, pad)
-    # Given in four dimensions, or the library asks the device whether the mask is all ones.
+    # Four-dimensional, so that the library does not synchronize to check whether it is all ones.
     output = roberta(ids, attention_mask=mask[:, None, None, :])
     return output.last_hidden_state, output.pooler_output

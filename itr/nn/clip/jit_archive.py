@@ -1,7 +1,7 @@
-"""The weights inside a TorchScript archive (OpenAI's CLIP files), read without running its code.
+"""Reads the weights of a TorchScript archive (OpenAI's CLIP files) without executing its code.
 
-Such an archive is a zip: ``data.pkl`` describes a tree of modules whose classes only the code in it
-could build; here they become empty boxes, and nothing but tensors is taken out of them.
+Such an archive is a zip. ``data.pkl`` describes a tree of modules whose classes are defined by the
+code in it; here they are replaced by placeholders, and only tensors are read.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ DTYPES = {
 }
 
 
-class _Box:
-    """Any module of the archive: holds its attributes, does nothing."""
+class _Placeholder:
+    """Stands for any module of the archive and holds its attributes."""
 
     content: dict[str, Any] = {}
 
@@ -41,7 +41,7 @@ class _Box:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors, lists and boxes; refuses every other class."""
+    """Allows tensors, containers and placeholders, and rejects all other classes."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str):
         super().__init__(io.BytesIO(archive.read(f"{folder}/data.pkl")))
@@ -49,7 +49,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
-            return _Box
+            return _Placeholder
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _tensor
         if module == "torch" and name in DTYPES:
@@ -71,7 +71,7 @@ def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Te
 
 
 def is_jit_archive(path: Path) -> bool:
-    """Whether ``path`` is a zip with code in it."""
+    """Whether ``path`` is a zip file that contains TorchScript code."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -79,16 +79,18 @@ def is_jit_archive(path: Path) -> bool:
 
 
 def read_jit_archive(path: Path) -> dict[str, Tensor]:
-    """All tensors of the archive by their dotted names. Raises CheckpointError if it is damaged or
-    holds anything but modules and tensors."""
+    """All tensors of the archive by dotted name.
+
+    Raises CheckpointError if it is damaged or holds anything but modules and tensors.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             folder = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
             root = _Unpickler(archive, folder.removesuffix("/data.pkl")).load()
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # damaged pickles raise many types
         raise CheckpointError(
-            f"{path}: not a readable TorchScript archive of weights ({error!r}); it is truncated, "
-            "or holds more than modules and tensors"
+            f"{path}: cannot be read as a TorchScript archive of weights ({error!r}); it is "
+            "truncated, or holds more than modules and tensors"
         ) from error
     return dict(_tensors(root, ""))
 
@@ -96,6 +98,6 @@ def read_jit_archive(path: Path) -> dict[str, Tensor]:
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield name, value
-    elif isinstance(value, _Box):
+    elif isinstance(value, _Placeholder):
         for key, inner in value.content.items():
             yield from _tensors(inner, f"{name}.{key}" if name else key)

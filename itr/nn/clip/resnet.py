@@ -1,9 +1,9 @@
 """CLIP's modified ResNet (Radford et al. 2021). B images, C channels, D width, H, W pixels.
 
-Against a plain ResNet: a stem of three convolutions, strides by average pooling before a
-convolution, attention pooling at the end. Written here, though timm has it: names of weights are
-those of the released files, in which ALIP's checkpoints are read and written (timm renames them one
-way only), and the pooling asks its one query, where timm asks all positions and drops the others.
+Differences from a plain ResNet: a stem of three convolutions, strides by average pooling before a
+convolution, attention pooling at the end. Implemented here, although timm has it: weight names are
+those of the released files, as ALIP's checkpoints need (timm renames them in one direction only),
+and the pooling computes one query, where timm computes all positions and drops the others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions around a shortcut; the stride is an average pooling."""
+    """1x1, 3x3 and 1x1 convolutions with a shortcut; strides are average pooling."""
 
     def __init__(self, inner: int, width: int, stride: int):
         super().__init__()
@@ -50,12 +50,12 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One query, the mean of all positions, attends to that mean and to every position."""
+    """Attention pooling: the mean of all positions attends to itself and every position."""
 
     def __init__(self, grid: int, width: int, heads: int, embed_dim: int):
         super().__init__()
         if width % heads:
-            raise ConfigError(f"{heads} attention heads do not divide a width of {width}")
+            raise ConfigError(f"heads={heads}: expected a divisor of the tower's width {width}")
         self.heads = heads
         self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(grid**2 + 1, width))
         self.k_proj = nn.Linear(width, width)
@@ -78,7 +78,7 @@ class AttentionPool(nn.Module):
 
 
 class CLIPResNet(nn.Module):
-    """The image tower of CLIP's RN50, RN101, ...; ``layers``: blocks of its four stages."""
+    """The image tower of CLIP's RN50, RN101, ...; ``layers`` are the blocks of its four stages."""
 
     def __init__(
         self, image_size: int, width: int, layers: Sequence[int], heads: int, embed_dim: int
@@ -86,8 +86,8 @@ class CLIPResNet(nn.Module):
         super().__init__()
         if image_size % 32 or len(layers) != 4:
             raise ConfigError(
-                f"image_size={image_size}, layers={list(layers)}: a residual image tower needs a "
-                "multiple of 32 pixels and four stages"
+                f"model.image.size={image_size}, model.image.depth={list(layers)}: a residual "
+                "image tower needs a multiple of 32 pixels and four stages"
             )
         self.image_size = image_size
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
@@ -104,14 +104,14 @@ class CLIPResNet(nn.Module):
 
     def stem(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D, H / 4, W / 4]."""
-        # Channels last from here on: a third less time for the whole tower, on a CPU, too.
+        # Channels last reduces the time of the whole tower by a third, also on a CPU.
         images = images.contiguous(memory_format=torch.channels_last)
         x = F.relu(self.bn1(self.conv1(images)))
         x = F.relu(self.bn2(self.conv2(x)))
         return F.avg_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, embed_dim], not normalised."""
+        """[B, 3, H, W] -> [B, embed_dim], not normalized."""
         require_size(images, self.image_size)
         x = self.stem(images)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):

@@ -1,6 +1,6 @@
-"""CLIP's vision Transformer from OpenAI's files, from the Hugging Face hub, or from random weights.
+"""CLIP's vision Transformer without its last block, as Multi-SEA uses it.
 
-Multi-SEA reads the patches of all blocks but the last one of the file.
+The weights come from OpenAI's files, from the Hugging Face hub, or are random.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class CLIPConfig:
 
 
 def build_clip_vision(image: CLIPConfig, pretrained: bool) -> CLIPVisionTransformer:
-    """The tower of ``image`` without its projection; pre-trained weights bring their own sizes.
+    """The image tower of ``image`` without projection; pretrained weights determine its sizes.
 
-    Raises ConfigError for sizes that do not fit and names that cannot be found, CheckpointError
-    for a file that is no CLIP.
+    Raises ConfigError for invalid sizes and names that cannot be loaded, CheckpointError for a file
+    that is not a CLIP.
     """
     if not pretrained:
         return _tower(image)
@@ -63,7 +63,7 @@ def build_clip_vision(image: CLIPConfig, pretrained: bool) -> CLIPVisionTransfor
 
 
 def image_with_loaded_sizes(image: CLIPConfig, tower: CLIPVisionTransformer) -> CLIPConfig:
-    """``image`` with the sizes that ``tower`` has."""
+    """``image`` with the sizes of ``tower``."""
     return dataclasses.replace(
         image,
         patch=tower.conv1.kernel_size[0],
@@ -81,7 +81,8 @@ def _tower(image: CLIPConfig) -> CLIPVisionTransformer:
         )
     if image.width % image.head_width:
         raise ConfigError(
-            f"model.image.head_width: {image.head_width} does not divide a width of {image.width}"
+            f"model.image.head_width={image.head_width}: expected a divisor of model.image.width="
+            f"{image.width}"
         )
     return CLIPVisionTransformer(
         image_size=image.size,
@@ -95,34 +96,37 @@ def _tower(image: CLIPConfig) -> CLIPVisionTransformer:
 
 
 def sizes_in(weights: Mapping[str, Tensor], image: CLIPConfig) -> CLIPConfig:
-    """``image`` with the sizes of OpenAI's ``weights``, whose last block is not counted."""
+    """``image`` with the sizes of OpenAI's ``weights``, not counting the last block."""
     width, _, patch, _ = weights["conv1.weight"].shape
     blocks = {name.split(".")[2] for name in weights if name.startswith("transformer.resblocks.")}
     return dataclasses.replace(image, patch=patch, width=width, depth=len(blocks) - 1)
 
 
 def load_clip_vision(tower: CLIPVisionTransformer, weights: Mapping[str, Tensor]) -> None:
-    """Load OpenAI's ``weights`` (of any float type) into ``tower``: its last block and projection
-    are left out, positions are resized to the tower's grid."""
+    """Load OpenAI's ``weights`` (any float type) into ``tower``, without last block and projection.
+
+    Position embeddings are resized to the tower's grid.
+    """
     last = f"transformer.resblocks.{len(tower.transformer.resblocks)}."
-    kept = {
+    state = {
         name: value.float()
         for name, value in weights.items()
         if name != "proj" and not name.startswith(last)
     }
-    kept["positional_embedding"] = resize_positions(kept["positional_embedding"], tower.grid)
-    tower.load_state_dict(kept)
+    state["positional_embedding"] = resize_positions(state["positional_embedding"], tower.grid)
+    tower.load_state_dict(state)
 
 
 def clip_vision_weights(name: str) -> dict[str, Tensor]:
-    """Weights of a vision Transformer by OpenAI's names (without ``visual.``), from a file or by
-    Hugging Face name. Raises ConfigError or CheckpointError."""
+    """Weights of a vision Transformer by OpenAI's names (without ``visual.``), from a file or the
+    Hugging Face hub. Raises ConfigError or CheckpointError."""
     path = Path(name)
     weights = _from_file(path) if path.is_file() else _from_hub(name)
     if "conv1.weight" not in weights or "class_embedding" not in weights:
         raise CheckpointError(
-            f"model.image.name: {name} holds no CLIP vision Transformer (no visual.conv1.weight or "
-            "visual.class_embedding); expected OpenAI's ViT-B-16.pt or another ViT of theirs"
+            f"model.image.name={name}: the file holds no CLIP vision Transformer "
+            "(visual.conv1.weight or visual.class_embedding is missing); pass OpenAI's ViT-B-16.pt "
+            "or another of their ViTs"
         )
     return weights
 
@@ -135,11 +139,10 @@ def _from_file(path: Path) -> dict[str, Tensor]:
     else:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged pickle raises nearly anything
+        except Exception as error:  # damaged pickles raise many types
             raise CheckpointError(
-                f"{path}: neither OpenAI's archive nor a plain state dict "
-                f"({type(error).__name__}); it is truncated or holds objects that only code could "
-                "rebuild"
+                f"{path}: neither an OpenAI archive nor a state dict ({type(error).__name__}); it "
+                "is truncated or holds objects other than tensors"
             ) from error
     prefix = "visual."
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
@@ -151,15 +154,15 @@ def _from_hub(name: str) -> dict[str, Tensor]:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"model.image.name: no CLIP could be loaded from '{name}' ({reason}); give a local "
-            "directory, OpenAI's ViT-B-16.pt, or a Hugging Face name that can be reached, or type "
-            "model.pretrained=false for random weights of the sizes in model.image"
+            f"model.image.name={name}: no CLIP could be loaded ({reason}); pass a local directory, "
+            "OpenAI's ViT-B-16.pt or a Hugging Face name, or model.pretrained=false for random "
+            "weights of the sizes in model.image"
         ) from error
     return from_hugging_face(state)
 
 
 def from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' CLIP vision weights by OpenAI's names; the three projections become one."""
+    """Rename transformers' CLIP vision weights to OpenAI's names and merge q, k and v."""
     weights: dict[str, Tensor] = {}
     for name, value in state.items():
         ours = name.removeprefix("vision_model.")
