@@ -137,9 +137,9 @@ def _architecture(
     image = replace(image, head_width=head_width(text, attention, HEAD_WIDTH))
     if not heads or width % heads or not image.head_width or attention % image.head_width:
         raise CheckpointError(
-            f"{path}: towers of width {width} (text) and {image.width} (image) are not 64 wide a "
-            "head as every published one is, and weights do not tell their number of heads; give "
-            "model.text.heads and model.image.head_width (itr.official: --heads, --image-heads)"
+            f"{path}: the towers are {width} (text) and {image.width} (image) wide, not multiples "
+            "of the published 64 per head, and the weights do not determine the number of heads; "
+            "set model.text.heads and model.image.head_width (itr official: --heads, --image-heads)"
         )
     encoder = ALIPTextConfig(
         max_positions=context, width=width, heads=heads, depth=_blocks(theirs, "transformer.")

@@ -183,8 +183,8 @@ def _architecture(
     if roberta["width"] != 768 and "heads" not in text:
         raise CheckpointError(
             f"{path}: its RoBERTa is {roberta['width']} wide, not the authors' 768, and "
-            "weights do not tell the number of attention heads; give "
-            "model.text.heads (itr.official: --heads)"
+            "the weights do not determine the number of attention heads; set "
+            "model.text.heads (itr official: --heads)"
         )
     return from_options(
         options,
