@@ -7,13 +7,13 @@ re-ranking) and, in pre-training, masked words (MLM).
 """
 
 from itr.models.albef.config import ALBEFConfig
-from itr.models.albef.features import (
+from itr.models.albef.model import ALBEF
+from itr.models.albef.unimodal import (
     ALBEFFeatures,
     MomentumFeatures,
     image_features,
     text_features,
 )
-from itr.models.albef.model import ALBEF
 
 __all__ = [
     "ALBEF",

@@ -20,7 +20,7 @@ from itr.draws import Draws
 from itr.errors import ConfigError, DataError
 from itr.losses.score import ScoreLoss, Scores
 from itr.models.albef.config import TASKS, ALBEFConfig, albef_view, check_options
-from itr.models.albef.features import ALBEFFeatures, MomentumFeatures, image_features, text_features
+from itr.models.albef.unimodal import ALBEFFeatures, MomentumFeatures, image_features, text_features
 from itr.models.base import Encoded, ParameterGroup, RetrievalModel, SlotScores, Terms
 from itr.nn.bert.bert import load_bert, with_loaded_sizes
 from itr.nn.bert.fusion import (
