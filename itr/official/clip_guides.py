@@ -1,9 +1,8 @@
-"""Vectors of a frozen CLIP beside region arrays: itr data guides --clip FILE ...
+"""CLIP embeddings for USER's CLIP-guided enhancement: itr data guides --clip FILE ...
 
-``<split>_clip.npy`` [rows, width] float32 lies beside ``<split>_ims.npy`` and is what USER's
-CLIP-guided enhancement reads (model.enhance=cge). Which CLIP the authors of USER took, and which of
-its vectors, is in no public code: the projected image embedding, before it gets unit length, is our
-reading, and no number can be compared with theirs.
+Writes ``<split>_clip.npy`` [rows, width] float32 beside ``<split>_ims.npy``, for
+model.enhance=cge. The authors' code does not show which CLIP and which of its outputs they used. We
+use the projected image embedding before normalization; it could not be verified.
 """
 
 from __future__ import annotations
@@ -30,13 +29,12 @@ from itr.official.load import load_official
 from itr.view import PixelView, View
 
 SHOWN = 3
-Place = tuple[str, int]  # a picture: its split and its number there
+ImageKey = tuple[str, int]  # an image: its split and its index there
 
 
 @dataclass
 class ImageTower:
-    """A CLIP's image side: ``encode`` makes [B, width] of pixels [B, 3, S, S] as ``view`` reads
-    them."""
+    """A CLIP image encoder: ``encode`` maps pixels [B, 3, S, S] (read as ``view``) to vectors."""
 
     encode: Callable[[Tensor], Tensor]
     view: View
@@ -45,21 +43,21 @@ class ImageTower:
     @torch.inference_mode()
     def vectors(self, split: Split, batch_size: int, workers: int) -> np.ndarray:
         """float32 [N, width] of all pictures of ``split``."""
-        found = []
+        embeddings = []
         late = self.device.type == "cuda"
         for batch in image_batches(split, self.view, batch_size, workers, finish_on_device=late):
             pixels = batch.to(self.device).pixels
             assert pixels is not None
-            found.append(self.encode(pixels).float().cpu().numpy())
-        return np.concatenate(found)
+            embeddings.append(self.encode(pixels).float().cpu().numpy())
+        return np.concatenate(embeddings)
 
 
 def load_image_tower(source: str, device: str) -> ImageTower:
-    """The CLIP in ``source``: a file of OpenAI's or open_clip's, or a directory (or name) of
-    Hugging Face's. Raises CheckpointError or ConfigError for anything else."""
+    """Load the CLIP image encoder from ``source``: a file of OpenAI or open_clip, or a Hugging Face
+    directory or name. Raises CheckpointError or ConfigError if it cannot be loaded."""
     path = Path(source).expanduser()
     if path.is_file():
-        model, _ = load_official(path, "alip")  # whose files bear CLIP's names
+        model, _ = load_official(path, "alip")  # ALIP's files have CLIP's weight names
         assert isinstance(model, ALIP)
         images = model.images.eval().to(device)
         return ImageTower(images, _view(model.config.image.size), torch.device(device))
@@ -81,14 +79,14 @@ def load_image_tower(source: str, device: str) -> ImageTower:
 
 
 def _view(size: int) -> View:
-    """CLIP's own preprocessing: the shorter side resized, the centre cut out."""
+    """CLIP's preprocessing: the shorter side is resized, the center is cropped."""
     pixels = PixelView(size=size, resize="shortest")
     return View(kind="pixels", tokenizer="wordpiece", pixels=pixels, pixels_eval=pixels)
 
 
 @command
 def main(arguments: Sequence[str]) -> None:
-    """Encode and write."""
+    """Compute the embeddings and write them."""
     parser = argparse.ArgumentParser(
         prog="itr data guides",
         description=__doc__,
@@ -98,35 +96,37 @@ def main(arguments: Sequence[str]) -> None:
     add(
         "--clip",
         required=True,
-        help="file of OpenAI's or open_clip's, Hugging Face directory or name",
+        help="checkpoint of OpenAI or open_clip, or a Hugging Face directory or name",
     )
-    add("--images", required=True, help="folder of a data set with pictures, in any layout")
+    add("--images", required=True, help="folder of the same dataset with images, in any layout")
     add("--regions", required=True, help="folder of <split>_ims.npy; the files are written there")
-    add("--name", help="of the data set with pictures, where the folder holds several")
+    add("--name", help="name of the dataset with images, if the folder holds several")
     add("--batch-size", type=int, default=32)
-    add("--workers", type=int, default=2, help="threads that read pictures ahead")
+    add("--workers", type=int, default=2, help="threads that prefetch images")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     write_guides(parser.parse_args(arguments))
 
 
-def write_guides(asked: argparse.Namespace) -> None:
-    """Do what the command line says. Raises ConfigError, CheckpointError or DataError, before
-    anything is written."""
-    folder = Path(asked.regions).expanduser()
+def write_guides(options: argparse.Namespace) -> None:
+    """Compute and write the embeddings of all splits.
+
+    Raises ConfigError, CheckpointError or DataError before anything is written.
+    """
+    folder = Path(options.regions).expanduser()
     names = splits_in(folder)
     if not names:
-        raise DataError(f"--regions {folder}: holds no <split>_ims.npy")
-    if there := [name for name in names if (folder / f"{name}{GUIDES}").exists()]:
-        raise ConfigError(f"{folder / there[0]}{GUIDES}: exists already; remove it first")
+        raise DataError(f"--regions {folder}: no <split>_ims.npy in this folder")
+    if existing := [name for name in names if (folder / f"{name}{GUIDES}").exists()]:
+        raise ConfigError(f"{folder / existing[0]}{GUIDES} already exists; remove it first")
     regions = {name: read_split(folder, name) for name in names}
-    pictures = image_splits(asked.images, asked.name)
-    places = {name: _places(split, pictures) for name, split in regions.items()}
-    tower = load_image_tower(asked.clip, asked.device)
-    vectors = _encode(tower, pictures, places, asked)
+    images = image_splits(options.images, options.name)
+    keys = {name: _image_keys(split, images) for name, split in regions.items()}
+    tower = load_image_tower(options.clip, options.device)
+    vectors = _encode(tower, images, keys, options)
     for name, split in regions.items():
         assert split.regions is not None
-        rows = np.stack([vectors[place] for place in places[name]])
-        rows = np.repeat(rows, len(split.regions) // len(rows), axis=0)  # one for each of the array
+        rows = np.stack([vectors[key] for key in keys[name]])
+        rows = np.repeat(rows, len(split.regions) // len(rows), axis=0)  # one per region row
         np.save(folder / f"{name}{GUIDES}", rows)
         print(f"wrote {folder / f'{name}{GUIDES}'}: {rows.shape[0]} x {rows.shape[1]}")
     print(f"python train.py model=user model.enhance=cge data.root={folder}")
@@ -134,62 +134,64 @@ def write_guides(asked: argparse.Namespace) -> None:
 
 def _encode(
     tower: ImageTower,
-    pictures: Mapping[str, Split],
-    places: Mapping[str, list[Place]],
-    asked: argparse.Namespace,
-) -> dict[Place, np.ndarray]:
-    """The vector of each picture that somebody wants, once."""
-    wanted = sorted({place for own in places.values() for place in own})
-    found: dict[Place, np.ndarray] = {}
-    for part, split in pictures.items():
-        own = [place for place in wanted if place[0] == part]
-        if own:
-            records = [split.records[number] for _, number in own]
-            chosen = dataclasses.replace(split, records=records, second=None)
-            rows = tower.vectors(chosen, asked.batch_size, asked.workers)
-            found.update(zip(own, rows, strict=True))
-    return found
+    images: Mapping[str, Split],
+    keys: Mapping[str, list[ImageKey]],
+    options: argparse.Namespace,
+) -> dict[ImageKey, np.ndarray]:
+    """The embedding of every image in ``keys``, computed once."""
+    unique = sorted({key for of_split in keys.values() for key in of_split})
+    vectors: dict[ImageKey, np.ndarray] = {}
+    for name, split in images.items():
+        of_split = [key for key in unique if key[0] == name]
+        if of_split:
+            records = [split.records[number] for _, number in of_split]
+            subset = dataclasses.replace(split, records=records, second=None)
+            rows = tower.vectors(subset, options.batch_size, options.workers)
+            vectors.update(zip(of_split, rows, strict=True))
+    return vectors
 
 
-def _places(regions: Split, pictures: Mapping[str, Split]) -> list[Place]:
-    """The picture of each image of ``regions``: by the name of its file where id_mapping.json has
-    it, else by its captions. Raises DataError for an image without one picture."""
+def _image_keys(regions: Split, images: Mapping[str, Split]) -> list[ImageKey]:
+    """The image of each record of ``regions``, matched by file name (if id_mapping.json has it) or
+    by captions. Raises DataError for a record without exactly one image."""
     records = regions.records
     named = all(record.extra.get("file") for record in records)
     count = len(records[0].captions)
 
     def key(record: Record) -> object:
-        return _stem(record) if named else _words(record, count)
+        return _stem(record) if named else _caption_key(record, count)
 
-    known: dict[object, Place] = {}
-    twice = set()
-    for part, split in pictures.items():
+    known: dict[object, ImageKey] = {}
+    ambiguous = set()
+    for name, split in images.items():
         for number in range(split.n_images):
-            its = key(split.records[number])
-            twice.update({its} & known.keys())
-            known[its] = (part, number)
+            record_key = key(split.records[number])
+            ambiguous.update({record_key} & known.keys())
+            known[record_key] = (name, number)
     keys = [key(record) for record in records]
-    lost = [record for record, its in zip(records, keys, strict=True) if its not in known]
-    if lost:
+    missing = [r for r, record_key in zip(records, keys, strict=True) if record_key not in known]
+    if missing:
         raise DataError(
-            f"{regions.source}: no picture of {len(lost)} of {len(records)} images, as "
-            f"{[_stem(r) if named else r.captions[0] for r in lost[:SHOWN]]}; --images must hold "
-            "the same data set"
+            f"{regions.source}: no image file for {len(missing)} of {len(records)} images, e.g. "
+            f"{[_stem(r) if named else r.captions[0] for r in missing[:SHOWN]]}; --images must be "
+            "the same dataset"
         )
-    if unsure := [r for r, its in zip(records, keys, strict=True) if its in twice]:
+    if unsure := [
+        r for r, record_key in zip(records, keys, strict=True) if record_key in ambiguous
+    ]:
         raise DataError(
-            f"{regions.source}: several pictures fit {len(unsure)} images, as that of "
-            f"{unsure[0].captions[0]!r}; write <split>_ids.txt and id_mapping.json beside "
-            "it, which name each image's file"
+            f"{regions.source}: several image files match {len(unsure)} images, e.g. the one with "
+            f"{unsure[0].captions[0]!r}; write <split>_ids.txt and id_mapping.json beside it to "
+            "name the file of each image"
         )
-    return [known[its] for its in keys]
+    return [known[record_key] for record_key in keys]
 
 
 def _stem(record: Record) -> str:
     return Path(str(record.extra.get("file") or record.image)).stem
 
 
-def _words(record: Record, count: int) -> frozenset[str]:
+def _caption_key(record: Record, count: int) -> frozenset[str]:
     """Letters and digits of the first captions."""
     captions = (text.lower() for text in record.captions[:count])
     return frozenset("".join(c for c in text if c.isalnum()) for text in captions)

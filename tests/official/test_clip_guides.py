@@ -72,7 +72,7 @@ def test_each_row_is_the_vector_of_its_picture(folder: Path, make, known: str) -
         torch.testing.assert_close(torch.from_numpy(own), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_cannot_be_done_is_said_before_anything_is_written(
+def test_errors_are_raised_before_anything_is_written(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     regions = folder / "coco_precomp"
@@ -88,6 +88,8 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
     caps = regions / "dev_caps.txt"
     lines = caps.read_text("utf-8").splitlines()
     caps.write_text("\n".join(["another picture", *lines[1:]]), "utf-8")
-    fails("no picture of 1 of 2 images, as ['another picture']")
+    fails("1 of 2 images, e.g. ['another picture']")
     (regions / "train_clip.npy").write_bytes(b"")
-    assert main(arguments(folder)) == 2 and "exists already" in capsys.readouterr().err
+    assert (
+        main(arguments(folder)) == 2 and "train_clip.npy already exists" in capsys.readouterr().err
+    )
