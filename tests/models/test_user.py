@@ -245,7 +245,7 @@ def test_a_run_from_files_to_results(world: Path, tmp_path: Path) -> None:
     overrides = [
         "model=user",
         *ALL_SIZES["vse"],
-        "model.text.hidden_size=32",
+        "model.text.width=32",
         "model.text.vocabulary_size=300",
         "model.queue_size=64",
         "model.text.max_positions=64",

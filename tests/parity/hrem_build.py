@@ -83,8 +83,8 @@ def model_of(case: Case, **fields: Any) -> HREM:
     facts = Facts(vocabulary=bert["vocab_size"], region_width=options.get("img_dim", 2048))
     config = config_of(case, normalize_images=True, **fields)
     model = HREM(config, nn.ModuleDict(slots), weights, facts)
-    model.images.relation.normalise = not options.get("no_imgnorm", False)
-    model.texts.relation.normalise = not options.get("no_txtnorm", False)
+    model.images.relation.normalize = not options.get("no_imgnorm", False)
+    model.texts.relation.normalize = not options.get("no_txtnorm", False)
     load_official(case, model)
     return model
 
