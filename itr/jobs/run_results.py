@@ -100,7 +100,7 @@ class RunResults:
             "updates": self.updates,
             "train_seconds": round(self.train_seconds, 1),
             "resumed_at": self.resumed_at,
-            "broken_pictures": self.broken_images,
+            "broken_images": self.broken_images,
             **{f"{self.identity.select_on}/{k}": v for k, v in self.selected.metrics.items()},
             **{f"test/{key}": value for key, value in self.test_metrics.items()},
         }

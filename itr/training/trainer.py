@@ -229,7 +229,7 @@ class Trainer:
         values["train/lr"] = self.optimizer.param_groups[0]["lr"]
         values["train/pairs_per_second"] = self.window.pairs / seconds
         if broken := self.broken.synchronize():
-            values["train/broken_pictures"] = broken
+            values["train/broken_images"] = broken
         epoch = self.clock.epoch + 1
         self.output.tracker.log({"epoch": epoch, **values}, step=self.clock.updates)
         display.numbers(epoch, self.clock.updates, values)

@@ -55,7 +55,7 @@ def test_a_run_on_shards_survives_kills(tmp_path):
     finish(start([*arguments, f"out={killed}", "resume=auto"]))
     assert_equal(whole, killed)
     results = [json.loads((run / "results.json").read_text()) for run in (whole, killed)]
-    assert results[0]["broken_pictures"] == results[1]["broken_pictures"] == 4
+    assert results[0]["broken_images"] == results[1]["broken_images"] == 4
     assert results[0]["resumed_at"] is None and results[1]["resumed_at"] >= 119
     for key, value in results[0].items():
         assert value == results[1][key] or not key.startswith(("val/", "test/")), key

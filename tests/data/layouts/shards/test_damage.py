@@ -46,13 +46,13 @@ def run_of(root, *more):
 
 def logged(root):
     lines = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
-    return [line.get("train/broken_pictures", 0) for line in lines if "train/loss" in line]
+    return [line.get("train/broken_images", 0) for line in lines if "train/loss" in line]
 
 
 def test_undecodable_images_are_left_out_and_counted(root):
     results = train(run_of(root, "data.max_broken=0.3", "trainer.max_steps=6"))
     counts = logged(root)
-    assert results["broken_pictures"] == 1 and counts[-1] == 1 and sorted(counts) == counts
+    assert results["broken_images"] == 1 and counts[-1] == 1 and sorted(counts) == counts
     assert results["test/n_images"] == 3
     log = " ".join((root / "run" / "train.log").read_text().split())
     for part in ("val", "test"):
