@@ -13,12 +13,12 @@ from benchmarks.step_times import main
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_step_gives_the_loss_and_gradients_of_the_literal_rewriting(name: str) -> None:
+def test_step_equals_the_literal_loss_and_gradients(name: str) -> None:
     compare_step(tiny(CASES[name]), batches=2)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_evaluation_gives_the_recalls_of_the_literal_rewriting(name: str, tmp_path: Path) -> None:
+def test_evaluation_equals_the_literal_recalls(name: str, tmp_path: Path) -> None:
     case = tiny(CASES[name])
     both = Evaluations(case, tmp_path)
     compare_metrics(case, both.ours(), both.literally())

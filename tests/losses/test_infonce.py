@@ -63,7 +63,7 @@ def test_hard_targets(ids: list[int], known: bool, weighted: bool) -> None:
     )
 
 
-def test_soft_targets_beside_a_queue() -> None:
+def test_soft_targets_with_a_queue() -> None:
     generator = torch.Generator().manual_seed(3)
 
     def side() -> Scores:
@@ -87,7 +87,7 @@ def test_soft_targets_beside_a_queue() -> None:
     assert float(value(InfoNCE(temperature=0.5), scores)) == pytest.approx(hard, rel=1e-6)
 
 
-def test_gradients_with_and_without_a_matrix_of_targets_agree() -> None:
+def test_gradients_of_index_and_dense_targets_agree() -> None:
     grads = []
     for known in (True, False):
         scores = square([0, 1, 2, 3], known=known)
@@ -98,7 +98,7 @@ def test_gradients_with_and_without_a_matrix_of_targets_agree() -> None:
     torch.testing.assert_close(*grads)
 
 
-def test_the_models_scale_wins_unless_switched_off() -> None:
+def test_the_models_scale_takes_precedence_unless_disabled() -> None:
     scores = square([0, 1, 2])
     scores.scale = torch.tensor(3.0)
     assert float(value(InfoNCE(), scores)) == pytest.approx(both(scores, 3.0), rel=1e-5)
@@ -107,7 +107,7 @@ def test_the_models_scale_wins_unless_switched_off() -> None:
     assert float(own.report["scale"]) == pytest.approx(10.0)
 
 
-def test_a_learnable_scale_learns_up_to_its_ceiling() -> None:
+def test_a_learnable_scale_is_clamped() -> None:
     loss, scores = InfoNCE(temperature=0.07, learnable=True), square([0, 1, 2])
     value(loss, scores).backward()
     assert [name for name, _ in loss.named_parameters()] == ["log_scale"]
@@ -117,7 +117,7 @@ def test_a_learnable_scale_learns_up_to_its_ceiling() -> None:
     assert float(value(loss, scores).detach()) == pytest.approx(both(scores, 100.0), rel=1e-5)
 
 
-def test_only_one_image_is_no_nan() -> None:
+def test_a_batch_of_one_image_gives_no_nan() -> None:
     scores = square([5, 5, 5, 5])
     scores.values.requires_grad_()
     found = value(InfoNCE(), scores)

@@ -40,7 +40,7 @@ def test_every_pair_counts_once(ids: list[int]) -> None:
     assert found == pytest.approx(naive(scores, 10.0, -10.0), rel=1e-5)
 
 
-def test_weights_weigh_rows_and_columns() -> None:
+def test_weights_apply_to_rows_and_columns() -> None:
     scores = square([0, 1, 2, 3, 4])
     scores.weight = torch.tensor([0.0, 0.3, 1.0, 1.5, 2.0])
     rows, columns = (naive(scores, 4.0, -2.0, by_column=way) for way in (False, True))
@@ -48,7 +48,7 @@ def test_weights_weigh_rows_and_columns() -> None:
     assert found == pytest.approx((rows + columns) / 2, rel=1e-5)
 
 
-def test_directions_with_their_own_candidates_are_averaged() -> None:
+def test_different_candidates_per_direction_are_averaged() -> None:
     generator = torch.Generator().manual_seed(1)
     sides = []
     for width in (7, 5):
@@ -60,7 +60,7 @@ def test_directions_with_their_own_candidates_are_averaged() -> None:
     assert float(Sigmoid()(sides[0], Clock(), Draws())) == pytest.approx(expected, rel=1e-5)
 
 
-def test_scale_and_bias_learn_and_are_reported() -> None:
+def test_scale_and_bias_are_learned_and_reported() -> None:
     loss = Sigmoid()
     loss(square([0, 1, 2]), Clock(), Draws()).backward()
     assert sorted(name for name, _ in loss.named_parameters()) == ["bias", "log_scale"]
@@ -71,7 +71,7 @@ def test_scale_and_bias_learn_and_are_reported() -> None:
     assert not list(fixed.parameters()) and not fixed.state_dict()
 
 
-def test_the_models_scale_only_when_asked() -> None:
+def test_use_model_scale() -> None:
     scores = square([0, 1, 2])
     scores.scale = torch.tensor(5.0)
     asked, own = Sigmoid(use_model_scale=True), Sigmoid()
@@ -83,7 +83,7 @@ def test_the_models_scale_only_when_asked() -> None:
     )
 
 
-def test_far_scores_stay_finite() -> None:
+def test_extreme_scores_stay_finite() -> None:
     scores = square([0, 1])
     scores.values = torch.tensor([[-1e4, 1e4], [1e4, -1e4]], requires_grad=True)
     found = Sigmoid()(scores, Clock(), Draws())

@@ -101,7 +101,7 @@ def exhausted_scores() -> Scores:
     return Scores(values.requires_grad_(), match, torch.arange(4), n_match=4)
 
 
-def test_an_exhausted_anchor_is_dropped_alone_or_spoils_its_direction():
+def test_exhausted_anchors_are_dropped_or_zero_their_direction():
     scores, draws = exhausted_scores(), Draws(0)
     dropping = DistanceWeightedTriplet(margin=1.0)
     kept = dropping(scores, Clock(), draws)
@@ -115,7 +115,7 @@ def test_an_exhausted_anchor_is_dropped_alone_or_spoils_its_direction():
     assert gradient.isfinite().all() and not gradient[1, [0, 2, 3]].any()
 
 
-def test_a_negative_is_drawn_as_often_as_its_weight_says():
+def test_negatives_are_drawn_in_proportion_to_their_weights():
     scores = square([0, 1, 2, 3, 4], spread=0.2)
     loss, draws, n = DistanceWeightedTriplet(), Draws(5), 3000
     weight, _ = loss.sampling_weights(scores.values, scores.match)
@@ -127,14 +127,14 @@ def test_a_negative_is_drawn_as_often_as_its_weight_says():
 
 
 def uncounted(scores: Scores) -> Scores:
-    """The same, but nobody has counted the matches."""
+    """The same scores with an unknown number of matches."""
     back = scores.back and dataclasses.replace(scores.back, n_match=None)
     return dataclasses.replace(scores, n_match=None, back=back)
 
 
 @pytest.mark.parametrize("scores", [square([0, 1, 1, 2, 0], 0.3), queued([0, 1, 1, 2], (7, 3))])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_uncounted_matches_give_the_same_loss_on_average(scores: Scores, weighted: bool):
+def test_an_unknown_number_of_matches_gives_the_same_expected_loss(scores: Scores, weighted: bool):
     """Against the expectation over negatives, pair by pair."""
     scores = uncounted(scores)
     if weighted:
@@ -150,7 +150,7 @@ def test_uncounted_matches_give_the_same_loss_on_average(scores: Scores, weighte
     assert abs(found.mean() - expected) <= 5 * found.std() / 600**0.5 + 1e-4
 
 
-def test_uncounted_matches_of_exhausted_anchors():
+def test_an_unknown_number_of_matches_with_exhausted_anchors():
     scores = uncounted(exhausted_scores())
     kept = DistanceWeightedTriplet(margin=1.0)(scores, Clock(), Draws(0))
     torch.testing.assert_close(kept, torch.tensor(6 * (1.0 - 0.9 + 0.3)))
@@ -158,7 +158,7 @@ def test_uncounted_matches_of_exhausted_anchors():
     assert zeroing(scores, Clock(), Draws(0)) == 0.0
 
 
-def test_a_column_for_each_cell_is_drawn_as_its_row_says():
+def test_columns_are_drawn_in_proportion_to_row_weights():
     weight = torch.tensor([[0.0, 0.2, 0.0, 0.5, 0.3, 0.0], [0.0] * 5 + [1e-30], [1.0] * 6])
     drawn = torch.stack([Draws(seed).columns(weight) for seed in range(500)])
     share = torch.nn.functional.one_hot(drawn, 6).float().mean(dim=(0, 2))
@@ -202,7 +202,7 @@ def test_hinge_equals_the_double_loop(scores: Scores, mask_same_image: bool, wei
         )
 
 
-def test_own_match_may_stand_anywhere():
+def test_the_positive_can_be_in_any_column():
     values, order = torch.randn(5, 5), torch.tensor([3, 0, 4, 1, 2])
     straight = Scores(values, torch.eye(5, dtype=torch.bool), torch.arange(5))
     mixed = Scores(values[:, order.argsort()], straight.match[:, order.argsort()], order)

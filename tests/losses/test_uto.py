@@ -95,7 +95,7 @@ def test_row_weights_multiply_rows() -> None:
 
 
 @pytest.mark.parametrize("form", ["zero", "drop"])
-def test_no_negative_and_extreme_scores_give_no_nan(form: str) -> None:
+def test_missing_negatives_and_extreme_scores_give_no_nan(form: str) -> None:
     """All captions of one image, and mu so large that the plain exponential overflows."""
     for values in (torch.ones(3, 3), -torch.ones(3, 3)):
         values = values.requires_grad_()
@@ -109,7 +109,7 @@ def test_no_negative_and_extreme_scores_give_no_nan(form: str) -> None:
                 assert float(loss) == pytest.approx(expected, abs=1e-6)
 
 
-def test_unknown_options_are_named() -> None:
+def test_unknown_options_are_rejected() -> None:
     with pytest.raises(ConfigError, match="positive=keep"):
         UTO(positive="keep")
     with pytest.raises(ConfigError, match="mu=0"):

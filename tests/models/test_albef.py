@@ -94,7 +94,7 @@ def test_pairs_in_one_pass_equal_pairs_one_by_one() -> None:
             torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_momentum_encoders_follow_and_get_no_gradient() -> None:
+def test_momentum_encoders_are_updated_without_gradient() -> None:
     model, given = build(momentum=0.9), batch()
     with torch.no_grad():
         model.vision_proj.weight.add_(1.0)
@@ -113,7 +113,7 @@ def test_alpha_grows_during_the_first_epoch_only() -> None:
     assert build(distill_warmup=False).alpha(Clock(batches_per_epoch=4)) == 0.4
 
 
-def test_queue_holds_what_the_momentum_encoders_said() -> None:
+def test_queue_holds_the_momentum_embeddings() -> None:
     model, given = build(), batch(ids=[3, 1, 4, 1, 5, 9])
     step(model, given, Clock(), Draws(0))
     assert given.pixels is not None
@@ -125,7 +125,7 @@ def test_queue_holds_what_the_momentum_encoders_said() -> None:
     assert int(model.text_queue.pointer) == 6
 
 
-def test_terms_without_weight_let_their_modules_sleep() -> None:
+def test_modules_of_terms_of_weight_zero_are_frozen() -> None:
     model, given = build(task="pretrain"), batch()
     for weights in ({"itc": 0.0}, {"itm": 0.0}, {"mlm": 0.0}, {"itm": 0.0, "mlm": 0.0}):
         model.weights = {"itc": 1.0, "itm": 1.0, "mlm": 1.0, **weights}
@@ -137,7 +137,7 @@ def test_terms_without_weight_let_their_modules_sleep() -> None:
         assert asleep - {"slots"} == idle - busy, weights  # this test's losses own no parameters
 
 
-def test_the_temperature_may_have_a_rate_of_its_own() -> None:
+def test_separate_learning_rate_of_the_temperature() -> None:
     rates = {group.name: group for group in build().parameter_groups(1.0, 0.1)}
     assert "temperature" in rates["decay"].names and len(rates) == 2
     slow = {g.name: g for g in build(temperature_lr_factor=0.1).parameter_groups(1.0, 0.1)}
@@ -150,7 +150,7 @@ def test_the_temperature_may_have_a_rate_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("ids", [[7] * 6, [7]])
-def test_batch_of_one_image_has_positives_only(ids: list[int]) -> None:
+def test_a_batch_of_one_image_has_only_positives(ids: list[int]) -> None:
     model, given = build(), batch(pairs=len(ids), ids=ids)
     losses = step(model, given, Clock(), Draws(0))
     assert given.pixels is not None and given.tokens is not None and given.token_mask is not None
@@ -165,14 +165,14 @@ def test_batch_of_one_image_has_positives_only(ids: list[int]) -> None:
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_no_word_picked_costs_nothing() -> None:
+def test_mlm_loss_is_zero_without_selected_words() -> None:
     model = build(task="pretrain", mask_probability=1e-12)
     losses = step(model, batch(), Clock(), Draws(0))
     assert float(losses["mlm"].detach()) == 0.0
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_contrast_is_distilled_without_the_words() -> None:
+def test_distillation_of_the_contrastive_loss_only() -> None:
     model, given = build(task="pretrain"), batch()
 
     def losses(distill: bool, words: bool) -> dict[str, Tensor]:
@@ -185,7 +185,7 @@ def test_contrast_is_distilled_without_the_words() -> None:
     assert both["mlm"] != contrast["mlm"] == neither["mlm"]
 
 
-def test_pretraining_knows_no_repeated_images() -> None:
+def test_pretraining_ignores_repeated_images() -> None:
     seen: list[Tensor] = []
     model, given = build(task="pretrain"), batch(ids=[5, 5, 6, 6, 7, 8])
     model.slots["itc"].register_forward_pre_hook(lambda _m, args: seen.append(args[0].match))
@@ -198,7 +198,7 @@ def test_pretraining_knows_no_repeated_images() -> None:
 
 
 @torch.no_grad()
-def test_reranking_asks_the_device_nothing() -> None:
+def test_reranking_does_not_synchronize() -> None:
     model, given = build().eval(), batch()
     images, texts = model.encode_images(given), model.encode_texts(given)
     pairs = torch.cartesian_prod(torch.arange(6), torch.arange(6))
@@ -218,7 +218,7 @@ def test_reranking_projects_each_image_once() -> None:
     assert rows == [6, 6]
 
 
-def test_reranked_score_is_that_of_the_pair_alone() -> None:
+def test_reranking_scores_do_not_depend_on_the_batch() -> None:
     model, given = build().eval(), batch()
     with torch.inference_mode():
         images, texts = model.encode_images(given), model.encode_texts(given)
@@ -253,7 +253,7 @@ def whole_bert(folder: Path) -> BertForMaskedLM:
     return whole
 
 
-def test_towers_start_from_bert_and_deit(tmp_path: Path) -> None:
+def test_pretrained_towers_from_bert_and_deit(tmp_path: Path) -> None:
     whole = whole_bert(tmp_path / "bert")
     deit = build(image=ImageConfig(size=8, patch=4, width=12, depth=2, heads=3)).vision
     extra = {"head.weight": torch.zeros(5, 12), "head.bias": torch.zeros(5)}
@@ -281,7 +281,7 @@ def test_towers_start_from_bert_and_deit(tmp_path: Path) -> None:
     rebuilt.load_state_dict(model.state_dict())
 
 
-def test_missing_towers_stop_the_run(tmp_path: Path) -> None:
+def test_missing_pretrained_weights_are_an_error(tmp_path: Path) -> None:
     named = FusionTextConfig(name=str(tmp_path), fusion_layer=2)
     with pytest.raises(ConfigError, match=r"model\.image\.name=nowhere.*pretrained=false"):
         image = dataclasses.replace(config().image, name="nowhere")
@@ -302,7 +302,7 @@ HEADS = {"heads": 2, "image_heads": 3}
 
 @pytest.mark.parametrize("task", ["retrieval", "pretrain"])
 @pytest.mark.parametrize("nesting", ["file", "bare", "parallel"])
-def test_authors_file_both_ways(tmp_path: Path, task: str, nesting: str) -> None:
+def test_import_and_export_of_an_authors_file(tmp_path: Path, task: str, nesting: str) -> None:
     model = build(task=task, momentum_fusion=True)
     step(model, batch(), Clock(), Draws(0))
     payload = official.export(model, epoch=3)
@@ -331,7 +331,7 @@ def test_authors_file_without_momentum_and_queues(tmp_path: Path) -> None:
     assert torch.equal(imported.state[f"twin.{name}"], imported.state[name])
 
 
-def test_files_that_are_refused(tmp_path: Path) -> None:
+def test_invalid_files_are_rejected(tmp_path: Path) -> None:
     model = build()
     state = official.official_state(model)
     path = tmp_path / "file.pth"
@@ -349,7 +349,7 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         official.read(path, HEADS)
 
 
-def test_weights_of_another_image_size_are_fitted() -> None:
+def test_position_embeddings_are_resized_to_the_image_size() -> None:
     small, large = build(), build(image=dataclasses.replace(config().image, size=24))
     fitted = large.fit_weights(small.state_dict())
     large.load_state_dict(fitted)
@@ -359,7 +359,7 @@ def test_weights_of_another_image_size_are_fitted() -> None:
 # Bad input
 
 
-def test_texts_longer_than_the_position_table() -> None:
+def test_captions_longer_than_the_position_embeddings() -> None:
     model = build()
     assert model.view.text.max_length == 20
     assert build(eval_length=30).view.text_eval.max_length == 20
@@ -377,7 +377,7 @@ def test_texts_longer_than_the_position_table() -> None:
         ({"pretrained": True}, r"model\.text\.tokenizer=wordpiece.*model\.pretrained=false"),
     ],
 )
-def test_configurations_that_are_refused(fields: dict[str, Any], message: str) -> None:
+def test_invalid_configurations_are_rejected(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(**fields)
 

@@ -112,7 +112,7 @@ def test_running_means_are_saved() -> None:
 # The towers
 
 
-def test_texts_may_be_cut_to_their_longest() -> None:
+def test_texts_can_be_cut_to_the_longest() -> None:
     model, given = build().eval(), batch()
     assert given.second_tokens is not None
     longer = torch.nn.functional.pad(given.second_tokens, (0, LENGTH - 7))
@@ -135,7 +135,7 @@ def test_a_residual_image_tower_trains() -> None:
 
 
 @pytest.mark.parametrize("loss", ["infonce", "triplet", "uto", "sigmoid"])
-def test_other_losses_reach_both_towers(loss: str) -> None:
+def test_other_losses_train_both_towers(loss: str) -> None:
     model = build(f"loss={loss}").train()
     total = total_of(model, batch())
     total.backward()
@@ -144,7 +144,7 @@ def test_other_losses_reach_both_towers(loss: str) -> None:
         assert weight.grad is not None and weight.grad.abs().sum() > 0
 
 
-def test_it_learns_a_batch_by_heart() -> None:
+def test_overfits_one_batch() -> None:
     model = build().train()
     config = check_config(compose("train", ["model=alip", "optim.lr=3e-3"]))
     optimizer, given, totals = build_optimizer(model, config.optim), batch(), []
@@ -172,12 +172,12 @@ def test_half_precision_stays_close() -> None:
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_a_term_without_weight_is_not_computed() -> None:
+def test_terms_of_weight_zero_are_not_computed() -> None:
     model = build("loss.weights.caption=0")
     assert list(model(batch(), Clock(), Draws()).losses) == ["raw"]
 
 
-def test_images_that_come_twice_are_no_negatives() -> None:
+def test_repeated_images_are_not_negatives() -> None:
     given, whole = batch(ids=[0, 0, 1, 2, 3, 4]), batch()
     assert total_of(build(), given) != total_of(build(), whole)
     alone = total_of(build(), batch(ids=[5] * 6))
@@ -185,7 +185,7 @@ def test_images_that_come_twice_are_no_negatives() -> None:
     assert torch.isfinite(alone)
 
 
-def test_the_temperature_stays_in_its_range() -> None:
+def test_the_temperature_is_clamped() -> None:
     model = build()
     for value, kept in ((7.0, math.log(100)), (-0.3, 0.0), (3.0, 3.0)):
         with torch.no_grad():
@@ -194,7 +194,7 @@ def test_the_temperature_stays_in_its_range() -> None:
         assert float(model.logit_scale.detach()) == pytest.approx(kept)
 
 
-def test_what_is_decayed() -> None:
+def test_weight_decay_groups() -> None:
     model = build()
     groups = {group.name: group for group in model.parameter_groups(1e-3, 0.2)}
     decayed, spared = set(groups["towers"].names), set(groups["undecayed"].names)
@@ -220,7 +220,7 @@ def test_gates_and_losses_are_few_operators() -> None:
     assert sum(count_operators(criterion).values()) <= MOST_OF_CRITERION
 
 
-def test_from_files_to_recalls_and_back(world: Path, tmp_path: Path) -> None:
+def test_run_from_files_to_results(world: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     places = [f"data.root={world / 'data'}", f"data.cache={world / 'cache'}", "device=cpu"]
     tiny = [
@@ -246,7 +246,7 @@ def test_from_files_to_recalls_and_back(world: Path, tmp_path: Path) -> None:
 # Other people's files
 
 
-def test_files_of_openai_and_open_clip(tmp_path: Path) -> None:
+def test_openai_and_open_clip_checkpoints(tmp_path: Path) -> None:
     model = build()
     state = official.official_state(model)
     halves = {name: value.half() for name, value in state.items()}
@@ -265,7 +265,7 @@ def test_files_of_openai_and_open_clip(tmp_path: Path) -> None:
     assert sorted(official.read(tmp_path / "openai.pt").report.ignored) == sorted(extras)
 
 
-def test_openais_archive_is_evaluated_and_starts_a_run(
+def test_openai_archive_is_evaluated_and_initializes_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A TorchScript file in half precision, with numbers and masks beside the weights."""
@@ -293,9 +293,7 @@ def test_openais_archive_is_evaluated_and_starts_a_run(
     assert "ViT-B-32.pt" in capsys.readouterr().err
 
 
-def test_convert_and_export_give_the_authors_file_back(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_convert_and_export_are_inverse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs, ours, back = (tmp_path / name for name in ("a.pt", "b.safetensors", "c.pt"))
     torch.save(official.export(build()), theirs)
     assert main(["convert", str(theirs), str(ours)]) == 0
@@ -308,7 +306,7 @@ def test_convert_and_export_give_the_authors_file_back(
     assert "method: alip" in shown and "gates.means" in shown
 
 
-def test_weights_of_another_resolution_fit() -> None:
+def test_position_embeddings_are_resized() -> None:
     small, large = build(), build("model.image.size=32")
     fitted = large.fit_weights(small.state_dict())
     large.load_state_dict(fitted)

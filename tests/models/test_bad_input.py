@@ -37,15 +37,15 @@ MODELS = model_names()
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "user"])
-def test_one_pair_is_a_batch(name: str) -> None:
-    """It has no negative: what there is to learn from its positive is learnt."""
+def test_a_batch_of_one_pair(name: str) -> None:
+    """Without negatives, only the positive is trained."""
     steps = Steps(name, build(name))
     for _ in range(2):
         assert torch.isfinite(steps(batch_for(name, 1)))
     assert all(torch.isfinite(value).all() for value in steps.model.state_dict().values())
 
 
-def test_one_pair_is_no_batch_for_a_normalisation(world: Path, tmp_path: Path) -> None:
+def test_batch_normalization_rejects_one_pair(world: Path, tmp_path: Path) -> None:
     build("user", "model.enhance=none").check_batch(1)
     out = tmp_path / "run"
     places = [f"data.root={world / 'data'}", f"data.cache={world / 'cache'}", f"out={out}"]
@@ -65,8 +65,8 @@ def test_pretraining_on_one_image_and_on_one_pair() -> None:
     ("name", "key"), [("user", "queue_size"), ("albef", "queue_size"), ("multisea", "queue_size")]
 )
 @pytest.mark.parametrize("size", [1, 4, 7])
-def test_queues_that_no_batch_divides(name: str, key: str, size: int) -> None:
-    """Shorter than a batch of 6, or no multiple of it."""
+def test_queue_sizes_that_the_batch_size_does_not_divide(name: str, key: str, size: int) -> None:
+    """Smaller than a batch of 6, or not a multiple of it."""
     steps = Steps(name, model := build(name, f"model.{key}={size}"))
     for number in range(3):
         assert torch.isfinite(steps(batch_for(name, 6, seed=number)))
@@ -83,7 +83,7 @@ def test_queues_that_no_batch_divides(name: str, key: str, size: int) -> None:
         ("hrem", "model.graph.topk=33", "topk=33"),
     ],
 )
-def test_sizes_that_are_none(name: str, override: str, message: str) -> None:
+def test_invalid_sizes_are_rejected(name: str, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(name, override)
 
@@ -92,7 +92,7 @@ def test_sizes_that_are_none(name: str, override: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_no_view_lets_a_text_outgrow_the_position_table(name: str) -> None:
+def test_views_cut_texts_to_the_position_embeddings(name: str) -> None:
     model = build(name)
     positions = {"alip": 12, "albef": 20, "multisea": 18}.get(name, 32)
     for view in (model.view.text, model.view.text_eval):
@@ -107,7 +107,7 @@ def test_no_view_lets_a_text_outgrow_the_position_table(name: str) -> None:
 def test_pretrained_weights_with_fewer_positions_cut_the_captions(
     world: Path, tmp_path: Path
 ) -> None:
-    """The table of positions is the weights', whatever model.text says."""
+    """The pretrained weights determine the number of positions."""
     from transformers import BertConfig, BertModel
 
     folder, source = tmp_path / "bert", Path(minilm).parent / "model"
@@ -224,7 +224,7 @@ def _one_image_on_one_rank(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
-def test_a_rank_whose_batch_shows_one_image_keeps_up(tmp_path: Path) -> None:
+def test_a_rank_with_a_batch_of_one_image_does_not_hang(tmp_path: Path) -> None:
     models = {name: build(name).train() for name in MODELS}
     torch.save(models, tmp_path / "models.pt")  # composed once, not in each process
     spawn(_one_image_on_one_rank, (str(tmp_path),), nprocs=WORLD)

@@ -76,7 +76,7 @@ def roots() -> dict[str, DictConfig]:
     return found
 
 
-def test_the_printed_table_is_up_to_date_and_whole() -> None:
+def test_the_table_of_losses_is_up_to_date_and_complete() -> None:
     assert set(EXPECTED) <= set(LOSSES)
     files = {path.stem for path in (CONF / "loss").glob("*.yaml")}
     assert files == {loss.split()[0].removeprefix("loss=") for loss in LOSSES}
@@ -84,8 +84,8 @@ def test_the_printed_table_is_up_to_date_and_whole() -> None:
     assert (ROOT / "docs" / "losses.md").read_text() == table(), "itr losses > ..."
 
 
-def test_a_chosen_loss_is_what_hydra_makes_of_it(roots: dict[str, DictConfig]) -> None:
-    """So that not every pair has to be composed anew."""
+def test_with_loss_equals_the_composed_configuration(roots: dict[str, DictConfig]) -> None:
+    """Composing every pair with Hydra would take too long."""
     for model, loss in (
         ("albef", "loss=triplet loss.default.negatives=sum"),
         ("user", "loss=distance_triplet"),
@@ -95,7 +95,7 @@ def test_a_chosen_loss_is_what_hydra_makes_of_it(roots: dict[str, DictConfig]) -
 
 
 @pytest.mark.parametrize(("model", "loss", "letter"), [*ALLOWED, *UNJUDGED])
-def test_an_allowed_pair_trains(
+def test_allowed_pairs_train(
     roots: dict[str, DictConfig], model: str, loss: str, letter: str | None
 ) -> None:
     """Two steps with a repeated image, then a batch of one image: finite, nothing asks the device,
@@ -130,7 +130,7 @@ def test_an_allowed_pair_trains(
 
 
 @pytest.mark.parametrize(("model", "loss"), REFUSED)
-def test_a_refused_pair_says_why(roots: dict[str, DictConfig], model: str, loss: str) -> None:
+def test_refused_pairs_name_the_reason(roots: dict[str, DictConfig], model: str, loss: str) -> None:
     name = loss.split()[0].removeprefix("loss=")
     if name in MODELS:
         message = r"has no such slot.*loss=triplet|slot 'queue'.*loss=triplet"
@@ -162,7 +162,9 @@ def test_refused_before_any_data_is_read(given: list[str], tmp_path: Path) -> No
         ("vse", "model.normalize_texts=false", "loss=infonce", "y"),
     ],
 )
-def test_options_of_a_model_count(model: str, option: str, loss: str, letter: str) -> None:
+def test_compatibility_depends_on_model_options(
+    model: str, option: str, loss: str, letter: str
+) -> None:
     values = compose("train", [f"model={model}", *ALL_SIZES[model], option, loss])
     found = verdict(values)
     assert KINDS[found.kind] == letter
@@ -172,7 +174,7 @@ def test_options_of_a_model_count(model: str, option: str, loss: str, letter: st
     assert torch.isfinite(Steps(model, build_from(values))(batch_for(model)))
 
 
-def test_a_generic_loss_beside_a_models_own_terms() -> None:
+def test_a_generic_loss_with_a_models_other_terms() -> None:
     """model=albef loss=triplet loss.weights.itm=0.5"""
     chosen = ("loss=triplet", "loss.weights.itc=1", "loss.weights.itm=1")
     whole = build("albef", *chosen)
@@ -189,7 +191,7 @@ def test_a_generic_loss_beside_a_models_own_terms() -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_term_without_weight_leaves_nothing_idle_awake(
+def test_terms_of_weight_zero_freeze_their_modules(
     roots: dict[str, DictConfig], model: str
 ) -> None:
     values = with_loss(roots[model], "loss=sigmoid")
@@ -219,7 +221,7 @@ def test_weights_that_train_nothing(weights: dict[str, float], message: str) -> 
         build_from(values)
 
 
-def test_every_slot_is_judged() -> None:
+def test_every_slot_is_checked() -> None:
     made = build("user", "loss=uto")
     kinds = {judge(type(made), made.config, slot, loss).kind for slot, loss in made.slots.items()}
     assert kinds == {"allowed"}

@@ -94,7 +94,7 @@ def total(of: HREM, losses: dict[str, Tensor]) -> Tensor:
     ids=["plain", "sizes", "graph", "cross", "connected"],
 )
 def test_training_steps_equal_the_plain_implementation(options: naive.Options):
-    """Losses, gradients and three optimiser steps, with the same negatives drawn."""
+    """Losses, gradients and three optimizer steps, with the same negatives drawn."""
     torch.manual_seed(1)
     sizes = library_sizes(TextConfig(**TEXT))
     reference = naive.NaiveHREM(options, BertConfig(vocab_size=50, **sizes, **NO_DROPOUT)).train()
@@ -326,7 +326,7 @@ def test_method_part_takes_few_operators():
 
 
 @pytest.mark.parametrize("loss", [DistanceWeightedTriplet, Triplet, InfoNCE])
-def test_a_training_step_never_asks_the_device(loss: type[nn.Module]):
+def test_a_training_step_does_not_synchronize(loss: type[nn.Module]):
     ours, data, draws = model(loss=loss).train(), batch(8), Draws()
     seen = count_operators(lambda: total(ours, ours(data, Clock(), draws).losses).backward())
     assert not host_syncs(seen)
@@ -335,7 +335,7 @@ def test_a_training_step_never_asks_the_device(loss: type[nn.Module]):
 # Behaviour
 
 
-def test_warmup_keeps_the_graph_asleep():
+def test_the_graph_is_frozen_during_warmup():
     ours = model(config(warmup=2))
     data, asleep, awake = batch(5), Clock(forwards=1), Clock(forwards=2)
     assert ours(data, asleep, Draws()).losses.keys() == {"base"}
@@ -365,7 +365,7 @@ def test_warmup_keeps_the_graph_asleep():
         ),
     ],
 )
-def test_a_term_without_weight_is_not_computed(
+def test_terms_of_weight_zero_are_not_computed(
     weights: dict[str, float], terms: set[str], calls: int, asleep: set[str]
 ):
     ours, data = model(weights=weights), batch(5)
@@ -380,7 +380,7 @@ def test_a_term_without_weight_is_not_computed(
         assert (parameter.grad is None) == sleeps, name
 
 
-def test_mask_weight_zero_is_a_number():
+def test_mask_weight_zero_gives_no_nan():
     losses = (ours := model(config(mask_weight=0.0)))(batch(5), Clock(), Draws()).losses
     total(ours, losses).backward()
     assert all(value.isfinite() for value in losses.values())
@@ -396,7 +396,7 @@ def test_half_precision_encoders_leave_the_criterion_in_float32():
     assert all(p.grad.isfinite().all() for p in ours.parameters() if p.grad is not None)
 
 
-def test_initialisation_follows_the_paper():
+def test_initialization_follows_the_paper():
     ours = model()
     for way in ("0.weight", "0.bias", "2.weight", "2.bias"):
         state = ours.relevance.state_dict()
@@ -427,7 +427,7 @@ def test_evaluation_embeddings_are_unit_vectors_and_need_one_modality():
         torch.testing.assert_close(pooled.norm(dim=1), torch.ones(5))
 
 
-def test_the_view_pads_to_what_the_graph_compares():
+def test_the_view_pads_to_topk():
     view = HREM.view_for(dataclasses.replace(config(topk=6), region_drop=0.3))
     assert (view.text.min_pad, view.regions.min_pad, view.regions_eval.min_pad) == (6, 6, 6)
     assert (view.regions.drop, view.regions_eval.drop) == (0.3, 0.0)
@@ -463,8 +463,6 @@ def test_pretrained_weights_from_a_directory_and_a_copy_from_config_alone():
         (config(warmup=3), {"base": 0.0}, "loss.weights.base=0"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(
-    settings: HREMConfig, weights: dict[str, float], words: str
-):
+def test_invalid_options_are_rejected(settings: HREMConfig, weights: dict[str, float], words: str):
     with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
         model(settings, weights=weights)

@@ -67,7 +67,7 @@ def step(model: MultiSEA, given: Batch, draws: Draws, clock: Clock | None = None
 # Against plain implementations
 
 
-def test_losses_and_gradients_are_those_of_the_literal_rewriting() -> None:
+def test_losses_and_gradients_equal_the_reference() -> None:
     model, given = build().train(), batch(ids=[0, 1, 2, 2, 3, 4])
     model.image_queue.ids[:3] = torch.tensor([2, 7, 0])
 
@@ -91,7 +91,7 @@ def test_losses_and_gradients_are_those_of_the_literal_rewriting() -> None:
 
 @pytest.mark.parametrize("length", [1, 5, 8, 12, 40])
 @pytest.mark.parametrize("training", [True, False])
-def test_the_first_row_alone_is_the_first_of_all(length: int, training: bool) -> None:
+def test_first_only_equals_the_first_of_all_rows(length: int, training: bool) -> None:
     torch.manual_seed(length)
     config = AFormerConfig(2, 2, mlp_ratio=1.5, agents=8, attention_dropout=0.0, dropout=0.0)
     stack = AFormer(16, config)
@@ -108,7 +108,7 @@ def test_the_first_row_alone_is_the_first_of_all(length: int, training: bool) ->
     torch.testing.assert_close(short[-2], whole[-2])
 
 
-def test_without_gates_it_is_berts_feed_forward_block() -> None:
+def test_gate_none_equals_berts_feed_forward_block() -> None:
     sizes = BertConfig(hidden_size=16, intermediate_size=24, hidden_dropout_prob=0.0)
     rise, fall = BertIntermediate(sizes), BertOutput(sizes)
     ours = GatedFeedForward(16, 24, 0.0, gate="none")
@@ -128,7 +128,7 @@ def gallery(model: MultiSEA, images: int, captions: int) -> tuple[Encoded, Encod
 
 
 @torch.inference_mode()
-def test_reranked_scores_are_those_of_one_query_at_a_time() -> None:
+def test_reranking_equals_scoring_one_query_at_a_time() -> None:
     from itr.evaluation.rerank import RerankConfig, rerank
 
     model = build().eval()
@@ -185,7 +185,7 @@ def test_options_change_what_they_name() -> None:
         assert step(build(**fields).train(), given, Draws()).isfinite()
 
 
-def test_temperature_and_share_stay_in_range_in_training_alone() -> None:
+def test_temperature_and_alpha_are_clamped_in_training_only() -> None:
     model = build()
     with torch.no_grad():
         model.temp.fill_(9.0)
@@ -197,7 +197,7 @@ def test_temperature_and_share_stay_in_range_in_training_alone() -> None:
     torch.testing.assert_close(model.alpha.detach(), torch.tensor(0.2))
 
 
-def test_the_queue_drops_what_does_not_fit() -> None:
+def test_the_queue_drops_rows_beyond_its_end() -> None:
     model, draws = build().train(), Draws()
     for pointer in (6, 0, 6):
         step(model, batch(), draws)
@@ -205,7 +205,7 @@ def test_the_queue_drops_what_does_not_fit() -> None:
     assert model.image_queue.ids.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]
 
 
-def test_frozen_weights_stay_and_all_others_move() -> None:
+def test_only_unfrozen_weights_are_updated() -> None:
     model = build().train()
     freeze(model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -225,7 +225,7 @@ def test_frozen_weights_stay_and_all_others_move() -> None:
     assert groups["texts.roberta.pooler.dense.weight"].lr == pytest.approx(0.1)
 
 
-def test_unwanted_terms_sleep() -> None:
+def test_modules_of_terms_of_weight_zero_are_frozen() -> None:
     model = build()
     model.weights = {"itc": 1.0, "itm": 0.0}
     assert {"itm_head", "aformer.text.0.cross"} <= model.sleeping(Clock())
@@ -238,7 +238,7 @@ def test_unwanted_terms_sleep() -> None:
 
 
 @torch.no_grad()
-def test_reranking_never_asks_the_device_and_projects_each_image_once() -> None:
+def test_reranking_does_not_synchronize_and_projects_each_image_once() -> None:
     model = build().eval()
     images, texts = gallery(model, 3, 30)
     pairs = torch.stack([torch.arange(30) // 10, torch.arange(30)], dim=1)
@@ -291,7 +291,7 @@ def test_clip_weights_from_hugging_face_and_from_openai_files(tmp_path: Path) ->
         )
 
 
-def test_pretrained_towers_settle_the_sizes(tmp_path: Path) -> None:
+def test_pretrained_towers_determine_the_sizes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     small = {"hidden_size": 16, "intermediate_size": 64, "num_attention_heads": 2}
     text = RobertaConfig(vocab_size=50, num_hidden_layers=2, max_position_embeddings=20, **small)
@@ -319,7 +319,7 @@ def test_pretrained_towers_settle_the_sizes(tmp_path: Path) -> None:
         )
 
 
-def test_weights_of_another_resolution_fit() -> None:
+def test_position_embeddings_are_resized() -> None:
     small, large = build(), build(image=dataclasses.replace(config().image, size=24))
     fitted = large.fit_weights(small.state_dict())
     large.load_state_dict(fitted)
@@ -329,7 +329,7 @@ def test_weights_of_another_resolution_fit() -> None:
 # Bad input
 
 
-def test_a_batch_without_negatives_trains_on_what_there_is() -> None:
+def test_a_batch_without_negatives_trains_on_positives() -> None:
     for ids in ([3, 3, 3, 3], [0]):
         model = build().train()
         assert step(model, batch(len(ids), ids), Draws()).isfinite()
@@ -375,12 +375,12 @@ def test_confident_rows_still_have_a_negative() -> None:
         ({"aformer": AFormerConfig(gate="triple")}, r"model.aformer.gate=triple: .* cross"),
     ],
 )
-def test_options_that_cannot_be_used(fields: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_rejected(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(**fields)
 
 
-def test_weights_that_cannot_be_found_or_are_none(tmp_path: Path) -> None:
+def test_missing_and_invalid_weights_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model.image.name.*nowhere.*pretrained=false"):
         build_clip_vision(CLIPConfig(name=str(tmp_path / "nowhere")), pretrained=True)
     (tmp_path / "broken.pt").write_bytes(b"no weights")
@@ -399,7 +399,7 @@ def test_images_of_another_size_and_losses_that_need_cosines() -> None:
         build_slots(loss, MultiSEA, config())
 
 
-def test_the_start_is_the_papers() -> None:
+def test_initialization_follows_the_paper() -> None:
     model = build()
     assert model.temp.item() == 1.0 and math.isclose(model.alpha.item(), 0.7, rel_tol=1e-6)
     norms = model.text_queue.features.norm(dim=1)
@@ -407,7 +407,7 @@ def test_the_start_is_the_papers() -> None:
     assert (model.text_queue.features >= 0).all() and (model.image_queue.ids == -100).all()
 
 
-def test_half_precision_stays_near() -> None:
+def test_half_precision_stays_close() -> None:
     model, given, draws = build().train(), batch(), [Draws(3), Draws(3)]
     whole = model(given, Clock(epoch=1), draws[0]).losses
     with torch.autocast("cpu", torch.bfloat16):

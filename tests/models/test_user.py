@@ -36,7 +36,7 @@ def user(*overrides: str, **facts: int | None) -> USER:
 # Keys and queues
 
 
-def test_keys_enter_the_queues_after_their_batch_and_any_batch_fits() -> None:
+def test_keys_are_enqueued_after_their_batch_of_any_size() -> None:
     steps = Steps("user", model := user())
     written = []
     for number, size in enumerate((10, 10, 10)):  # 24 rows: the third batch wraps around
@@ -57,7 +57,7 @@ def test_keys_enter_the_queues_after_their_batch_and_any_batch_fits() -> None:
         assert int(model.text_queue.ids[slot]) == int(model.image_queue.ids[slot]) == image
 
 
-def test_modes_of_the_keys_are_their_own() -> None:
+def test_momentum_encoders_keep_their_modes() -> None:
     dropping = ("model.enhance_dropout=0.4", "model.text.dropout=0.1")
     model, given = user(*dropping).train(), batch()
     with eval_mode(model):
@@ -84,7 +84,7 @@ def test_gradients_and_decay_reach_only_the_encoders() -> None:
     assert torch.equal(asleep, torch.ones_like(asleep))  # not even decayed
 
 
-def test_without_the_queue_there_are_no_keys() -> None:
+def test_queue_weight_zero_builds_no_momentum_encoders() -> None:
     model = user("loss.weights.queue=0")
     assert not any(name.startswith(("twin", "text_queue")) for name in model.state_dict())
     steps = Steps("user", model)
@@ -110,7 +110,7 @@ def test_losses_in_its_slots(loss: str) -> None:
 # Files
 
 
-def test_a_checkpoint_is_rebuilt_from_itself(tmp_path: Path) -> None:
+def test_a_checkpoint_rebuilds_its_model(tmp_path: Path) -> None:
     steps = Steps("user", model := user())
     steps(batch())
     path = tmp_path / "best.safetensors"
@@ -127,7 +127,7 @@ def test_a_checkpoint_is_rebuilt_from_itself(tmp_path: Path) -> None:
     assert torch.equal(mine.pooled, theirs.pooled)
 
 
-def test_weights_without_keys_start_a_run() -> None:
+def test_weights_without_momentum_encoders_initialize_a_run() -> None:
     """From a checkpoint of the authors, of VSE's encoders, or with a queue of another length."""
     source, model = user("loss.weights.queue=0"), user()
     model.load_state_dict(model.fit_weights(source.state_dict()))
@@ -138,7 +138,7 @@ def test_weights_without_keys_start_a_run() -> None:
     assert len(longer.text_queue) == 48
 
 
-def test_the_authors_files_are_told_apart(
+def test_authors_files_of_user_and_vse_are_distinguished(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bert = json.loads((GOLDEN / "forward_eval.json").read_text())["bert_config"]
@@ -179,7 +179,7 @@ def test_a_weight_of_another_size_is_named(tmp_path: Path) -> None:
 # Mistakes
 
 
-def test_another_number_of_regions_is_refused_before_training() -> None:
+def test_another_number_of_regions_is_rejected_before_training() -> None:
     with pytest.raises(ConfigError, match="10 regions per image; pass model.regions=10"):
         user(regions=10)
     assert user("model.enhance=none", regions=10).images.enhance is None
@@ -189,7 +189,7 @@ def test_another_number_of_regions_is_refused_before_training() -> None:
         model.eval().encode_images(few)
 
 
-def test_what_the_enhancement_cannot_do_is_refused() -> None:
+def test_invalid_enhancement_options_are_rejected() -> None:
     with pytest.raises(ConfigError, match="model.region_drop=0"):
         user("model.region_drop=0.2")
     with pytest.raises(ConfigError, match="expected one of none, sge, cge"):
@@ -205,7 +205,7 @@ def test_what_the_enhancement_cannot_do_is_refused() -> None:
         Steps("user", user())(one)
 
 
-def test_a_clip_guide_joins_or_replaces_the_own_one(tmp_path: Path) -> None:
+def test_clip_guided_enhancement(tmp_path: Path) -> None:
     """Read from its file; V = x + a g for each guide, attention on the plain regions."""
     np.save(tmp_path / "train_ims.npy", np.random.rand(4, 6, 12).astype(np.float32))
     np.save(tmp_path / "train_clip.npy", clip := np.random.rand(4, 5).astype(np.float16))
@@ -268,7 +268,7 @@ def test_a_run_from_files_to_results(world: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-def test_a_recipe_sets_options_of_the_own_loss_alone() -> None:
+def test_a_recipe_sets_options_of_the_models_default_loss_only() -> None:
     for options, mu in (((), 30.0), (("data=f30k", "data.root=x"), 90.0)):
         slots = compose("train", ["model=user", *options])["loss"]["slots"]
         assert slots["batch"]["mu"] == slots["queue"]["mu"] == mu

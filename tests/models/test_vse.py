@@ -28,7 +28,7 @@ def test_the_epoch_switches_to_the_hardest_negative() -> None:
         torch.testing.assert_close(found, expected)
 
 
-def test_dropped_regions_take_few_operators_and_ask_the_device_nothing() -> None:
+def test_region_drop_takes_few_operators_and_does_not_synchronize() -> None:
     """On a CPU the GRU of the pooling counts a dozen operators a position; on a GPU it is one."""
     counts = []
     for size in (8, 16):
@@ -58,14 +58,14 @@ def test_other_poolings_are_plain_means_and_the_first_word() -> None:
         build("vse", "model.text_pool=max")
 
 
-def test_it_learns_a_batch_by_heart() -> None:
+def test_overfits_one_batch() -> None:
     steps = Steps("vse", build("vse", "model.text.dropout=0", "model.bert_lr_factor=1.0"))
     given = batch()
     losses = [float(steps(given)) for _ in range(40)]
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_misfits_are_refused_before_any_data_is_read() -> None:
+def test_incompatible_losses_are_rejected_before_data_is_read() -> None:
     with pytest.raises(ConfigError, match="normalize_images=true"):
         build("vse", "loss=uto", "model.normalize_images=false")
     with pytest.raises(ConfigError, match="has no such slot"):

@@ -22,7 +22,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize(("name", "overrides", "sizes", "most"), STEPS)
-def test_a_step_asks_the_device_nothing_and_its_operators_do_not_grow(
+def test_a_step_does_not_synchronize_and_its_operators_do_not_grow(
     name: str, overrides: tuple[str, ...], sizes: tuple[int, int], most: int
 ) -> None:
     counts = []

@@ -30,13 +30,13 @@ def literal(pool: GPO, features: Tensor, lengths: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("lengths", [[7, 7, 7], [1, 7, 4], [5, 5, 5], [2, 3, 3]])
-@pytest.mark.parametrize("told", [True, False])
-def test_it_equals_the_literal_one(lengths: list[int], told: bool) -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_gpo_equals_the_reference(lengths: list[int], known: bool) -> None:
     torch.manual_seed(0)
     pool, features = GPO(), torch.randn(3, 7, 5)
     mask = torch.arange(7) < torch.tensor(lengths)[:, None]
     ours, theirs = features.clone().requires_grad_(), features.clone().requires_grad_()
-    found = pool(ours, mask, min(lengths) if told else 0)
+    found = pool(ours, mask, min(lengths) if known else 0)
     upstream = torch.randn_like(found)
     gradients = torch.autograd.grad((found * upstream).sum(), [ours, *pool.parameters()])
     expected = literal(pool, theirs, lengths)
@@ -46,7 +46,7 @@ def test_it_equals_the_literal_one(lengths: list[int], told: bool) -> None:
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-def test_half_precision_around_it_changes_nothing() -> None:
+def test_autocast_does_not_change_the_result() -> None:
     torch.manual_seed(0)
     pool, features = GPO(), torch.randn(3, 7, 5)
     mask = torch.arange(7) < torch.tensor([7, 2, 5])[:, None]

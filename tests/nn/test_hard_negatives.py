@@ -8,7 +8,7 @@ from itr.draws import Draws
 from itr.nn.hard_negatives import draw_negatives, matching_loss, negative_weights
 
 
-def test_weights_are_the_softmax_without_matches() -> None:
+def test_weights_are_a_softmax_with_matches_masked() -> None:
     logits = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)) * 3
     ids = torch.tensor([0, 1, 0, 2, 3])
     forbidden = ids[:, None] == ids[None, :]
@@ -20,7 +20,7 @@ def test_weights_are_the_softmax_without_matches() -> None:
             assert abs(float(found[row, column]) - expected) < 1e-6
 
 
-def test_draws_follow_the_weights_and_never_a_match() -> None:
+def test_draws_follow_the_weights_and_skip_matches() -> None:
     logits = torch.tensor([[9.0, 1.0, 0.0, 2.0]]).expand(4, 4)
     forbidden = torch.eye(4, dtype=torch.bool)
     weights = negative_weights(logits, forbidden)
@@ -45,7 +45,7 @@ def test_confident_rows_keep_a_candidate_with_a_floor() -> None:
     assert (chosen.images != torch.arange(4)).all()
 
 
-def test_rows_without_a_candidate_do_not_count() -> None:
+def test_rows_without_a_candidate_are_ignored() -> None:
     ids = torch.tensor([0, 0, 0])
     forbidden = ids[:, None] == ids[None, :]
     weights = negative_weights(torch.zeros(3, 3), forbidden, floor=1e-4)

@@ -57,7 +57,7 @@ def test_update_follows_the_formula() -> None:
         assert torch.equal(model.twin["images"](x), model.images(x))
 
 
-def test_its_weights_are_no_parameters_but_are_saved_and_converted() -> None:
+def test_momentum_weights_are_buffers_that_are_saved_and_converted() -> None:
     model = Model()
     assert not list(model.twin.parameters())
     assert len(list(model.parameters())) == 2 * len(list(Encoder().parameters()))
@@ -71,7 +71,7 @@ def test_its_weights_are_no_parameters_but_are_saved_and_converted() -> None:
     assert torch.equal(other.twin["texts"](x), model.twin["texts"](x))
 
 
-def test_modes_never_follow_the_trainer() -> None:
+def test_train_and_eval_do_not_change_the_mode() -> None:
     for training in (True, False):
         twin = (model := Model(training=training)).twin
         for mode in (False, True):

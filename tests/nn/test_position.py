@@ -31,7 +31,7 @@ def weights(old: int, new: int, align_corners: bool) -> Tensor:
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("grid", [(3, 3), (6, 6), (5, 7)])
-def test_resized_as_by_hand(grid: tuple[int, int], align_corners: bool) -> None:
+def test_resizing_equals_the_reference(grid: tuple[int, int], align_corners: bool) -> None:
     table = torch.randn(17, 5, generator=torch.Generator().manual_seed(0))
     found = resize_positions(table, grid, align_corners)
     square = table[1:].double().view(4, 4, 5)
@@ -42,13 +42,13 @@ def test_resized_as_by_hand(grid: tuple[int, int], align_corners: bool) -> None:
     assert torch.equal(resize_positions(table[None], grid, align_corners)[0], found)
 
 
-def test_the_same_grid_is_the_same_table() -> None:
+def test_an_equal_grid_returns_the_same_table() -> None:
     table = torch.randn(1, 10, 4).half()
     assert resize_positions(table, 3) is table
     assert resize_positions(table, 4).dtype == torch.float16
 
 
 @pytest.mark.parametrize("rows", [1, 4, 18])
-def test_tables_of_another_kind_are_refused(rows: int) -> None:
+def test_tables_without_a_square_grid_are_rejected(rows: int) -> None:
     with pytest.raises(CheckpointError, match="square number of patches"):
         resize_positions(torch.zeros(1, rows, 4), 3)

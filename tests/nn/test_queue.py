@@ -30,7 +30,7 @@ def naive(size: int, overflow: str, batches: list[list[int]]) -> tuple[list[int]
     counts=st.lists(st.integers(1, 15), max_size=6),
     overflow=st.sampled_from(["wrap", "clip"]),
 )
-def test_it_is_a_ring_of_the_last_rows(size: int, counts: list[int], overflow: str) -> None:
+def test_queue_is_a_ring_buffer(size: int, counts: list[int], overflow: str) -> None:
     queue = FeatureQueue(width=2, size=size, with_ids=True, overflow=overflow)
     untouched = queue.features.clone()
     batches, first = [], 0
@@ -46,7 +46,7 @@ def test_it_is_a_ring_of_the_last_rows(size: int, counts: list[int], overflow: s
         assert torch.equal(found, expected.float())
 
 
-def test_refuse_names_a_batch_and_a_length_that_fit() -> None:
+def test_refuse_suggests_a_batch_size_and_a_queue_size() -> None:
     queue = FeatureQueue(width=2, size=24, overflow="refuse")
     for _ in range(4):
         queue.enqueue(torch.ones(8, 2))
@@ -55,7 +55,7 @@ def test_refuse_names_a_batch_and_a_length_that_fit() -> None:
         queue.enqueue(torch.ones(9, 2))
 
 
-def test_it_begins_with_random_unit_vectors() -> None:
+def test_initial_rows_are_random_unit_vectors() -> None:
     torch.manual_seed(0)
     for init, lowest in (("normal", -1.0), ("uniform", 0.0)):
         features = FeatureQueue(width=64, size=500, init=init).features
@@ -65,7 +65,7 @@ def test_it_begins_with_random_unit_vectors() -> None:
         assert off.mean() == pytest.approx(0.75 if init == "uniform" else 0.0, abs=0.01)
 
 
-def test_it_takes_half_precision_and_graphs_and_is_saved_whole() -> None:
+def test_enqueue_accepts_half_precision_and_gradients_and_is_saved() -> None:
     queue = FeatureQueue(width=2, size=4, with_ids=True)
     rows = torch.ones(3, 2, dtype=torch.bfloat16, requires_grad=True)
     queue.enqueue(rows * 2, torch.arange(3))
@@ -76,14 +76,14 @@ def test_it_takes_half_precision_and_graphs_and_is_saved_whole() -> None:
     assert other.ids.tolist() == [1, 1, 2, 0]
 
 
-def test_unknown_options_are_named() -> None:
+def test_unknown_options_are_rejected() -> None:
     with pytest.raises(ConfigError, match="overflow=drop: .*wrap, refuse, clip"):
         FeatureQueue(2, 4, overflow="drop")
     with pytest.raises(ConfigError, match="expected 0"):
         FeatureQueue(2, -1)
 
 
-def test_a_queue_of_no_rows_takes_nothing() -> None:
+def test_size_zero_disables_the_queue() -> None:
     queue = FeatureQueue(3, 0, with_ids=True)
     queue.enqueue(torch.ones(4, 3), torch.arange(4))
     assert queue.features.shape == (0, 3) and queue.ids.shape == (0,)

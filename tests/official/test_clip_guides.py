@@ -56,7 +56,7 @@ def arguments(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("make", [hugging_face, openai])
 @pytest.mark.parametrize("known", ["files", "captions"])
-def test_each_row_is_the_vector_of_its_picture(folder: Path, make, known: str) -> None:
+def test_each_row_is_the_embedding_of_its_image(folder: Path, make, known: str) -> None:
     encode = make(folder / "clip")
     if known == "captions":
         (folder / "coco_precomp" / "id_mapping.json").unlink()

@@ -58,13 +58,13 @@ def exported(name: str, parts: RunComponents, folder: Path) -> Path:
 
 
 def heads_of(name: str, config: Any) -> list[str]:
-    """What to type of a model that is smaller than the published ones."""
+    """Head options of a model that is smaller than the published ones."""
     options, told = flat(dataclasses.asdict(config)), importer_of(name).module.EXTRA_OPTIONS
     return [f"model.{k}={options[k]}" for k in told if k not in ("text.name", "text.tokenizer")]
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_the_recalls_of_an_authors_file_are_those_of_its_model(
+def test_recalls_of_an_authors_file_equal_those_of_its_model(
     name: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["batch_size=20", f"rerank.k={DEPTHS.get(name, 12)}", *SAME.get(name, [])]
@@ -99,7 +99,7 @@ def image_heads(model: Any) -> int:
     return image.heads if hasattr(image, "heads") else image.width // image.head_width
 
 
-def test_the_depth_of_files_that_do_not_say_it(tmp_path: Path) -> None:
+def test_default_rerank_depth_of_files_without_options(tmp_path: Path) -> None:
     model, path = build("albef"), tmp_path / "albef.pth"
     torch.save({"model": importer_of("albef").module.official_state(model)}, path)
     told = {"heads": 2, "image_heads": 3}
@@ -110,7 +110,7 @@ def test_the_depth_of_files_that_do_not_say_it(tmp_path: Path) -> None:
     assert dataclasses.replace(loaded, rerank={"k": 20}).rerank_on("coco") == {"k": 20}
 
 
-def test_another_image_size_and_options_that_an_evaluation_cannot_change(
+def test_image_size_can_change_in_evaluation_and_other_options_cannot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, path = build("albef"), tmp_path / "albef.pth"

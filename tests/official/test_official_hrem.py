@@ -72,7 +72,7 @@ def test_sizes_and_options_are_derived(payload: dict[str, Any], tmp_path: Path):
     assert {name.split(".")[0] for name in found.report.missing} == {"relevance", "graph"}
 
 
-def test_every_weight_arrives_under_its_name(payload: dict[str, Any], tmp_path: Path):
+def test_every_weight_is_imported_under_its_name(payload: dict[str, Any], tmp_path: Path):
     found = read(save(tmp_path, payload), HEADS)
     model = ours(found.config, found.facts)
     found.load_into(model)
@@ -83,14 +83,14 @@ def test_every_weight_arrives_under_its_name(payload: dict[str, Any], tmp_path: 
                 assert torch.equal(state[side + name], value)
 
 
-def test_data_parallel_prefix_is_taken_off(payload: dict[str, Any], tmp_path: Path):
+def test_data_parallel_prefix_is_removed(payload: dict[str, Any], tmp_path: Path):
     plain = read(save(tmp_path, payload), HEADS)
     payload["model"] = [{f"module.{k}": v for k, v in s.items()} for s in payload["model"]]
     parallel = read(save(tmp_path, payload), HEADS)
     assert parallel.state.keys() == plain.state.keys() and parallel.config == plain.config
 
 
-def test_export_is_read_back_and_by_the_authors_names(payload: dict[str, Any], tmp_path: Path):
+def test_export_and_import_are_inverse(payload: dict[str, Any], tmp_path: Path):
     found = read(save(tmp_path, payload), HEADS)
     model = ours(found.config, found.facts)
     written = export(model, epoch=3, best_rsum=1.5, updates=4)
@@ -128,15 +128,13 @@ def test_missing_unexpected_and_misshapen_weights_are_listed(
         assert words in str(caught.value)
 
 
-def test_unknown_heads_are_asked_for(payload: dict[str, Any], tmp_path: Path):
+def test_unknown_heads_are_reported(payload: dict[str, Any], tmp_path: Path):
     with pytest.raises(CheckpointError, match="model.text.heads"):
         read(save(tmp_path, payload))
 
 
 @pytest.mark.parametrize("no_imgnorm", [True, False])
-def test_one_side_alone_may_be_normalised(
-    payload: dict[str, Any], tmp_path: Path, no_imgnorm: bool
-):
+def test_normalization_of_one_modality(payload: dict[str, Any], tmp_path: Path, no_imgnorm: bool):
     payload["opt"].no_imgnorm, payload["opt"].no_txtnorm = no_imgnorm, not no_imgnorm
     imported = read(save(tmp_path, payload), HEADS)
     model = HREM(imported.config, nn.ModuleDict(), imported.weights, imported.facts)
@@ -164,7 +162,7 @@ def test_code_in_a_checkpoint_is_not_executed(payload: dict[str, Any], tmp_path:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_a_truncated_file_is_refused(payload: dict[str, Any], tmp_path: Path, share: float):
+def test_a_truncated_file_is_rejected(payload: dict[str, Any], tmp_path: Path, share: float):
     path = save(tmp_path, payload)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
@@ -181,12 +179,12 @@ def test_a_truncated_file_is_refused(payload: dict[str, Any], tmp_path: Path, sh
         [1, 2],
     ],
 )
-def test_other_checkpoints_are_refused(content: Any, tmp_path: Path):
+def test_other_checkpoints_are_rejected(content: Any, tmp_path: Path):
     with pytest.raises(CheckpointError, match="not a checkpoint of the authors of HREM"):
         read(save(tmp_path, content), HEADS)
 
 
-def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path):
+def test_files_that_are_not_checkpoints_are_rejected(tmp_path: Path):
     path = tmp_path / "model_best.pth"
     with pytest.raises(CheckpointError, match="file not found"):
         read(path)

@@ -26,7 +26,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "bert"
 
 
-def test_a_directory_gives_its_weights_and_sizes(saved: Path):
+def test_load_from_a_directory(saved: Path):
     bert = load_bert(str(saved), dropout=0.25)
     assert {key: sizes_of(bert)[key] for key in SIZES} == SIZES
     assert bert.config.hidden_dropout_prob == bert.config.attention_probs_dropout_prob == 0.25
@@ -36,7 +36,7 @@ def test_a_directory_gives_its_weights_and_sizes(saved: Path):
     torch.testing.assert_close(*(bert_states(b.eval(), tokens) for b in (bert, again)))
 
 
-def test_hidden_ids_change_nothing_for_the_others_but_have_states_of_their_own():
+def test_masked_ids_do_not_affect_other_states():
     bert = random_bert(30, TextConfig(**SIZES)).eval()
     short, padded = torch.tensor([[2, 7, 3]]), torch.tensor([[2, 7, 3, 0, 0]])
     states = bert_states(bert, padded)
@@ -45,7 +45,7 @@ def test_hidden_ids_change_nothing_for_the_others_but_have_states_of_their_own()
 
 
 @pytest.mark.parametrize("damage", ["no weights", "truncated", "another kind", "empty"])
-def test_a_damaged_directory_is_refused_at_once(saved: Path, damage: str):
+def test_a_damaged_directory_is_rejected(saved: Path, damage: str):
     weights, about = saved / "model.safetensors", saved / "config.json"
     if damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:-100])
@@ -59,6 +59,6 @@ def test_a_damaged_directory_is_refused_at_once(saved: Path, damage: str):
         load_bert(str(saved))
 
 
-def test_sizes_that_do_not_fit_are_refused():
+def test_invalid_sizes_are_rejected():
     with pytest.raises(ConfigError, match=r"model\.text"):
         random_bert(30, TextConfig(**{**SIZES, "heads": 5}))

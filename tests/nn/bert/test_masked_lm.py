@@ -20,7 +20,7 @@ def captions(rows: int = 400, length: int = 50) -> tuple[torch.Tensor, torch.Ten
     return tokens * mask, mask
 
 
-def test_shares_and_untouched_places() -> None:
+def test_masking_rates_and_unselected_positions() -> None:
     tokens, mask = captions()
     hidden = mask_tokens(tokens, mask, Draws(1), 0.15, MASK, VOCABULARY)
     picked = hidden.labels != -100
@@ -38,7 +38,7 @@ def test_shares_and_untouched_places() -> None:
 
 
 @pytest.mark.parametrize("probability", [0.01, 0.15, 0.5, 1.0])
-def test_every_guessed_place_is_among_those_scored(probability: float) -> None:
+def test_masked_positions_include_every_selected_position(probability: float) -> None:
     tokens, mask = captions()
     for seed in range(20):
         labels = mask_tokens(tokens, mask, Draws(seed), probability, MASK, VOCABULARY).labels
@@ -49,7 +49,7 @@ def test_every_guessed_place_is_among_those_scored(probability: float) -> None:
         assert len(places) < 1.2 * probability * labels.numel() + 100
 
 
-def test_loss_equals_the_loss_over_all_places() -> None:
+def test_loss_equals_the_loss_over_all_positions() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 7, 11, generator=generator, requires_grad=True)
     teacher = torch.randn(3, 7, 11, generator=generator)
@@ -68,6 +68,6 @@ def test_loss_equals_the_loss_over_all_places() -> None:
     torch.testing.assert_close(torch.autograd.grad(found, logits)[0], gradient)
 
 
-def test_nothing_guessed_costs_nothing() -> None:
+def test_loss_is_zero_without_selected_positions() -> None:
     labels = torch.full((4,), -100)
     assert float(mlm_loss(torch.randn(4, 9), labels, torch.randn(4, 9), 0.4)) == 0.0
