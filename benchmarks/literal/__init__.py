@@ -1,7 +1,9 @@
-"""Each method's training step and evaluation once more, written as their authors wrote them.
+"""Reference implementations of each method's training step and evaluation.
 
-Loops over captions, samples and queries, one draw at a time, whole passes where less would do:
-what the fast forms in `itr` are compared with, in numbers and in time. The towers and all weights
-are the models' own, so that a ratio shows what the method's own part costs. Written by us from the
-papers and from descriptions of the public code.
+They follow the authors' code: loops over captions, samples and queries, one draw at a time, full
+passes where less would do. `itr` is compared with them in numbers and in time. Towers and weights
+are those of our models, so that a ratio shows the cost of the method itself. Written by us from the
+papers and descriptions of the public code.
+
+A module ``<method>.py`` defines ``Literal`` and its benchmark sizes ``CASE``; it is found by name.
 """

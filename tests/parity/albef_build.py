@@ -1,4 +1,4 @@
-"""Our ALBEF, batches and clocks from what a golden case of ALBEF says, whatever its sizes."""
+"""Builds our ALBEF, its batches and clocks from a golden case of any sizes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WEIGHTS = {"itc": 1.0, "itm": 1.0, "mlm": 1.0}
 
 
 class Recorder(ReplayedDraws):
-    """Replays draws and keeps the weights that they were asked for."""
+    """Replays draws and records the weights of categorical ones."""
 
     def __init__(self, recorded: Iterable[Tensor]):
         super().__init__(list(recorded))
@@ -68,7 +68,7 @@ def text_config(bert: Mapping[str, Any]) -> FusionTextConfig:
 
 
 def config_of(case: Case, task: str, **fields: Any) -> ALBEFConfig:
-    """The authors' habits included: the numbers come from their code."""
+    """The configuration of a case, with the options that reproduce the authors' code."""
     sizes, hyper = case.data["model"], case.data.get("hyper", {})
     pretrains = task == "pretrain"
     options: dict[str, Any] = {
@@ -112,7 +112,7 @@ def model_of(case: Case, task: str = "retrieval", **fields: Any) -> ALBEF:
 
 
 def load_official(model: ALBEF, theirs: Mapping[str, Tensor]) -> None:
-    """Every weight must be there, unless the case holds no momentum encoders and queues."""
+    """Load strictly, except momentum encoders and queues if the case has none."""
     state, _ = to_ours(theirs, model.config)
     result = model.load_state_dict(state, strict=False)
     whole = any("_m." in name for name in theirs)
@@ -124,8 +124,8 @@ def load_official(model: ALBEF, theirs: Mapping[str, Tensor]) -> None:
 
 def gradients(model: ALBEF) -> dict[str, Tensor]:
     """Gradients by the authors' names."""
-    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    return official_state(model, found)
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return official_state(model, grads)
 
 
 def batch_of(pixels: Tensor, ids: Tensor, mask: Tensor, image_id: Tensor | None) -> Batch:

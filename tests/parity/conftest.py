@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     from tests.parity.harness import cases_in
 
-    # Where this file is found too late for its option to be parsed, there is only the default.
+    # If pytest loads this file after parsing the command line, only the default is available.
     given = metafunc.config.getoption("golden", None)
     folders = [Path(name) for name in given] if given else [DEFAULT]
     if "golden_folder" in metafunc.fixturenames:

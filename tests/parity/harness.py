@@ -1,4 +1,4 @@
-"""What a golden case is, how it is found, and how numbers are compared with it."""
+"""Golden cases: loading, discovery, and comparison of numbers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 Runner = Callable[["Case"], None]
-PROOFS = ("out.", "grad", "post")  # tensors of a case that a runner has to account for
+PROOFS = ("out.", "grad", "post")  # expected tensors, which a runner must compare
 
 
 class Case:
-    """One golden case: its JSON, its tensors, and a tally of what was compared."""
+    """One golden case: its JSON, its tensors, and a record of the comparisons."""
 
     def __init__(self, path: Path):
         self.path, self.data = path, json.loads(path.read_text(encoding="utf-8"))
@@ -38,16 +38,16 @@ class Case:
         return {k[len(prefix) :]: v for k, v in self.tensors.items() if k.startswith(prefix)}
 
     def tolerance(self, key: str = "") -> tuple[float, float]:
-        """(atol, rtol) as the JSON names them; none named: floats to rtol 1e-5.
+        """(atol, rtol) from the JSON; by default, floats to rtol 1e-5.
 
-        Where it names them by group, the group that a part of ``key`` starts with counts.
+        If tolerances are given by group, the group that a component of ``key`` starts with applies.
         """
         named = self.data.get("tolerance", self.data.get("recommended_tolerance", {}))
-        if not isinstance(named, Mapping):  # a sentence
+        if not isinstance(named, Mapping):  # free text
             return 0.0, 1e-5
         groups = [group for group, value in named.items() if isinstance(value, Mapping)]
-        found = [g for part in key.split(".") for g in groups if part.startswith(g)]
-        named = named[found[0]] if found else named
+        matching = [g for part in key.split(".") for g in groups if part.startswith(g)]
+        named = named[matching[0]] if matching else named
         if named.get("exact"):
             return 0.0, 0.0
         if "atol" not in named and "rtol" not in named:
@@ -55,40 +55,40 @@ class Case:
         atol = named.get("atol_per_tensor", {}).get(key, named.get("atol", 0.0))
         return float(atol), float(named.get("rtol", 0.0))
 
-    def check(self, key: str, found: Any, atol: float | None = None) -> None:
-        """``found`` against the tensor ``key``; ``atol`` where the case's own note gives one."""
+    def check(self, key: str, actual: Any, atol: float | None = None) -> None:
+        """Compare ``actual`` with the tensor ``key``; ``atol`` if a note of the case gives one."""
         self.open.discard(key)
-        self.equal(key, found, self.tensors[key], atol)
+        self.equal(key, actual, self.tensors[key], atol)
 
-    def equal(self, what: str, found: Any, expected: Any, atol: float | None = None) -> None:
-        """``found`` against ``expected`` (array-like): integers equal, floats within tolerance."""
-        found, expected = _array(found), _array(expected)
-        own_atol, rtol = self.tolerance(what)
-        atol = own_atol if atol is None else max(atol, own_atol)
-        if found.shape != expected.shape:
-            self.faults.append(f"{what}: shape {found.shape}, expected {expected.shape}")
+    def equal(self, what: str, actual: Any, expected: Any, atol: float | None = None) -> None:
+        """Compare array-likes: integers must be equal, floats within the tolerance."""
+        actual, expected = _array(actual), _array(expected)
+        case_atol, rtol = self.tolerance(what)
+        atol = case_atol if atol is None else max(atol, case_atol)
+        if actual.shape != expected.shape:
+            self.faults.append(f"{what}: shape {actual.shape}, expected {expected.shape}")
             return
         if expected.dtype.kind != "f":
-            if not np.array_equal(found, expected):
-                self.faults.append(f"{what}: {int((found != expected).sum())} entries differ")
+            if not np.array_equal(actual, expected):
+                self.faults.append(f"{what}: {int((actual != expected).sum())} entries differ")
             return
-        a, b = found.astype(np.float64), expected.astype(np.float64)
+        a, b = actual.astype(np.float64), expected.astype(np.float64)
         same = np.isclose(a, b, atol=atol, rtol=rtol, equal_nan=True)
         if not same.all():
             worst = float(np.nanmax(np.abs(np.where(same, 0.0, a - b))))
             self.faults.append(f"{what}: {int((~same).sum())} of {same.size} differ, by {worst:g}")
 
     def holds(self, what: str, truth: bool) -> None:
-        """A property that is no comparison."""
+        """Check a property that is not a comparison of tensors."""
         if not truth:
             self.faults.append(what)
 
     def account_for(self, *keys: str) -> None:
-        """Tensors that were compared in another way."""
+        """Mark tensors that were compared in another way."""
         self.open.difference_update(keys)
 
     def finish(self) -> None:
-        """Fail with every fault, and with every expected tensor that nobody looked at."""
+        """Fail with all mismatches and all expected tensors that were never compared."""
         if self.open:
             self.faults.append(f"never compared: {', '.join(sorted(self.open))}")
         assert not self.faults, f"{self.path}:\n  " + "\n  ".join(self.faults)
@@ -102,7 +102,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def cases_in(folder: Path) -> Iterator[Path]:
-    """Every JSON with a ``case`` key in ``folder``/<method>/; other files belong to cases."""
+    """Every JSON with a ``case`` key in ``folder``/<method>/; other files are data of cases."""
     for path in sorted(folder.glob("*/*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and "case" in content:

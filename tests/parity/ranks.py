@@ -1,4 +1,4 @@
-"""Real processes that gather from one another, started once for all golden cases that want them."""
+"""Real distributed processes, started once for all golden cases that need several ranks."""
 
 from __future__ import annotations
 
@@ -22,25 +22,27 @@ PATIENCE = 1800.0  # seconds
 
 
 def on_ranks(work: Work, case: Case, world: int) -> list[dict[str, Any]]:
-    """What ``work(case, rank)`` gives on each of ``world`` ranks. Raises RuntimeError with the
-    traceback of the rank that failed first."""
+    """The results of ``work(case, rank)`` on each of ``world`` ranks.
+
+    Raises RuntimeError with the traceback of the rank that failed first.
+    """
     processes, pipes = _processes(world)
     for pipe in pipes:
         pipe.send((work, case.path))
-    found: dict[int, dict[str, Any]] = {}
-    while len(found) < world:
-        open_pipes = [pipe for rank, pipe in enumerate(pipes) if rank not in found]
+    results: dict[int, dict[str, Any]] = {}
+    while len(results) < world:
+        open_pipes = [pipe for rank, pipe in enumerate(pipes) if rank not in results]
         ready = [pipe for pipe in wait(open_pipes, PATIENCE) if isinstance(pipe, Connection)]
         for pipe in ready:
-            told = pipe.recv()
-            if isinstance(told, str):
+            message = pipe.recv()
+            if isinstance(message, str):
                 _end(processes)
-                raise RuntimeError(told)
-            found[pipes.index(pipe)] = torch.load(io.BytesIO(told), weights_only=True)
+                raise RuntimeError(message)
+            results[pipes.index(pipe)] = torch.load(io.BytesIO(message), weights_only=True)
         if not ready:
             _end(processes)
-            raise RuntimeError(f"{case.path}: a rank does not answer")
-    return [found[rank] for rank in range(world)]
+            raise RuntimeError(f"{case.path}: no answer from a rank within {PATIENCE:.0f} s")
+    return [results[rank] for rank in range(world)]
 
 
 @functools.cache
@@ -61,7 +63,7 @@ def _processes(world: int) -> tuple[list[SpawnProcess], list[Connection]]:
 
 
 def _end(processes: list[SpawnProcess]) -> None:
-    """What the others wait for will not come: the next case has new ones."""
+    """Kill all processes, because the others would hang; the next case starts new ones."""
     for process in processes:
         process.kill()
     _processes.cache_clear()
@@ -75,8 +77,8 @@ def _serve(pipe: Connection, rank: int, world: int, meeting: str) -> None:
     while True:
         work, path = pipe.recv()
         try:
-            kept = io.BytesIO()
-            torch.save(work(Case(path), rank), kept)
-            pipe.send(kept.getvalue())
+            buffer = io.BytesIO()
+            torch.save(work(Case(path), rank), buffer)
+            pipe.send(buffer.getvalue())
         except Exception:
             pipe.send(f"rank {rank}:\n{traceback.format_exc()}")
