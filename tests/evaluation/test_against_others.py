@@ -1,7 +1,6 @@
-"""The same scores, drawn and of a trained model, through eccv-caption, fico-itr and torchmetrics:
-equal numbers.
+"""Metrics of random and trained scores equal those of eccv-caption, fico-itr and torchmetrics.
 
-No two of them are equal, so nothing hangs on a rule for ties.
+All scores are distinct, so the results do not depend on how ties are broken.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ KS = (1, 5, 10)
 
 @pytest.fixture(scope="module")
 def small() -> Any:
-    """The package with its ground truths cut to some of COCO's images, most of them in ECCV."""
+    """eccv-caption with its ground truths restricted to some COCO images, most in ECCV."""
     found = Metrics()
     captions = [int(caption) for caption in found.coco_ids]
     image_of = {caption: found.coco_gts["t2i"][caption][0] for caption in captions}
@@ -94,7 +93,7 @@ def owners(small: Any) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def lists(small: Any, scores: np.ndarray) -> dict[str, dict[int, list[int]]]:
-    """Whole ranked lists, as eccv-caption wants them: its release mishandles lists that are cut."""
+    """Full ranked lists, because the release of eccv-caption mishandles truncated ones."""
     i2t, t2i = np.argsort(-scores, axis=1), np.argsort(-scores.T, axis=1)
     return {
         "i2t": {
@@ -107,7 +106,9 @@ def lists(small: Any, scores: np.ndarray) -> dict[str, dict[int, list[int]]]:
 
 
 @pytest.mark.parametrize("way", ["i2t", "t2i"])
-def test_coco_as_eccv_caption_counts(small: Any, scores: np.ndarray, lists: Any, way: str) -> None:
+def test_coco_recalls_equal_eccv_caption(
+    small: Any, scores: np.ndarray, lists: Any, way: str
+) -> None:
     fold = Protocol("folds", fold=IMAGES // FOLDS)
     ours = evaluate_scores(scores, owners(small), [Protocol("full"), fold])
     for k in KS:
@@ -118,13 +119,13 @@ def test_coco_as_eccv_caption_counts(small: Any, scores: np.ndarray, lists: Any,
 
 
 def cut_truth(small: Any, name: str) -> GroundTruth:
-    """The truth that the suite reads from the package, of the same images and captions."""
+    """The ground truth of the same images and captions."""
     positives = {"cxc": small.cxc_gts, "eccv": small.eccv_gts}[name]
     return GroundTruth(name, positives, frozenset(small.images), frozenset(small.captions))
 
 
 @pytest.mark.parametrize("way", ["i2t", "t2i"])
-def test_cxc_and_eccv_as_eccv_caption_counts(
+def test_cxc_and_eccv_metrics_equal_eccv_caption(
     small: Any, scores: np.ndarray, lists: Any, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -151,7 +152,7 @@ def test_cxc_and_eccv_as_eccv_caption_counts(
     assert ours["cxc/directions_skipped"] == why
 
 
-def test_uneven_captions_as_fico_itr_counts() -> None:
+def test_uneven_captions_equal_fico_itr() -> None:
     draw = np.random.default_rng(1)
     counts = draw.integers(2, 5, 40)
     owner = np.repeat(np.arange(40), counts)
@@ -169,7 +170,7 @@ def test_uneven_captions_as_fico_itr_counts() -> None:
             assert ours[f"{way}_{key}"] == pytest.approx(float(found[named]), rel=1e-12)
 
 
-def test_recall_is_torchmetrics_hit_rate() -> None:
+def test_recall_equals_torchmetrics_hit_rate() -> None:
     draw = np.random.default_rng(2)
     owner = np.repeat(np.arange(30), 5)
     scores = draw.normal(size=(30, 150)).astype(np.float32)

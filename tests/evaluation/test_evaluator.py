@@ -27,7 +27,7 @@ WORDS = "red blue green circle square star above below left big small".split()
 
 
 class Linear(RetrievalModel):
-    """Mean region and mean word vector, a matrix each; notes which rows it is asked for."""
+    """A linear layer on the mean region and on the mean word vector; records the encoded rows."""
 
     slot_names, term_names = (), ()
 
@@ -95,7 +95,7 @@ def by_hand(world: tuple) -> np.ndarray:
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 128])
-def test_results_are_those_computed_by_hand(world, batch_size):
+def test_results_equal_a_computation_by_hand(world, batch_size):
     split, view, tokens, model = world
     results = Evaluator(split, view, tokens, batch_size=batch_size).run(model)
     expected = retrieval_metrics(rank_scores(by_hand(world), split.text_to_image))
@@ -117,7 +117,7 @@ def test_everything_is_encoded_exactly_once_in_eval_mode(world):
     split, view, tokens, model = world
     model.seen, model.modes = {"images": [], "captions": []}, set()
     model.train()
-    model.image.eval()  # some parts of a model keep a mode of their own
+    model.image.eval()  # some modules of a model are always in eval mode
     calls: list[tuple[str, int, int]] = []
     Evaluator(split, view, tokens, batch_size=7).run(model, lambda *call: calls.append(call))
     assert sorted(model.seen["images"]) == list(range(12))
@@ -128,7 +128,7 @@ def test_everything_is_encoded_exactly_once_in_eval_mode(world):
     assert calls[-1] == ("captions", 60, 60) and len(calls) == 2 + 9
 
 
-def test_modes_come_back_after_an_error(world):
+def test_modes_are_restored_after_an_error(world):
     split, view, tokens, model = world
     model.train()
 
@@ -140,7 +140,7 @@ def test_modes_come_back_after_an_error(world):
     assert model.training and model.drop.training
 
 
-def test_embeddings_are_of_their_tokens(world):
+def test_provenance_depends_on_the_tokens(world):
     split, view, tokens, _ = world
     other = dataclasses.replace(tokens, flat=tokens.flat + 1)
     first, second = (
@@ -159,7 +159,7 @@ def test_half_precision_encodes_and_scores_in_float32(world):
         assert 0 < (a - b).abs().max() < 0.05
 
 
-def test_tie_rule_is_named_and_used(world):
+def test_tie_break_is_used_and_reported(world):
     split, view, tokens, model = world
     blind = Linear(model.facts)
     for parameter in (blind.image.weight, blind.text.weight):
@@ -183,7 +183,7 @@ def test_embeddings_that_are_not_finite_are_counted_and_refused(world):
         Evaluator(split, view, tokens).run(broken)
 
 
-def test_protocols_that_do_not_fit_are_left_out_or_refused(world, caplog):
+def test_protocols_that_do_not_fit_are_skipped_or_refused(world, caplog):
     split, view, tokens, model = world
     with caplog.at_level(logging.WARNING, logger="itr"):
         results = Evaluator(split, view, tokens, protocols=["coco_5k", "coco_1k_5fold"]).run(model)

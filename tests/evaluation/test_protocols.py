@@ -1,4 +1,4 @@
-"""Metrics and protocols by hand; the reference numbers are among the parity cases."""
+"""Metrics and protocols computed by hand; reference numbers are in tests/parity."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_folds_of_ragged_captions_in_any_order():
     assert found == pytest.approx({key: np.mean(values) for key, values in means.items()})
 
 
-def test_coco_protocols_fit_5000_images_alone():
+def test_coco_protocols_need_5000_images():
     asked = find_protocols(["coco_5k", "coco_1k_5fold"])
     five, one = (RetrievalSet(np.arange(size), size) for size in (5000, 1000))
     assert applicable_protocols(asked, five) == (asked, {})

@@ -1,4 +1,4 @@
-"""What is kept of each query, against a naive look at the whole score matrix."""
+"""Query logs against a naive computation on the whole score matrix."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_shortlist_has_no_score_for_a_match_that_is_not_in_it():
     assert found.match_counts.sum() == 2 and found.nonmatch_counts.sum() == 2
 
 
-def test_ranks_by_protocol_come_back_from_the_file(tmp_path: Path):
+def test_ranks_by_protocol_survive_saving_and_reading(tmp_path: Path):
     images, texts, owner = world()
     kept: dict = {}
     folds = Protocol("folds", fold=20)
@@ -99,7 +99,7 @@ def test_ranks_by_protocol_come_back_from_the_file(tmp_path: Path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_file_that_is_missing_or_broken_says_what_to_type(tmp_path: Path):
+def test_a_missing_or_damaged_file_names_the_command_to_run(tmp_path: Path):
     with pytest.raises(DataError, match="queries-test.npz: .*python eval.py checkpoint=.* out="):
         read_queries(tmp_path)
     (tmp_path / "queries-test.npz").write_bytes(b"PK broken")

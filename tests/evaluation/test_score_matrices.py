@@ -1,4 +1,4 @@
-"""Score matrices from anywhere: what is told of them, and what is refused."""
+"""Score matrices: reported results, refused inputs, mAP@R and hubness corrections."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def matrix(images: int = 4, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(images, 3 * images)).astype(np.float32)
 
 
-def test_results_carry_their_protocol() -> None:
+def test_results_report_their_protocol() -> None:
     results = itr.evaluate(matrix(), OWNER)
     assert results["protocol"] == "full" and results["tie_break"] == "pessimistic"
     assert (results["n_images"], results["n_captions"], results["captions"]) == (4, 12, "all")
     assert results["rmean"] == pytest.approx(results["rsum"] / 6)
 
 
-def test_first_captions_alone() -> None:
+def test_only_the_first_captions_of_an_image_are_ranked() -> None:
     draw = np.random.default_rng(3)
     owner = draw.permutation(np.repeat(np.arange(6), draw.integers(2, 6, 6)))
     scores = draw.normal(size=(6, len(owner))).astype(np.float32)
@@ -71,7 +71,7 @@ def test_first_captions_alone() -> None:
         ({"caption_ids": np.arange(3)}, "caption_ids: 3 .* 12"),
     ],
 )
-def test_refused(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_invalid_arrays_are_refused(change: dict[str, Any], told: str, tmp_path: Path) -> None:
     given = {"scores": matrix(), "text_to_image": OWNER, **change}
     with pytest.raises(DataError, match=told):
         itr.evaluate(**given)
@@ -80,7 +80,7 @@ def test_refused(change: dict[str, Any], told: str, tmp_path: Path) -> None:
         evaluate_file(tmp_path / "sims.npz")
 
 
-def test_files_that_are_no_matrices(tmp_path: Path) -> None:
+def test_files_that_are_not_score_matrices(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("no archive")
     np.savez(tmp_path / "other.npz", sims=matrix())
     for name, told in (
@@ -93,7 +93,7 @@ def test_files_that_are_no_matrices(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cxc", "eccv"])
-def test_ids_that_cxc_and_eccv_do_not_know(name: str) -> None:
+def test_ids_unknown_to_cxc_and_eccv(name: str) -> None:
     with pytest.raises(ConfigError, match=f"protocol={name}: .*ids"):
         itr.evaluate(matrix(), OWNER, [name])
     ids = {"image_ids": np.arange(4) + 10**7, "caption_ids": np.arange(12)}
@@ -104,8 +104,8 @@ def test_ids_that_cxc_and_eccv_do_not_know(name: str) -> None:
     assert [p.name for p in fitting] == ["full"] and list(skipped) == [name]
 
 
-def test_whole_coco_by_ids_leaves_out_what_the_truth_does_not_know() -> None:
-    """5,000 x 25,010: the ten captions beyond five an image take part in ``coco_5k`` alone."""
+def test_captions_unknown_to_the_ground_truth_are_excluded() -> None:
+    """5,000 x 25,010: the ten captions beyond five per image are used by ``coco_5k`` only."""
     from eccv_caption import Metrics
 
     found = Metrics()
@@ -135,7 +135,7 @@ def naive_precision(scores: np.ndarray, positives: list[set[int]], ties: str) ->
 
 
 @pytest.mark.parametrize("ties", [rule for rule in TIE_BREAKS if rule != "mean"])
-def test_precision_against_sorted_lists_with_ties(ties: str) -> None:
+def test_map_at_r_equals_sorted_lists_with_ties(ties: str) -> None:
     draw = np.random.default_rng(5)
     scores = draw.integers(0, 5, (30, 25)).astype(np.float32)
     positives = [set(draw.choice(25, draw.integers(1, 9), replace=False)) for _ in range(30)]
@@ -147,7 +147,7 @@ def test_precision_against_sorted_lists_with_ties(ties: str) -> None:
     assert tuple(found.values()) == pytest.approx(naive_precision(scores, positives, ties))
 
 
-def test_corrections_for_hubs_as_their_papers_write_them() -> None:
+def test_hubness_corrections_equal_the_formulas_of_their_papers() -> None:
     draw = torch.Generator().manual_seed(0)
     images, texts, bank_images, bank_texts = (
         F.normalize(torch.randn(count, 6, generator=draw), dim=1) for count in (8, 24, 30, 50)
@@ -207,15 +207,17 @@ def test_the_mean_of_tables_is_the_mean_of_matrices() -> None:
         (np.repeat(np.arange(5000), 5) // 2, "2500 of 5000 images"),
     ],
 )
-def test_owners_are_checked_under_every_protocol(name: str, owner: np.ndarray, told: str) -> None:
-    scores = np.broadcast_to(np.float32(0), (5000, 25000))  # one number: nothing reads it
+def test_text_to_image_is_checked_under_every_protocol(
+    name: str, owner: np.ndarray, told: str
+) -> None:
+    scores = np.broadcast_to(np.float32(0), (5000, 25000))  # a single number that is never read
     with pytest.raises(DataError, match=told):
         itr.evaluate(scores, owner, [name], logs=[])
 
 
-def test_a_positive_outside_the_gallery_counts_in_r_but_is_never_found() -> None:
+def test_a_positive_that_is_not_a_candidate_counts_towards_r() -> None:
     table = torch.tensor([[5.0, 4.0, 3.0], [1.0, 2.0, 3.0]])
-    positives = {7: [10, 12, 99, 99], 8: [98]}  # 98 and 99 are no candidates
+    positives = {7: [10, 12, 99, 99], 8: [98]}  # 98 and 99 are not candidates
     queries = index_positives(positives, np.array([7, 8]), np.array([10, 11, 12]))
     assert queries.queries.tolist() == [0] and queries.n_positives.tolist() == [3]
     found = map_at_r_metrics(*positive_ranks(lambda r: table[r], queries, 7), queries)
@@ -223,7 +225,7 @@ def test_a_positive_outside_the_gallery_counts_in_r_but_is_never_found() -> None
     assert found == pytest.approx(expected)
 
 
-def test_precision_needs_as_many_candidates_as_there_are_positives() -> None:
+def test_map_at_r_needs_as_many_ordered_candidates_as_positives() -> None:
     scores = torch.tensor([[5.0, 4.0, 3.0, -torch.inf, -torch.inf, -torch.inf]]).repeat(2, 1)
     rows, columns = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 1, 3, 4, 1, 4])
     queries = QueryPositives(np.arange(2), rows, columns, np.bincount(rows))
@@ -234,7 +236,7 @@ def test_precision_needs_as_many_candidates_as_there_are_positives() -> None:
     assert whole["rprecision"] == 100 * (2 / 4 + 1 / 2) / 2
 
 
-def test_a_file_of_scores_says_what_it_does_not_know(tmp_path: Path) -> None:
+def test_a_score_file_reports_what_is_unknown(tmp_path: Path) -> None:
     np.savez(tmp_path / "sims.npz", scores=matrix(), text_to_image=OWNER)
     found = evaluate_file(tmp_path / "sims.npz")
     assert found["select_on"] == found["rerank_k"] == "unknown"

@@ -21,7 +21,7 @@ from itr.evaluation.statistics import (
 
 
 def random_ranks(seed: int, counts: Any, high: int = 15) -> tuple[Ranks, np.ndarray]:
-    """Ranks of captions that lean on a difficulty which their image gives them."""
+    """Random ranks; those of the captions of an image depend on the same difficulty."""
     rng = np.random.default_rng(seed)
     counts = np.asarray(counts)
     owner = np.repeat(np.arange(len(counts)), counts)
@@ -30,7 +30,7 @@ def random_ranks(seed: int, counts: Any, high: int = 15) -> tuple[Ranks, np.ndar
     return Ranks(rng.integers(1, high, size=len(counts)).astype(float), t2i.astype(float)), owner
 
 
-def test_values_are_the_metrics_and_intervals_those_of_scipy():
+def test_values_equal_the_metrics_and_intervals_equal_scipy():
     ranks, owner = random_ranks(0, np.random.default_rng(1).integers(1, 8, size=120))
     found = recall_intervals(ranks, owner, resamples=4000)
     expected = retrieval_metrics(ranks)
@@ -56,8 +56,8 @@ def test_values_are_the_metrics_and_intervals_those_of_scipy():
     assert found["i2t_r5"].high == pytest.approx(theirs.high, abs=1.0)
 
 
-def test_captions_of_an_image_are_drawn_together():
-    """Captions that all share their image's fate carry the information of the images alone."""
+def test_captions_of_an_image_are_resampled_together():
+    """If captions have the rank of their image, they add no information."""
     rng = np.random.default_rng(0)
     image = np.where(rng.random(200) < 0.5, 1.0, 20.0)
     owner = np.repeat(np.arange(200), 5)
@@ -67,7 +67,7 @@ def test_captions_of_an_image_are_drawn_together():
         assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high))
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
+def test_intervals_have_their_nominal_coverage():
     rng, owner, inside = np.random.default_rng(5), np.arange(150), 0
     for trial in range(200):
         rank = np.where(rng.random(150) < 0.4, 1.0, 9.0)
@@ -76,7 +76,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     assert 180 <= inside <= 199  # 95 % of 200 is 190; three deviations are 9
 
 
-def test_folds_are_averaged_and_left_out_queries_do_not_count():
+def test_folds_are_averaged_and_nan_is_not_counted():
     ranks, owner = random_ranks(3, [5] * 40 + [2] * 40)
     ranks.t2i[owner == 7] = np.nan
     found = recall_intervals(ranks, owner, fold=40)
@@ -93,7 +93,7 @@ def test_spread_over_seeds():
     assert spread([60.0, 61.0, 63.5]) == pytest.approx((61.5, np.std([60, 61, 63.5], ddof=1)))
 
 
-def test_one_query_an_image_is_mcnemar():
+def test_one_query_per_image_is_mcnemars_test():
     rng = np.random.default_rng(0)
     a = np.where(rng.random(300) < 0.5, 1.0, 7.0)
     b = np.where(rng.random(300) < 0.6, 1.0, 7.0)
@@ -105,7 +105,7 @@ def test_one_query_an_image_is_mcnemar():
     assert found.p == pytest.approx(exact, rel=0.15, abs=0.002)
 
 
-def test_clustered_captions_against_scipys_permutations():
+def test_clustered_captions_equal_scipys_permutation_test():
     counts = np.random.default_rng(1).integers(1, 6, size=60)
     (a, owner), (b, _) = random_ranks(0, counts), random_ranks(9, counts, high=11)
     found = compare_ranks(a, b, owner)
@@ -122,7 +122,7 @@ def test_clustered_captions_against_scipys_permutations():
     )
 
 
-def test_a_run_against_itself_and_against_other_queries():
+def test_a_run_against_itself_and_against_different_queries():
     ranks, owner = random_ranks(0, [5] * 30)
     same = compare_ranks(ranks, ranks, owner)
     assert all(pair.p == 1 and pair.difference == 0 and not pair.wins for pair in same.values())

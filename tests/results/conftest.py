@@ -1,4 +1,4 @@
-"""One tiny run with everything on, for all tests of what it leaves behind."""
+"""Tiny finished runs, shared by the tests of their results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def of_pixels(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a model that reads pixels, re-ranks, and has heat maps of its own."""
+    """A finished run of a model that reads pixels, re-ranks, and computes heat maps."""
     folder = tmp_path_factory.mktemp("of_pixels") / "run"
     more = ("batch_size=20", "trainer.max_steps=1", "model.image.patch=8", f"out={folder}")
     train(compose("train", overrides("albef", world, *more)))

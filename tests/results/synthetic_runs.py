@@ -1,4 +1,4 @@
-"""Folders of results as runs leave them, made in milliseconds from random embeddings."""
+"""Synthetic run directories with results, made in milliseconds from random embeddings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IMAGES, EACH = 40, 5
 def run(
     folder: Path, noise: float = 1.0, seed: int | None = 0, images: int = IMAGES, **more: Any
 ) -> Path:
-    """A finished run of ``images`` images whose captions lie ``noise`` away from them."""
+    """A finished run of ``images`` images; captions are their images plus ``noise``."""
     random = torch.Generator().manual_seed(seed or 0)
     owner = np.repeat(np.arange(images), EACH)
     vectors = torch.randn(images, 6, generator=random)
@@ -49,7 +49,7 @@ def run(
         "test/n_captions": len(owner),
         **more,
     }
-    if "test/protocol" in more:  # the same numbers under another name
+    if "test/protocol" in more:  # the same metrics under another protocol name
         write_log = {str(more["test/protocol"]): kept["full"]}
         log.ranks = write_log
         log.save(folder, "test", {"checkpoint": "none"})

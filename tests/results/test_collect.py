@@ -1,4 +1,4 @@
-"""Which results share a row, what a row is set against, and what is said of it."""
+"""Which results share a row, what a row is compared with, and its notes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def lines(table: PaperTable, kind: str) -> list[Any]:
     return [line for line in table.lines if line.kind == kind]
 
 
-def test_a_validation_split_is_not_set_against_test_rows(tmp_path: Path) -> None:
+def test_a_validation_split_is_not_compared_with_test_rows(tmp_path: Path) -> None:
     facts = {"model": "hrem", "data": "f30k", "trained_on": "f30k", "select_on": "val"}
     write_results(tmp_path / "a", {**facts, "val/protocol": "f30k_1k", "val/i2t_r1": 50.0})
     assert [line.kind for line in only(tmp_path, "val").lines] == ["ours"]
@@ -55,7 +55,7 @@ def test_a_validation_split_is_not_set_against_test_rows(tmp_path: Path) -> None
     assert {record["split"] for record in csv.DictReader(io.StringIO(written))} == {"val"}
 
 
-def test_one_model_of_an_ensemble_chosen_on_test_marks_it(tmp_path: Path) -> None:
+def test_an_ensemble_with_a_model_selected_on_test_is_marked(tmp_path: Path) -> None:
     mixed = {"ensemble": 2, "select_on": "val,test", "test/member_2/i2t_r1": 1.0}
     f30k(tmp_path / "a", **mixed, **{"test/member_1/i2t_r1": 1.0})
     marks = {line.name: (line.marks, line.selection) for line in lines(only(tmp_path), "ours")}
@@ -66,7 +66,7 @@ def test_one_model_of_an_ensemble_chosen_on_test_marks_it(tmp_path: Path) -> Non
     assert "one of the checkpoints was selected on the TEST split" in str(table.caption)
 
 
-def test_authors_files_carry_how_they_were_chosen(tmp_path: Path) -> None:
+def test_authors_checkpoints_show_how_they_were_selected(tmp_path: Path) -> None:
     official = {"official": True, "select_on": None, "seed": None, "trained_on": None}
     f30k(tmp_path / "hrem", **official)
     (ours,) = lines(only(tmp_path), "ours")
@@ -80,7 +80,7 @@ def test_authors_files_carry_how_they_were_chosen(tmp_path: Path) -> None:
     assert known.selection("user", None) == "val" and known.selection("nobody", "coco") is None
 
 
-def test_results_without_a_seed_are_no_seeds(tmp_path: Path) -> None:
+def test_results_without_a_seed_are_not_seeds_of_one_row(tmp_path: Path) -> None:
     none = {"seed": None, "seedless_hash": None, "model": None, "select_on": "unknown"}
     for folder, content in (("a/out", "1"), ("b/out", "2")):
         run(tmp_path / folder, **none, scores="sims.npz", scores_sha256=content)
@@ -91,7 +91,7 @@ def test_results_without_a_seed_are_no_seeds(tmp_path: Path) -> None:
     assert len(row.runs) == 1 and row.mean("rsum")[1] is None
 
 
-def test_other_data_of_the_same_name_is_another_row(tmp_path: Path) -> None:
+def test_different_data_of_the_same_name_is_a_separate_row(tmp_path: Path) -> None:
     run(tmp_path / "a", **{"test/data_hash": "1", "test/precision": "fp32"})
     run(tmp_path / "b", **{"test/data_hash": "2", "test/precision": "fp32"})
     run(tmp_path / "c", **{"test/data_hash": "2", "test/precision": "bf16"})
@@ -107,7 +107,9 @@ def test_other_data_of_the_same_name_is_another_row(tmp_path: Path) -> None:
         ("f30k", ["ours - ALBEF 14M"]),
     ],
 )
-def test_training_data_pick_the_row(tmp_path: Path, trained: str | None, against: list) -> None:
+def test_training_data_select_the_published_counterpart(
+    tmp_path: Path, trained: str | None, against: list
+) -> None:
     stage = {"test/first_stage/i2t_r1": 80.0, "test/rerank_k": 128}
     f30k(tmp_path / "a", model="albef", official=True, trained_on=trained, **stage)
     table = only(tmp_path)
@@ -117,7 +119,7 @@ def test_training_data_pick_the_row(tmp_path: Path, trained: str | None, against
     assert asked == (trained is None)
 
 
-def test_what_does_not_compare_is_said(tmp_path: Path) -> None:
+def test_limits_of_a_comparison_are_noted(tmp_path: Path) -> None:
     more = {"data": "coco", "trained_on": "coco", "test/protocol": "coco_5k", "ensemble": 3}
     run(tmp_path / "a", **more, **{"test/n_captions": 25010})
     table = only(tmp_path)
@@ -131,7 +133,7 @@ def test_what_does_not_compare_is_said(tmp_path: Path) -> None:
     assert quoted.marks == "*†?" and quoted.trained == "coco"
 
 
-def test_cxc_eccv_and_classification_have_tables(tmp_path: Path) -> None:
+def test_tables_of_cxc_eccv_and_classification(tmp_path: Path) -> None:
     metrics = {f"{way}_{m}": 30.0 for way in ("i2t", "t2i") for m in ("map_at_r", "rprecision")}
     metrics |= {"i2t_r1": 70.0, "t2i_r1": 71.0}
     cxc = {f"{way}_r{k}": 50.0 for way in ("i2t", "t2i", "i2i", "t2t") for k in (1, 5, 10)}
@@ -178,7 +180,7 @@ def drawn(seed: int, depth: int | None, images: int = 20) -> Ranks:
     return Ranks(*values, depth)
 
 
-def test_ranks_behind_the_short_list_are_no_ranks(tmp_path: Path) -> None:
+def test_ranks_beyond_the_shortlist_are_unknown(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         log_of({"full": drawn(seed, 10)}).save(tmp_path / name, "test", {})
     back = read_queries(tmp_path / "a").ranks["full"]
@@ -193,7 +195,7 @@ def test_ranks_behind_the_short_list_are_no_ranks(tmp_path: Path) -> None:
     assert "i2t_rank" not in compare(tmp_path / "a", tmp_path / "b")[1]
 
 
-def test_runs_known_by_cxc_alone_can_be_compared(tmp_path: Path, capsys: Any) -> None:
+def test_runs_evaluated_only_with_cxc_can_be_compared(tmp_path: Path, capsys: Any) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         ranks = {"cxc": drawn(seed, None), "cxc/within": drawn(seed, None)}
         log_of(ranks).save(tmp_path / name, "test", {})
@@ -204,7 +206,7 @@ def test_runs_known_by_cxc_alone_can_be_compared(tmp_path: Path, capsys: Any) ->
     assert "protocol full (available: cxc)" in capsys.readouterr().err
 
 
-def test_every_row_has_its_intervals(tmp_path: Path) -> None:
+def test_every_row_has_intervals(tmp_path: Path) -> None:
     ranks = {name: drawn(seed, None) for seed, name in enumerate(("full", "cxc", "cxc/within"))}
     ranks |= {"first_stage/full": drawn(4, None)}
     run(

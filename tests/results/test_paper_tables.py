@@ -22,7 +22,7 @@ from itr.results.results_file import read_results, write_results
 from tests.results.synthetic_runs import run
 
 
-def test_published_sums_agree_with_their_parts():
+def test_published_sums_equal_their_recalls():
     known = load_published()
     for row in known.rows:
         parts = [*row.i2t, *row.t2i]
@@ -34,7 +34,7 @@ def test_published_sums_agree_with_their_parts():
     assert {row.model for row in known.rows} >= {"hrem", "user", "vse", "alip", "albef", "multisea"}
 
 
-def test_known_misprints_are_not_among_the_rows():
+def test_known_misprints_are_not_rows():
     rows = load_published().rows
     values = {(row.model, row.test, row.protocol, row.i2t, row.t2i) for row in rows}
     for wrong in (
@@ -56,7 +56,7 @@ def test_known_misprints_are_not_among_the_rows():
         ({"colour": "red"}, "row 1 has 'colour'; expected model, label"),
     ],
 )
-def test_a_row_that_cannot_stand_is_named(tmp_path: Path, change: dict, message: str):
+def test_an_invalid_row_is_named(tmp_path: Path, change: dict, message: str):
     content = yaml.safe_load(FILE.read_text())
     content["rows"][0] |= change
     (tmp_path / "published.yaml").write_text(yaml.safe_dump(content))
@@ -81,7 +81,7 @@ def test_seeds_share_a_row_and_other_configurations_do_not(tmp_path: Path):
     assert three.intervals["rsum"].value == pytest.approx(three.mean("rsum")[0])
 
 
-def test_a_later_evaluation_of_the_same_seed_replaces_it(tmp_path: Path):
+def test_a_later_evaluation_of_a_seed_replaces_the_earlier_one(tmp_path: Path):
     run(tmp_path / "a")
     results = {**read_results(tmp_path / "a"), "test/i2t_r1": 99.0}
     write_results(tmp_path / "b", results)
@@ -97,7 +97,7 @@ def f30k(folder: Path, **more: object) -> Path:
     return run(folder, **facts)
 
 
-def test_paper_against_ours_marks_what_is_not_comparable(tmp_path: Path):
+def test_rows_that_are_not_comparable_are_marked(tmp_path: Path):
     f30k(tmp_path / "val", select_on="val")
     f30k(tmp_path / "test", select_on="test", seedless_hash="bb")
     f30k(tmp_path / "many", ensemble=2, seedless_hash="cc")
@@ -108,7 +108,7 @@ def test_paper_against_ours_marks_what_is_not_comparable(tmp_path: Path):
     assert "†" in paper.marks and paper.selection == "test"
     deltas = [line for line in table.lines if line.kind == "delta"]
     ours = [line for line in table.lines if line.kind == "ours"]
-    # The ensemble has no printed ensemble to stand against: no difference is shown.
+    # There is no published ensemble to compare the ensemble with.
     assert len(ours) == 3 and len(deltas) == 2
     assert sorted(line.marks for line in deltas) == ["", "‡"]
     assert sorted(line.marks.rstrip("◆") for line in ours) == ["", "*", "†"]
@@ -127,7 +127,7 @@ def test_paper_against_ours_marks_what_is_not_comparable(tmp_path: Path):
     assert "chan" in str(paper_tables(rows, known, all_methods=True)).lower()
 
 
-def test_three_formats_hold_the_same_numbers(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_all_formats_contain_the_same_numbers(tmp_path: Path, capsys: pytest.CaptureFixture):
     f30k(tmp_path / "runs" / "a_b")
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
@@ -148,7 +148,7 @@ def test_three_formats_hold_the_same_numbers(tmp_path: Path, capsys: pytest.Capt
     assert all(line.count(" & ") == 11 and line.endswith(r"\\") for line in rows)
 
 
-def test_first_stage_and_extra_rows_are_named(tmp_path: Path):
+def test_first_stage_and_additional_rows_are_named(tmp_path: Path):
     more = {"test/first_stage/i2t_r1": 1.0, "test/first_stage/rsum": 6.0}
     more |= {"test/csls/coco_1k_5fold/rsum": 7.0}
     run(tmp_path / "a", **more)
@@ -164,7 +164,7 @@ def test_first_stage_and_extra_rows_are_named(tmp_path: Path):
     )
 
 
-def test_runs_that_are_not_there_say_what_to_type(tmp_path: Path, capsys):
+def test_missing_runs_are_an_error(tmp_path: Path, capsys):
     assert main([str(tmp_path / "none")]) == 2
     assert "none: no such folder" in capsys.readouterr().err
     assert main([str(tmp_path)]) == 2
@@ -181,7 +181,7 @@ def test_compare_two_runs(tmp_path: Path, capsys, monkeypatch):
     assert line[3] == f"{difference:+.2f}" and line[6] == "<0.001" and line[-1] == "*"
 
 
-def test_compare_refuses_what_is_not_the_same_queries(tmp_path: Path, capsys):
+def test_compare_refuses_different_queries(tmp_path: Path, capsys):
     a, b = run(tmp_path / "a"), run(tmp_path / "b", images=30)
     assert main(["compare", str(a), str(b)]) == 2
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""results.json and the tables made of it."""
+"""results.json and its tables for the terminal."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def results(split: str, r1: float, protocol: str = "coco_5k", **more: Any) -> di
 
 
 def text(table: Table) -> list[list[str]]:
-    """Words of each printed line, on a terminal of 80 columns."""
+    """Words of each printed line on a terminal with 80 columns."""
     console = Console(file=io.StringIO(), width=80)
     console.print(table)
     return [line.split() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
 
 
-def test_a_line_for_each_split_and_protocol():
+def test_one_line_per_split_and_protocol():
     fold = {
         f"coco_1k_5fold/{k}": v for k, v in results("", 60.0).items() if "_" in k or k == "rsum"
     }
@@ -50,7 +50,7 @@ def test_a_line_for_each_split_and_protocol():
     assert "val: 5000 images, 25000 captions, pessimistic ties".split() in lines
 
 
-def test_results_of_an_evaluator_alone_have_a_table_too():
+def test_table_of_an_evaluators_results():
     flat = {**results("", 40.0), "split": "dev"}
     lines = text(results_table(flat, ""))
     assert any(line[:3] == ["dev", "coco_5k", "40.0"] for line in lines)
@@ -63,7 +63,7 @@ def test_selection_on_the_test_split_is_marked():
         assert "TEST" in text(table)[-1]
 
 
-def test_one_line_a_run():
+def test_one_line_per_run():
     first = {**results("val", 50.0), **results("test", 41.0)}
     numbers = ["70.2", "80.0", "2"]
     lines = text(runs_table([("first-run", first), ("second-run", results("test", 42.0))]))
@@ -76,7 +76,7 @@ def test_one_line_a_run():
     assert any(line[:4] == ["second", "dev", "full", "42.0"] for line in lines)
 
 
-def test_results_come_back_as_written(tmp_path):
+def test_results_are_read_as_written(tmp_path):
     flat = {**results("test", 1 / 3), "recipe": None, "official": True}
     path = write_results(tmp_path / "new" / "run", flat)
     assert read_results(tmp_path / "new" / "run") == flat
@@ -86,7 +86,7 @@ def test_results_come_back_as_written(tmp_path):
     assert read_results(path.parent) == {"a": 1}
 
 
-def test_results_that_cannot_be_written_leave_the_old_ones(tmp_path):
+def test_failed_writes_keep_the_old_results(tmp_path):
     write_results(tmp_path, {"a": 1})
     with pytest.raises(TypeError):
         write_results(tmp_path, {"a": object()})
@@ -96,7 +96,7 @@ def test_results_that_cannot_be_written_leave_the_old_ones(tmp_path):
         write_results(tmp_path / "file" / "run", {"a": 1})
 
 
-def test_unreadable_results_say_what_to_type(tmp_path: Path):
+def test_missing_or_malformed_results_are_an_error(tmp_path: Path):
     with pytest.raises(DataError, match="results.json: no such file"):
         read_results(tmp_path)
     (tmp_path / "results.json").write_text('{"a":')

@@ -1,4 +1,4 @@
-"""itr gallery: what the page shows, that it needs nothing else, how it looks."""
+"""itr gallery: the content of the page, that it is self-contained, and its layout."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def pixel_page(of_pixels: Path) -> Path:
     return page_of(of_pixels)
 
 
-def test_the_page_is_one_well_formed_file_without_a_network(page: Path):
+def test_the_page_is_one_well_formed_self_contained_file(page: Path):
     text = page.read_text()
     found = Page(text)
     assert not found.open
@@ -102,14 +102,14 @@ def test_the_page_shows_the_worst_queries_with_their_ranks(page: Path, finished:
     assert saliency.OCCLUSION in words
 
 
-def test_words_from_the_data_cannot_break_the_page(finished: Path):
+def test_text_of_the_data_is_escaped(finished: Path):
     evaluated = open_run(finished)
     evaluated.captions = ["<script>alert(1)</script> & more"] * len(evaluated.captions)
     text = build_page(evaluated, count=2, heat=0)
     assert "<script" not in text and "&lt;script&gt;" in text
 
 
-def test_data_that_changed_since_is_refused(finished: Path, tmp_path: Path, capsys):
+def test_data_that_has_changed_is_refused(finished: Path, tmp_path: Path, capsys):
     copy = run(tmp_path / "other", images=7)
     log, facts = read_queries(copy), read_queries(finished).metadata
     log.save(copy, "test", facts)
@@ -121,7 +121,7 @@ def test_data_that_changed_since_is_refused(finished: Path, tmp_path: Path, caps
     assert "queries-test.npz: no such file" in capsys.readouterr().err
 
 
-def test_hubs_count_the_answers(finished: Path):
+def test_hubs_count_the_top_candidates(finished: Path):
     log = read_queries(finished)
     skewness, top = hubs(log, "t2i")
     times = [(log.top_candidates["t2i"].candidates == image).sum() for image in range(20)]
@@ -130,7 +130,7 @@ def test_hubs_count_the_answers(finished: Path):
     assert skewness == pytest.approx(np.mean(centred**3) / np.std(times) ** 3)
 
 
-def test_a_region_counts_as_much_as_the_score_loses_without_it(finished: Path):
+def test_the_saliency_of_a_region_is_the_drop_of_the_score(finished: Path):
     evaluated = open_run(finished)
     loaded = load_checkpoint(finished)
     model, tokenizer = loaded.model, loaded.tokenizer
@@ -168,7 +168,7 @@ def maps_text(model, tokenizer, caption: str, cache: Path) -> torch.Tensor:
 
 
 class Corner:
-    """A model that sees nothing but the top left of a picture."""
+    """A model that sees only the top left corner of an image."""
 
     heat = staticmethod(lambda images, texts: None)
 
@@ -180,7 +180,7 @@ class Corner:
         return Encoded(torch.ones(1, 3))
 
 
-def test_a_hidden_square_is_hot_where_the_model_looks():
+def test_occlusion_highlights_what_the_model_sees():
     pixels = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0)) + 0.5
     seen = saliency._saliency_map(Corner(), Batch(pixels=pixels), Batch())  # type: ignore[arg-type]
     assert seen.values.shape == (8, 8) and seen.values[0, 0] == seen.values.max() > 0
@@ -192,7 +192,7 @@ def test_a_hidden_square_is_hot_where_the_model_looks():
 
 
 @pytest.mark.parametrize("size", [(300, 100), (90, 160), (64, 64)])
-def test_a_map_lies_over_the_part_that_the_model_saw(size: tuple[int, int]):
+def test_a_map_covers_the_visible_area(size: tuple[int, int]):
     random = np.random.default_rng(0)
     coarse = Image.fromarray(random.integers(0, 255, (5, 9, 3), dtype=np.uint8))
     picture = coarse.resize(size, Image.Resampling.BICUBIC)
@@ -208,8 +208,8 @@ def test_a_map_lies_over_the_part_that_the_model_saw(size: tuple[int, int]):
     assert saliency.visible_area(picture, PixelView(size=48)).size == size
 
 
-def test_a_page_with_maps_over_pictures(of_pixels: Path, pixel_page: Path):
-    """Each caption's picture stands beside the same one under the model's own map."""
+def test_a_page_with_heat_maps_over_images(of_pixels: Path, pixel_page: Path):
+    """The image of each caption is shown without and with the model's heat map."""
     text = pixel_page.read_text()
     assert saliency.GRAD_CAM in text and "heat map of image" in text and 'class="bars"' not in text
     sources = re.findall(r'<div class="two"><img src="data:image/jpeg;base64,([^"]+)"[^>]*>'
@@ -220,7 +220,7 @@ def test_a_page_with_maps_over_pictures(of_pixels: Path, pixel_page: Path):
             np.asarray(Image.open(io.BytesIO(base64.b64decode(one))), dtype=float) for one in pair
         )
         assert plain.shape == hot.shape
-        assert 2 < np.abs(plain - hot).mean() < 200  # painted, and not painted over
+        assert 2 < np.abs(plain - hot).mean() < 200  # blended, but still visible
     evaluated, loaded = open_run(of_pixels), load_checkpoint(of_pixels)
     cache = Path(evaluated.data.cache)
     (seen,) = saliency.saliency_maps(
@@ -229,7 +229,7 @@ def test_a_page_with_maps_over_pictures(of_pixels: Path, pixel_page: Path):
     assert seen.values.shape == (4, 4) and seen.values.max() > 0
 
 
-def test_an_ensembles_page_says_why_it_has_no_maps(
+def test_the_page_of_an_ensemble_explains_why_it_has_no_maps(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(finished.parent)
@@ -245,10 +245,10 @@ def test_an_ensembles_page_says_why_it_has_no_maps(
     )
 
 
-def test_an_authors_file_is_looked_into_as_it_was_evaluated(
+def test_an_authors_checkpoint_is_opened_with_the_options_of_its_evaluation(
     finished: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Its tokenizer and heads are told on the command line of the evaluation, from its folder."""
+    """Its tokenizer and heads are options of the evaluation, relative to its working directory."""
     best = finished / "checkpoints" / "best.safetensors"
     assert official(["export", str(best), str(tmp_path / "model_best.pth")]) == 0
     words = load_checkpoint(finished).tokenizer.tokens
@@ -279,7 +279,7 @@ def test_an_authors_file_is_looked_into_as_it_was_evaluated(
 def test_the_page_in_a_real_browser(
     tmp_path: Path, name: str, kind: str, request: pytest.FixtureRequest
 ):
-    """Drawn without a network: every picture decodes, nothing sticks out at the side."""
+    """Rendered without a network: every image decodes, and nothing overflows the width."""
     assert CHROMIUM is not None
     width, page = WIDTHS[name], request.getfixturevalue(kind)
     probe = (

@@ -46,8 +46,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def records(folder: Path) -> list[Any]:
-    """Records of the one finished W&B run below ``folder``. Its writer is a process of its own,
-    which may be a moment behind: wait for the last record."""
+    """Records of the one finished W&B run below ``folder``. It is written by another
+    process, which may be late: wait for the last record."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         found = list(parse(next(folder.glob("wandb/offline-run-*/*.wandb")).read_bytes()))

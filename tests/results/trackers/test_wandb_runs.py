@@ -1,4 +1,4 @@
-"""An offline Weights & Biases run holds all that our own files hold, and gives the same table."""
+"""An offline Weights & Biases run contains everything in our files and gives the same table."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_every_key_of_the_configuration_is_in_the_run(finished: Path, record: li
     assert {key: found.get(key) for key in written} == json.loads(json.dumps(written))
 
 
-def test_the_hardest_queries_are_a_table_with_pictures(finished: Path, record: list[Any]):
+def test_the_hardest_queries_are_logged_as_a_table_with_images(finished: Path, record: list[Any]):
     told = {key.removeprefix(TABLE): v for key, v in summary_of(record).items() if TABLE in key}
     assert told["_type"] == "table-file" and told["ncols"] == len(COLUMNS)
     folder = next(finished.glob("wandb/offline-run-*/files"))
@@ -91,7 +91,9 @@ def test_the_hardest_queries_are_a_table_with_pictures(finished: Path, record: l
             assert max(opened.size) <= 160
 
 
-def test_the_table_from_the_service_is_the_table_from_the_files(finished: Path, record: list[Any]):
+def test_the_table_from_the_service_equals_the_table_from_the_files(
+    finished: Path, record: list[Any]
+):
     (ours,) = collect(find_results([finished]), resamples=0)
     found = from_run(finished.name, summary_of(record), config_of(record))
     (theirs,) = collect([found], resamples=0)
@@ -103,7 +105,7 @@ def test_the_table_from_the_service_is_the_table_from_the_files(finished: Path, 
     }
 
 
-def test_without_a_service_the_group_cannot_be_read(
+def test_an_unreachable_service_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -115,7 +117,7 @@ def test_without_a_service_the_group_cannot_be_read(
 
 
 class Service(BaseHTTPRequestHandler):
-    """Answers what the wandb package asks the service for, with ``server.runs``."""
+    """A fake W&B service that answers with ``server.runs``."""
 
     server: Any
 
@@ -137,7 +139,7 @@ class Service(BaseHTTPRequestHandler):
         self.wfile.write(out)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing on the screen."""
+        """Print nothing."""
 
 
 @contextmanager
@@ -164,7 +166,7 @@ def nested(summary: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_the_service_is_asked_for_the_finished_runs_of_a_group(
+def test_the_finished_runs_of_a_group_are_requested(
     finished: Path, record: list[Any], tmp_path: Path
 ):
     config = {key: {"value": value} for key, value in config_of(record).items()}
