@@ -19,6 +19,7 @@ COMMANDS: Commands = {
     "search": ("itr.jobs.embed_search_cli:search", "find the images that match a text"),
     "embed": ("itr.jobs.embed_search_cli:embed", "write embeddings of your images and texts"),
     "official": ("itr.official.__main__:main", "inspect, convert, export authors' checkpoints"),
+    "options": ("itr.help:main", "print every option (--markdown: docs/configuration.md)"),
     "losses": ("itr.jobs.losses_cli:main", "print which loss fits which model"),
     "completion": ("itr.completion:main", "print the completion script of bash, zsh or fish"),
 }

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from itr.errors import ConfigError, UserError
+from itr.errors import ConfigError, UserError, nearest
 
 USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit codes; the last two: 128 + the signal
 
@@ -90,8 +90,6 @@ def run_group(name: str, summary: str, commands: Commands, arguments: Sequence[s
         return 0 if arguments else USER_ERROR
     chosen = arguments[0]
     if chosen not in commands:
-        from itr.instantiate import nearest  # slow to import, and only this error needs it
-
         raise ConfigError(
             f"'{name} {chosen}': unknown command{nearest(chosen, commands)} (known: "
             f"{', '.join(commands)})"

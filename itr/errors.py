@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import difflib
+from collections.abc import Collection, Iterable
 
 
 def first_of(items: Collection[object], limit: int = 3, separator: str = ", ") -> str:
@@ -14,6 +15,20 @@ def first_of(items: Collection[object], limit: int = 3, separator: str = ", ") -
     listed = separator.join(str(item) for item, _ in zip(items, range(limit), strict=False))
     rest = len(items) - limit
     return f"{listed} and {rest:,} more" if rest > 0 else listed
+
+
+def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """A hint such as ``; nearest: epochs, max_steps`` (empty if no name is near)."""
+    options = sorted(set(known))
+    matches = difflib.get_close_matches(name, options, n=limit, cutoff=0.5)
+    if not matches:
+        leaf = name.rsplit(".", 1)[-1]
+        leaves: dict[str, list[str]] = {}
+        for option in options:
+            leaves.setdefault(option.rsplit(".", 1)[-1], []).append(option)
+        for close in difflib.get_close_matches(leaf, leaves, n=limit, cutoff=0.6):
+            matches.extend(leaves[close])
+    return f"; nearest: {', '.join(matches[:limit])}" if matches else ""
 
 
 class UserError(Exception):

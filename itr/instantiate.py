@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from itr import plugins
-from itr.errors import ConfigError
+from itr.errors import ConfigError, nearest
+from itr.options import bounds_of, faults
 
 RESERVED = ("_target_", "name")  # keys of a node that are not arguments
-
-
-def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
-    """A hint such as ``; nearest: epochs, max_steps`` (empty if nothing is near)."""
-    options = sorted(set(known))
-    found = difflib.get_close_matches(name, options, n=limit, cutoff=0.5)
-    if not found:
-        leaf = name.rsplit(".", 1)[-1]
-        leaves: dict[str, list[str]] = {}
-        for option in options:
-            leaves.setdefault(option.rsplit(".", 1)[-1], []).append(option)
-        for close in difflib.get_close_matches(leaf, leaves, n=limit, cutoff=0.6):
-            found.extend(leaves[close])
-    return f"; nearest: {', '.join(found[:limit])}" if found else ""
 
 
 def locate(target: str, where: str) -> Any:
@@ -60,33 +46,36 @@ def schema_of(function: Callable[..., Any]) -> type:
     """A dataclass with a field for each argument of ``function`` (its typed options)."""
     signature = inspect.signature(function)
     hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    fields: list[Any] = []
+    bounds, fields = bounds_of(function), []
     for parameter in signature.parameters.values():
         kind = hints.get(parameter.name, Any)
         if parameter.default is inspect.Parameter.empty:
             fields.append((parameter.name, kind, dataclasses.field(default="???")))
         else:
-            fields.append((parameter.name, kind, dataclasses.field(default=parameter.default)))
+            metadata = {"bounds": bounds[parameter.name]} if parameter.name in bounds else None
+            field = dataclasses.field(default=parameter.default, metadata=metadata)
+            fields.append((parameter.name, kind, field))
     return dataclasses.make_dataclass("Options", fields)
 
 
 def _unknown_keys(values: Mapping[str, Any], schema: type, where: str) -> list[str]:
     fields = {field.name: field for field in dataclasses.fields(schema)}
     hints = get_type_hints(schema)
-    faults = []
+    found = []
     for key, value in values.items():
         path = f"{where}.{key}" if where else str(key)
         if key not in fields:
-            faults.append(
+            found.append(
                 f"{path}: unknown key{nearest(str(key), fields)} (known: {', '.join(fields)})"
             )
         elif dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
-            faults.extend(_unknown_keys(value, hints[key], path))
-    return faults
+            found.extend(_unknown_keys(value, hints[key], path))
+    return found
 
 
 def check(node: Mapping[str, Any] | DictConfig, schema: type, where: str) -> Any:
-    """``node`` as an instance of the dataclass ``schema``, every key known and every value typed.
+    """``node`` as an instance of the dataclass ``schema``, every key known, every value typed and
+    within its bounds.
 
     Raises ConfigError that names the key, what was found and the nearest valid names.
     """
@@ -95,18 +84,22 @@ def check(node: Mapping[str, Any] | DictConfig, schema: type, where: str) -> Any
     values = {str(key): value for key, value in node.items() if key != "_target_"}
     if "name" not in {field.name for field in dataclasses.fields(schema)}:
         values.pop("name", None)
-    if faults := _unknown_keys(values, schema, where):
-        raise ConfigError("\n".join(faults))
+    if unknown := _unknown_keys(values, schema, where):
+        raise ConfigError("\n".join(unknown))
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), values)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
-            raise ConfigError(f"{where}.{missing[0]}: has no value; type {where}.{missing[0]}=...")
-        return OmegaConf.to_object(merged)
+            key = f"{where}.{missing[0]}".strip(".")
+            raise ConfigError(f"{key}: has no value; pass {key}=...")
+        checked = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
         path = f"{where}.{key}".strip(".")
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+    if out_of_bounds := faults(checked, where):
+        raise ConfigError("\n".join(out_of_bounds))
+    return checked
 
 
 def build(node: Mapping[str, Any], where: str) -> Any:

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from itr.options import configured, option
 
 DECODERS = ("torchvision", "pillow")
 
 
 @dataclass
+@configured("data/reading/default.yaml", "data.reading")
 class DataConfig:
     """Options of ``conf/data/<name>.yaml``."""
 
     name: str
     root: str
-    layout: str = "auto"  # how the files are laid out; auto: found by looking
-    splits: dict[str, str] = field(  # train, val, test -> names on disk; a+b: both
-        default_factory=lambda: {"train": "train", "val": "dev", "test": "test"}
-    )
-    protocols: list[str] = field(default_factory=list)  # how the test split is evaluated
-    max_dev_captions: int | None = None  # authors' habit: a split `dev` is cut to 5000; None: all
-    unique_captions: bool = False  # authors' habit: a caption that an image has twice counts once
-    images: str | None = None  # folder of the pictures; None: found beside the annotations
-    decoder: str = "torchvision"  # of pictures; pillow: the authors' arithmetic, slower
-    train: str | None = None  # a table of pairs: .csv, .tsv, .jsonl or .parquet
-    val: str | None = None  # None: held_out images of the training table
-    test: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)  # image, caption, ... -> a table's names
-    second_text: str | None = None  # other_caption, or a file image id, name or key -> caption;
-    # None: the synthetic captions that shards and tables hold
-    shards: str | None = None  # folder of .tar files, or DIR/{00000..01505}.tar; None: looked for
-    second_key: str = "synthetic_caption"  # of the .json members, or a table's column
-    held_out: float = 0  # where there is no val and test: samples of each (below 1: a share)
-    max_broken: float = 0.01  # share of broken pictures or samples at which a run stops
-    noise: float = 0.0  # share of the training pairs that are mismatched on purpose
-    noise_file: str | None = None  # .npy: the image of each caption; read, or written
-    cache: str = ".cache/itr"  # where token ids are kept
-    prepare: Any = None  # node of what makes the data set on first use
+    layout: str = option()
+    splits: dict[str, str] = option()
+    protocols: list[str] = option()
+    max_dev_captions: int | None = option(at_least=1)
+    unique_captions: bool = option()
+    images: str | None = option()
+    decoder: str = option(choices=DECODERS)
+    train: str | None = option()
+    val: str | None = option()
+    test: str | None = option()
+    columns: dict[str, str] | None = option()
+    second_text: str | None = option()
+    shards: str | None = option()
+    second_key: str = option()
+    held_out: float = option(at_least=0)
+    max_broken: float = option(at_least=0, at_most=1)
+    noise: float = option(at_least=0, at_most=1)
+    noise_file: str | None = option()
+    cache: str = option()
+    prepare: Any = option()

@@ -10,8 +10,7 @@ from typing import Protocol
 
 from itr.data.config import DataConfig
 from itr.data.records import Split
-from itr.errors import DataError, first_of
-from itr.instantiate import nearest
+from itr.errors import DataError, first_of, nearest
 
 MAX_LISTED = 12  # file names listed in a message
 FILE_PREFIXES = {"f30k": "flickr30k"}  # data.name -> name of the dataset in file names

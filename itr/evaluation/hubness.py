@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,34 +22,28 @@ from itr.evaluation.protocols import Protocol
 from itr.evaluation.ranks import Ranks
 from itr.evaluation.retrieval_set import RetrievalSet, Subset
 from itr.evaluation.score_tables import EmbeddingTable, Index, MeanTable, Rows, ScoreTable
-from itr.instantiate import nearest
+from itr.options import configured, faults, option
 
 log = logging.getLogger("itr")
 METHODS = ("inverted_softmax", "csls", "qb_norm")
 
 
 @dataclass
+@configured("eval.yaml", "hubness")
 class HubnessConfig:
     """Which rows to add, and their parameters (defaults: those of the papers, for cosines)."""
 
-    rows: list[str] = field(default_factory=list)  # of METHODS
-    beta: float = 20.0  # inverse temperature of inverted softmax and QB-Norm
-    k: int = 10  # neighbors in CSLS
-    bank_split: str | None = None  # split that provides the queries; None: the evaluated ones
-    bank_size: int = 5000  # number of images of that split, with their captions
+    rows: list[str] = option(choices=METHODS)
+    beta: float = option(above=0)
+    k: int = option(above=0)
+    bank_split: str | None = option()
+    bank_size: int = option(above=0)
 
 
 def check_hubness(config: HubnessConfig) -> None:
     """Raises ConfigError for an unknown row or an invalid number."""
-    for name in config.rows:
-        if name not in METHODS:
-            raise ConfigError(
-                f"hubness.rows: '{name}' is unknown{nearest(name, METHODS)}; expected some of "
-                f"{', '.join(METHODS)}"
-            )
-    for key, value in (("beta", config.beta), ("k", config.k), ("bank_size", config.bank_size)):
-        if value <= 0:
-            raise ConfigError(f"hubness.{key}: {value}; expected a number above 0")
+    if found := faults(config, "hubness"):
+        raise ConfigError("\n".join(found))
     if "qb_norm" in config.rows and config.bank_split is None:
         raise ConfigError(
             "hubness.rows: qb_norm needs a bank of other queries (with the evaluated queries it is "

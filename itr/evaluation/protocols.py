@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from itr.errors import ConfigError
-from itr.instantiate import nearest
+from itr.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)

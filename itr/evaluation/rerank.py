@@ -20,18 +20,20 @@ from itr.evaluation.retrieval_set import Subset
 from itr.evaluation.score_tables import EmbeddingTable
 from itr.evaluation.shortlists import Shortlist, ShortlistTable, nearest_candidates
 from itr.models.base import Encoded, RetrievalModel
+from itr.options import configured, option
 from itr.parallel import all_reduce_sum, rank, stop_all_ranks, world_size
 
 LENGTH_GROUPS = 8  # groups of captions of similar length
 
 
 @dataclass
+@configured("train.yaml", "rerank")
 class RerankConfig:
     """Re-ranking, for models with a second stage. Candidates beyond the ``k`` best rank last."""
 
-    enabled: bool | None = None  # None: if the model has a second stage
-    k: int = 128  # candidates per query; all of them if there are fewer
-    batch_size: int = 512  # pairs scored at a time; does not change the results
+    enabled: bool | None = option()
+    k: int = option()
+    batch_size: int = option(at_least=1)
 
 
 def check_rerank(config: RerankConfig, reranks: bool, model: str) -> None:
@@ -46,8 +48,6 @@ def check_rerank(config: RerankConfig, reranks: bool, model: str) -> None:
             f"rerank.k: {config.k}; expected at least {max(RECALLS)}, because R@{max(RECALLS)} "
             "needs that many ordered candidates"
         )
-    if config.batch_size < 1:
-        raise ConfigError(f"rerank.batch_size: {config.batch_size}; expected at least 1")
 
 
 def rerank(

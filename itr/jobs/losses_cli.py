@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from itr.command import command
-from itr.compose import CONF
+from itr.compose import CONF, compose
 from itr.errors import ConfigError
 from itr.instantiate import locate
 from itr.models import compatibility
@@ -75,12 +73,7 @@ def loss_choices(folders: Sequence[Path] = ()) -> tuple[str, ...]:
 
 def compose_model(model: str, folders: Sequence[Path] = ()) -> DictConfig:
     """The configuration of ``python train.py model=MODEL``, unresolved."""
-    GlobalHydra.instance().clear()
-    overrides = [f"model={model}"]
-    if folders:
-        overrides.append(f"hydra.searchpath=[{','.join(f'file://{f.resolve()}' for f in folders)}]")
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return hydra.compose("train", overrides=overrides)
+    return compose("train", [f"model={model}"], folders)
 
 
 def with_loss(config: DictConfig, choice: str, folders: Sequence[Path] = ()) -> dict[str, Any]:

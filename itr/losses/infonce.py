@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from itr.clock import Clock
 from itr.draws import Draws
-from itr.errors import ConfigError
 from itr.losses.score import ScoreLoss, Scores
+from itr.options import configured_arguments, option
 
 
 class InfoNCE(ScoreLoss):
@@ -27,16 +27,15 @@ class InfoNCE(ScoreLoss):
     uses_soft = True
     variants = ("use_model_scale=false", "learnable=true", "learnable=true use_model_scale=false")
 
+    @configured_arguments("loss/infonce.yaml", "loss.default")
     def __init__(
         self,
-        temperature: float = 0.07,
-        learnable: bool = False,
-        use_model_scale: bool = True,
-        max_scale: float = 100.0,
+        temperature: float = option(above=0),
+        learnable: bool = option(),
+        use_model_scale: bool = option(),
+        max_scale: float = option(above=0),
     ):
         super().__init__()
-        if temperature <= 0:
-            raise ConfigError(f"temperature={temperature}: expected a number > 0")
         log_scale = torch.tensor(-math.log(temperature))
         if learnable:
             self.log_scale: Tensor = nn.Parameter(log_scale)

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from itr.clock import Clock
 from itr.draws import Draws
-from itr.errors import ConfigError
 from itr.losses.score import ScoreLoss, Scores
+from itr.options import configured_arguments, option
 
 
 class Sigmoid(ScoreLoss):
@@ -26,16 +26,15 @@ class Sigmoid(ScoreLoss):
 
     variants = ("learnable=false", "use_model_scale=true", "learnable=false use_model_scale=true")
 
+    @configured_arguments("loss/sigmoid.yaml", "loss.default")
     def __init__(
         self,
-        temperature: float = 0.1,
-        bias: float = -10.0,
-        learnable: bool = True,
-        use_model_scale: bool = False,
+        temperature: float = option(above=0),
+        bias: float = option(),
+        learnable: bool = option(),
+        use_model_scale: bool = option(),
     ):
         super().__init__()
-        if temperature <= 0:
-            raise ConfigError(f"temperature={temperature}: expected a number > 0")
         self.uses_scale, self.learns_scale = use_model_scale, learnable
         for name, value in (("log_scale", -math.log(temperature)), ("bias", bias)):
             if learnable:

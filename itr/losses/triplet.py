@@ -13,6 +13,7 @@ from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError
 from itr.losses.score import ScoreLoss, Scores
+from itr.options import configured_arguments, option
 
 
 def matching_pairs(match: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -41,17 +42,16 @@ class DistanceWeightedTriplet(ScoreLoss):
     needs_cosine = True
     variants = ("exhausted=zero",)
 
+    @configured_arguments("loss/distance_triplet.yaml", "loss.default")
     def __init__(
         self,
-        margin: float = 0.2,
-        cutoff: float = 1.7,
-        floor: float = 0.5,
-        dimension: int = 512,
-        exhausted: str = "drop",
+        margin: float = option(),
+        cutoff: float = option(),
+        floor: float = option(above=0),
+        dimension: int = option(at_least=1),
+        exhausted: str = option(choices=("drop", "zero")),
     ):
         super().__init__()
-        if exhausted not in ("drop", "zero"):
-            raise ConfigError(f"exhausted={exhausted}: expected drop or zero")
         if not 0.0 < floor < cutoff:
             raise ConfigError(f"cutoff={cutoff}, floor={floor}: expected 0 < floor < cutoff")
         self.margin, self.cutoff, self.floor = margin, cutoff, floor
@@ -137,16 +137,15 @@ class Triplet(ScoreLoss):
 
     variants = ("negatives=sum", "negatives=hardest", "mask_same_image=false")
 
+    @configured_arguments("loss/triplet.yaml", "loss.default")
     def __init__(
         self,
-        margin: float = 0.2,
-        negatives: str = "hardest",
-        warmup_epochs: int = 1,
-        mask_same_image: bool = True,
+        margin: float = option(),
+        negatives: str = option(choices=("hardest", "sum", "warmup")),
+        warmup_epochs: int = option(at_least=0),
+        mask_same_image: bool = option(),
     ):
         super().__init__()
-        if negatives not in ("hardest", "sum", "warmup"):
-            raise ConfigError(f"negatives={negatives}: expected hardest, sum or warmup")
         self.margin, self.negatives = margin, negatives
         self.warmup_epochs, self.mask_same_image = warmup_epochs, mask_same_image
 

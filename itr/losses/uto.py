@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from itr.clock import Clock
 from itr.draws import Draws
-from itr.errors import ConfigError
 from itr.losses.score import ScoreLoss, Scores
+from itr.options import configured_arguments, option
 
 
 class UTO(ScoreLoss):
@@ -26,18 +26,15 @@ class UTO(ScoreLoss):
     needs_cosine = True
     variants = ("positive=drop", "mask_same_image=true")
 
+    @configured_arguments("loss/uto.yaml", "loss.default")
     def __init__(
         self,
-        mu: float = 90.0,
-        gamma: float = 0.5,
-        positive: str = "zero",
-        mask_same_image: bool = False,
+        mu: float = option(above=0),
+        gamma: float = option(),
+        positive: str = option(choices=("zero", "drop")),
+        mask_same_image: bool = option(),
     ):
         super().__init__()
-        if positive not in ("zero", "drop"):
-            raise ConfigError(f"positive={positive}: expected zero or drop")
-        if mu <= 0:
-            raise ConfigError(f"mu={mu}: expected a number > 0")
         self.mu, self.gamma = mu, gamma
         self.positive, self.mask_same_image = positive, mask_same_image
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +38,7 @@ from itr.models.base import (
 from itr.nn.clip.resnet import CLIPResNet
 from itr.nn.clip.towers import CLIPTextTransformer, CLIPVisionTransformer
 from itr.nn.position import resize_positions
+from itr.options import configured, option
 from itr.view import Facts, PixelView, TextView, View
 
 POSITIONS = "images.positional_embedding"
@@ -46,60 +47,63 @@ GATHER: dict[str, parallel.GatherGradient] = {"full": "full", "local": "local"}
 
 
 @dataclass
+@configured("model/alip.yaml", "model.image")
 class ALIPVisionConfig:
     """The image tower: a ViT, or CLIP's ResNet where ``depth`` is the blocks of four stages."""
 
-    size: int = 224  # pixels of a side
-    depth: Any = 12  # a number, or four
-    width: int = 768
-    patch: int | None = 32
-    head_width: int = 64
-    mlp_ratio: float = 4.0
+    size: int = option(at_least=1)
+    depth: Any = option()
+    width: int = option(at_least=1)
+    patch: int | None = option(at_least=1)
+    head_width: int = option()
+    mlp_ratio: float = option()
 
 
 @dataclass
+@configured("model/alip.yaml", "model.text")
 class ALIPTextConfig:
     """The text tower, shared by raw texts and captions."""
 
-    tokenizer: str = "openai/clip-vit-base-patch32"  # or "clip-from-captions"
-    vocabulary_size: int = 4000  # of a tokenizer built from the captions
-    max_positions: int = 77
-    width: int = 512
-    heads: int = 8
-    depth: int = 12
+    tokenizer: str = option()
+    vocabulary_size: int = option(at_least=1)
+    max_positions: int = option(at_least=1)
+    width: int = option(at_least=1)
+    heads: int = option(at_least=1)
+    depth: int = option(at_least=1)
 
 
 @dataclass
+@configured("model/alip.yaml", "model.gates")
 class GateConfig:
     """The gates; ``sample``, ``raw``, ``caption`` switch the three weights (Table 4)."""
 
-    momentum: float = 0.99  # of the running means
-    start: float = 1.0  # of the running means
-    gamma_sample: float = 2.0
-    gamma_pair: float = 2.0
-    sample: bool = True  # W_s
-    raw: bool = True  # W_t
-    caption: bool = True  # W_c
+    momentum: float = option(at_least=0, at_most=1)
+    start: float = option()
+    gamma_sample: float = option()
+    gamma_pair: float = option()
+    sample: bool = option()
+    raw: bool = option()
+    caption: bool = option()
 
 
 @dataclass
+@configured("model/alip.yaml", "model")
 class ALIPConfig:
     """Options of `ALIP`; the sizes are ViT-B/32's."""
 
-    pretrained: bool = False  # its towers are trained from random weights; others: `init`
-    init: str | None = None  # a checkpoint to start from; read by whoever builds the model
-    embed_size: int = 512
-    quick_gelu: bool = False  # true: the activation of OpenAI's own weights
-    temperature: float = 0.07  # at the start
-    # Least and largest share of a training image's area that is cut out.
-    crop_scale: list[float] = field(default_factory=lambda: [0.7, 1.0])
-    flip: bool = True  # mirror training images, whatever the texts say of left and right
-    prompt: str = "a photo of "  # before a caption in evaluation
-    gather_grad: str = "full"  # local: the authors' habit, 1/W of the towers' true gradient
-    decay_all: bool = False  # true: the authors' habit, weight decay on gains, biases, temperature
-    image: ALIPVisionConfig = field(default_factory=ALIPVisionConfig)
-    text: ALIPTextConfig = field(default_factory=ALIPTextConfig)
-    gates: GateConfig = field(default_factory=GateConfig)
+    pretrained: bool = option()
+    init: str | None = option()
+    embed_size: int = option(at_least=1)
+    quick_gelu: bool = option()
+    temperature: float = option(at_least=0.01, at_most=1)
+    crop_scale: list[float] = option(above=0, at_most=1)
+    flip: bool = option()
+    prompt: str = option()
+    gather_grad: str = option(choices=("full", "local"))
+    decay_all: bool = option()
+    image: ALIPVisionConfig = option()
+    text: ALIPTextConfig = option()
+    gates: GateConfig = option()
 
 
 # 3.2 The gates
@@ -187,10 +191,6 @@ class ALIP(RetrievalModel):
                 "model.pretrained=false, or start from OpenAI's CLIP with model.init=ViT-B-32.pt "
                 "model.quick_gelu=true"
             )
-        if config.gather_grad not in GATHER:
-            raise ConfigError(
-                f"model.gather_grad={config.gather_grad}: expected one of {', '.join(GATHER)}"
-            )
         if (
             len(config.crop_scale) != 2
             or not 0.0 < config.crop_scale[0] <= config.crop_scale[1] <= 1.0
@@ -199,12 +199,6 @@ class ALIP(RetrievalModel):
                 f"model.crop_scale={config.crop_scale}: expected the least and the largest "
                 "fraction of the image area, e.g. [0.7, 1.0]"
             )
-        if not 0.01 <= config.temperature <= 1.0:
-            raise ConfigError(
-                f"model.temperature={config.temperature}: expected 0.01 to 1, to which ALIP clamps"
-            )
-        if not 0.0 <= config.gates.momentum <= 1.0:
-            raise ConfigError(f"model.gates.momentum={config.gates.momentum}: expected 0 to 1")
 
     @classmethod
     def view_for(cls, config: ALIPConfig) -> View:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
+from itr.errors import ConfigError
+from itr.options import faults
 from itr.view import Facts, View
 
 
@@ -77,6 +79,8 @@ class RetrievalModel(nn.Module, ABC):
         self, config: Any, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
     ):
         super().__init__()
+        if found := faults(config, "model"):
+            raise ConfigError("\n".join(found))
         self.config = config
         self.slots = slots
         self.weights = dict(weights)

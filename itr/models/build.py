@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from itr import checkpoint
-from itr.errors import CheckpointError, ConfigError
-from itr.instantiate import build, check, locate, nearest
+from itr.errors import CheckpointError, ConfigError, nearest
+from itr.instantiate import build, check, locate
 from itr.losses.score import ScoreLoss
 from itr.models.base import RetrievalModel
 from itr.models.compatibility import judge

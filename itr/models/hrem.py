@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -36,48 +36,51 @@ from itr.nn.attention import TransformerLayer
 from itr.nn.bert.bert import TextConfig, bert_states, build_bert, with_loaded_sizes
 from itr.nn.pooling import l2_normalize, masked_mean, masked_top2_mean
 from itr.nn.region_layers import RegionMLP
+from itr.options import configured, option
 from itr.parallel import all_gather, world_size
 from itr.view import CaptionAugment, Facts, RegionView, TextView, View
 
 
 @dataclass
+@configured("model/hrem.yaml", "model.graph")
 class GraphConfig:
     """The graph over the instances of a batch (section 3.3 of the paper); training only."""
 
-    warmup: int | None = 8000  # steps before it is switched on; None: never
-    depth: int = 1
-    topk: int = 10
-    threshold: float = 0.5  # share of the batch that a node is connected with
-    mask_weight: float = 1.0  # lambda: relevance against attention
-    normalize_nodes: bool = True
-    sigma: float = 1.0
-    temperature: float = 1.0  # of the regulariser
-    scan_similarity: bool = True  # LeakyReLU and both normalisations of the fragment similarities
-    residual: bool = True  # add the mean fragment similarity to the learned relevance
-    mask_padded_regions: bool = False  # leave padded regions out of maxima, means and top-k
-    intra_connection: str = "intra"  # "cross": as the public code did until October 2023
+    warmup: int | None = option(at_least=0)
+    depth: int = option(at_least=1)
+    topk: int = option()
+    threshold: float = option(above=0, at_most=1)
+    mask_weight: float = option()
+    normalize_nodes: bool = option()
+    sigma: float = option(above=0)
+    temperature: float = option(above=0)
+    scan_similarity: bool = option()
+    residual: bool = option()
+    mask_padded_regions: bool = option()
+    intra_connection: str = option(choices=("intra", "cross"))
 
 
 @dataclass
+@configured("model/hrem.yaml", "model")
 class HREMConfig:
     """Options of `HREM`; the defaults are the paper's Flickr30K settings."""
 
-    pretrained: bool = True
-    init: str | None = None  # a checkpoint to start from; read by whoever builds the model
-    embed_size: int = 1024
-    heads: int = 16
-    dropout: float = 0.1
-    residual_weight: float = 0.8  # beta: pooled fragments against pooled related fragments
-    normalize_images: bool = True  # embeddings have unit length
-    normalize_texts: bool = True
-    region_drop: float = 0.2
-    caption_augment: bool = True
-    cutoff: float = 1.7  # read by conf/loss/hrem.yaml
-    bert_lr_factor: float = 0.1
-    graph_lr_factor: float = 1.0
-    shrinking_top2: bool = False  # the authors' pooling falls to top-1 after a sample of length 1
-    text: TextConfig = field(default_factory=TextConfig)
-    graph: GraphConfig = field(default_factory=GraphConfig)
+    pretrained: bool = option()
+    init: str | None = option()
+    embed_size: int = option(at_least=1)
+    heads: int = option(at_least=1)
+    dropout: float = option(at_least=0, below=1)
+    residual_weight: float = option()
+    normalize_images: bool = option()
+    normalize_texts: bool = option()
+    region_drop: float = option(at_least=0, below=1)
+    caption_augment: bool = option()
+    cutoff: float = option()
+    bert_lr_factor: float = option()
+    graph_lr_factor: float = option()
+    shrinking_top2: bool = option()
+    text: TextConfig = option()
+    graph: GraphConfig = option()
 
 
 class Instances(NamedTuple):
@@ -348,20 +351,11 @@ class HREM(RetrievalModel):
                 "HREM needs region features, but this dataset has none; choose a dataset with "
                 "region arrays, or a model that reads pixels"
             )
-        if graph.intra_connection not in ("intra", "cross"):
-            raise ConfigError(
-                f"model.graph.intra_connection={graph.intra_connection}: expected intra or cross"
-            )
         positions = self.config.text.max_positions
         if not 1 <= graph.topk <= positions:
             raise ConfigError(
                 f"model.graph.topk={graph.topk}: captions are padded to this length; expected 1 to "
                 f"{positions}, the positions of the text encoder"
-            )
-        if not 0.0 < graph.threshold <= 1.0:
-            raise ConfigError(
-                f"model.graph.threshold={graph.threshold}: expected a fraction of the batch in "
-                "(0, 1]"
             )
         if not self.uses_term("base") and (graph.warmup != 0 or self._graph_inactive(Clock())):
             raise ConfigError(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -47,6 +47,7 @@ from itr.nn.hard_negatives import (
 )
 from itr.nn.position import resize_positions
 from itr.nn.queue import FeatureQueue
+from itr.options import configured, option
 from itr.view import Facts, PixelView, TextView, View
 
 KINDS = ("text", "image")
@@ -58,28 +59,27 @@ TEMP_RANGE, ALPHA_RANGE = (0.1, 3.0), (0.2, 0.8)
 
 
 @dataclass
+@configured("model/multisea.yaml", "model")
 class MultiSEAConfig:
     """Options of `MultiSEA`; the defaults are the published ones."""
 
-    pretrained: bool = True
-    init: str | None = None  # a checkpoint to start from; read by whoever builds the model
-    embed_size: int = 768
-    text_padding: int = 40  # every caption is cut and padded to this: its padding is arithmetic
-    enhance: bool = True  # stage 2; false: raw projections go straight to the losses (ablation)
-    itm_depths: list[int] = field(default_factory=lambda: [2, 0])  # layers before the last
-    queue_size: int = 1000  # negatives of the contrastive loss beside the batch; 0: none
-    negatives: str = "all"  # all ranks' | local: candidates for the hard negatives
-    # Added to each candidate's share. Confident rows whose other shares underflow still have a
-    # negative, far below any other; more draws negatives more evenly.
-    negative_floor: float = 1e-12
-    distill: bool = False  # soft targets of the contrastive loss from its own scores
-    distill_weight: float = 0.4
-    encoder_lr_factor: float = 0.1
-    alpha_lr: float = 1e-4  # of their own, whatever optim.lr is
-    temperature_lr: float = 5e-4
-    image: CLIPConfig = field(default_factory=lambda: CLIPConfig(trained_layers=4))
-    text: RobertaTextConfig = field(default_factory=RobertaTextConfig)
-    aformer: AFormerConfig = field(default_factory=AFormerConfig)
+    pretrained: bool = option()
+    init: str | None = option()
+    embed_size: int = option(at_least=1)
+    text_padding: int = option(at_least=1)
+    enhance: bool = option()
+    itm_depths: list[int] = option()
+    queue_size: int = option(at_least=0)
+    negatives: str = option(choices=("all", "local"))
+    negative_floor: float = option(at_least=0)
+    distill: bool = option()
+    distill_weight: float = option(at_least=0, at_most=1)
+    encoder_lr_factor: float = option()
+    alpha_lr: float = option()
+    temperature_lr: float = option()
+    image: CLIPConfig = option()
+    text: RobertaTextConfig = option()
+    aformer: AFormerConfig = option()
 
 
 Gathered = tuple[Tensor, Tensor, Tensor]  # image feats, text feats and image ids of all ranks
@@ -182,12 +182,6 @@ class MultiSEA(RetrievalModel):
 
     def _check(self) -> None:
         config, text = self.config, self.config.text
-        if config.negatives not in ("all", "local"):
-            raise ConfigError(f"model.negatives={config.negatives}: expected all or local")
-        if config.queue_size < 0:
-            raise ConfigError(
-                f"model.queue_size={config.queue_size}: expected at least 0 (no queue)"
-            )
         layers = config.aformer.depth
         if not config.itm_depths or not all(0 <= d <= layers for d in config.itm_depths):
             raise ConfigError(

@@ -29,6 +29,7 @@ from itr.models.vse import VSE, VSEConfig
 from itr.nn.momentum import MomentumTwin, fill_momentum_weights
 from itr.nn.pooling import l2_normalize
 from itr.nn.queue import FeatureQueue
+from itr.options import configured, option
 from itr.parallel import all_gather
 from itr.view import Facts
 
@@ -37,17 +38,18 @@ PROJECTIONS = ("linear", "mlp", "none")
 
 
 @dataclass
+@configured("model/user.yaml", "model")
 class USERConfig(VSEConfig):
     """Options of `USER`; the defaults are the paper's Flickr30K settings."""
 
-    region_drop: float = 0.0
-    enhance: str = "sge"  # none | sge | cge | sge+cge (cge: not verifiable, our reading)
-    guide_projection: str = "linear"  # of the CLIP vectors: linear | mlp | none
-    regions: int = 36  # of every image: each slot has a normalisation of its own
-    enhance_dropout: float = 0.4
-    attention_scale: float = 1.0  # lambda of the attention on the global vector
-    queue_size: int = 2048
-    momentum: float = 0.999
+    region_drop: float = option(at_least=0, below=1)
+    enhance: str = option(choices=ENHANCEMENTS)
+    guide_projection: str = option(choices=PROJECTIONS)
+    regions: int = option(at_least=1)
+    enhance_dropout: float = option(at_least=0, below=1)
+    attention_scale: float = option()
+    queue_size: int = option()
+    momentum: float = option(at_least=0, at_most=1)
 
 
 # 3.2 Unified semantic enhancement
@@ -212,15 +214,6 @@ class USER(VSE):
     def _check(self) -> None:
         super()._check()
         config, facts = self.config, self.facts
-        if config.enhance not in ENHANCEMENTS:
-            raise ConfigError(
-                f"model.enhance={config.enhance}: expected one of {', '.join(ENHANCEMENTS)}"
-            )
-        if config.guide_projection not in PROJECTIONS:
-            raise ConfigError(
-                f"model.guide_projection={config.guide_projection}: expected one of "
-                f"{', '.join(PROJECTIONS)}"
-            )
         if config.queue_size < 1 and self.uses_term("queue"):
             raise ConfigError(
                 f"model.queue_size={config.queue_size}: expected at least 1; to train without a "

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from itr.nn.bert.bert import TextConfig, bert_states, build_bert, with_loaded_si
 from itr.nn.gpo import GPO
 from itr.nn.pooling import FirstTokenPool, MeanPool, l2_normalize
 from itr.nn.region_layers import RegionMLP
+from itr.options import configured, option
 from itr.parallel import all_gather, world_size
 from itr.view import CaptionAugment, Facts, RegionView, TextView, View
 
@@ -41,20 +42,21 @@ TEXT_POOLS = {**IMAGE_POOLS, "cls": FirstTokenPool}
 
 
 @dataclass
+@configured("model/vse.yaml", "model")
 class VSEConfig:
     """Options of `VSE`; the defaults are the authors' (region features, BERT)."""
 
-    pretrained: bool = True
-    init: str | None = None  # a checkpoint to start from; read by whoever builds the model
-    embed_size: int = 1024
-    normalize_images: bool = True
-    normalize_texts: bool = True
-    region_drop: float = 0.2
-    caption_augment: bool = True
-    bert_lr_factor: float = 0.1
-    image_pool: str = "gpo"  # gpo | mean (ablation)
-    text_pool: str = "gpo"  # gpo | mean | cls (ablation)
-    text: TextConfig = field(default_factory=TextConfig)
+    pretrained: bool = option()
+    init: str | None = option()
+    embed_size: int = option(at_least=1)
+    normalize_images: bool = option()
+    normalize_texts: bool = option()
+    region_drop: float = option(at_least=0, below=1)
+    caption_augment: bool = option()
+    bert_lr_factor: float = option()
+    image_pool: str = option(choices=("gpo", "mean"))
+    text_pool: str = option(choices=("gpo", "mean", "cls"))
+    text: TextConfig = option()
 
 
 class VSEImageEncoder(nn.Module):
@@ -126,13 +128,6 @@ class VSE(RetrievalModel):
                 f"{type(self).__name__} needs region features, but this dataset has none; choose a "
                 "dataset with region arrays, or a model that reads pixels"
             )
-        config = self.config
-        for key, pool, known in (
-            ("image_pool", config.image_pool, IMAGE_POOLS),
-            ("text_pool", config.text_pool, TEXT_POOLS),
-        ):
-            if pool not in known:
-                raise ConfigError(f"model.{key}={pool}: expected one of {', '.join(known)}")
 
     def enhancement(self) -> nn.Module | None:
         """The module that enhances regions before encoding; None here."""

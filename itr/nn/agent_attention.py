@@ -21,24 +21,26 @@ from torch.nn import functional as F
 
 from itr.errors import ConfigError
 from itr.nn.gated_feed_forward import GatedFeedForward, RMSNorm
+from itr.options import configured, option
 
 Modality = Literal["text", "image"]
 HIDDEN = torch.finfo(torch.float32).min  # added to the logits of masked rows; finite
 
 
 @dataclass
+@configured("model/multisea.yaml", "model.aformer")
 class AFormerConfig:
     """The A-Former (stages 2 and 3 of Multi-SEA)."""
 
-    depth: int = 4
-    heads: int = 12
-    mlp_ratio: float = 4.0
-    agents: int = 40  # 0: plain cross-attention (ablation)
-    gate: str = "cross"  # cross | double | single | none (ablation: BERT's GELU block)
-    activation: str = "hswish"  # hswish (clipped at 1, as the released weights need) | swish
-    beta: float = 1.0  # of swish
-    attention_dropout: float = 0.1
-    dropout: float = 0.1
+    depth: int = option(at_least=1)
+    heads: int = option(at_least=1)
+    mlp_ratio: float = option(above=0)
+    agents: int = option(at_least=0)
+    gate: str = option(choices=("cross", "double", "single", "none"))
+    activation: str = option(choices=("hswish", "swish"))
+    beta: float = option()
+    attention_dropout: float = option()
+    dropout: float = option()
 
 
 class AgentPlan(NamedTuple):

@@ -12,21 +12,23 @@ from torch import Tensor, nn
 
 from itr.errors import ConfigError
 from itr.nn.position import resize_positions
+from itr.options import configured, option
 
 POSITIONS = "pos_embed"  # [1, 1 + N, D], the class token first
 
 
 @dataclass
+@configured("model/albef.yaml", "model.image")
 class ImageConfig:
     """The vision transformer. ``name`` counts only with pre-trained weights."""
 
-    name: str = "deit_base_patch16_224.fb_in1k"  # a timm model, or DeiT's own file
-    size: int = 384
-    patch: int = 16
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_ratio: float = 4.0
+    name: str = option()
+    size: int = option(at_least=1)
+    patch: int = option(at_least=1)
+    width: int = option(at_least=1)
+    depth: int = option(at_least=1)
+    heads: int = option(at_least=1)
+    mlp_ratio: float = option(above=0)
 
 
 def random_vit(config: ImageConfig) -> VisionTransformer:

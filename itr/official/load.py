@@ -21,8 +21,7 @@ import itr.models
 import itr.official
 from itr import checkpoint
 from itr.data.text.tokenizer import Tokenizer
-from itr.errors import CheckpointError
-from itr.instantiate import nearest
+from itr.errors import CheckpointError, nearest
 from itr.models.base import RetrievalModel
 from itr.models.build import model_meta
 from itr.official.name_table import Imported, load_pickle

@@ -10,8 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from itr.command import INTERRUPTED, USER_ERROR, command
-from itr.errors import ConfigError
-from itr.instantiate import nearest
+from itr.errors import ConfigError, nearest
 from itr.jobs import run_dir
 from itr.sweep import optuna_search, run_files
 from itr.sweep.display import SweepDisplay

@@ -8,16 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from itr.compose import CONF
+from itr.compose import compose_values
 from itr.errors import ConfigError
 from itr.jobs import run_dir
-from itr.jobs.entry import explain
 from itr.sweep.spec import Sweep, SweepParameter, argument
 from itr.training.config import check_config
 
@@ -51,19 +44,8 @@ def compose(overrides: Sequence[str], where: str) -> dict[str, Any]:
 
     Raises ConfigError that begins with ``where`` and names the key and its nearest neighbors.
     """
-    GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            config = hydra.compose("train", overrides=list(overrides))
-        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except HydraException as error:
-        raise ConfigError(f"{where}: {explain(error, 'train', list(overrides))}") from error
-    except OmegaConfBaseException as error:
-        text = str(error).splitlines()[0]
-        raise ConfigError(f"{where}: {error.full_key or 'configuration'}: {text}") from error
-    assert isinstance(container, dict)
-    values = {str(key): value for key, value in container.items()}
-    try:
+        values = compose_values("train", overrides)
         check_config(values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error

@@ -12,8 +12,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from itr.errors import ConfigError
-from itr.instantiate import nearest
+from itr.errors import ConfigError, nearest
 
 KEYS = (
     "program",

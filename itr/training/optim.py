@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from itr.clock import Clock
 from itr.errors import ConfigError
 from itr.models.base import RetrievalModel
+from itr.options import configured, faults, option
 
 KINDS = ("constant", "step", "cosine", "linear", "onecycle", "warmup_cosine", "epoch_cosine")
 STAIR = 100  # updates between two steps of epoch_cosine's warm-up
 
 
 @dataclass
+@configured("optim/adamw.yaml", "optim.schedule")
 class ScheduleConfig:
     """``step``: times ``decay`` at each milestone; ``cosine`` and ``linear``: to 0 at the end;
     ``onecycle``: from ``start_factor`` up to 1 during the first ``rise_share`` of all updates, then
@@ -39,54 +41,41 @@ class ScheduleConfig:
     the end of that epoch cuts short (ALBEF's).
     """
 
-    kind: str = "step"
-    milestones: list[float] = field(default_factory=lambda: [15.0, 25.0])
-    decay: float = 0.1
-    unit: str = "epoch"
-    warmup_updates: int = 0
-    rise_share: float = 0.1
-    start_factor: float = 0.04
-    end_factor: float = 4e-6
-    cycle_beta1: list[float] | None = None
-    warmup_share: float = 0.0
-    cosine_cycles: float = 0.5
-    floor_total_updates: bool = False
+    kind: str = option(choices=KINDS)
+    milestones: list[float] = option()
+    decay: float = option()
+    unit: str = option(choices=("epoch", "update", "progress"))
+    warmup_updates: int = option(at_least=0)
+    rise_share: float = option(above=0, below=1)
+    start_factor: float = option()
+    end_factor: float = option()
+    cycle_beta1: list[float] | None = option()
+    warmup_share: float = option(at_least=0, below=1)
+    cosine_cycles: float = option()
+    floor_total_updates: bool = option()
 
 
 @dataclass
+@configured("optim/adamw.yaml", "optim")
 class OptimConfig:
     """AdamW (decoupled weight decay) and the clipping of the global gradient norm."""
 
-    name: str = "adamw"
-    lr: float = 5e-4
-    weight_decay: float = 1e-4
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
-    max_norm: float | None = 2.0
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    name: str = option(choices=("adamw",))
+    lr: float = option()
+    weight_decay: float = option()
+    betas: list[float] = option()
+    eps: float = option()
+    max_norm: float | None = option()
+    schedule: ScheduleConfig = option()
 
 
 def check_optim(config: OptimConfig) -> None:
     """Raises ConfigError for options that no code below knows."""
-    for key, value, known in (
-        ("optim.name", config.name, ("adamw",)),
-        ("optim.schedule.kind", config.schedule.kind, KINDS),
-        ("optim.schedule.unit", config.schedule.unit, ("epoch", "update", "progress")),
-    ):
-        if value not in known:
-            raise ConfigError(f"{key}: '{value}' is unknown; expected one of {', '.join(known)}")
+    if found := faults(config, "optim"):
+        raise ConfigError("\n".join(found))
     milestones = config.schedule.milestones
     if milestones != sorted(milestones):
         raise ConfigError(f"optim.schedule.milestones: {milestones} must be in rising order")
-    if not 0.0 < config.schedule.rise_share < 1.0:
-        raise ConfigError(
-            f"optim.schedule.rise_share: {config.schedule.rise_share} must lie between 0 and 1"
-        )
-    if not 0.0 <= config.schedule.warmup_share < 1.0:
-        raise ConfigError(
-            f"optim.schedule.warmup_share: {config.schedule.warmup_share}; expected from 0 to "
-            "below 1"
-        )
     cycle = config.schedule.cycle_beta1
     if cycle is not None and (len(cycle) != 2 or config.schedule.kind != "onecycle"):
         raise ConfigError(

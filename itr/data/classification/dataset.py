@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,24 @@ from itr.data.classification.prompts import DATASETS, SEED, ClassificationSpec
 from itr.data.config import DECODERS
 from itr.data.images.decode import decode, read_bytes
 from itr.data.images.transforms import Choices, check_view, normalize, transform
-from itr.errors import ConfigError, DataError, first_of
-from itr.instantiate import nearest
+from itr.errors import ConfigError, DataError, first_of, nearest
+from itr.options import configured, option
 from itr.view import PixelView
 
 FOLDER = "folder"
 
 
 @dataclass
+@configured("data/imagefolder.yaml", "data")
 class ClassificationConfig:
     """Options of ``data=imagefolder`` and ``data=torchvision``."""
 
     name: str
     root: str
-    set: str = FOLDER  # folder: <root>/<class>/<picture>; or one of the named sets
-    templates: list[str] = field(default_factory=list)  # empty: those of the named set
-    classes: str | None = None  # JSON: a list of names, or folder -> name; None: as on disk
-    decoder: str = "torchvision"
+    set: str = option()
+    templates: list[str] = option()
+    classes: str | None = option()
+    decoder: str = option(choices=DECODERS)
 
 
 class ClassificationDataset:

@@ -33,7 +33,7 @@ from itr.data.layouts.region_arrays import check_same_width
 from itr.data.layouts.registry import FINDERS, KINDS, ORDER, DataConfig, open_split
 from itr.data.records import Split
 from itr.data.text.tokenizer import open_tokenizer
-from itr.data.tools import compose
+from itr.data.tools import arguments as command_line
 from itr.errors import ConfigError, DataError, UserError
 from itr.view import View
 
@@ -101,22 +101,22 @@ def parse_options(arguments: Sequence[str]) -> CheckOptions:
     keys = [argument for argument in arguments if argument != "--json"]
     groups = {key.partition("=")[0] for key in keys}
     if "data" in groups or "model" in groups:
-        values = compose.compose(keys)
-        data = compose.data_config(values)
+        values = command_line.compose(keys)
+        data = command_line.data_config(values)
     else:
         values = {}
         dotted = dict(key.split("=", 1) for key in keys if key.startswith("data.") and "=" in key)
         if len(dotted) != len(keys):
             odd = next(key for key in keys if not key.startswith("data.") or "=" not in key)
             raise ConfigError(f"'{odd}': expected data.root=DIR, data=NAME, model=NAME or --json")
-        data = compose.plain_data(dotted)
+        data = command_line.plain_data(dotted)
     needs_root = data.shards is None and data.train is None
     if needs_root and not (data.root and Path(data.root).expanduser().is_dir()):
         raise ConfigError(f"data.root={data.root}: no such folder; pass data.root=DIR")
     return CheckOptions(
         data,
         name=data.name if "data" in groups else None,
-        view=compose.view_of(values) if "model" in groups else None,
+        view=command_line.view_of(values) if "model" in groups else None,
         as_json="--json" in arguments,
     )
 

@@ -138,7 +138,7 @@ def find(data: DataConfig) -> TableLayout | None:
         files, notes = dict(tables.by_split), tables.notes
         if "pairs" in files:
             files.setdefault("train", files.pop("pairs"))
-    options = (data.columns, data.second_key, data.held_out, data.images, data.decoder)
+    options = (data.columns or {}, data.second_key, data.held_out, data.images, data.decoder)
     return TableLayout(files.get("train", next(iter(files.values()))), files, *options, notes)
 
 

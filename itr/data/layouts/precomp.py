@@ -18,8 +18,7 @@ from itr.data.layout import OTHER_NAMES, LayoutSpec, data_root, file_prefixes, l
 from itr.data.layouts.precomp_ids import read_ids
 from itr.data.layouts.region_arrays import open_guides, open_regions, require_finite
 from itr.data.records import Record, Split
-from itr.errors import DataError
-from itr.instantiate import nearest
+from itr.errors import DataError, nearest
 
 IMS, CAPS, GUIDES = "_ims.npy", "_caps.txt", "_clip.npy"
 FOLDER_SUFFIX = "_precomp"

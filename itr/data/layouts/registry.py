@@ -11,20 +11,20 @@ import dataclasses
 import importlib
 import itertools
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from itr.data import layouts as package
-from itr.data.config import DECODERS, DataConfig
+from itr.data.config import DataConfig
 from itr.data.layout import Layout, LayoutSpec, data_root, list_folder
 from itr.data.layouts import precomp
 from itr.data.layouts.noisy_pairs import mismatch
 from itr.data.layouts.second_text_file import join_second
 from itr.data.layouts.shards import reader as shards
 from itr.data.records import OTHER_CAPTION, Record, Split
-from itr.errors import ConfigError, DataError
-from itr.instantiate import nearest
+from itr.errors import ConfigError, DataError, nearest
+from itr.options import faults
 from itr.plugins import layout_modules
 
 __all__ = ["KINDS", "LAYOUTS", "DataConfig", "find_layouts", "open_split", "require_enough_shards"]
@@ -203,27 +203,16 @@ def _with_second(data: DataConfig, split: Split) -> Split:
 
 
 def _check_options(data: DataConfig, kind: str) -> None:
-    choices: Mapping[str, tuple[Any, tuple[str, ...]]] = {
-        "layout": (data.layout, LAYOUTS),
-        "decoder": (data.decoder, DECODERS),
-    }
-    for key, (value, names) in choices.items():
-        if value not in names:
-            raise ConfigError(
-                f"data.{key}={value}: unknown{nearest(value, names)}; expected {' or '.join(names)}"
-            )
+    if found := faults(data, "data"):
+        raise ConfigError("\n".join(found))
+    if data.layout not in LAYOUTS:
+        raise ConfigError(
+            f"data.layout={data.layout}: unknown{nearest(data.layout, LAYOUTS)} (known: "
+            f"{', '.join(LAYOUTS)})"
+        )
     if data.layout != "auto" and KINDS[data.layout] != kind:
         fitting = [name for name, layout_kind in KINDS.items() if layout_kind == kind]
         raise ConfigError(
             f"data.layout={data.layout}: holds {KINDS[data.layout]}, but the model reads {kind}; "
             f"pass data.layout={fitting[0]} or data.layout=auto"
         )
-    if data.max_dev_captions is not None and data.max_dev_captions < 1:
-        raise ConfigError(
-            f"data.max_dev_captions={data.max_dev_captions}: expected null or at least 1"
-        )
-    for key, share in (("noise", data.noise), ("max_broken", data.max_broken)):
-        if not 0 <= share <= 1:
-            raise ConfigError(f"data.{key}={share:g}: expected a share from 0 to 1")
-    if data.held_out < 0:
-        raise ConfigError(f"data.held_out={data.held_out:g}: expected 0 or more")

@@ -17,8 +17,7 @@ from itr.data.text.cleaners import CLEANERS
 from itr.data.text.token_table import TokenTable
 from itr.data.text.tokenizer_backends import SPECIALS, STYLE_SPECIALS
 from itr.data.text.tokenizer_files import BytePairFiles, read_tokenizer_files
-from itr.errors import CheckpointError, ConfigError
-from itr.instantiate import nearest
+from itr.errors import CheckpointError, ConfigError, nearest
 from itr.view import TextView, View
 
 CHUNK = 100_000  # captions that are tokenized at a time

@@ -30,7 +30,7 @@ from itr.data.loading.second_text import open_second_texts
 from itr.data.records import Split
 from itr.data.text.token_cache import tokenize_cached
 from itr.data.text.tokenizer import open_tokenizer
-from itr.data.tools import compose
+from itr.data.tools import arguments as command_line
 from itr.errors import ConfigError
 from itr.view import View
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
         print(USAGE)
         return
     options, rest = _parse_options(arguments)
-    values = compose.compose(rest)
+    values = command_line.compose(rest)
     Console().print(measure(values, options))
 
 
@@ -93,7 +93,7 @@ def _parse_options(arguments: Sequence[str]) -> tuple[BenchOptions, list[str]]:
 
 def measure(values: dict[str, Any], options: BenchOptions) -> Table:
     """Measure the training split of a composed configuration; the table of results."""
-    data, view = compose.data_config(values), compose.view_of(values)
+    data, view = command_line.data_config(values), command_line.view_of(values)
     split = open_split(data, "train", view.kind, second=view.second_text is not None)
     loader = make_loader(split, view, data.cache, min(options.batch_size, split.n_images))
     torch.set_num_threads(1)

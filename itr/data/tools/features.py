@@ -28,8 +28,7 @@ from itr.data.loading.eval_batches import image_batches
 from itr.data.records import Record, Split
 from itr.data.tools.write_precomp import RegionSource, write_precomp
 from itr.data.tools.writers import WriteOptions
-from itr.errors import ConfigError, DataError, first_of
-from itr.instantiate import nearest
+from itr.errors import ConfigError, DataError, first_of, nearest
 from itr.view import PixelView, View
 
 DTYPES = {"fp16": np.float16, "fp32": np.float32}

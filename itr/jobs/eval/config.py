@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from itr.errors import ConfigError
 from itr.evaluation.hubness import HubnessConfig, check_hubness
+from itr.options import configured, option
 from itr.results.trackers.config import TrackerConfig
 from itr.training.config import PRECISIONS, TIES, RuntimeConfig, TaskConfig, check_workers
 
 
 @dataclass
+@configured("eval.yaml")
 class EvalConfig:
     """The keys of ``conf/eval.yaml``."""
 
@@ -23,22 +25,22 @@ class EvalConfig:
     loss: dict[str, Any]
     runtime: RuntimeConfig
     rerank: dict[str, Any]
-    task: TaskConfig = field(default_factory=TaskConfig)
-    hubness: HubnessConfig = field(default_factory=HubnessConfig)
-    checkpoint: Any = None
-    ensemble: bool = False
-    scores: str | None = None
-    trained_on: str | None = None
-    embeddings: str | None = None
-    split: str = "test"
-    protocol: Any = None
-    out: str | None = None
-    device: str = "auto"
-    devices: int = 1
-    tracker: TrackerConfig = field(default_factory=lambda: TrackerConfig(name="none"))
-    precision: str | None = None
-    tie_break: str | None = None
-    truncate_logits: bool = False
+    task: TaskConfig = option()
+    hubness: HubnessConfig = option()
+    checkpoint: Any = option()
+    ensemble: bool = option()
+    scores: str | None = option()
+    trained_on: str | None = option()
+    embeddings: str | None = option()
+    split: str = option()
+    protocol: Any = option()
+    out: str | None = option()
+    device: str = option()
+    devices: int = option(at_least=1)
+    tracker: TrackerConfig = option()
+    precision: str | None = option(choices=(None, *PRECISIONS))
+    tie_break: str | None = option(choices=(None, *TIES))
+    truncate_logits: bool = option()
 
     @property
     def checkpoints(self) -> list[str]:
@@ -74,13 +76,8 @@ def keep_typed_options(values: dict[str, Any], overrides: Iterable[str]) -> dict
 def check_options(config: EvalConfig) -> None:
     """Raises ConfigError for unknown values and for options that exclude each other."""
     check_workers(config.runtime.num_workers)
-    for key, value, known in (
-        ("precision", config.precision, PRECISIONS),
-        ("tie_break", config.tie_break, TIES),
-        ("task", config.task.name, ("retrieval", "zeroshot")),
-    ):
-        if value is not None and value not in known:
-            raise ConfigError(f"{key}: '{value}' is unknown; expected one of {', '.join(known)}")
+    if config.task.name not in ("retrieval", "zeroshot"):
+        raise ConfigError(f"task={config.task.name}: expected one of retrieval, zeroshot")
     _check_source(config)
     zeroshot, count = config.task.name == "zeroshot", len(config.checkpoints)
     if zeroshot and (count != 1 or config.embeddings or config.hubness.rows):
@@ -88,8 +85,6 @@ def check_options(config: EvalConfig) -> None:
             "task=zeroshot: evaluates one checkpoint; leave out scores, ensemble, embeddings and "
             "hubness.rows"
         )
-    if config.devices < 1:
-        raise ConfigError(f"devices={config.devices}: expected at least 1")
     if (zeroshot or config.scores) and config.devices > 1:
         raise ConfigError(
             f"devices={config.devices}: only retrieval with a checkpoint runs on several devices; "

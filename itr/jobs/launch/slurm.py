@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,10 +21,11 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from itr.command import print_error
+from itr.command import USER_ERROR
 from itr.errors import ConfigError, RankLost, Stopped, UserError
 from itr.instantiate import check
-from itr.jobs.entry import PREEMPTED, USER_ERROR
+from itr.jobs.entry import PREEMPTED, EntryPoint
+from itr.options import configured, option
 from itr.training.config import check_config
 from itr.training.signals import BEFORE_TRAINING
 
@@ -34,23 +35,24 @@ POLL_SECONDS = 2.0
 
 
 @dataclass
+@configured("hydra/launcher/slurm.yaml", "hydra.launcher")
 class SlurmConfig:
     """The keys of ``conf/hydra/launcher/slurm.yaml``."""
 
-    cluster: str = "slurm"
-    folder: str = ".cache/slurm"
-    hours: float = 24.0
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    cpus_per_task: int = 8
-    mem_gb: float | None = None
-    gpus: bool = True
-    signal_delay_s: int = 120
-    requeues: int = 100
-    wait: bool = True
-    extra: list[str] = field(default_factory=list)
+    cluster: str = option(choices=("slurm", "local"))
+    folder: str = option()
+    hours: float = option(above=0)
+    partition: str | None = option()
+    account: str | None = option()
+    qos: str | None = option()
+    constraint: str | None = option()
+    cpus_per_task: int = option(at_least=1)
+    mem_gb: float | None = option()
+    gpus: bool = option()
+    signal_delay_s: int = option()
+    requeues: int = option(at_least=0)
+    wait: bool = option()
+    extra: list[str] = option()
 
 
 @dataclass
@@ -134,8 +136,6 @@ def make_executor(config: SlurmConfig, nodes: int, devices: int, gpus: bool) -> 
         raise ConfigError(
             "hydra/launcher=slurm: submitit is not installed; run pip install -e '.[slurm]'"
         ) from error
-    if config.cluster not in ("slurm", "local"):
-        raise ConfigError(f"hydra.launcher.cluster: '{config.cluster}'; expected slurm or local")
     if config.cluster == "slurm" and shutil.which("srun") is None:
         raise ConfigError(
             "hydra/launcher=slurm: Slurm is not installed here (no srun on the PATH); log in to "
@@ -192,7 +192,7 @@ def job_of(config_name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 def submit_jobs(
     options: Mapping[str, Any],
     context: Any,
-    task: Any,
+    task: EntryPoint,
     config: DictConfig,
     job_overrides: Sequence[Sequence[str]],
 ) -> list[JobReturn]:
@@ -249,7 +249,10 @@ def _compose(
 
 
 def _collect(
-    jobs: Sequence[tuple[Any, str]], task: Any, job_overrides: list[list[str]], console: Console
+    jobs: Sequence[tuple[Any, str]],
+    task: EntryPoint,
+    job_overrides: list[list[str]],
+    console: Console,
 ) -> list[JobReturn]:
     try:
         while not all(job.done() for job, _ in jobs):
@@ -264,8 +267,7 @@ def _collect(
         results = _results(job)
         if "error" in results:
             message = f"{label}: {results['error']}"
-            task.failed.append(message)
-            print_error(message)
+            task.fail(message)
             returned.append(_returned(None, overrides))
         else:
             task.finished.append((str(results.get("run", job.job_id)), results))

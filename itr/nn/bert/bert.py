@@ -14,6 +14,7 @@ from transformers import AutoConfig, BertConfig, BertModel, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from itr.errors import ConfigError
+from itr.options import configured, option
 from itr.view import Facts
 
 disable_progress_bar()  # it would interfere with our progress bar
@@ -32,22 +33,23 @@ SIZES = {  # options that define the architecture: ours -> `BertConfig`
 
 
 @dataclass
+@configured("model/text/bert.yaml", "model.text")
 class TextConfig:
     """BERT. The sizes count only for random weights; pre-trained ones bring their own."""
 
-    name: str = "bert-base-uncased"  # Hugging Face name or local directory
-    tokenizer: str | None = None  # None: as `name`; "wordpiece": built from the training captions
-    vocabulary_size: int = 4000  # of a built tokenizer
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_width: int = 3072
-    max_positions: int = 512
-    token_types: int = 2
-    activation: str = "gelu"
-    layer_norm_eps: float = 1e-12
-    init_std: float = 0.02  # of random weights; narrow models learn sooner with more
-    dropout: float = 0.1
+    name: str = option()
+    tokenizer: str | None = option()
+    vocabulary_size: int = option(at_least=1)
+    width: int = option(at_least=1)
+    depth: int = option(at_least=1)
+    heads: int = option(at_least=1)
+    mlp_width: int = option(at_least=1)
+    max_positions: int = option(at_least=1)
+    token_types: int = option(at_least=1)
+    activation: str = option()
+    layer_norm_eps: float = option()
+    init_std: float = option(at_least=0)
+    dropout: float = option(at_least=0, below=1)
 
 
 def _options(dropout: float) -> dict[str, Any]:

@@ -20,13 +20,15 @@ from transformers import BertForMaskedLM, BertModel
 from itr.errors import ConfigError
 from itr.nn.bert.bert import TextConfig, random_bert
 from itr.nn.chunked import in_chunks
+from itr.options import configured, option
 
 
 @dataclass
+@configured("model/albef.yaml", "model.text")
 class FusionTextConfig(TextConfig):
     """BERT, whose layers from ``fusion_layer`` on also attend to the image."""
 
-    fusion_layer: int = 6
+    fusion_layer: int = option()
 
 
 KeysValues = tuple[Tensor, Tensor]  # [U, H, N, D / H] each

@@ -11,9 +11,11 @@ from transformers import AutoConfig, RobertaConfig, RobertaModel
 
 from itr.errors import ConfigError
 from itr.nn.bert.bert import TextConfig, library_sizes
+from itr.options import configured, option
 
 
 @dataclass
+@configured("model/text/roberta.yaml", "model.text")
 class RobertaTextConfig(TextConfig):
     """RoBERTa. The sizes count only for random weights; pre-trained ones bring their own.
 
@@ -22,11 +24,11 @@ class RobertaTextConfig(TextConfig):
     ``max_positions`` - ``pad_id`` - 1 ids.
     """
 
-    name: str = "roberta-base"
-    max_positions: int = 514
-    token_types: int = 1
-    layer_norm_eps: float = 1e-5
-    pad_id: int = 1
+    name: str = option()
+    max_positions: int = option()
+    token_types: int = option()
+    layer_norm_eps: float = option()
+    pad_id: int = option(at_least=0)
 
 
 def build_roberta(text: RobertaTextConfig, pretrained: bool, vocabulary: int) -> RobertaModel:

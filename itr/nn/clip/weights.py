@@ -19,6 +19,7 @@ from itr.errors import CheckpointError, ConfigError
 from itr.nn.clip.jit_archive import is_jit_archive, read_jit_archive
 from itr.nn.clip.towers import CLIPVisionTransformer
 from itr.nn.position import resize_positions
+from itr.options import configured, option
 
 HUGGING_FACE = (  # names of transformers -> OpenAI's
     ("embeddings.class_embedding", "class_embedding"),
@@ -36,16 +37,17 @@ HUGGING_FACE = (  # names of transformers -> OpenAI's
 
 
 @dataclass
+@configured("model/multisea.yaml", "model.image")
 class CLIPConfig:
     """CLIP's vision Transformer. The sizes except ``size`` count only for random weights."""
 
-    name: str = "openai/clip-vit-base-patch16"  # Hugging Face name, directory, or OpenAI's .pt file
-    size: int = 224
-    patch: int = 16
-    width: int = 768
-    depth: int = 11  # blocks that are kept: one less than a file has
-    head_width: int = 64
-    trained_layers: int | None = None  # of these, from the end on; what lies before them is frozen
+    name: str = option()
+    size: int = option(at_least=1)
+    patch: int = option(at_least=1)
+    width: int = option(at_least=1)
+    depth: int = option()
+    head_width: int = option(at_least=1)
+    trained_layers: int | None = option()
 
 
 def build_clip_vision(image: CLIPConfig, pretrained: bool) -> CLIPVisionTransformer:

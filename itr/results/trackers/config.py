@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from itr.errors import ConfigError
+from itr.options import configured, option
 
 NAMES = ("wandb", "none")
 MODES = ("auto", "online", "offline", "disabled")
 
 
 @dataclass
+@configured("tracker/wandb.yaml", "tracker")
 class TrackerConfig:
     """The keys of ``conf/tracker``.
 
@@ -18,17 +19,10 @@ class TrackerConfig:
     WANDB_MODE takes precedence over ``auto``.
     """
 
-    name: str = "wandb"
-    mode: str = "auto"
-    project: str = "itr"
-    entity: str | None = None
-    group: str | None = None  # None: <model>-<data>-<task>
-    tags: list[str] = field(default_factory=list)  # in addition to model, data, loss and task
-    notes: str | None = None
-
-    def __post_init__(self) -> None:
-        for key, value, known in (("name", self.name, NAMES), ("mode", self.mode, MODES)):
-            if value not in known:
-                raise ConfigError(
-                    f"tracker.{key}: '{value}' is unknown; expected one of {', '.join(known)}"
-                )
+    name: str = option(choices=NAMES)
+    mode: str = option(choices=MODES)
+    project: str = option()
+    entity: str | None = option()
+    group: str | None = option()
+    tags: list[str] = option()
+    notes: str | None = option()

@@ -1,30 +1,26 @@
-"""What ``data=... model=... key=value`` mean on a command line of the data side."""
+"""Reads ``data=NAME model=NAME KEY=VALUE`` on the command lines of the data commands."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from itr.compose import CONF
+from itr.compose import compose_values
 from itr.data.layouts.registry import DataConfig
-from itr.errors import ConfigError
-from itr.instantiate import build, check, locate, nearest
-from itr.plugins import conf_folders, trust_targets
+from itr.errors import ConfigError, nearest
+from itr.instantiate import build, check, locate
+from itr.plugins import trust_targets
 from itr.view import View
 
 GROUPS = ("data", "model", "task", "recipe", "runtime")
 
 
 def compose(arguments: Sequence[str]) -> dict[str, Any]:
-    """What `train.py` would make of ``arguments``: groups by Hydra, then keys with a dot.
+    """The configuration that `train.py` would compose from ``arguments``.
 
-    Raises ConfigError for an argument that is no key=value, or a group, option or key unknown.
+    Raises ConfigError for an argument that is not KEY=VALUE, or an unknown group, option or key.
     """
     for argument in arguments:
         key, equals, _ = argument.partition("=")
@@ -33,29 +29,7 @@ def compose(arguments: Sequence[str]) -> dict[str, Any]:
                 f"'{argument}': expected {', '.join(f'{group}=NAME' for group in GROUPS)} or a key "
                 f"such as data.root=DIR{nearest(key, GROUPS)}"
             )
-    groups = [argument for argument in arguments if "." not in argument.partition("=")[0]]
-    for argument in groups:
-        _require_option(*argument.split("=", 1))
-    GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            config = hydra.compose("train", overrides=groups)
-        keys = OmegaConf.from_dotlist([a for a in arguments if a not in groups])
-        values = OmegaConf.to_container(OmegaConf.merge(config, keys), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
-
-
-def _require_option(group: str, option: str) -> None:
-    folders = [CONF, *conf_folders().values()]
-    known = [path.stem for folder in folders for path in (folder / group).glob("*.yaml")]
-    if option not in known:
-        raise ConfigError(
-            f"{group}={option}: no such option{nearest(option, known)} (options: "
-            f"{', '.join(sorted(known))})"
-        )
+    return compose_values("train", list(arguments), require_values=False)
 
 
 def data_config(values: dict[str, Any]) -> DataConfig:
