@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar, cast, get_args, get_type_hints
 
 import yaml
 
-from itr.errors import ConfigError
+from itr.errors import ConfigError, nearest
 
 CONF = Path(__file__).resolve().parent / "conf"
 MISSING = "???"  # a value that the user must pass
@@ -236,7 +236,7 @@ def _field(
     node: Mapping[str, Any], key: str, kind: Any, metadata: Mapping[str, Any], name: str, where: str
 ) -> Any:
     if key not in node:
-        if hasattr(kind, "__configured__"):  # a node of another group
+        if dataclasses.is_dataclass(kind):  # a node of another group
             return dataclasses.field(default_factory=kind, metadata=metadata)
         raise TypeError(f"{where}: conf/{name} has no key {key}")
     value = _literal(node[key])
@@ -339,5 +339,8 @@ def faults(values: Any, where: str = "") -> list[str]:
 
 def fault_message(path: str, value: Any, bounds: Bounds) -> str:
     """What is wrong with ``path=value`` and what was expected."""
-    shown = "null" if value is None else f"{value:g}" if isinstance(value, float) else value
-    return f"{path}={shown}: expected {bounds.expected()}"
+    items = value if isinstance(value, list | tuple) else [value]
+    wrong = next((item for item in items if bounds.fault(item)), value)
+    shown = "null" if wrong is None else f"{wrong:g}" if isinstance(wrong, float) else wrong
+    hint = nearest(str(wrong), map(str, bounds.choices)) if bounds.choices else ""
+    return f"{path}={shown}: expected {bounds.expected()}{hint}"

@@ -125,5 +125,4 @@ def known_keys(name: str, arguments: Sequence[str]) -> Iterator[str]:
             if (folder / group / f"{choices.get(group)}.yaml").is_file():
                 yield from read(f"{group}/{choices[group]}.yaml", folder).keys
     if name == "eval":
-        for key in read("data/reading/default.yaml").keys:
-            yield key.replace("data.reading.", "data.")
+        yield from read("data/table.yaml").keys  # every dataset has its keys

@@ -75,12 +75,11 @@ class TaskConfig:
 
 
 @dataclass
-@configured("train.yaml", "recipe.loss")
 class RecipeLossConfig:
     """What a recipe sets of its method's own loss, which reads it from here (``conf/loss``):
     another loss has other options. None: the paper's."""
 
-    mu: float | None = option()
+    mu: float | None = None  # of USER's UTO
 
 
 @dataclass

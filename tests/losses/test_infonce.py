@@ -126,5 +126,5 @@ def test_a_batch_of_one_image_gives_no_nan() -> None:
 
 
 def test_bad_temperature() -> None:
-    with pytest.raises(ConfigError, match="temperature=0: .*> 0"):
+    with pytest.raises(ConfigError, match="temperature=0"):
         InfoNCE(temperature=0)

@@ -213,10 +213,13 @@ def test_the_positive_can_be_in_any_column():
 @pytest.mark.parametrize(
     ("node", "words"),
     [
-        ({"_target_": "itr.losses.triplet.Triplet", "negatives": "hard"}, "hardest, sum or warmup"),
+        (
+            {"_target_": "itr.losses.triplet.Triplet", "negatives": "hard"},
+            "negatives=hard.*hardest, sum, warmup",
+        ),
         (
             {"_target_": "itr.losses.triplet.DistanceWeightedTriplet", "exhausted": "x"},
-            "drop or zero",
+            "exhausted=x.*drop, zero",
         ),
         ({"_target_": "itr.losses.triplet.DistanceWeightedTriplet", "cutoff": 0.4}, "cutoff=0.4"),
         ({"_target_": "itr.losses.triplet.Triplet", "marign": 0.4}, "nearest: margin"),

@@ -340,10 +340,10 @@ def test_bad_batches(given: Batch, message: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.gather_grad=none", "model.gather_grad=none: expected one of full, local"),
-        ("model.temperature=0.001", r"model.temperature=0.001: expected 0.01 to 1"),
+        ("model.gather_grad=none", "model.gather_grad=none: .*full, local"),
+        ("model.temperature=0.001", "model.temperature=0.001: .*0.01"),
         ("model.crop_scale=[0.9,0.5]", r"model.crop_scale=\[0.9, 0.5\]"),
-        ("model.gates.momentum=1.5", "model.gates.momentum=1.5: expected 0 to 1"),
+        ("model.gates.momentum=1.5", "model.gates.momentum=1.5: .*at most 1"),
         ("model.image.size=20", "model.image.size=20: .*model.image.patch=8"),
         ("model.text.heads=5", "heads=5: .*64"),
         ("model.image.patch=null", "model.image.patch"),
