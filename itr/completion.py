@@ -10,7 +10,6 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from itr.cli import COMMANDS
 from itr.command import command
@@ -103,17 +102,18 @@ def hydra_candidates(config_name: str, words: Sequence[str]) -> list[str]:
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         plugin = DefaultCompletionPlugin(GlobalHydra.instance().config_loader())
         matches = plugin._query(config_name=config_name, line=line)
-    return [*matches, *_nested_options(CONF, words[-1])]
+    return [*matches, *_nested_options(words[-1])]
 
 
-def _nested_options(conf: Path, word: str) -> list[str]:
+def _nested_options(word: str) -> list[str]:
     """Options in sub-folders of a group, which Hydra omits: ``experiment=alip_gates/all``."""
     group, equals, _ = word.partition("=")
-    if not equals or not (conf / group).is_dir():
+    if not equals:
         return []
-    files = (path.relative_to(conf / group) for path in (conf / group).glob("*/**/*.yaml"))
-    options = (f"{group}={file.with_suffix('').as_posix()}" for file in files)
-    return sorted(option for option in options if option.startswith(word))
+    from itr.override_errors import options
+
+    nested = (f"{group}={option}" for option in options(group) if "/" in option)
+    return sorted(option for option in nested if option.startswith(word))
 
 
 def _search_path(match: re.Match[str]) -> str:

@@ -251,4 +251,5 @@ def main(arguments: Sequence[str]) -> None:
     if "--markdown" in arguments:
         print(markdown(), end="")
         return
+    print("usage: itr options [--markdown]\n")
     print(help_text("train", ()), help_text("eval", ()), sep="\n\n")

@@ -111,15 +111,6 @@ def test_multirun_trains_one_run_a_loss(world: Path, tmp_path: Path) -> None:
     assert all(run.name[:20] in table for run in runs), table
 
 
-def test_help_names_groups_options_and_commands() -> None:
-    done = call_here("train.py", "--help")
-    assert done.returncode == 0
-    for group, option in (("model", "hrem"), ("data", "scenes"), ("loss", "infonce")):
-        (line,) = [row for row in done.stdout.splitlines() if row.startswith(f"{group}: ")]
-        assert option in line.split(": ")[1].split(", ")
-    assert done.stdout.count("python train.py") + done.stdout.count("python eval.py") >= 5
-
-
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -128,7 +119,7 @@ def test_help_names_groups_options_and_commands() -> None:
         (["data.root=/a,b"], "'data.root=\"/a,b\"'"),
         (["data.root=/a{b"], "'data.root=\"/a{b\"'"),
         (["data.root=/a=b"], "'data.root=\"/a=b\"'"),
-        (["nonsense"], "expected key=value"),
+        (["nonsense"], "expected KEY=VALUE"),
         (["data=f30k", "data.root=/nowhere"], "data.root"),
         (["loss.slots.itc=1"], "itc"),
     ],

@@ -312,7 +312,7 @@ def test_summary_statistic(key, best):
 
 
 def test_unknown_options_list_the_known_ones():
-    with pytest.raises(ConfigError, match="tracker.mode: 'on' .*auto"):
+    with pytest.raises(ConfigError, match="tracker.mode=on: .*auto"):
         check({"mode": "on"}, TrackerConfig, "tracker")
-    with pytest.raises(ConfigError, match="tracker.name: 'tb' .*wandb"):
+    with pytest.raises(ConfigError, match="tracker.name=tb: .*wandb"):
         check({"name": "tb"}, TrackerConfig, "tracker")
