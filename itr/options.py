@@ -237,7 +237,7 @@ def _field(
 ) -> Any:
     if key not in node:
         if dataclasses.is_dataclass(kind):  # a node of another group
-            return dataclasses.field(default_factory=kind, metadata=metadata)
+            return dataclasses.field(default_factory=cast(Any, kind), metadata=metadata)
         raise TypeError(f"{where}: conf/{name} has no key {key}")
     value = _literal(node[key])
     if value == MISSING:
