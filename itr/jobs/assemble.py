@@ -73,6 +73,18 @@ def prepare_data(data: DataConfig) -> DataConfig:
     return dataclasses.replace(data, root=str(root), prepare=None)
 
 
+def rerank_warnings(evaluator: Evaluator, model: RetrievalModel) -> list[str]:
+    """A warning if ``rerank.k`` exceeds the number of candidates of a query."""
+    data, k = evaluator.data, evaluator.rerank.k
+    if not evaluator.reranks(model) or k <= min(data.n_images, data.n_captions):
+        return []
+    return [
+        f"rerank.k={k}: {data.source} has {data.n_images} images and {data.n_captions} captions; "
+        f"{min(k, data.n_captions)} captions per image and {min(k, data.n_images)} images per "
+        "caption are re-ranked"
+    ]
+
+
 def _assemble(config: TrainConfig, values: Mapping[str, Any]) -> RunComponents:
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
@@ -119,7 +131,10 @@ def _assemble(config: TrainConfig, values: Mapping[str, Any]) -> RunComponents:
         precision=precision,
         messages=messages,
         manifest={name: fingerprint.describe(split) for name, split in splits.items()},
-        warnings=broken_image_warnings(splits["train"], broken),
+        warnings=[
+            *broken_image_warnings(splits["train"], broken),
+            *(line for e in evaluators.values() for line in rerank_warnings(e, model)),
+        ],
     )
 
 

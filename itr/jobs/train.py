@@ -16,7 +16,7 @@ from itr.jobs.assemble import RunComponents, assemble_run, prepare_data
 from itr.jobs.launch.workers import launch
 from itr.jobs.query_files import save_queries
 from itr.jobs.recipe_notes import departures, precision_line
-from itr.jobs.run_results import RunIdentity, RunResults, SelectedCheckpoint
+from itr.jobs.training_results import RunIdentity, SelectedCheckpoint, TrainingResults
 from itr.models import compatibility
 from itr.models.build import model_meta
 from itr.plugins import trusts_configuration
@@ -114,7 +114,7 @@ class TrainingJob:
                         tracker.preempt()
                     raise
             parts = self.components
-            results = RunResults(
+            results = TrainingResults(
                 RunIdentity.of(
                     self.config, self.values, self.folder, parts.precision, parts.manifest
                 ),

@@ -118,6 +118,16 @@ def test_two_processes_share_eval_and_its_second_stage(matcher: Path, tmp_path: 
     assert (tmp_path / "kept.safetensors").is_file()
 
 
+def test_a_short_list_longer_than_the_split_is_reported(
+    matcher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluate(compose("eval", [f"checkpoint={matcher}", "device=cpu", "rerank.k=50"]))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "rerank.k=50" in printed and "20 images per caption" in printed
+    assert found["test/rerank_k"] == 50  # of the 100 captions of each image
+    assert "rerank.k" not in (matcher / "train.log").read_text()  # 12 of 20 images
+
+
 def test_what_processes_cannot_share_is_refused(tmp_path: Path) -> None:
     for more in (["scores=sims.npz"], ["checkpoint=a", "task=zeroshot"]):
         with pytest.raises(ConfigError, match="devices=2"):

@@ -10,11 +10,18 @@ from typing import Any, NamedTuple
 
 from itr.data.text.tokenizer_backends import STYLE_SPECIALS, WORD_END
 from itr.errors import ConfigError
+from itr.hub import local_or_hub
 
 NAMES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"  # the format of OpenAI's CLIP repository
 CLIP_MERGES = 49152 - 256 - 2  # lines to read, after a header line
 CLIP_PACKAGE = "open_clip"  # module of the package open_clip_torch, which contains the file
+
+REMEDY = (
+    f"pass {CLIP_PACKAGE} for the CLIP vocabulary of that package, or model.pretrained=false with "
+    "model.text.tokenizer=wordpiece (clip-from-captions, roberta-from-captions) for random weights "
+    "and a tokenizer learned from the captions"
+)
 
 
 class WordPieceFiles(NamedTuple):
@@ -140,30 +147,32 @@ def _packaged() -> Path:
 
 def _contents(name_or_dir: str, folder: Path) -> dict[str, bytes]:
     """The existing tokenizer files of a directory or hub repository: name -> content."""
+    if not folder.is_dir():
+        folder = Path(_local_or_hub(name_or_dir))
     if folder.is_dir():
         return {name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()}
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError
 
-    contents, offline, reason = {}, False, ""
+    contents, reason = {}, ""
     for name in NAMES:
         try:
-            path = hf_hub_download(name_or_dir, name, local_files_only=offline)
-            contents[name] = Path(path).read_bytes()
-        except LocalEntryNotFoundError as error:  # no network, and not in the cache
-            offline, reason = True, str(error).splitlines()[0]
+            contents[name] = Path(hf_hub_download(name_or_dir, name)).read_bytes()
         except EntryNotFoundError:
             pass  # the repository has no such file
-        except (OSError, ValueError) as error:  # no such repository, or not a valid name
-            reason = str(error).splitlines()[0]
+        except (OSError, ValueError) as error:  # no such repository, or no connection
+            reason = f" ({str(error).splitlines()[0]})"
             break
     if not contents:
         raise ConfigError(
-            f"tokenizer '{name_or_dir}': no such directory, and not available from the Hugging "
-            f"Face hub ({reason}). Pass a directory that contains its files ({', '.join(NAMES)} or "
-            f"{CLIP_FILE}), or {CLIP_PACKAGE} for the CLIP vocabulary of that package. To train "
-            "from random weights with a tokenizer learned from the captions, pass "
-            "model.pretrained=false and model.text.tokenizer=wordpiece (clip-from-captions for a "
-            "CLIP, roberta-from-captions for a RoBERTa)"
+            f"model.text.tokenizer={name_or_dir}: the hub has no tokenizer of this name{reason}; "
+            f"{REMEDY}"
         )
     return contents
+
+
+def _local_or_hub(name: str) -> str:
+    try:
+        return local_or_hub(name, "model.text.tokenizer", NAMES)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or {REMEDY}") from error

@@ -27,7 +27,7 @@ from itr.evaluation.ranks import Ranks
 from itr.evaluation.rerank import Progress, RerankConfig
 from itr.evaluation.score_tables import EmbeddingTable, MeanTable, ScoreTable
 from itr.instantiate import check
-from itr.jobs.assemble import prepare_data
+from itr.jobs.assemble import prepare_data, rerank_warnings
 from itr.jobs.eval.config import EvalConfig
 from itr.jobs.eval.outcome import EvaluatedCheckpoints, EvaluationOutcome
 from itr.jobs.eval.tracking import tracking_enabled
@@ -67,6 +67,8 @@ def evaluate_checkpoints(config: EvalConfig, console: Console) -> EvaluationOutc
         loaded.origin |= {} if config.trained_on is None else {"trained_on": config.trained_on}
         with parallel.rank0_first():  # rank 0 makes what is cached; the others read it
             evaluator = make_evaluator(config, loaded, config.split, device)
+        for line in rerank_warnings(evaluator, loaded.model):
+            log.warning("%s", line)
         with ProgressDisplay(console, 0, training=False) as display:
             member = _encode(config, loaded, evaluator, display.evaluation)
             members.append(member)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, BertConfig, BertModel, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from itr.errors import ConfigError
+from itr.hub import local_or_hub
 from itr.options import configured, option
 from itr.view import Facts
 
@@ -74,7 +75,8 @@ def load_bert(
         if Path(name).expanduser().is_dir():
             raise _unusable(name, error) from error
     try:
-        return _load(name, dropout, architecture, local_files_only=False)
+        source = local_or_hub(name, "model.text.name")
+        return _load(source, dropout, architecture, local_files_only=False)
     except OSError as error:
         raise _unusable(name, error) from error
 

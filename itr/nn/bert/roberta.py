@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, RobertaConfig, RobertaModel
 
 from itr.errors import ConfigError
+from itr.hub import local_or_hub
 from itr.nn.bert.bert import TextConfig, library_sizes
 from itr.options import configured, option
 
@@ -65,12 +66,13 @@ def _load(text: RobertaTextConfig, options: dict[str, Any]) -> RobertaModel:
             "pretrained weights; pass model.pretrained=false, or leave model.text.tokenizer=null"
         )
     try:
-        kind = AutoConfig.from_pretrained(text.name).model_type
+        source = local_or_hub(text.name, "model.text.name")
+        kind = AutoConfig.from_pretrained(source).model_type
         if kind != "roberta":
             raise ConfigError(
                 f"model.text.name={text.name}: it is a '{kind}'; expected a 'roberta'; {remedy}"
             )
-        return RobertaModel.from_pretrained(text.name, dtype=torch.float32, **options)
+        return RobertaModel.from_pretrained(source, dtype=torch.float32, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import CLIPVisionModel
 
 from itr.errors import CheckpointError, ConfigError
+from itr.hub import local_or_hub
 from itr.nn.clip.jit_archive import is_jit_archive, read_jit_archive
 from itr.nn.clip.towers import CLIPVisionTransformer
 from itr.nn.position import resize_positions
@@ -152,7 +153,7 @@ def _from_file(path: Path) -> dict[str, Tensor]:
 
 def _from_hub(name: str) -> dict[str, Tensor]:
     try:
-        state = CLIPVisionModel.from_pretrained(name).state_dict()
+        state = CLIPVisionModel.from_pretrained(local_or_hub(name, "model.image.name")).state_dict()
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

@@ -79,7 +79,7 @@ class SelectedCheckpoint:
 
 
 @dataclass
-class RunResults:
+class TrainingResults:
     """Everything that a finished run reports."""
 
     identity: RunIdentity
