@@ -236,7 +236,7 @@ def _field(
     node: Mapping[str, Any], key: str, kind: Any, metadata: Mapping[str, Any], name: str, where: str
 ) -> Any:
     if key not in node:
-        if dataclasses.is_dataclass(kind):  # a node of another group
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):  # a node of another group
             return dataclasses.field(default_factory=cast(Any, kind), metadata=metadata)
         raise TypeError(f"{where}: conf/{name} has no key {key}")
     value = _literal(node[key])
