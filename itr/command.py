@@ -47,7 +47,7 @@ def command(function: Function) -> Command:
 def run(function: Function, arguments: Sequence[str] | None = None) -> int:
     """Call ``function(arguments)`` and return its exit code.
 
-    A UserError is printed without a traceback (2). An interrupt ends the command no_sync (130), and
+    A UserError is printed without a traceback (2). An interrupt ends it quietly (130), and
     so does a reader that closed the standard output, as ``| head`` does (141).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
