@@ -218,6 +218,17 @@ class PlainCrossAttention(MultiHeadAttention):
         return self.project_out(query_rows, self.attend(queries, memory, memory_mask))
 
 
+class CrossInputs(NamedTuple):
+    """What P pairs of one layer's query rows attend to."""
+
+    memory: Memory  # keys and values of N items
+    chosen: Tensor  # [P] int64 item of each pair
+    mask: Tensor | None  # [P, K] bool
+    plan: AgentPlan | None
+    first_only: bool = False  # only row 0 of the output is needed
+    queries: PairRows | None = None  # set if self-attention is the same in all pairs of an item
+
+
 class Expert(nn.Module):
     """The expert of one modality in a layer: self-attention, cross-attention (only if fused),
     feed-forward."""
@@ -234,6 +245,37 @@ class Expert(nn.Module):
         self.attention = ExpertSelfAttention(*attention)
         self.cross = cross(*attention)
         self.feedforward = feedforward
+
+    def forward(self, x: Tensor, mask: Tensor | None, cross: CrossInputs | None = None) -> Tensor:
+        """[P, L, D] -> [P, L, D], without cross-attention if ``cross`` is None; [P, 1, D] if
+        ``cross.first_only``.
+
+        One call per layer, so that activation checkpointing and compilation cover all of it.
+        """
+        if cross is None:
+            return self.feedforward(self.attention(x, mask))
+        memory, plan = cross.memory.of(cross.chosen), cross.plan
+        if cross.first_only:
+            x, mask, plan = self._rows_for_first(x, mask, plan)
+        elif cross.queries is not None:
+            embeds, item_mask, chosen = cross.queries
+            x = self.attention(embeds, item_mask).index_select(0, chosen)
+        else:
+            x = self.attention(x, mask)
+        x = self.cross(x, mask, memory, cross.mask, plan, cross.first_only)
+        return self.feedforward(x)
+
+    def _rows_for_first(
+        self, x: Tensor, mask: Tensor | None, plan: AgentPlan | None
+    ) -> tuple[Tensor, Tensor | None, AgentPlan | None]:
+        """Self-attention output of the rows that row 0 needs, their mask and plan."""
+        if plan is None:
+            return self.attention(x, mask), mask, None
+        rows, row_plan = plan.needed()
+        if len(rows) >= x.shape[1]:
+            return self.attention(x, mask), mask, plan
+        row_mask = None if mask is None else mask.index_select(1, rows)
+        return self.attention(x, mask, rows), row_mask, row_plan
 
 
 class AFormer(nn.Module):
@@ -268,7 +310,7 @@ class AFormer(nn.Module):
         """Without cross-attention: [N, L, D] -> the input and the output of each layer."""
         states = [x]
         for expert in self.experts(kind):
-            x = expert.feedforward(expert.attention(x, mask))
+            x = expert(x, mask)
             states.append(x)
         return states
 
@@ -302,32 +344,12 @@ class AFormer(nn.Module):
         layers: Iterable[Memory] = memories or (e.cross.memory(others.embeds) for e in experts)
         for expert, memory in zip(experts, layers, strict=True):
             last = first_only and expert is experts[-1]
-            memory = memory.of(others.chosen)
-            row_mask, row_plan = mask, plan
-            if last:
-                x, row_mask, row_plan = self._last_rows(expert, x, mask, plan)
-            elif expert is experts[0] and not self.training:
-                # Without dropout, the first self-attention of an item is the same in all its pairs.
-                x = expert.attention(queries.embeds, queries.mask).index_select(0, queries.chosen)
-            else:
-                x = expert.attention(x, mask)
-            x = expert.cross(x, row_mask, memory, other_mask, row_plan, last)
-            x = expert.feedforward(x)
+            # Without dropout, the first self-attention of an item is the same in all its pairs.
+            shared = queries if expert is experts[0] and not self.training else None
+            cross = CrossInputs(memory, others.chosen, other_mask, plan, last, shared)
+            x = expert(x, mask, cross)
             states.append(x)
         return states
-
-    def _last_rows(
-        self, expert: Expert, x: Tensor, mask: Tensor | None, plan: AgentPlan | None
-    ) -> tuple[Tensor, Tensor | None, AgentPlan | None]:
-        """Self-attention output of the rows that row 0 of the last layer needs, their mask and
-        plan."""
-        if plan is None:
-            return expert.attention(x, mask), mask, None
-        rows, row_plan = plan.needed()
-        if len(rows) >= x.shape[1]:
-            return expert.attention(x, mask), mask, plan
-        row_mask = None if mask is None else mask.index_select(1, rows)
-        return expert.attention(x, mask, rows), row_mask, row_plan
 
 
 def first_rows_at_depths(states: Sequence[Tensor], depths: Sequence[int]) -> Tensor:

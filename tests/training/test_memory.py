@@ -140,6 +140,23 @@ def saved_bytes(model: torch.nn.Module, forward: Callable[[], Any]) -> int:
     return sum(storages.values())
 
 
+@pytest.mark.parametrize("model", sorted(SIZES))
+def test_every_recomputed_block_is_called_and_keeps_less(model: str, world: Path) -> None:
+    """A block whose parts are called one by one is neither recomputed nor compiled."""
+    parts = parts_of(model, world, *TERMS.get(model, ()))
+    blocks = encoder_blocks(parts.model.train())
+    batch, clock, called = next(iter(parts.loader.epoch(0))), clock_of(parts), set()
+    for name, block in blocks.items():
+        block.register_forward_hook(lambda *_, name=name: called.add(name))
+    parts.model.before_step(clock)
+    plain = saved_bytes(parts.model, lambda: parts.model(batch, clock, Draws()))
+    checkpoint_activations(parts.model)
+    called.clear()
+    recomputed = saved_bytes(parts.model, lambda: parts.model(batch, clock, Draws()))
+    assert called == set(blocks)
+    assert recomputed < (0.5 if model == "multisea" else 1.0) * plain
+
+
 @pytest.mark.parametrize("model", ["alip", "albef", "multisea"])
 def test_gradient_caching_keeps_few_activations(model: str, world: Path) -> None:
     """At its largest, one chunk in the encoders or the loss of the whole batch."""
