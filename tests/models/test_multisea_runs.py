@@ -88,7 +88,7 @@ def test_both_stages_are_evaluated_again_from_the_checkpoint(trained: Path) -> N
     # A correction for hubs is of the first stage, and no row beside re-ranked ones.
     assert "test/first_stage/hubness_csls/rsum" in again and "test/hubness_csls/rsum" not in again
     log = read_queries(trained)
-    assert log.ranks["full"].depth == 12 and log.more["first_stage/full"].depth is None
+    assert log.ranks["full"].depth == 12 and log.extra_ranks["first_stage/full"].depth is None
     for key in ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10"):
         assert again[f"test/{key}"] == pytest.approx(results[f"test/{key}"])
         assert first[f"test/{key}"] == pytest.approx(results[f"test/first_stage/{key}"])
