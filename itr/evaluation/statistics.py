@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from itr.errors import DataError
 from itr.evaluation.metrics import RECALLS
@@ -247,6 +246,8 @@ def _mean_ranks(a: Ranks, b: Ranks, text_to_image: np.ndarray) -> dict[str, Pair
         difference, owner = (second - first)[is_query], owner[is_query]
         sums = np.bincount(owner, weights=difference, minlength=len(a.i2t))
         sums = sums[sums != 0]
+        from scipy import stats  # slow to import; only comparisons need it
+
         p = float(stats.wilcoxon(sums).pvalue) if len(sums) else 1.0
         tests[f"{direction}_rank"] = PairedTest(
             float(first[is_query].mean()),

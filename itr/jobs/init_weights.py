@@ -14,7 +14,6 @@ from itr.data.text.tokenizer import Tokenizer
 from itr.errors import CheckpointError, first_of
 from itr.models.base import RetrievalModel
 from itr.models.build import model_config
-from itr.nn.bert.bert import SIZES
 from itr.official.load import importer_of, recognize
 from itr.official.name_table import SHOWN, extra_options, listed
 from itr.training.checkpointing import resolve_checkpoint
@@ -23,7 +22,10 @@ from itr.view import Facts
 QUEUE_IDS = "_queue.ids"  # image ids of queued features, which belong to another dataset
 # Sizes of pretrained encoders in a model node.
 ENCODER_SIZES = {
-    "text": (*SIZES, "pad_id", "fusion_layer"),
+    "text": (
+        "width depth heads mlp_width max_positions token_types activation layer_norm_eps init_std "
+        "pad_id fusion_layer"
+    ).split(),
     "image": "patch width depth heads head_width mlp_ratio".split(),
 }
 

@@ -7,16 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from itr.command import command
 from itr.errors import TrainingError
-from itr.results.collect import StoredRun, collect, find_results
-from itr.results.compare import compare, comparison_table
-from itr.results.export import to_csv, to_latex, to_markdown
-from itr.results.paper_tables import paper_tables
-from itr.results.published import load_published
-from itr.results.wandb_runs import runs_of_group
 
 PROG = "itr results"
 FORMATS = {"markdown": "results.md", "latex": "results.tex", "csv": "results.csv"}
@@ -97,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compare(options: argparse.Namespace) -> None:
+    from rich.console import Console  # imported here, so that --help answers at once
+
+    from itr.results.compare import compare, comparison_table
+
     protocol, tests = compare(options.a, options.b, options.split, options.protocol)
     names = str(options.a), str(options.b)
     Console().print(comparison_table(f"{options.split}, {protocol}", names, tests))
@@ -105,6 +101,12 @@ def _compare(options: argparse.Namespace) -> None:
 def _table(options: argparse.Namespace) -> None:
     if not options.runs and not options.wandb:
         options.parser.error("pass run directories, a folder of runs, or --wandb GROUP")
+    from itr.results.collect import StoredRun, collect, find_results
+    from itr.results.export import to_csv, to_latex, to_markdown
+    from itr.results.paper_tables import paper_tables
+    from itr.results.published import load_published
+    from itr.results.wandb_runs import runs_of_group
+
     runs: list[StoredRun] = find_results(options.runs) if options.runs else []
     if options.wandb:
         runs += runs_of_group(options.project, options.wandb)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 from itr.data.records import Slice
 from itr.errors import DataError
@@ -69,6 +68,8 @@ def decode(data: bytes, name: str, decoder: str = "torchvision", alpha: bool = F
 
 def _torchvision(data: bytes) -> Tensor | None:
     """The image decoded by torchvision; None where its pixels would differ from PIL's."""
+    from torchvision.io import ImageReadMode, decode_jpeg, decode_png  # slow to import
+
     if data.startswith(JPEG):
         image = decode_jpeg(_tensor(data), mode=ImageReadMode.UNCHANGED)
         return None if image.shape[0] == 4 else image.expand(3, -1, -1)  # 4: CMYK

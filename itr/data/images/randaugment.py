@@ -6,16 +6,27 @@ of 15 bits), which the authors' code calls: written out here, the numbers need n
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 Operation = tuple[str, float]  # name, signed argument
 Matrix = tuple[float, float, float, float, float, float]  # 2 x 3, row by row
+
+
+@functools.cache
+def torchvision_functional() -> Any:
+    """torchvision's functional transforms, imported on first use: it takes more than a second, and
+    models of region features never need it."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
+
 
 FILL = 128  # gray outside the image
 ONES = 1 | 1 << 20 | 1 << 40  # a 1 in each of three lanes
@@ -93,8 +104,8 @@ def apply_operations(
 
 PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "Identity": lambda image: image,
-    "AutoContrast": F.autocontrast,
-    "Equalize": F.equalize,
+    "AutoContrast": lambda image: torchvision_functional().autocontrast(image),
+    "Equalize": lambda image: torchvision_functional().equalize(image),
 }
 
 

@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from itr.data.images.randaugment import (
     Operation,
@@ -23,6 +21,7 @@ from itr.data.images.randaugment import (
     apply_operations,
     draw_operations,
     grouped,
+    torchvision_functional,
 )
 from itr.errors import ConfigError
 from itr.view import PixelView
@@ -31,8 +30,8 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 RESIZES = ("squash", "shortest", "random_crop")
 MODES = {
-    "bicubic": (InterpolationMode.BICUBIC, Image.Resampling.BICUBIC),
-    "bilinear": (InterpolationMode.BILINEAR, Image.Resampling.BILINEAR),
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
 }
 ATTEMPTS = 10  # random crops that are tried before the center crop is used
 DRAWS = 4 * ATTEMPTS + 7  # uniform numbers per image
@@ -99,7 +98,7 @@ def transform(image: Tensor, view: PixelView, choices: Choices, decoder: str) ->
     ``decoder`` selects the library that resizes.
     """
     if choices.box is not None:
-        image = F.crop(image, *choices.box)
+        image = torchvision_functional().crop(image, *choices.box)
     image = _resize(image, view, decoder)
     if choices.flip:
         image = image.flip(-1)
@@ -149,21 +148,25 @@ def _resize(image: Tensor, view: PixelView, decoder: str) -> Tensor:
         return _resample(image, size, size, view.interpolation, decoder)
     short, long = sorted((height, width))
     if long > MAX_ASPECT_RATIO * short:
-        image = F.center_crop(
+        image = torchvision_functional().center_crop(
             image, [min(side, MAX_ASPECT_RATIO * short) for side in (height, width)]
         )
         (height, width), long = image.shape[-2:], MAX_ASPECT_RATIO * short
     long = int(size * long / short)
     h, w = (size, long) if height <= width else (long, size)
     image = _resample(image, h, w, view.interpolation, decoder)
-    return F.crop(image, round((h - size) / 2), round((w - size) / 2), size, size)
+    return torchvision_functional().crop(
+        image, round((h - size) / 2), round((w - size) / 2), size, size
+    )
 
 
 def _resample(image: Tensor, height: int, width: int, mode: str, decoder: str) -> Tensor:
     """Resize to uint8 [3, height, width]; a fourth channel is alpha and weighs the others."""
-    tensor_mode, pil_mode = MODES[mode]
     if decoder == "torchvision" and image.shape[0] == 3:
-        return F.resize(image, [height, width], tensor_mode, antialias=True)
+        from torchvision.transforms.v2 import InterpolationMode
+
+        library, tensor_mode = torchvision_functional(), InterpolationMode(mode)
+        return library.resize(image, [height, width], tensor_mode, antialias=True)
     resized = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-    resized = resized.resize((width, height), pil_mode)
+    resized = resized.resize((width, height), MODES[mode])
     return torch.from_numpy(np.array(resized)[..., :3]).permute(2, 0, 1)
