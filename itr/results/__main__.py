@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from itr.command import command
 from itr.errors import TrainingError
@@ -36,7 +37,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog="`itr results RUNS...` is short for `itr results table RUNS...`.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_table(commands)
+    _add_compare(commands)
+    return parser
 
+
+def _add_table(commands: Any) -> None:
     table = commands.add_parser("table", help="published numbers and ours", description=TABLE)
     table.set_defaults(run=_table, parser=table)
     table.add_argument(
@@ -68,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         "--all", action="store_true", help="include published methods of which there is no run"
     )
 
+
+def _add_compare(commands: Any) -> None:
     paired = commands.add_parser(
         "compare", help="paired significance tests of two runs", description=COMPARE
     )
@@ -85,7 +93,6 @@ def _parser() -> argparse.ArgumentParser:
     paired.add_argument(
         "--protocol", help="protocol that is compared (default: the first protocol of A)"
     )
-    return parser
 
 
 def _compare(options: argparse.Namespace) -> None:
