@@ -81,7 +81,7 @@ def test_slurm_gets_a_script_that_says_what_was_asked_for(world: Path, tmp_path:
     ("options", "nodes", "told"),
     [
         ({"partion": "x"}, 1, "hydra.launcher.partion: unknown key; nearest: partition"),
-        ({"cluster": "pbs"}, 1, "expected slurm or local"),
+        ({"cluster": "pbs"}, 1, "hydra.launcher.cluster=pbs: .*slurm, local"),
         ({}, 1, "hydra.launcher.cluster=local"),
         ({"cluster": "local"}, 2, "nodes=2: hydra.launcher.cluster=local"),
     ],
