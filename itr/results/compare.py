@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from itr.errors import DataError
 from itr.evaluation.query_log import QueryLog, query_log_path, read_queries
 from itr.evaluation.ranks import Ranks
 from itr.evaluation.statistics import PairedTest, compare_ranks, holm
+from itr.results.terminal_tables import plain_table
 
 HEADINGS = {"rsum": "rSum", "i2t_rank": "i2t mean rank", "t2i_rank": "t2i mean rank"}
 IDENTICAL = ("text_to_image", "image_ids", "caption_ids")
@@ -65,7 +65,7 @@ def _summary(log: QueryLog, name: str) -> str:
 
 def comparison_table(title: str, names: tuple[str, str], tests: dict[str, PairedTest]) -> Table:
     """One line per metric; p is two-sided, and the last column corrects for multiple tests."""
-    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    table = plain_table(title)  # narrow enough for 80 columns
     for heading in ("", "A", "B", "B - A", "B wins", "B loses", "p", "Holm"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     adjusted = holm({name: pair.p for name, pair in tests.items()})
