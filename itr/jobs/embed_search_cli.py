@@ -145,7 +145,7 @@ def _encode_folder(
 def read_texts(path: Path) -> list[str]:
     """The lines of a file that are not blank. Raises DataError if there are none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028, as splitlines() does
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--texts {path}: cannot be read ({error})") from error
     if not (texts := [line.strip() for line in lines if line.strip()]):

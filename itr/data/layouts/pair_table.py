@@ -25,6 +25,7 @@ from itr.data.layout import (
     resolve_split,
     role_of,
 )
+from itr.data.layouts.delimited import Oddities
 from itr.data.layouts.json_annotations import (
     describe_value,
     require_unique_images,
@@ -36,15 +37,25 @@ from itr.errors import ConfigError, DataError
 
 # Common names of each column; the first one in the table is used. data.columns adds others.
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "image": ("image", "filepath", "image_path", "file_name", "filename", "file", "path"),
-    "caption": ("caption", "captions", "text", "title"),
-    "image_id": ("image_id", "imgid", "cocoid"),
+    "image": (
+        *("image", "filepath", "image_path", "file_name", "filename", "file", "path"),
+        *("image_name", "image_file"),
+    ),
+    "caption": ("caption", "captions", "text", "title", "comment", "raw"),
+    "image_id": ("image_id", "imgid", "cocoid", "img_id"),
     "caption_id": ("caption_id", "sentid"),
     "split": ("split",),
 }
 REQUIRED = ("image", "caption")
+ENDING = "|".join(map(re.escape, ENDINGS))
+# Tables without a split in their names, preferred ones first: those that Flickr8K and Flickr30K
+# are published with, and NAME_caps.tsv.
+WHOLE = ("pairs", "captions", "caps", "token", "results")
 FILE_NAME = re.compile(
-    rf"(?:(?P<name>.+)_)?(?P<split>train|val|dev|test|pairs)(?:{'|'.join(map(re.escape, ENDINGS))})"
+    r"(?:(?P<name>.+?)[_.])??(?P<split>"
+    rf"(?:train|val|dev|test|pairs)(?=(?:_caps|_captions)?(?:{ENDING})$)"
+    r"|captions(?=\.txt$)|caps(?=\.tsv$)|token(?=(?:\.txt)?$)|results(?=\.csv$))"
+    r".*"
 )
 SECOND = "second"  # key of Record.extra: the second text
 LAYOUT = LayoutSpec("table", "pixels", 5, "train.csv (or .tsv, .jsonl, .parquet)", second=True)
@@ -67,11 +78,11 @@ class TableLayout:
 
     def splits(self) -> list[str]:
         """The splits of the tables, and those that are held out."""
-        return list(self._records())
+        return list(self._records()[0])
 
     def read(self, split: str) -> Split:
         """Read one split. Opens no image."""
-        splits = self._records()
+        splits, found = self._records()
         role = role_of(split)
         if role in ROLES[1:] and not {role, split} & splits.keys():
             raise DataError(
@@ -83,7 +94,7 @@ class TableLayout:
         records = resolve_image_paths(path, splits[key], self.images)
         texts = [record.extra.get(SECOND) for record in records]
         second = [text for text in texts if text is not None]
-        notes = self.notes
+        notes = (*self.notes, *found.get(path, ()))
         if 0 < len(second) < len(texts):
             note = f"{len(texts) - len(second)} of {len(texts)} images of {key} have no"
             notes = (*notes, f"{path}: {note} {self.second_key}; the column is ignored")
@@ -97,12 +108,16 @@ class TableLayout:
             notes=notes,
         )
 
-    def _records(self) -> dict[str, list[Record]]:
+    def _records(self) -> tuple[dict[str, list[Record]], dict[Path, tuple[str, ...]]]:
+        """The records of each split, and the notes about each table."""
         columns = tuple(sorted({**self.columns, SECOND: self.second_key}.items()))
         splits: dict[str, list[Record]] = {}
+        notes: dict[Path, tuple[str, ...]] = {}
         for split, path in self.files.items():
             stat = path.stat()
-            records = _read_records(path, split, columns, stat.st_size, stat.st_mtime_ns)
+            records, notes[path] = _read_records(
+                path, split, columns, stat.st_size, stat.st_mtime_ns
+            )
             if common := splits.keys() & records.keys():
                 raise DataError(
                     f"{path}: holds split '{min(common)}', which also has a table of its own; "
@@ -112,7 +127,7 @@ class TableLayout:
         missing = [role for role in ROLES[1:] if not splits.keys() & {role, _disk_name(role)}]
         if self.held_out and missing and "train" in splits:
             splits |= _hold_out(splits["train"], missing, self.held_out, str(self.path))
-        return splits
+        return splits, notes
 
 
 def find(data: DataConfig) -> TableLayout | None:
@@ -136,8 +151,10 @@ def find(data: DataConfig) -> TableLayout | None:
         if tables is None:
             return None
         files, notes = dict(tables.by_split), tables.notes
-        if "pairs" in files:
-            files.setdefault("train", files.pop("pairs"))
+        for word in [word for word in WHOLE if word in files]:
+            path = files.pop(word)
+            if files.setdefault("train", path) is not path:
+                notes = (*notes, f"{path}: is not read, since {files['train'].name} is there")
     options = (data.columns or {}, data.second_key, data.held_out, data.images, data.decoder)
     return TableLayout(files.get("train", next(iter(files.values()))), files, *options, notes)
 
@@ -149,13 +166,13 @@ def _disk_name(role: str) -> str:
 @functools.lru_cache(maxsize=3)
 def _read_records(
     path: Path, split: str, columns: tuple[tuple[str, str], ...], size: int, mtime_ns: int
-) -> dict[str, list[Record]]:
-    """Records by split; rows without a split belong to ``split``."""
+) -> tuple[dict[str, list[Record]], tuple[str, ...]]:
+    """Records by split, and notes; rows without a split belong to ``split``."""
+    oddities = Oddities()
+    images = _images_of_rows(path, split, dict(columns), oddities)
     entries = [
         (image["where"], row_split, _make_record(index, file, image))
-        for index, ((row_split, file), image) in enumerate(
-            _images_of_rows(path, split, dict(columns)).items()
-        )
+        for index, ((row_split, file), image) in enumerate(images.items())
     ]
     require_unique_images(entries)
     splits: dict[str, list[Record]] = {}
@@ -163,17 +180,17 @@ def _read_records(
         splits.setdefault({"restval": "train"}.get(row_split, row_split), []).append(record)
     if not splits:
         raise DataError(f"{path}: holds no row; expected an image and a caption in each")
-    return splits
+    return splits, oddities.notes(path)
 
 
 def _images_of_rows(
-    path: Path, split: str, names: Mapping[str, str]
+    path: Path, split: str, names: Mapping[str, str], oddities: Oddities
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """(split, image) -> its first row, texts, caption ids, image id and second text."""
     images: dict[tuple[str, str], dict[str, Any]] = {}
     n_captions = 0
     columns: dict[str, str] | None = None
-    for where, row in read_rows(path):
+    for where, row in read_rows(path, oddities):
         if columns is None:
             columns = _choose_columns(path, row, names)
         row_split = str(row.get(columns.get("split", ""), "") or split).strip()

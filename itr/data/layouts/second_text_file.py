@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from itr.data.layouts.delimited import Oddities
 from itr.data.layouts.shards.samples import ShardSamples
-from itr.data.layouts.tabular import ENDINGS, read_rows
+from itr.data.layouts.tabular import READABLE, read_rows
 from itr.data.records import OTHER_CAPTION, SEQUENTIAL_ID, Record, Split
 from itr.errors import DataError, first_of
 
@@ -61,7 +62,9 @@ def join_second(path: Path, split: Split, max_broken: float) -> Split:
     Raises DataError for an unreadable file, a key that matches several images, and images without
     an entry.
     """
-    texts, first_keys = _join(path, split.records)
+    oddities = Oddities()
+    texts, first_keys = _join(path, split.records, oddities)
+    split = dataclasses.replace(split, notes=(*split.notes, *oddities.notes(path)))
     has_text = np.array([text is not None for text in texts])
     second = [text for text in texts if text is not None]
     if len(second) == len(texts):
@@ -230,7 +233,9 @@ class _NameIndex:
         return f"{where}{' '.join(_label(record))}"
 
 
-def _join(path: Path, records: Sequence[Record]) -> tuple[list[str | None], list[str]]:
+def _join(
+    path: Path, records: Sequence[Record], oddities: Oddities
+) -> tuple[list[str | None], list[str]]:
     """The text of each record (None: no entry), and the first keys of the file.
 
     If several entries match an image, the more specific kind of name wins, then the later entry.
@@ -239,7 +244,7 @@ def _join(path: Path, records: Sequence[Record]) -> tuple[list[str | None], list
     texts: list[str | None] = [None] * len(records)
     best_kind = np.full(len(records), len(KINDS))
     first_keys: list[str] = []
-    entries = _read_entries(path)
+    entries = _read_entries(path, oddities)
     while chunk := list(itertools.islice(entries, CHUNK)):
         first_keys += [entry.key for entry in chunk[: MAX_LISTED - len(first_keys)]]
         images, kinds = index.look_up(chunk)
@@ -249,10 +254,10 @@ def _join(path: Path, records: Sequence[Record]) -> tuple[list[str | None], list
     return texts, first_keys
 
 
-def _read_entries(path: Path) -> Iterator[SecondTextEntry]:
+def _read_entries(path: Path, oddities: Oddities) -> Iterator[SecondTextEntry]:
     """The entries of the file that have a caption."""
-    if path.suffix.lower() in ENDINGS:
-        yield from _read_table(path)
+    if path.suffix.lower() in READABLE:
+        yield from _read_table(path, oddities)
         return
     try:
         texts = json.loads(path.read_bytes().decode("utf-8-sig"))
@@ -272,9 +277,9 @@ def _read_entries(path: Path) -> Iterator[SecondTextEntry]:
             yield SecondTextEntry(None, key, text.strip())
 
 
-def _read_table(path: Path) -> Iterator[SecondTextEntry]:
+def _read_table(path: Path, oddities: Oddities) -> Iterator[SecondTextEntry]:
     columns: tuple[str, str] | None = None
-    for where, row in read_rows(path):
+    for where, row in read_rows(path, oddities):
         columns = columns or _choose_columns(where, row)
         key, text = row.get(columns[0]), row.get(columns[1])
         if isinstance(key, float) and key.is_integer():  # an integer column with missing values

@@ -1,67 +1,44 @@
-"""Reads the rows of a table file: CSV, TSV, JSON lines or Parquet."""
+"""Reads the rows of a table file: delimited text, JSON lines or Parquet."""
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
+from itr.data.layouts.delimited import Oddities, Rows, delimited_rows
 from itr.errors import DataError
 
-Rows = Iterator[tuple[str, dict[str, Any]]]  # (where, column -> value)
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-ENDINGS = (*SEPARATORS, ".jsonl", ".parquet")
+ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")  # of tables that are read and written
+READABLE = (*ENDINGS, ".txt", ".token")  # of tables that are read
 
 
-def read_rows(path: Path) -> Rows:
-    """Yield (position for messages, row) for each row of ``path``; empty lines are skipped.
+def read_rows(path: Path, oddities: Oddities | None = None) -> Rows:
+    """Yield (position for messages, row) for each row of ``path``.
 
-    Raises DataError that names the line for unreadable contents.
+    Blank lines are skipped and recorded in ``oddities``. Raises DataError that names the line for
+    unreadable contents.
     """
+    oddities = Oddities() if oddities is None else oddities
     ending = path.suffix.lower()
-    if ending not in ENDINGS:
-        raise DataError(f"{path}: unknown table format; expected {', '.join(ENDINGS)}")
+    if ending not in READABLE:
+        raise DataError(f"{path}: unknown table format; expected {', '.join(READABLE)}")
     if ending == ".parquet":
         yield from _parquet_rows(path)
         return
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from (_json_rows if ending == ".jsonl" else _separated_rows)(path, file)
+            yield from (_json_rows if ending == ".jsonl" else delimited_rows)(path, file, oddities)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _separated_rows(path: Path, file: TextIO) -> Rows:
-    separator = SEPARATORS[path.suffix.lower()]
-    reader = csv.reader(file, delimiter=separator, strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        if len(header) < 2:
-            raise DataError(
-                f"{path}: the first line is {separator.join(header)[:60]!r}; expected column "
-                f"names such as image{separator}caption"
-            )
-        for cells in reader:
-            if not cells:
-                continue
-            where = f"{path}, line {reader.line_num}"
-            if len(cells) != len(header):
-                raise DataError(
-                    f"{where}: {len(cells)} cells, but {len(header)} columns "
-                    f"({', '.join(header)}); quote texts that contain '{separator}'"
-                )
-            yield where, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _json_rows(path: Path, file: TextIO) -> Rows:
+def _json_rows(path: Path, file: TextIO, oddities: Oddities) -> Rows:
     for number, line in enumerate(file, start=1):
         if not line.strip():
+            oddities.blank.append(number)
             continue
         where = f"{path}, line {number}"
         try:

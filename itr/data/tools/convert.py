@@ -18,7 +18,7 @@ from itr.data.layouts.karpathy import PREFIX
 from itr.data.layouts.precomp import FOLDER_SUFFIX, IMS, PrecompLayout
 from itr.data.layouts.precomp_ids import IDS, MAPPING
 from itr.data.layouts.registry import KINDS, ORDER, find_layouts
-from itr.data.layouts.tabular import ENDINGS
+from itr.data.layouts.tabular import ENDINGS, READABLE
 from itr.data.records import Split
 from itr.data.tools.write_precomp import write_precomp
 from itr.data.tools.write_shards import write_shards
@@ -159,7 +159,7 @@ def _source_config(args: argparse.Namespace) -> DataConfig:
     """The data configuration that reads SOURCE."""
     path, name = Path(args.source).expanduser(), args.name or "?"
     data = DataConfig(name, str(path), args.layout, images=args.images, second_key=args.second_key)
-    if path.suffix in ENDINGS:
+    if path.suffix in READABLE:
         return dataclasses.replace(data, train=str(path), layout="table")
     if path.suffix == ".tar" or "{" in path.name:
         return dataclasses.replace(data, shards=args.source, layout="shards")

@@ -20,7 +20,8 @@ from rich.progress import track
 
 from itr.data.images.decode import read_bytes
 from itr.data.layout import coco_id
-from itr.data.layouts.tabular import SEPARATORS
+from itr.data.layouts.delimited import SEPARATORS
+from itr.data.layouts.tabular import ENDINGS
 from itr.data.records import OTHER_CAPTION, Record, Slice, Split
 from itr.errors import DataError
 from itr.files import atomic_write
@@ -180,7 +181,7 @@ def _karpathy_entry(record: Record, path: str, split: str) -> dict[str, Any]:
 
 def write_table(target: Path, splits: dict[str, Split], options: WriteOptions) -> list[str]:
     """Write a table with a column ``split`` at ``target`` (in a folder: pairs.csv)."""
-    if target.suffix not in (*SEPARATORS, ".jsonl", ".parquet"):
+    if target.suffix not in ENDINGS:
         target = target / "pairs.csv"
     target.parent.mkdir(parents=True, exist_ok=True)
     names, rows = image_names(splits), []
