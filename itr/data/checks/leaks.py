@@ -9,6 +9,7 @@ from pathlib import PurePath
 
 import numpy as np
 
+from itr.data.ids import NAME
 from itr.data.images.decode import read_bytes
 from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import SEQUENTIAL_ID, Record, Slice, Split
@@ -106,6 +107,8 @@ def _identifiers(record: Record) -> Iterator[object]:
     yield "name", PurePath(_file(record)).name
     if SEQUENTIAL_ID not in record.extra:
         yield "id", record.image_id
+    elif NAME in record.extra:
+        yield "id", record.extra[NAME]
     if isinstance(record.image, Slice):
         yield "text", record.captions[0]
 

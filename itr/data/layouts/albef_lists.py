@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.config import DataConfig
+from itr.data.ids import number_ids, require_id
 from itr.data.layout import LayoutSpec, coco_id, data_root, find_dataset_files, resolve_split
 from itr.data.layouts.json_annotations import (
     describe_value,
@@ -20,7 +21,7 @@ from itr.data.layouts.json_annotations import (
     require_unique_images,
     resolve_image_paths,
 )
-from itr.data.records import SEQUENTIAL_ID, Record, Split
+from itr.data.records import Record, Split
 from itr.errors import DataError
 
 FOLDERS = ("", "data", "annotations", "albef")  # below data.root
@@ -51,9 +52,14 @@ class AlbefListsLayout:
         """Read one list. Opens no image."""
         key = resolve_split(split, list(self.files), str(self.path))
         path = self.files[key]
-        records = resolve_image_paths(path, _read_records(path), self.images)
+        records, notes = _read_records(path)
         return Split(
-            key, self.name, records, decoder=self.decoder, source=str(path), notes=self.notes
+            key,
+            self.name,
+            resolve_image_paths(path, records, self.images),
+            decoder=self.decoder,
+            source=str(path),
+            notes=(*self.notes, *notes),
         )
 
 
@@ -66,7 +72,8 @@ def find(data: DataConfig) -> AlbefListsLayout | None:
     return AlbefListsLayout(files.folder, files.by_split, data.images, data.decoder, files.notes)
 
 
-def _read_records(path: Path) -> list[Record]:
+def _read_records(path: Path) -> tuple[list[Record], tuple[str, ...]]:
+    """The records of a list, and notes about its ids."""
     items = load_json(path)
     if not isinstance(items, list) or not items:
         raise DataError(
@@ -74,7 +81,7 @@ def _read_records(path: Path) -> list[Record]:
             "'caption'"
         )
     captions: dict[str, list[tuple[int, str]]] = {}
-    ids: dict[str, int | None] = {}
+    ids: dict[str, Any] = {}
     first_entries: dict[str, str] = {}
     caption_id = 0
     for index, item in enumerate(items):
@@ -82,27 +89,25 @@ def _read_records(path: Path) -> list[Record]:
         if not isinstance(item, dict):
             raise DataError(f"{where}: is {describe_value(item)}; expected an object")
         image = require_text(where, item, "image")
-        ids.setdefault(image, _image_id(item, image))
+        ids.setdefault(image, _image_id(where, item, image))
         first_entries.setdefault(image, where)
         for caption in _parse_captions(where, item):
             captions.setdefault(image, []).append((caption_id, caption))
             caption_id += 1
+    places = [first_entries[image] for image in captions]
+    numbered = number_ids([ids[image] for image in captions], places, "image")
     records = [
-        _make_record(image, ids[image], index, pairs)
+        Record(
+            numbered.numbers[index],
+            image,
+            tuple(text for _, text in pairs),
+            tuple(number for number, _ in pairs),
+            numbered.extra(index),
+        )
         for index, (image, pairs) in enumerate(captions.items())
     ]
     require_unique_images((first_entries[str(record.image)], "", record) for record in records)
-    return records
-
-
-def _make_record(
-    image: str, image_id: int | None, index: int, pairs: list[tuple[int, str]]
-) -> Record:
-    """A record with captions ``pairs`` (id, text); without an id, ``index`` is the image id."""
-    texts, caption_ids = tuple(text for _, text in pairs), tuple(number for number, _ in pairs)
-    if image_id is None:
-        return Record(index, image, texts, caption_ids, {SEQUENTIAL_ID: True})
-    return Record(image_id, image, texts, caption_ids)
+    return records, numbered.notes
 
 
 def _parse_captions(where: str, item: dict[str, Any]) -> list[str]:
@@ -117,10 +122,7 @@ def _parse_captions(where: str, item: dict[str, Any]) -> list[str]:
     return captions
 
 
-def _image_id(item: dict[str, Any], image: str) -> int | None:
-    """The COCO id in the file name; otherwise ``image_id`` of the item if it is an integer."""
+def _image_id(where: str, item: dict[str, Any], image: str) -> Any:
+    """The COCO id in the file name; otherwise ``image_id`` of the item, if it has one."""
     from_name = coco_id(image)
-    if from_name is not None:
-        return from_name
-    value = item.get("image_id")
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return require_id(where, "image_id", item.get("image_id")) if from_name is None else from_name

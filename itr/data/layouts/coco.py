@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.config import DataConfig
+from itr.data.ids import id_key, is_missing, number_ids, require_id
 from itr.data.layout import LayoutSpec, data_root, resolve_split, role_of
 from itr.data.layouts.json_annotations import (
     describe_value,
@@ -94,30 +95,40 @@ def _read_records(path: Path) -> tuple[list[Record], tuple[str, ...]]:
             "'images' and 'annotations'"
         )
     images = _require_list(path, content, "images")
-    captions = _captions_by_image(path, images, _require_list(path, content, "annotations"))
+    annotations = _require_list(path, content, "annotations")
+    captions = _captions_by_image(path, images, annotations)
+    places = [f"{path}: images[{number}]" for number in range(len(images))]
+    ids = number_ids([image["id"] for image in images], places, "image")
+    caption_ids = number_ids(
+        [entry["id"] for entry in annotations],
+        [f"{path}: annotations[{number}]" for number in range(len(annotations))],
+        "caption",
+    )
     entries, uncaptioned = [], []
-    for number, image in enumerate(images):
-        where = f"{path}: images[{number}]"
-        file, pairs = require_text(where, image, "file_name"), captions[image["id"]]
-        texts, ids = tuple(text for _, text in pairs), tuple(n for n, _ in pairs)
-        entries.append((where, "", Record(image["id"], file, texts, ids)))
+    for number, (where, image) in enumerate(zip(places, images, strict=True)):
+        file, pairs = require_text(where, image, "file_name"), captions[id_key(image["id"])]
+        texts = tuple(text for _, text in pairs)
+        numbers = tuple(caption_ids.numbers[index] for index, _ in pairs)
+        record = Record(ids.numbers[number], file, texts, numbers, ids.extra(number))
+        entries.append((where, "", record))
         if not pairs:
             uncaptioned.append(file)
     require_unique_images(entries)
     records = [record for _, _, record in entries if record.captions]
     if not records:
         raise DataError(f"{path}: none of its {len(images)} images has a caption")
+    notes = (*ids.notes, *caption_ids.notes)
     if not uncaptioned:
-        return records, ()
+        return records, notes
     note = f"{len(uncaptioned)} images without a caption are left out: {first_of(uncaptioned)}"
-    return records, (f"{path}: {note}",)
+    return records, (*notes, f"{path}: {note}")
 
 
 def _captions_by_image(
     path: Path, images: list[Any], annotations: list[Any]
-) -> dict[int, list[tuple[int, str]]]:
-    """Image id -> (caption id, caption) of each of its annotations."""
-    captions: dict[int, list[tuple[int, str]]] = {}
+) -> dict[int | str, list[tuple[int, str]]]:
+    """Image id -> (index, caption) of each of its annotations."""
+    captions: dict[int | str, list[tuple[int, str]]] = {}
     for number, image in enumerate(images):
         where = f"{path}: images[{number}]"
         image_id = _require_id(where, image, "id")
@@ -132,7 +143,8 @@ def _captions_by_image(
         caption = require_text(where, entry, "caption").strip()
         if not caption:
             raise DataError(f"{where}: empty caption; write one, or remove the entry")
-        captions[image_id].append((_require_id(where, entry, "id"), caption))
+        _require_id(where, entry, "id")
+        captions[image_id].append((number, caption))
     return captions
 
 
@@ -143,10 +155,10 @@ def _require_list(path: Path, content: dict[str, Any], key: str) -> list[Any]:
     return value
 
 
-def _require_id(where: str, entry: Any, key: str) -> int:
+def _require_id(where: str, entry: Any, key: str) -> int | str:
     if not isinstance(entry, dict):
         raise DataError(f"{where}: is {describe_value(entry)}; expected an object")
-    value = entry.get(key)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise DataError(f"{where}: '{key}' is {describe_value(value)}; expected an integer")
-    return value
+    value = require_id(where, key, entry.get(key))
+    if is_missing(value):
+        raise DataError(f"{where}: '{key}' is {describe_value(value)}; expected an id")
+    return id_key(value)

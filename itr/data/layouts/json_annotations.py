@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from itr.data.ids import NAME
 from itr.data.records import Record
 from itr.errors import DataError, first_of
 
@@ -51,7 +52,7 @@ def require_text(where: str, entry: Mapping[str, Any], key: str) -> str:
 def require_unique_images(entries: Iterable[tuple[str, str, Record]]) -> None:
     """Raise DataError if two ``entries`` (where, split, record) share an image file or an id."""
     files: dict[str, tuple[str, str]] = {}
-    ids: dict[int, str] = {}
+    ids: dict[int | str, str] = {}
     for where, split, record in entries:
         file = str(record.image)
         if file in files:
@@ -61,12 +62,13 @@ def require_unique_images(entries: Iterable[tuple[str, str, Record]]) -> None:
                 f"{where}: image {file} is listed {splits}, first at {first}. Keep one entry with "
                 "all captions"
             )
-        if record.image_id in ids:
+        image_id = record.extra.get(NAME, record.image_id)
+        if image_id in ids:
             raise DataError(
-                f"{where} ({file}): image id {record.image_id} is also used by "
-                f"{ids[record.image_id]}; image ids must be unique"
+                f"{where} ({file}): image id {image_id} is also used by {ids[image_id]}; image ids "
+                "must be unique"
             )
-        files[file], ids[record.image_id] = (where, split), where
+        files[file], ids[image_id] = (where, split), where
 
 
 def resolve_image_paths(

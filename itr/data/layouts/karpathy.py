@@ -7,13 +7,15 @@ The standard layout for Flickr30K and MS-COCO: a list ``images``, each entry wit
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from itr.data.config import DataConfig
+from itr.data.ids import is_missing, number_ids, require_id
 from itr.data.layout import LayoutSpec, data_root, file_prefixes, resolve_split
 from itr.data.layouts.json_annotations import (
     describe_value,
@@ -22,7 +24,7 @@ from itr.data.layouts.json_annotations import (
     require_unique_images,
     resolve_image_paths,
 )
-from itr.data.records import SEQUENTIAL_ID, Record, Split
+from itr.data.records import Record, Split
 from itr.errors import DataError
 
 PREFIX = "dataset_"
@@ -45,11 +47,11 @@ class KarpathyLayout:
 
     def splits(self) -> list[str]:
         """Its splits; ``restval`` is merged into ``train``."""
-        return list(self._records())
+        return list(self._records()[0])
 
     def read(self, split: str) -> Split:
         """Read one split. Opens no image."""
-        splits = self._records()
+        splits, id_notes = self._records()
         key = resolve_split(split, splits, str(self.path))
         others = [
             f"{name} ({len(records)} images)"
@@ -63,10 +65,10 @@ class KarpathyLayout:
             resolve_image_paths(self.path, splits[key], self.images),
             decoder=self.decoder,
             source=str(self.path),
-            notes=(*self.notes, *notes),
+            notes=(*self.notes, *id_notes, *notes),
         )
 
-    def _records(self) -> dict[str, list[Record]]:
+    def _records(self) -> tuple[dict[str, list[Record]], tuple[str, ...]]:
         stat = self.path.stat()
         return _read_records(self.path, stat.st_size, stat.st_mtime_ns)
 
@@ -95,29 +97,45 @@ def find(data: DataConfig) -> KarpathyLayout | None:
     return KarpathyLayout(paths[0], data.images, data.decoder, (note,))
 
 
+class _Image(NamedTuple):
+    """An entry of the file. Its ids are as the file gives them; None: none."""
+
+    where: str
+    split: str
+    file: str
+    captions: list[str]
+    id: Any
+    caption_ids: list[tuple[str, Any]]  # with their positions
+
+
 @functools.lru_cache(maxsize=1)  # train, val and test are read one after the other
-def _read_records(path: Path, size: int, mtime_ns: int) -> dict[str, list[Record]]:
-    """Records by split; ``image`` is still relative to the image folder."""
+def _read_records(
+    path: Path, size: int, mtime_ns: int
+) -> tuple[dict[str, list[Record]], tuple[str, ...]]:
+    """Records by split, ``image`` still relative to the image folder; notes about the ids."""
     content = load_json(path)
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list) or not images:
         value = describe_value(images if isinstance(content, dict) else content)
         raise DataError(f"{path}: expected an object with a non-empty list 'images', not {value}")
+    parsed = [_parse_image(f"{path}: images[{n}]", image) for n, image in enumerate(images)]
+    ids = number_ids([image.id for image in parsed], [image.where for image in parsed], "image")
+    places = [entry for image in parsed for entry in image.caption_ids]
+    captions = number_ids([n for _, n in places], [where for where, _ in places], "caption")
     splits: dict[str, list[Record]] = {}
     entries: list[tuple[str, str, Record]] = []
-    first_caption = 0
-    for number, image in enumerate(images):
-        where = f"{path}: images[{number}]"
-        split, record = _parse_image(where, image, number, first_caption)
-        splits.setdefault(MERGED_SPLITS.get(split, split), []).append(record)
-        entries.append((where, split, record))
-        first_caption += len(record.captions)
+    numbers = iter(captions.numbers)
+    for index, image in enumerate(parsed):
+        caption_ids = tuple(itertools.islice(numbers, len(image.captions)))
+        extra = ids.extra(index)
+        record = Record(ids.numbers[index], image.file, tuple(image.captions), caption_ids, extra)
+        splits.setdefault(MERGED_SPLITS.get(image.split, image.split), []).append(record)
+        entries.append((image.where, image.split, record))
     require_unique_images(entries)
-    return splits
+    return splits, (*ids.notes, *captions.notes)
 
 
-def _parse_image(where: str, image: Any, number: int, first_caption: int) -> tuple[str, Record]:
-    """(split, record) of the ``number``-th entry; missing ids are counted from the arguments."""
+def _parse_image(where: str, image: Any) -> _Image:
     if not isinstance(image, dict):
         raise DataError(f"{where}: is {describe_value(image)}; expected an object")
     split, name = require_text(where, image, "split"), require_text(where, image, "filename")
@@ -131,14 +149,9 @@ def _parse_image(where: str, image: Any, number: int, first_caption: int) -> tup
     captions, ids = [], []
     for index, sentence in enumerate(sentences):
         captions.append(_parse_caption(f"{where}.sentences[{index}] ({name})", sentence))
-        ids.append(_first_id(where, sentence, ("sentid",), first_caption + index))
-    return split, Record(
-        image_id=_first_id(where, image, ID_KEYS, number),
-        image=os.path.join(folder, name),
-        captions=tuple(captions),
-        caption_ids=tuple(ids),
-        extra={SEQUENTIAL_ID: True} if all(image.get(key) is None for key in ID_KEYS) else {},
-    )
+        ids.append((where, _first_id(where, sentence, ("sentid",))))
+    file = os.path.join(folder, name)
+    return _Image(where, split, file, captions, _first_id(where, image, ID_KEYS), ids)
 
 
 def _parse_caption(where: str, sentence: Any) -> str:
@@ -154,12 +167,7 @@ def _parse_caption(where: str, sentence: Any) -> str:
     return raw.strip()
 
 
-def _first_id(where: str, entry: Mapping[str, Any], keys: tuple[str, ...], default: int) -> int:
-    """The first of ``keys`` that ``entry`` has; ``default`` if it has none."""
-    for key in keys:
-        value = entry.get(key)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if value is not None:
-            raise DataError(f"{where}: '{key}' is {describe_value(value)}; expected an integer")
-    return default
+def _first_id(where: str, entry: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    """The first of ``keys`` that ``entry`` has; None if it has none."""
+    values = (require_id(where, key, entry.get(key)) for key in keys)
+    return next((value for value in values if not is_missing(value)), None)

@@ -10,16 +10,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from itr.data.config import DataConfig
 from itr.data.layout import (
     ROLES,
     LayoutSpec,
-    coco_id,
     data_root,
     find_dataset_files,
     resolve_split,
@@ -27,26 +24,14 @@ from itr.data.layout import (
 )
 from itr.data.layouts.delimited import Oddities
 from itr.data.layouts.json_annotations import (
-    describe_value,
     require_unique_images,
     resolve_image_paths,
 )
-from itr.data.layouts.tabular import ENDINGS, read_rows
-from itr.data.records import SEQUENTIAL_ID, Record, Split
+from itr.data.layouts.table_rows import SECOND, read_entries
+from itr.data.layouts.tabular import ENDINGS
+from itr.data.records import Record, Split
 from itr.errors import ConfigError, DataError
 
-# Common names of each column; the first one in the table is used. data.columns adds others.
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "image": (
-        *("image", "filepath", "image_path", "file_name", "filename", "file", "path"),
-        *("image_name", "image_file"),
-    ),
-    "caption": ("caption", "captions", "text", "title", "comment", "raw"),
-    "image_id": ("image_id", "imgid", "cocoid", "img_id"),
-    "caption_id": ("caption_id", "sentid"),
-    "split": ("split",),
-}
-REQUIRED = ("image", "caption")
 ENDING = "|".join(map(re.escape, ENDINGS))
 # Tables without a split in their names, preferred ones first: those that Flickr8K and Flickr30K
 # are published with, and NAME_caps.tsv.
@@ -57,7 +42,6 @@ FILE_NAME = re.compile(
     r"|captions(?=\.txt$)|caps(?=\.tsv$)|token(?=(?:\.txt)?$)|results(?=\.csv$))"
     r".*"
 )
-SECOND = "second"  # key of Record.extra: the second text
 LAYOUT = LayoutSpec("table", "pixels", 5, "train.csv (or .tsv, .jsonl, .parquet)", second=True)
 
 
@@ -169,105 +153,14 @@ def _read_records(
 ) -> tuple[dict[str, list[Record]], tuple[str, ...]]:
     """Records by split, and notes; rows without a split belong to ``split``."""
     oddities = Oddities()
-    images = _images_of_rows(path, split, dict(columns), oddities)
-    entries = [
-        (image["where"], row_split, _make_record(index, file, image))
-        for index, ((row_split, file), image) in enumerate(images.items())
-    ]
+    entries, notes = read_entries(path, split, dict(columns), oddities)
     require_unique_images(entries)
     splits: dict[str, list[Record]] = {}
     for _, row_split, record in entries:
         splits.setdefault({"restval": "train"}.get(row_split, row_split), []).append(record)
     if not splits:
         raise DataError(f"{path}: holds no row; expected an image and a caption in each")
-    return splits, oddities.notes(path)
-
-
-def _images_of_rows(
-    path: Path, split: str, names: Mapping[str, str], oddities: Oddities
-) -> dict[tuple[str, str], dict[str, Any]]:
-    """(split, image) -> its first row, texts, caption ids, image id and second text."""
-    images: dict[tuple[str, str], dict[str, Any]] = {}
-    n_captions = 0
-    columns: dict[str, str] | None = None
-    for where, row in read_rows(path, oddities):
-        if columns is None:
-            columns = _choose_columns(path, row, names)
-        row_split = str(row.get(columns.get("split", ""), "") or split).strip()
-        file = _image_path(where, row, columns["image"])
-        texts = _captions(where, row, columns["caption"])
-        image = images.setdefault((row_split, file), {"where": where, "texts": [], "ids": []})
-        image["texts"].extend(texts)
-        caption_id = _integer(where, row, columns.get("caption_id"))
-        numbers = range(n_captions, n_captions + len(texts))
-        image["ids"].extend(numbers if caption_id is None else [caption_id])
-        image_id = _integer(where, row, columns.get("image_id"))
-        if image.setdefault("id", image_id) != image_id:
-            raise DataError(
-                f"{where}: image id {image_id} of {file} differs from {image['id']} in an earlier "
-                "row; use one id per image"
-            )
-        image.setdefault(SECOND, str(row.get(names[SECOND]) or "").strip() or None)
-        n_captions += len(texts)
-    return images
-
-
-def _make_record(index: int, file: str, image: Mapping[str, Any]) -> Record:
-    extra = {} if image[SECOND] is None else {SECOND: image[SECOND]}
-    image_id = coco_id(file) if image["id"] is None else image["id"]
-    if image_id is None:
-        image_id = index
-        extra[SEQUENTIAL_ID] = True
-    return Record(image_id, file, tuple(image["texts"]), tuple(image["ids"]), extra)
-
-
-def _choose_columns(path: Path, row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
-    """Key of `COLUMNS` -> column of ``row``; ``names`` are those that the user passed."""
-    if unknown := names.keys() - COLUMNS.keys() - {SECOND}:
-        raise ConfigError(f"data.columns.{min(unknown)}: unknown; expected {', '.join(COLUMNS)}")
-    columns = {}
-    for key, usual_names in COLUMNS.items():
-        candidates = (names[key],) if key in names else usual_names
-        column = next((name for name in candidates if name in row), None)
-        if column is not None:
-            columns[key] = column
-        elif key in REQUIRED or key in names:
-            raise DataError(
-                f"{path}: no column {' or '.join(candidates)}; its columns: {', '.join(row)}. Pass "
-                f"'data.columns={{{key}: NAME}}'"
-            )
-    return columns
-
-
-def _image_path(where: str, row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: '{column}' is {describe_value(value)}; expected an image path")
-    return value.strip()
-
-
-def _captions(where: str, row: Mapping[str, Any], column: str) -> list[str]:
-    value = row.get(column)
-    texts = []
-    for text in value if isinstance(value, list) and value else [value]:
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{where}: '{column}' is {describe_value(text)}; expected a caption")
-        texts.append(text.strip())
-    return texts
-
-
-def _integer(where: str, row: Mapping[str, Any], column: str | None) -> int | None:
-    value = None if column is None else row.get(column)
-    if value is None or value == "":
-        return None
-    try:
-        if isinstance(value, bool) or int(value) != float(value):
-            raise ValueError
-        return int(value)
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"{where}: '{column}' is {describe_value(value)}; expected an integer"
-        ) from error
+    return splits, (*oddities.notes(path), *notes)
 
 
 def _hold_out(

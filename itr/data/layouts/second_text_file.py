@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from itr.data.ids import NAME
 from itr.data.layouts.delimited import Oddities
 from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.layouts.tabular import READABLE, read_rows
@@ -93,8 +94,8 @@ def _label(record: Record) -> tuple[str, str]:
     """(kind of name, name) of an image, for a message."""
     if key := record.extra.get("key"):
         return "key", str(key)
-    if SEQUENTIAL_ID not in record.extra:
-        return "id", str(record.image_id)
+    if SEQUENTIAL_ID not in record.extra or NAME in record.extra:
+        return "id", str(record.extra.get(NAME, record.image_id))
     return "file", Path(str(record.extra.get("file") or record.image)).name
 
 
@@ -109,8 +110,8 @@ def _all_names(records: Sequence[Record]) -> Iterator[ImageNames]:
             (
                 str(record.extra.get("key", "")),
                 str(record.extra.get("file") or _path_of(record)),
-                record.image_id,
-                SEQUENTIAL_ID not in record.extra,
+                record.extra.get(NAME, record.image_id),
+                SEQUENTIAL_ID not in record.extra or NAME in record.extra,
             )
             for record in records
         )  # type: ignore[assignment]

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from itr.data.ids import NAME
 from itr.data.images.decode import read_bytes
 from itr.data.layout import coco_id
 from itr.data.layouts.delimited import SEPARATORS
@@ -162,7 +163,7 @@ def write_karpathy(target: Path, splits: dict[str, Split], options: WriteOptions
 
 def _karpathy_entry(record: Record, path: str, split: str) -> dict[str, Any]:
     folder, file = os.path.split(path)
-    ids = {"imgid": record.image_id}
+    ids: dict[str, Any] = {"imgid": record.extra.get(NAME, record.image_id)}
     if coco_id(file) == record.image_id:  # otherwise the reader would use another id
         ids["cocoid"] = record.image_id
     sentences = [
@@ -190,7 +191,8 @@ def write_table(target: Path, splits: dict[str, Split], options: WriteOptions) -
             image = store_image(record, name, target.parent)
             for text, number in zip(record.captions, record.caption_ids, strict=True):
                 row: dict[str, Any] = {"image": image, "caption": text, "split": part}
-                row |= {"image_id": record.image_id, "caption_id": number}
+                row["image_id"] = record.extra.get(NAME, record.image_id)
+                row["caption_id"] = number
                 rows.append(row if second is None else {**row, options.second_key: second})
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with atomic_write(target) as file:

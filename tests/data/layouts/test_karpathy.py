@@ -131,7 +131,7 @@ FAULTS = {
     "no split": (lambda e: e.pop("split"), "'split' is missing"),
     "split a list": (lambda e: e.update(split=["train"]), "'split' is list"),
     "no filename": (lambda e: e.pop("filename"), "'filename' is missing"),
-    "bad id": (lambda e: e.update(cocoid="12"), "'cocoid' is str '12'"),
+    "bad id": (lambda e: e.update(cocoid=[12]), "'cocoid' is list [12]"),
 }
 
 

@@ -11,6 +11,8 @@ from typing import IO, Any, NamedTuple
 
 from PIL import Image
 
+from itr.data.ids import whole_number
+
 PREFERRED = ("jpg", "jpeg", "png", "webp")  # used first if a sample has several images
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 TAIL = 16  # the end marker of a JPEG must be within its last bytes
@@ -171,7 +173,7 @@ def parse_sample(file: IO[bytes], sample: SampleMembers, second_key: str) -> Tar
         raise UnusableSample("captions that are not a list of texts")
     if ids is None:
         ids = [-1] * len(captions)
-    if not isinstance(ids, list) or len(ids) != len(captions) or not all(map(_is_id, ids)):
+    if not isinstance(ids, list) or len(ids) != len(captions):
         raise UnusableSample("caption_ids that do not fit the captions")
     key = sample.key.rpartition("/")[2]
     name = meta.get("file")
@@ -180,9 +182,9 @@ def parse_sample(file: IO[bytes], sample: SampleMembers, second_key: str) -> Tar
         str(name) if _is_text(name) else f"{key}.{extension}",
         image.offset_data,
         image.size,
-        image_id if isinstance(image_id, int) and _is_id(image_id) and image_id >= 0 else -1,
+        max(-1, _number_or(-1, image_id)),
         [caption.strip() for caption in captions],
-        ids,
+        [_number_or(-1, number) for number in ids],
         (second or "").strip(),
     )
 
@@ -191,8 +193,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _number_or(default: int, value: Any) -> int:
+    """``value`` if it is a number of 64 bits. Ids that are text are not kept: the key is a name."""
+    number = whole_number(value)
+    return default if number is None else number
 
 
 def _read_json(file: IO[bytes], sample: SampleMembers) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""The images and captions in the rows of a table: columns, ids and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from itr.data.ids import Ids, id_key, is_missing, number_ids, require_id
+from itr.data.layout import coco_id
+from itr.data.layouts.delimited import Oddities
+from itr.data.layouts.json_annotations import describe_value
+from itr.data.layouts.tabular import read_rows
+from itr.data.records import Record
+from itr.errors import ConfigError, DataError
+
+# Common names of each column; the first one in the table is used. data.columns adds others.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "image": (
+        *("image", "filepath", "image_path", "file_name", "filename", "file", "path"),
+        *("image_name", "image_file"),
+    ),
+    "caption": ("caption", "captions", "text", "title", "comment", "raw"),
+    "image_id": ("image_id", "imgid", "cocoid", "img_id"),
+    "caption_id": ("caption_id", "sentid"),
+    "split": ("split",),
+}
+REQUIRED = ("image", "caption")
+NO_ID = ("", None)  # one object for all rows without an id
+SECOND = "second"  # key of Record.extra: the second text
+
+
+def read_entries(
+    path: Path, split: str, names: Mapping[str, str], oddities: Oddities
+) -> tuple[list[tuple[str, str, Record]], tuple[str, ...]]:
+    """(position, split, record) of each image of the table, and notes about its ids.
+
+    Args:
+        path: the table.
+        split: of rows that name none.
+        names: the columns that the user passed, and the one of the second text.
+        oddities: where blank lines are recorded.
+
+    Raises DataError that names the line for a row that cannot be used.
+    """
+    caption_ids: list[tuple[str, Any]] = []
+    images = _images_of_rows(path, split, names, oddities, caption_ids)
+    places = [image["where"] for image in images.values()]
+    given = [
+        coco_id(file) if is_missing(image["id"]) else image["id"]
+        for (_, file), image in images.items()
+    ]
+    ids = number_ids(given, places, "image")
+    texts = number_ids([n for _, n in caption_ids], [where for where, _ in caption_ids], "caption")
+    entries = [
+        (image["where"], row_split, _make_record(index, file, image, ids, texts.numbers))
+        for index, ((row_split, file), image) in enumerate(images.items())
+    ]
+    return entries, (*ids.notes, *texts.notes)
+
+
+def _images_of_rows(
+    path: Path,
+    split: str,
+    names: Mapping[str, str],
+    oddities: Oddities,
+    caption_ids: list[tuple[str, Any]],
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """(split, image) -> its first row, texts, their indices in the table, id and second text.
+
+    (position, id) of every caption is appended to ``caption_ids``.
+    """
+    images: dict[tuple[str, str], dict[str, Any]] = {}
+    columns: dict[str, str] | None = None
+    for where, row in read_rows(path, oddities):
+        if columns is None:
+            columns = _choose_columns(path, row, names)
+        row_split = str(row.get(columns.get("split", ""), "") or split).strip()
+        file = _image_path(where, row, columns["image"])
+        texts = _captions(where, row, columns["caption"])
+        image = images.setdefault((row_split, file), {"where": where, "texts": [], "indices": []})
+        image["texts"].extend(texts)
+        image["indices"].extend(range(len(caption_ids), len(caption_ids) + len(texts)))
+        caption_id = _id(where, row, columns.get("caption_id")) if len(texts) == 1 else None
+        caption_ids.extend([NO_ID if caption_id is None else (where, caption_id)] * len(texts))
+        image_id = _id(where, row, columns.get("image_id"))
+        if id_key(image.setdefault("id", image_id)) != id_key(image_id):
+            raise DataError(
+                f"{where}: image id {image_id} of {file} differs from {image['id']} in an earlier "
+                "row; use one id per image"
+            )
+        image.setdefault(SECOND, str(row.get(names[SECOND]) or "").strip() or None)
+    return images
+
+
+def _make_record(
+    index: int, file: str, image: Mapping[str, Any], ids: Ids, caption_ids: list[int]
+) -> Record:
+    extra = ids.extra(index) | ({} if image[SECOND] is None else {SECOND: image[SECOND]})
+    numbers = tuple(caption_ids[n] for n in image["indices"])
+    return Record(ids.numbers[index], file, tuple(image["texts"]), numbers, extra)
+
+
+def _id(where: str, row: Mapping[str, Any], column: str | None) -> Any:
+    """The id in ``column``; None if there is none."""
+    value = None if column is None else require_id(where, column, row.get(column))
+    return None if is_missing(value) else value
+
+
+def _choose_columns(path: Path, row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
+    """Key of `COLUMNS` -> column of ``row``; ``names`` are those that the user passed."""
+    if unknown := names.keys() - COLUMNS.keys() - {SECOND}:
+        raise ConfigError(f"data.columns.{min(unknown)}: unknown; expected {', '.join(COLUMNS)}")
+    columns = {}
+    for key, usual_names in COLUMNS.items():
+        candidates = (names[key],) if key in names else usual_names
+        column = next((name for name in candidates if name in row), None)
+        if column is not None:
+            columns[key] = column
+        elif key in REQUIRED or key in names:
+            raise DataError(
+                f"{path}: no column {' or '.join(candidates)}; its columns: {', '.join(row)}. Pass "
+                f"'data.columns={{{key}: NAME}}'"
+            )
+    return columns
+
+
+def _image_path(where: str, row: Mapping[str, Any], column: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: '{column}' is {describe_value(value)}; expected an image path")
+    return value.strip()
+
+
+def _captions(where: str, row: Mapping[str, Any], column: str) -> list[str]:
+    value = row.get(column)
+    texts = []
+    for text in value if isinstance(value, list) and value else [value]:
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where}: '{column}' is {describe_value(text)}; expected a caption")
+        texts.append(text.strip())
+    return texts
