@@ -46,6 +46,6 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, one file that needs no network")
 
 
-def _load(path: Path, told: Mapping[str, Any]) -> tuple[RetrievalModel, Tokenizer]:
-    loaded = load_checkpoint(path, dict(told))
+def _load(path: Path, options: Mapping[str, Any]) -> tuple[RetrievalModel, Tokenizer]:
+    loaded = load_checkpoint(path, dict(options))
     return loaded.model, loaded.tokenizer

@@ -1,4 +1,4 @@
-"""A trained model for one's own pictures and texts. N images, C texts, D width."""
+"""A trained model for a user's own images and texts. N images, C texts, D width."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 
 
 class Retriever:
-    """Encodes pictures and texts exactly as the evaluator does.
+    """Encodes images and texts exactly as the evaluator does.
 
-    ``precision`` is fp32, tf32, bf16 or fp16 (None: the one that the checkpoint was evaluated in);
-    ``batch_size`` changes no number. Scores of images with
-    texts are dot products of the two: ``images @ texts.T`` [N, C].
+    ``precision`` is fp32, tf32, bf16 or fp16 (None: that of the checkpoint's evaluation).
+    ``batch_size`` does not change the embeddings. Scores are dot products: ``images @ texts.T``
+    [N, C].
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class Retriever:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Where the weights are from: file, its SHA-256, method, data, loss, seed."""
+        """Origin of the weights: file, SHA-256, method, data, loss, seed."""
         return self.loaded.origin
 
     def encode_images(
         self, paths: Sequence[str | Path], progress: Progress | None = None
     ) -> Tensor:
-        """[N, D] float32 on the CPU, a row a file, as the method scores it.
+        """Embeddings of image files, [N, D] float32 on the CPU, in the order of ``paths``.
 
-        Files are pictures, or for a method that reads regions ``.npy`` arrays [R, W] of one shape.
-        Raises DataError, naming the file, for one that cannot be read, and for none at all.
+        For a method that reads region features, files are ``.npy`` arrays [regions, width] of one
+        shape. Raises DataError for a file that cannot be read, and without any file.
         """
         split = self._split([str(path) for path in paths])
         view = self.model.view
@@ -70,16 +70,16 @@ class Retriever:
         return self._encoder(progress).images(batches, split.n_images, "images").pooled.cpu()
 
     def encode_texts(self, texts: Sequence[str], progress: Progress | None = None) -> Tensor:
-        """[C, D] float32 on the CPU, a row a text, as the method scores it.
+        """Embeddings of texts, [C, D] float32 on the CPU, in the order of ``texts``.
 
-        Raises DataError for an empty text, and for none at all.
+        Raises DataError for an empty text, and without any text.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise DataError("no texts to encode; expected at least one")
         for number, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
-                raise DataError(f"text {number} is {text!r}; expected words")
+                raise DataError(f"text {number} is {text!r}; expected a string with words")
         view = self.model.view
         split = Split("texts", "files", [Record(0, "", tuple(texts), tuple(range(len(texts))))])
         tokens = self.loaded.tokenizer.tokenize(texts, view.text_eval)
@@ -87,7 +87,7 @@ class Retriever:
         return self._encoder(progress).texts(batches, len(texts), "texts").pooled.cpu()
 
     def readable(self, paths: Iterable[str | Path]) -> tuple[list[str], dict[str, str]]:
-        """The pictures among ``paths`` that can be decoded, and of each other one why not."""
+        """The images that can be decoded, and the reason for each of the others, by path."""
         good: list[str] = []
         bad: dict[str, str] = {}
         for path in map(str, paths):
@@ -117,8 +117,8 @@ class Retriever:
         width, name = self.model.facts.region_width, type(self.model).__name__
         if not path.endswith(".npy"):
             raise DataError(
-                f"{path}: {name} reads regions that a detector has found, not pictures; expected "
-                f".npy files [regions, {width}], or a model that reads pixels"
+                f"{path}: {name} reads region features, not images; expected .npy files [regions, "
+                f"{width}] (extract them with itr data features). Or use a model that reads images"
             )
         try:
             array = np.load(path, allow_pickle=False)
@@ -139,27 +139,27 @@ def load(
     tokenizer: str | None = None,
     batch_size: int = 64,
 ) -> Retriever:
-    """The model of ``source``: a run directory, a checkpoint, or an authors' file (``albef.pth``).
+    """Load a run directory, a checkpoint, or an authors' file (``albef.pth``).
 
-    ``model`` names the method and ``tokenizer`` a BERT (name or folder) where an authors' file does
-    not say it. ``precision`` is as for `Retriever`. Raises CheckpointError for a file that is
-    missing, broken or of another method, ConfigError for a device that is not there.
+    ``model`` is the method and ``tokenizer`` a BERT (name or folder), for an authors' file that
+    does not contain them. ``precision`` is as for `Retriever`. Raises CheckpointError for a file
+    that is missing, broken or of another method, ConfigError for a device that is not available.
     """
-    place = resolve_device(device)
-    told: dict[str, Any] = {"name": model, "text": {"tokenizer": tokenizer}}
-    loaded = load_checkpoint(source, told, place)
-    return Retriever(loaded, place, precision, batch_size)
+    target = resolve_device(device)
+    options: dict[str, Any] = {"name": model, "text": {"tokenizer": tokenizer}}
+    loaded = load_checkpoint(source, options, target)
+    return Retriever(loaded, target, precision, batch_size)
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """The picture files below ``folder``, sorted. Raises DataError if there is none."""
+    """The image files in ``folder`` and below, sorted. Raises DataError if there are none."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise DataError(f"--images {folder}: no such folder")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not found:
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not paths:
         raise DataError(
-            f"--images {folder}: holds no pictures; looked for {', '.join(SUFFIXES)} in it and "
-            "below"
+            f"--images {folder}: contains no images; looked for {', '.join(SUFFIXES)} in it and "
+            "in its subfolders"
         )
-    return found
+    return paths

@@ -127,7 +127,7 @@ class TrainConfig:
 
 
 def check_workers(workers: int | str) -> None:
-    """Raise ConfigError unless ``runtime.num_workers`` is a number of threads or ``auto``."""
+    """Raises ConfigError unless ``runtime.num_workers`` is a number of threads or ``auto``."""
     if workers != "auto" and (isinstance(workers, str) or workers < 0):
         raise ConfigError(f"runtime.num_workers={workers}: expected auto, or 0 or more threads")
 
@@ -140,22 +140,22 @@ def check_config(values: Mapping[str, Any]) -> TrainConfig:
     if config.batch_size % world:
         lower = config.batch_size // world * world
         raise ConfigError(
-            f"batch_size={config.batch_size}: the pairs that share one loss cannot be shared evenly"
-            f" by {world} devices; type batch_size={lower or world} or {lower + world}"
+            f"batch_size={config.batch_size}: must be divisible by the number of devices "
+            f"({world}); pass batch_size={lower or world} or batch_size={lower + world}"
         )
     check_optim(config.optim)
     model = model_config(config.model)
     cls = model_class(config.model)
     if config.task.name not in cls.tasks:
         raise ConfigError(
-            f"task={config.task.name}: {cls.__name__} has no such stage; expected one of "
+            f"task={config.task.name}: {cls.__name__} does not support this task; expected one of "
             f"{', '.join(cls.tasks)}"
         )
     if config.grad_cache is not None and not cls.cacheable():
         raise ConfigError(
-            f"grad_cache={config.grad_cache}: {cls.__name__} cannot be trained on cached "
-            "gradients, since its batch normalisation sees the whole batch; type grad_cache=null "
-            "and, for less memory, runtime.activation_checkpointing=true"
+            f"grad_cache={config.grad_cache}: {cls.__name__} does not support gradient "
+            "caching, because its batch normalization needs the whole batch; pass grad_cache=null "
+            "and, to save memory, runtime.activation_checkpointing=true"
         )
     reranks = cls.rerank is not RetrievalModel.rerank
     if config.rerank.enabled or (reranks and config.rerank.enabled is None):

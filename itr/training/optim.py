@@ -1,4 +1,4 @@
-"""Optimiser, schedule and clipping: the groups come from the model, the numbers from `optim`."""
+"""Optimizer, learning-rate schedules and gradient clipping."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from itr.models.base import RetrievalModel
 from itr.options import configured, faults, option
 
 KINDS = ("constant", "step", "cosine", "linear", "onecycle", "warmup_cosine", "epoch_cosine")
-STAIR = 100  # updates between two steps of epoch_cosine's warm-up
+STAIR = 100  # updates per step of epoch_cosine's warm-up
 
 
 @dataclass
@@ -70,22 +70,25 @@ class OptimConfig:
 
 
 def check_optim(config: OptimConfig) -> None:
-    """Raises ConfigError for options that no code below knows."""
-    if found := faults(config, "optim"):
-        raise ConfigError("\n".join(found))
+    """Raises ConfigError for values that the optimizer or the schedule cannot use."""
+    if messages := faults(config, "optim"):
+        raise ConfigError("\n".join(messages))
     milestones = config.schedule.milestones
     if milestones != sorted(milestones):
-        raise ConfigError(f"optim.schedule.milestones: {milestones} must be in rising order")
+        raise ConfigError(f"optim.schedule.milestones={milestones}: must be in ascending order")
     cycle = config.schedule.cycle_beta1
     if cycle is not None and (len(cycle) != 2 or config.schedule.kind != "onecycle"):
         raise ConfigError(
-            f"optim.schedule.cycle_beta1: {cycle}; expected null, or two numbers (at the ends and "
-            "at the peak) together with optim.schedule.kind=onecycle"
+            f"optim.schedule.cycle_beta1={cycle}: expected null, or two numbers (at the ends and "
+            "at the peak) with optim.schedule.kind=onecycle"
         )
 
 
 def lr_factor(clock: Clock, schedule: ScheduleConfig) -> float:
-    """Factor on every group's learning rate at ``clock``: a pure function, so resume is exact."""
+    """Factor on every group's learning rate at ``clock``.
+
+    A pure function of the clock, so that a resumed run continues exactly.
+    """
     if schedule.kind == "warmup_cosine":
         return _warmup_cosine(clock, schedule)
     if schedule.kind == "epoch_cosine":
@@ -106,7 +109,7 @@ def lr_factor(clock: Clock, schedule: ScheduleConfig) -> float:
 
 
 def beta1_at(clock: Clock, schedule: ScheduleConfig) -> float | None:
-    """The first beta at ``clock``, falling while the rate rises; None: the schedule has no say."""
+    """AdamW's first beta at ``clock``, low while the rate is high; None: the schedule keeps it."""
     if schedule.cycle_beta1 is None:
         return None
     ends, peak = schedule.cycle_beta1
@@ -124,7 +127,7 @@ def _one_cycle(
 
 
 def _warmup_cosine(clock: Clock, schedule: ScheduleConfig) -> float:
-    """As transformers' get_cosine_schedule_with_warmup."""
+    """As get_cosine_schedule_with_warmup of transformers."""
     total = clock.total_updates
     if schedule.floor_total_updates:
         total = min(total, clock.total_epochs * clock.batches_per_epoch // clock.accumulate)
@@ -136,7 +139,7 @@ def _warmup_cosine(clock: Clock, schedule: ScheduleConfig) -> float:
 
 
 def _epoch_cosine(clock: Clock, schedule: ScheduleConfig) -> float:
-    """As ALBEF's scripts, whose rate changes after every hundredth update."""
+    """As in ALBEF's scripts, whose warm-up changes the rate after every hundredth update."""
     if clock.epoch:
         return _cosine(1.0, schedule.end_factor, min(1.0, clock.epoch / clock.total_epochs))
     stairs, climbed = schedule.warmup_updates / STAIR, max(0, clock.updates - 1) // STAIR
@@ -150,9 +153,10 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 
 def build_optimizer(model: RetrievalModel, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the model's own groups; each group carries ``name``, ``names`` and ``base_lr``.
+    """AdamW over the parameter groups of ``model``.
 
-    A parameter that never gets a gradient is skipped by AdamW: no decay, no state.
+    Each group also carries ``name``, ``names`` of its parameters, and ``base_lr``. AdamW skips a
+    parameter without gradient: no weight decay, no state.
     """
     parameters = dict(model.named_parameters())
     groups = []
@@ -174,7 +178,7 @@ def build_optimizer(model: RetrievalModel, config: OptimConfig) -> torch.optim.A
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Every group's rate = its own rate times ``factor``."""
+    """Set the rate of each group to its base rate times ``factor``."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
@@ -182,7 +186,7 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def apply_schedule(
     optimizer: torch.optim.Optimizer, clock: Clock, schedule: ScheduleConfig
 ) -> None:
-    """Learning rates, and the first beta where the schedule moves it, at ``clock``."""
+    """Set learning rates and, if the schedule changes it, the first beta for ``clock``."""
     set_learning_rates(optimizer, lr_factor(clock, schedule))
     beta1 = beta1_at(clock, schedule)
     if beta1 is not None:
@@ -191,7 +195,7 @@ def apply_schedule(
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
-    """Clip the global L2 norm of all gradients; the norm before clipping, still on the device."""
+    """Clip the global L2 norm of all gradients; returns the norm before clipping, on the device."""
     with_gradient = [p for p in parameters if p.grad is not None]
     if max_norm is None:
         return torch.nn.utils.get_total_norm([p.grad for p in with_gradient if p.grad is not None])
@@ -199,7 +203,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as ``<parameter name>/<key>`` -> tensor."""
+    """The optimizer's state as ``<parameter name>/<key>`` -> tensor."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         f"{names[id(parameter)]}/{key}": torch.as_tensor(value)
@@ -211,7 +215,7 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 def load_state_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """Put back what `state_tensors` gave, exactly as it was."""
+    """Restore the state that `state_tensors` returned."""
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
     for key, value in tensors.items():

@@ -136,7 +136,7 @@ def test_what_processes_cannot_share_is_refused(tmp_path: Path) -> None:
 
 def test_a_batch_that_cannot_be_shared_is_refused(world: Path) -> None:
     given = overrides("hrem", world, "batch_size=20", "devices=3")
-    with pytest.raises(ConfigError, match="batch_size=20: .* batch_size=18 or 21"):
+    with pytest.raises(ConfigError, match="batch_size=20: .* batch_size=18 or batch_size=21"):
         check_config(compose("train", given))
 
 

@@ -59,8 +59,10 @@ def test_a_stopped_run_resumes_exactly(model: str, world: Path, tmp_path: Path) 
         train(compose("train", [*options, f"out={cut}"]))
     assert stopped.value.preempted and not (cut / "results.json").exists()
     assert signal.getsignal(number) == signal.SIG_DFL
+    before = checkpoint.read_meta(cut / "checkpoints" / "last.safetensors")["train_seconds"]
     results = train(compose("train", [*options, f"out={cut}", "resume=auto"]))
     assert results["resumed_at"] == STOP
+    assert results["train_seconds"] >= round(before, 1) > 0  # both parts of the run
     equal(whole, cut)
 
 

@@ -71,6 +71,21 @@ def test_max_steps_wins_over_epochs(tiny: list[str], tmp_path: Path) -> None:
     assert [line["step"] for line in lines(tmp_path / "run") if "val/rsum" in line] == [3, 6, 7]
 
 
+def test_the_best_validation_is_marked_and_numbered_as_in_the_results(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    results = train(compose("train", [*tiny, "trainer.validate_every=5"]))
+    log = (tmp_path / "run" / "train.log").read_text().splitlines()
+    marked = [line for line in log if line.endswith("(best so far)")]
+    where = f"epoch {results['best_epoch']}, update {results['best_updates']}, val"
+    assert where in marked[-1] and f"rSum {results['val/rsum']:.1f}" in marked[-1]
+    validations = [line for line in lines(tmp_path / "run") if "val/rsum" in line]
+    best = max(validations, key=lambda line: line["val/rsum"])
+    assert (best["epoch"], best["step"]) == (results["best_epoch"], results["best_updates"])
+    highest = np.maximum.accumulate([line["val/rsum"] for line in validations])
+    assert [line["val/best_rsum"] for line in validations] == highest.tolist()
+
+
 def test_sleeping_parameters_do_not_move(tiny: list[str], tmp_path: Path) -> None:
     never = [*tiny, "model.graph.warmup=null", "optim.weight_decay=0.5", "trainer.epochs=1"]
     train(compose("train", [*never, "trainer.max_steps=1", f"out={tmp_path / 'short'}"]))
