@@ -24,6 +24,7 @@ from itr.completion import SUBCOMMANDS
 from itr.data.classification.dataset import ClassificationConfig
 from itr.data.config import DataConfig
 from itr.data.doctor import cli as doctor
+from itr.data.tools import arguments as command_line
 from itr.data.tools import bench
 from itr.instantiate import check
 from itr.jobs.eval.config import EvalConfig, check_options, keep_typed_options
@@ -209,7 +210,7 @@ def check_itr(words: Sequence[str]) -> None:
         return None
     if arguments[:1] == ["bench"]:
         _, rest = bench._parse_options(arguments[1:])
-        bench.compose.compose(rest)
+        command_line.compose(rest)
         return None
     parse = argparse.ArgumentParser.parse_args
 
