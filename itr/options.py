@@ -325,8 +325,13 @@ def bounds_of(schema: Any) -> dict[str, Bounds]:
 
 
 def faults(values: Any, where: str = "") -> list[str]:
-    """A sentence for each field of a dataclass, and of the dataclasses in it, out of its bounds."""
+    """A sentence for each field of a dataclass, and of the dataclasses in it, out of its bounds.
+
+    A model without options may have any other configuration, such as None: it has no bounds.
+    """
     found: list[str] = []
+    if not dataclasses.is_dataclass(values):
+        return found
     bounds = bounds_of(type(values))
     for field in dataclasses.fields(values):
         value, path = getattr(values, field.name), f"{where}.{field.name}".strip(".")

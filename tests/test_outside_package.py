@@ -135,7 +135,8 @@ CONF = {
     "model: {_target_: toypack.model.Toy, name: toy, width: 8}\n"
     "loss: {weights: {batch: 1.0}}\n",
     "loss/toy.yaml": "name: toy\ndefault: {_target_: toypack.loss.ToyLoss, scale: 10.0}\n",
-    "data/toyset.yaml": "defaults: [reading/default@_here_, _self_]\nname: toyset\nroot: ???\n",
+    "data/toyset.yaml": "defaults: [reading/default@_here_, _self_]\nname: toyset\nroot: ???\n"
+    "splits: {train: train, val: val, test: test}\n",
 }
 ENTRY_POINTS = "[itr.plugins]\ntoypack = toypack\n\n[itr.layouts]\ntoy = toypack.layout\n"
 FEW = (

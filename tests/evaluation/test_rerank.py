@@ -24,6 +24,7 @@ from itr.evaluation.rerank import (
     rerank,
 )
 from itr.evaluation.shortlists import Shortlist, ShortlistTable
+from itr.instantiate import check
 from itr.models.base import Encoded
 from itr.view import View
 
@@ -150,13 +151,17 @@ def test_ranks_equal_those_of_the_full_matrix(data: st.DataObject) -> None:
     ("config", "reranks", "message"),
     [
         (RerankConfig(k=9), True, r"^rerank\.k: 9; .* 10"),
-        (RerankConfig(batch_size=0), True, r"rerank\.batch_size: 0"),
         (RerankConfig(enabled=True), False, r"^rerank\.enabled=true: HREM .*rerank\.enabled=null"),
     ],
 )
 def test_invalid_options_are_refused(config: RerankConfig, reranks: bool, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_rerank(config, reranks, "HREM")
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^rerank\.batch_size=0: expected at least 1"):
+        check({"batch_size": 0}, RerankConfig, "rerank")
 
 
 def test_shares_work_between_queries() -> None:

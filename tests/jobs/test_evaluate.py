@@ -209,8 +209,8 @@ def test_every_kind_of_evaluation_can_be_tracked(
         (["checkpoint=a", "scores=b"], "checkpoint and scores"),
         (["checkpoint=[a,b]"], "checkpoint: 2 .* ensemble=true"),
         (["checkpoint=a", "ensemble=true"], r"'checkpoint=\[RUN_A,RUN_B\]'"),
-        (["checkpoint=a", "hubness.rows=[cls]"], "'cls' is unknown; nearest: csls"),
-        (["checkpoint=a", "task=pretrain"], "task: 'pretrain' .* retrieval, zeroshot"),
+        (["checkpoint=a", "hubness.rows=[cls]"], r"hubness\.rows=cls: .*nearest: csls"),
+        (["checkpoint=a", "task=pretrain"], "task=pretrain: .*retrieval, zeroshot"),
         (["checkpoint=a", "task=zeroshot"], "data=imagefolder data.root=DIR"),
     ],
 )
@@ -319,8 +319,8 @@ def test_zero_shot_over_a_folder_of_folders(
     assert found["data"] == "imagefolder" and len(found["test/data_hash"]) == 16
     for options, told in (
         ([f"data.root={tmp_path / 'no'}"], "no such folder"),
-        ([f"data.root={root / 'star'}"], "expected a folder for each class"),
-        ([f"data.root={root}", "data.templates=[a]"], "'a' has no single {}"),
+        ([f"data.root={root / 'star'}"], "expected one folder of images per class"),
+        ([f"data.root={root}", "data.templates=[a]"], r"data\.templates: 'a'.*\{\}"),
         ([f"data.root={root}", f"data.classes={root / 'x.json'}"], "x.json: cannot be read"),
     ):
         with pytest.raises(UserError, match=told):
@@ -366,7 +366,7 @@ def _unit(model: Any, text: str) -> torch.Tensor:
 
 def test_named_sets_name_what_is_missing(runs: list[Path], tmp_path: Path) -> None:
     given = [f"checkpoint={runs[0]}", "task=zeroshot", "data=torchvision", f"data.root={tmp_path}"]
-    with pytest.raises(DataError, match="torchvision's CIFAR10 cannot be read there"):
+    with pytest.raises(DataError, match="data.root=.*CIFAR10 cannot read this folder"):
         evaluate(compose("eval", [*given, "data.set=cifar10"]))
     with pytest.raises(ConfigError, match="data.set=cifar: unknown; nearest: cifar"):
         evaluate(compose("eval", [*given, "data.set=cifar"]))

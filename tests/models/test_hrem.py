@@ -454,7 +454,11 @@ def test_pretrained_weights_from_a_directory_and_a_copy_from_config_alone():
 @pytest.mark.parametrize(
     ("settings", "weights", "words"),
     [
-        (HREMConfig(text=TextConfig(name="/no/such/directory")), {}, "model.pretrained=false"),
+        (
+            HREMConfig(text=TextConfig(name="/no/such/directory")),
+            {},
+            "model.text.name=/no/such/directory",
+        ),
         (HREMConfig(text=TextConfig(tokenizer="wordpiece")), {}, "model.text.tokenizer"),
         (dataclasses.replace(config(), heads=3), {}, "model.heads=3"),
         (dataclasses.replace(config(), text=TextConfig(width=10)), {}, "model.text"),

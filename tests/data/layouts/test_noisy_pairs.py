@@ -83,7 +83,7 @@ def test_unusable_index_files(root, tmp_path, index, words):
 
 
 def test_impossible_shares(root):
-    with pytest.raises(ConfigError, match="data.noise=1.2: expected a share"):
+    with pytest.raises(ConfigError, match=r"data\.noise=1\.2: expected at least 0 and at most 1"):
         opened(root, noise=1.2)
     with pytest.raises(ConfigError, match="too few to mismatch"):
         shuffle(np.zeros(10, np.int64), 0.5)
