@@ -17,7 +17,7 @@ from itr.nn.bert.fusion import fusion_half, split_whole_bert, text_half, text_st
 from itr.nn.position import resize_positions
 from itr.nn.vit import random_vit
 from itr.official.albef import export, official_state, read
-from tests.parity import pixel_data_cases
+from tests.parity import albef_items, pixel_data_cases
 from tests.parity.albef_build import (
     batch_of,
     config_of,
@@ -160,6 +160,7 @@ def checkpoint_finetuned(case: Case) -> None:
 
 
 RUNNERS: dict[str, Runner] = {
+    **albef_items.RUNNERS,
     **pixel_data_cases.ALBEF,
     "checkpoint_finetuned": checkpoint_finetuned,
     "checkpoint_import": checkpoint_import,
