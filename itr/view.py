@@ -28,7 +28,7 @@ class CaptionAugment:
 class TextView:
     """How a caption becomes token ids. Lengths count all ids, including [CLS] and [SEP]."""
 
-    cleaner: str = "none"  # none | albef | clip
+    cleaner: str = "none"  # a name of `CLEANERS`, such as albef, albef_question or clip
     prompt: str = ""  # prepended to the caption
     max_length: int | None = None  # truncate to this many ids; None: never
     pad_to: int | None = None  # pad to this many ids; None: to the longest caption of the batch
@@ -55,6 +55,7 @@ class PixelView:
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     flip: bool = False  # horizontally, with probability 1/2
+    flip_sided: bool = True  # also where the text, or an answer to it, says left or right
     randaugment: bool = False
     crop_scale: tuple[float, float] = (0.5, 1.0)  # random_crop: fraction of the area
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random_crop: width / height

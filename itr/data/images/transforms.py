@@ -35,6 +35,7 @@ MODES = {
 }
 ATTEMPTS = 10  # random crops that are tried before the center crop is used
 DRAWS = 4 * ATTEMPTS + 7  # uniform numbers per image
+FLIP_DRAW = 4 * ATTEMPTS  # which of them decides about the flip: below 1/2
 MAX_ASPECT_RATIO = 16  # longer images are center-cropped to it before they are resized
 
 
@@ -62,7 +63,7 @@ def check_view(view: PixelView) -> None:
 def draw_choices(view: PixelView, uniforms: np.ndarray, height: int, width: int) -> Choices:
     """Crop, flip and RandAugment of an image, from ``uniforms`` [DRAWS] in [0, 1)."""
     box = random_box(view, uniforms, height, width) if view.resize == "random_crop" else None
-    rest = uniforms[4 * ATTEMPTS :]
+    rest = uniforms[FLIP_DRAW:]
     return Choices(
         box=box,
         flip=view.flip and bool(rest[0] < 0.5),

@@ -15,6 +15,8 @@ from torch import Tensor
 from itr.data import counter_rng
 from itr.data.images.pixels import Pixels
 from itr.data.images.regions import Regions
+from itr.data.images.transforms import FLIP_DRAW
+from itr.data.loading.sided import find_sided
 from itr.data.records import Split
 from itr.data.text.caption_augment import DELETE, MASK, RANDOM, word_actions
 from itr.data.text.token_table import CaptionPadder, TokenTable
@@ -42,8 +44,11 @@ class TrainImages:
         self.split, self.view, self.seed = split, view, seed
         self.pixels: Pixels | None = None
         self.regions: Regions | None = None
+        self.sided: np.ndarray | None = None  # bool [C]: captions whose image is not flipped
         if view.kind == "pixels":
             self.pixels = Pixels(split, view.pixels, finish_on_device)
+            if view.pixels.flip and not view.pixels.flip_sided:
+                self.sided = find_sided(split)
         else:
             self.regions = Regions(split, cached_regions)
 
@@ -52,6 +57,8 @@ class TrainImages:
         images = self.split.text_to_image[captions[share]]
         if self.pixels is not None:
             uniforms = self.pixels.draw_uniforms(self.seed, epoch, captions[share])
+            if self.sided is not None and uniforms is not None:
+                uniforms[self.sided[captions[share]], FLIP_DRAW] = 1.0
             return self.pixels.fields(images, uniforms)
         assert self.regions is not None
         min_pad = self.view.regions.min_pad

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 
 ALBEF_WORDS = 30  # maximum
+ALBEF_TEST_WORDS = 50  # maximum of a question at test
 
 _ALBEF_DELETED = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
 _PLAIN = re.compile(r"[\x20-\x25\x27-\x7e]*")  # printable ASCII without &: nothing to repair
@@ -18,6 +19,12 @@ def albef(caption: str) -> str:
     caption = caption.lower().translate(_ALBEF_DELETED).replace("<person>", "person")
     caption = re.sub(r"\s{2,}", " ", caption).rstrip("\n").strip(" ")
     return " ".join(caption.split(" ")[:ALBEF_WORDS])
+
+
+def albef_question(question: str, words: int = ALBEF_WORDS) -> str:
+    """ALBEF's ``pre_question``: as `albef`, but runs of spaces and ``<person>`` stay."""
+    question = question.lower().translate(_ALBEF_DELETED).rstrip(" ")
+    return " ".join(question.split(" ")[:words])
 
 
 def clip(caption: str) -> str:
@@ -37,5 +44,7 @@ def _fixer() -> Callable[[str], str]:
 CLEANERS: dict[str, Callable[[str], str]] = {
     "none": lambda caption: caption,
     "albef": albef,
+    "albef_question": albef_question,
+    "albef_question_test": functools.partial(albef_question, words=ALBEF_TEST_WORDS),
     "clip": clip,
 }

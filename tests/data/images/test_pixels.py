@@ -1,5 +1,7 @@
 """Batches of pixels against literal ones: what is random, what is not, resuming, workers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,8 @@ from itr.data.layouts.precomp import read_split
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.data.loading.eval_batches import caption_batches, image_batches
 from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
+from itr.data.loading.sided import find_sided
+from itr.data.records import Record, Split
 from itr.data.text.tokenizer import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView, TextView, View
@@ -159,3 +163,27 @@ def test_odd_pictures_can_be_trained_on(world, shape):
         view = PixelView(size=16, resize=resize, flip=True, randaugment=True)
         for batch in world.loader(pixels=view).epoch(0):
             assert torch.isfinite(batch.pixels).all()
+
+
+def test_no_flip_where_the_text_names_a_side(world):
+    """The other random choices of such an image, and all of the others', stay the same."""
+    flips = {}
+    for sided in (True, False):
+        loader = world.loader(pixels=dataclasses.replace(RANDOM, flip_sided=sided), batch_size=7)
+        texts = loader.split.captions()
+        loader.images.sided = loader.images.sided if sided else np.arange(len(texts)) % 2 == 0
+        flips[sided] = {
+            int(caption): pixels
+            for epoch in range(3)
+            for batch in loader.epoch(epoch)
+            for caption, pixels in zip(batch.caption_id + 100 * epoch, batch.pixels, strict=True)
+        }
+    changed = {n for n, pixels in flips[True].items() if not torch.equal(pixels, flips[False][n])}
+    assert changed and all(n % 2 == 0 for n in changed)
+    assert len(changed) < sum(n % 2 == 0 for n in flips[True])
+
+
+def test_a_side_is_a_word_of_the_text_or_of_an_answer():
+    texts = ("left of a dog", "what is Right?", "bright leftovers", "where?", "the leftmost cat")
+    split = Split("train", "vqa", [Record(0, "a.jpg", texts, tuple(range(5)))])
+    assert find_sided(split).tolist() == [True, True, False, False, True]
