@@ -1,6 +1,6 @@
 """The batch that every model receives.
 
-Shapes: B pairs, R regions, D region width, G guide width, L token ids, S image size.
+Shapes: B pairs, R regions, D region width, G guide width, L token ids, A answers, S image size.
 """
 
 from __future__ import annotations
@@ -45,7 +45,15 @@ class Batch:
     second_tokens: Tensor | None = None  # [B, L2] int64: a second text of the same image
     second_mask: Tensor | None = None  # [B, L2] bool
 
+    # Items of tasks other than retrieval (`itr.data.items`), A answers of all questions together
+    labels: Tensor | None = None  # [B] int64: class of a statement
+    second_pixels: Tensor | None = None  # [B, 3, S, S]: the second picture of a pair
+    answer_tokens: Tensor | None = None  # [A, L3] int64, the answers of question 0 first
+    answer_mask: Tensor | None = None  # [A, L3] bool
+    answer_weights: Tensor | None = None  # [A] float32
+
     # Counted on the host
+    answer_counts: tuple[int, ...] = ()  # answers of each question; their sum is A
     positive_pairs: int = 0  # number of True in image_id[:, None] == image_id[None, :]
     shared_pairs: int = 0  # the same count for the batch of all ranks together
     replaced: tuple[int, ...] = ()  # image ids that could not be decoded and were replaced

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from itr.data.items import Item
+
 OTHER_CAPTION = "other_caption"  # Split.second: another caption of the same image
 SEQUENTIAL_ID = "sequential_id"  # key of Record.extra: the image_id is a running number, since
 # no file gives one
@@ -54,6 +56,7 @@ class Split:
     decoder: str = "torchvision"  # of images, see itr/data/images/decode.py
     source: str = ""  # file or folder, for logs and messages
     notes: tuple[str, ...] = ()  # log lines
+    items: Sequence[Item] | None = None  # one per caption, for tasks other than retrieval
 
     def __post_init__(self) -> None:
         counts = getattr(self.records, "caption_counts", None)  # records that are built lazily

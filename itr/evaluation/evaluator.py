@@ -136,9 +136,9 @@ class Evaluator:
 
     def reranks(self, model: RetrievalModel) -> bool:
         """Whether ``model`` is re-ranked. Raises ConfigError if it should be but cannot."""
-        enabled = model.reranks if self.rerank.enabled is None else self.rerank.enabled
+        enabled = model.has_rerank() if self.rerank.enabled is None else self.rerank.enabled
         if enabled:
-            check_rerank(self.rerank, model.reranks, type(model).__name__)
+            check_rerank(self.rerank, model.has_rerank(), type(model).__name__)
         return enabled
 
     def metadata(self) -> dict[str, Any]:

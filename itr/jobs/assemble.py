@@ -32,7 +32,7 @@ from itr.data.text.tokenizer import Tokenizer, open_tokenizer
 from itr.evaluation.evaluator import Evaluator
 from itr.instantiate import build
 from itr.jobs.init_weights import initialize_from, skip_pretrained, stored_tokenizer
-from itr.models.base import RetrievalModel
+from itr.models.base import Model, RetrievalModel
 from itr.models.build import build_model, model_class, model_config
 from itr.training.config import TrainConfig
 from itr.training.device import resolve_device, resolve_precision
@@ -46,7 +46,7 @@ class RunComponents:
 
     splits: dict[str, Split]
     tokenizer: Tokenizer
-    model: RetrievalModel
+    model: Model
     loader: TrainLoader
     evaluators: dict[str, Evaluator]
     device: torch.device
@@ -73,10 +73,12 @@ def prepare_data(data: DataConfig) -> DataConfig:
     return dataclasses.replace(data, root=str(root), prepare=None)
 
 
-def rerank_warnings(evaluator: Evaluator, model: RetrievalModel) -> list[str]:
+def rerank_warnings(evaluator: Evaluator, model: Model) -> list[str]:
     """A warning if ``rerank.k`` exceeds the number of candidates of a query."""
     data, k = evaluator.data, evaluator.rerank.k
-    if not evaluator.reranks(model) or k <= min(data.n_images, data.n_captions):
+    if not isinstance(model, RetrievalModel) or not evaluator.reranks(model):
+        return []
+    if k <= min(data.n_images, data.n_captions):
         return []
     return [
         f"rerank.k={k}: {data.source} has {data.n_images} images and {data.n_captions} captions; "
@@ -175,7 +177,7 @@ def _open_splits(config: TrainConfig, data: DataConfig, view: View) -> dict[str,
 
 def _build_model(
     config: TrainConfig, values: Mapping[str, Any], view: View, train: Split, device: torch.device
-) -> tuple[Tokenizer, RetrievalModel, list[str]]:
+) -> tuple[Tokenizer, Model, list[str]]:
     """Tokenizer, model on ``device``, and messages about its initial weights and wrappers."""
     second = train.second_texts() if view.second_text is not None else []
     init = config.model.get("init")

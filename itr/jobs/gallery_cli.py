@@ -48,4 +48,4 @@ def main(arguments: Sequence[str]) -> None:
 
 def _load(path: Path, options: Mapping[str, Any]) -> tuple[RetrievalModel, Tokenizer]:
     loaded = load_checkpoint(path, dict(options))
-    return loaded.model, loaded.tokenizer
+    return loaded.retriever, loaded.tokenizer

@@ -12,7 +12,7 @@ from torch import Tensor
 from itr import checkpoint
 from itr.data.text.tokenizer import Tokenizer
 from itr.errors import CheckpointError, first_of
-from itr.models.base import RetrievalModel
+from itr.models.base import Model
 from itr.models.build import model_config
 from itr.official.load import importer_of, recognize
 from itr.official.name_table import SHOWN, extra_options, listed
@@ -68,7 +68,7 @@ def skip_pretrained(node: Mapping[str, Any], facts: Facts) -> tuple[dict[str, An
     return sized, dataclasses.replace(facts, vocabulary=meta["facts"]["vocabulary"])
 
 
-def initialize_from(model: RetrievalModel, name: str, source: str) -> list[str]:
+def initialize_from(model: Model, name: str, source: str) -> list[str]:
     """Load the weights of ``source`` (``model.init``) into ``model``, of method ``name``.
 
     Returns log messages: which weights were loaded, resized, ignored, and left at their initial
@@ -111,7 +111,7 @@ def _momentum_copies(loaded: Mapping[str, Tensor], stored: Mapping[str, Tensor])
 
 def _check_sizes(
     source: str,
-    model: RetrievalModel,
+    model: Model,
     fitted: Mapping[str, Tensor],
     loaded: Mapping[str, Tensor],
 ) -> None:
@@ -134,9 +134,7 @@ def _check_sizes(
         )
 
 
-def _read_weights(
-    path: Path, name: str, model: RetrievalModel
-) -> tuple[dict[str, Tensor], list[str]]:
+def _read_weights(path: Path, name: str, model: Model) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors by our names, and messages of an importer. Raises CheckpointError for another
     method."""
     if path.suffix == ".safetensors":

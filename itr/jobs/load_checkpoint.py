@@ -18,7 +18,7 @@ from itr.errors import CheckpointError, ConfigError
 from itr.evaluation.stored_embeddings import file_hash
 from itr.instantiate import check
 from itr.jobs import run_dir
-from itr.models.base import RetrievalModel
+from itr.models.base import Model, RetrievalModel
 from itr.models.build import restore
 from itr.official.load import importer_of, load_official, recognize
 from itr.official.name_table import extra_options, flat
@@ -31,7 +31,7 @@ log = logging.getLogger("itr")
 class LoadedCheckpoint:
     """A checkpoint ready to be evaluated, and the settings of its training's evaluation."""
 
-    model: RetrievalModel
+    model: Model
     tokenizer: Tokenizer
     path: Path
     data: dict[str, Any] | None  # the data node of its training
@@ -40,6 +40,19 @@ class LoadedCheckpoint:
     ties: str = "pessimistic"
     rerank: dict[str, Any] = field(default_factory=dict)
     depth: dict[str, int] = field(default_factory=dict)  # authors' rerank.k by dataset ("*": other)
+
+    @property
+    def retriever(self) -> RetrievalModel:
+        """The model as one that embeds images and captions.
+
+        Raises CheckpointError for a checkpoint of another task.
+        """
+        if not isinstance(self.model, RetrievalModel):
+            raise CheckpointError(
+                f"{self.path}: a {type(self.model).__name__}, which embeds neither images nor "
+                "captions; expected a checkpoint of task=retrieval or task=pretrain"
+            )
+        return self.model
 
     def rerank_on(self, data: str) -> dict[str, Any]:
         """Options of `RerankConfig` for the dataset ``data``: training's, else the authors'."""
@@ -136,7 +149,7 @@ def _load_official(path: Path, options: dict[str, Any]) -> LoadedCheckpoint:
 def _require_allowed(
     path: Path,
     options: dict[str, Any],
-    model: RetrievalModel | type[RetrievalModel],
+    model: Model | type[Model],
     extra: Iterable[str],
 ) -> None:
     """Raises ConfigError for ``options`` other than ``extra``, the name and the image size."""
@@ -150,7 +163,7 @@ def _require_allowed(
             )
 
 
-def resized(model: RetrievalModel, size: Any) -> RetrievalModel:
+def resized(model: Model, size: Any) -> Model:
     """``model`` for images of ``size`` x ``size`` pixels, with interpolated position embeddings.
 
     Raises ConfigError for sizes that its image encoder does not support.

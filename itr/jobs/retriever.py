@@ -49,7 +49,7 @@ class Retriever:
     @property
     def model(self) -> RetrievalModel:
         """The network, in eval mode."""
-        return self.loaded.model
+        return self.loaded.retriever
 
     @property
     def origin(self) -> dict[str, Any]:

@@ -57,23 +57,22 @@ class ParameterGroup:
     weight_decay: float
 
 
-class RetrievalModel(nn.Module, ABC):
-    """Base class: maps a batch to named loss terms (training) or embeddings (evaluation).
+class Model(nn.Module, ABC):
+    """Base class of everything that is trained: maps a batch to named loss terms.
 
-    ``slots`` maps slot names to the losses that the model calls. ``weights`` maps terms to their
-    weights: the trainer multiplies and sums, and a model skips a term of weight 0 (`uses_term`).
+    ``slots`` maps slot names to the losses that the model calls; a model without scores has none.
+    ``weights`` maps terms to their weights: the trainer multiplies and sums, and a model skips a
+    term of weight 0 (`uses_term`).
     """
 
     Config: ClassVar[type]  # the dataclass of `conf/model/<name>.yaml`, less `_target_` and `name`
-    slot_names: ClassVar[tuple[str, ...]]
+    slot_names: ClassVar[tuple[str, ...]] = ()
     term_names: ClassVar[tuple[str, ...]]
     tasks: ClassVar[tuple[str, ...]] = ("retrieval",)  # values of `task=` that it trains on
     shares_batch_loss: ClassVar[bool] = (
         True  # pairs of all ranks share a loss; False: each rank has its own
     )
-    symmetric_rerank: ClassVar[bool] = False  # `rerank` ignores the direction: score pairs once
     size_key: ClassVar[str | None] = None  # option of the image size in pixels; None: no pixels
-    rerank_block: ClassVar[int] = 1  # consecutive pairs that share an image in `rerank`
 
     def __init__(
         self, config: Any, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
@@ -91,6 +90,14 @@ class RetrievalModel(nn.Module, ABC):
         self.view = self.view_for(config)
 
     @classmethod
+    def class_for(cls, config: Any) -> type[Model]:
+        """The class that a ``_target_`` of this class builds from ``config``.
+
+        A method with several tasks has one class for each kind of output.
+        """
+        return cls
+
+    @classmethod
     @abstractmethod
     def view_for(cls, config: Any) -> View:
         """The data that a model of this configuration reads, known before it is built."""
@@ -103,14 +110,6 @@ class RetrievalModel(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
         """The loss terms of one micro-batch; keys are among ``term_names``."""
-
-    @abstractmethod
-    def encode_images(self, batch: Batch) -> Encoded:
-        """Embeddings of the images of ``batch``, as evaluation scores them."""
-
-    @abstractmethod
-    def encode_texts(self, batch: Batch) -> Encoded:
-        """Embeddings of the captions of ``batch``, as evaluation scores them."""
 
     @abstractmethod
     def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
@@ -142,7 +141,12 @@ class RetrievalModel(nn.Module, ABC):
     @classmethod
     def cacheable(cls) -> bool:
         """Whether ``forward`` equals `terms_of` applied to `states`, as ``grad_cache`` needs."""
-        return cls.states is not RetrievalModel.states
+        return cls.states is not Model.states
+
+    @classmethod
+    def has_rerank(cls) -> bool:
+        """Whether the model re-ranks candidates."""
+        return False
 
     def uses_term(self, term: str) -> bool:
         """Whether the weight of ``term`` is not 0."""
@@ -165,6 +169,28 @@ class RetrievalModel(nn.Module, ABC):
     def after_step(self, clock: Clock) -> None:
         """Called after each micro-batch, e.g. to enqueue keys; also if the update is skipped."""
 
+    def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Adapt the weights of another model of this class to this one by fixed rules.
+
+        An example is resizing position embeddings. Called when a run is initialized from ``state``.
+        """
+        return dict(state)
+
+
+class RetrievalModel(Model):
+    """A model that embeds images and captions, and may re-rank the best candidates."""
+
+    symmetric_rerank: ClassVar[bool] = False  # `rerank` ignores the direction: score pairs once
+    rerank_block: ClassVar[int] = 1  # consecutive pairs that share an image in `rerank`
+
+    @abstractmethod
+    def encode_images(self, batch: Batch) -> Encoded:
+        """Embeddings of the images of ``batch``, as evaluation scores them."""
+
+    @abstractmethod
+    def encode_texts(self, batch: Batch) -> Encoded:
+        """Embeddings of the captions of ``batch``, as evaluation scores them."""
+
     def rerank(
         self, images: Encoded, texts: Encoded, pairs: Tensor, direction: str, block: int = 1
     ) -> Tensor:
@@ -182,17 +208,10 @@ class RetrievalModel(nn.Module, ABC):
         """
         return None
 
-    def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Adapt the weights of another model of this class to this one by fixed rules.
-
-        An example is resizing position embeddings. Called when a run is initialized from ``state``.
-        """
-        return dict(state)
-
-    @property
-    def reranks(self) -> bool:
+    @classmethod
+    def has_rerank(cls) -> bool:
         """Whether the model defines `rerank`."""
-        return type(self).rerank is not RetrievalModel.rerank
+        return cls.rerank is not RetrievalModel.rerank
 
 
 def parameter_names(model: nn.Module, modules: Iterable[nn.Module]) -> tuple[str, ...]:

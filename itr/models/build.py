@@ -14,28 +14,32 @@ from itr import checkpoint
 from itr.errors import CheckpointError, ConfigError, nearest
 from itr.instantiate import build, check, locate
 from itr.losses.score import ScoreLoss
-from itr.models.base import RetrievalModel
+from itr.models.base import Model
 from itr.models.compatibility import judge
 from itr.view import Facts
 
 
-def model_class(node: Mapping[str, Any]) -> type[RetrievalModel]:
-    """The model class of a node's ``_target_``. Raises ConfigError if it is no model."""
-    target = locate(node["_target_"], "model")
-    if not (isinstance(target, type) and issubclass(target, RetrievalModel)):
-        raise ConfigError(f"model._target_: {node['_target_']} is not a RetrievalModel")
-    return target
+def model_class(node: Mapping[str, Any]) -> type[Model]:
+    """The class of the model that a node describes. Raises ConfigError if it is no model."""
+    return _target(node).class_for(model_config(node))
 
 
 def model_config(node: Mapping[str, Any]) -> Any:
     """The model's options as its dataclass, checked."""
-    return check(node, model_class(node).Config, "model")
+    return check(node, _target(node).Config, "model")
+
+
+def _target(node: Mapping[str, Any]) -> type[Model]:
+    target = locate(node["_target_"], "model")
+    if not (isinstance(target, type) and issubclass(target, Model)):
+        raise ConfigError(f"model._target_: {node['_target_']} is not a Model")
+    return target
 
 
 GENERIC_LOSSES = "loss=triplet, distance_triplet, uto, infonce and sigmoid fill any slot"
 
 
-def build_slots(loss: Mapping[str, Any], cls: type[RetrievalModel], config: Any) -> nn.ModuleDict:
+def build_slots(loss: Mapping[str, Any], cls: type[Model], config: Any) -> nn.ModuleDict:
     """The losses of a ``loss`` node, one per slot of a ``cls`` with configuration ``config``.
 
     ``loss.slots`` maps slot -> node; ``loss.default`` fills the other slots. Raises ConfigError for
@@ -73,7 +77,7 @@ def _build_loss(node: Any, key: str) -> ScoreLoss:
     return build(node, key)
 
 
-def check_weights(weights: Mapping[str, float], cls: type[RetrievalModel]) -> dict[str, float]:
+def check_weights(weights: Mapping[str, float], cls: type[Model]) -> dict[str, float]:
     """The weight of each term.
 
     Raises ConfigError for unknown or missing terms, for weights that are negative or not finite,
@@ -98,7 +102,7 @@ def check_weights(weights: Mapping[str, float], cls: type[RetrievalModel]) -> di
     return {term: float(weights[term]) for term in cls.term_names}
 
 
-def build_model(model: Mapping[str, Any], loss: Mapping[str, Any], facts: Facts) -> RetrievalModel:
+def build_model(model: Mapping[str, Any], loss: Mapping[str, Any], facts: Facts) -> Model:
     """A model with its losses. Weights are random or pretrained, as ``model`` says."""
     cls = model_class(model)
     config = model_config(model)
@@ -106,7 +110,7 @@ def build_model(model: Mapping[str, Any], loss: Mapping[str, Any], facts: Facts)
     return cls(config, slots, check_weights(loss.get("weights") or {}, cls), facts)
 
 
-def model_meta(model: RetrievalModel) -> dict[str, Any]:
+def model_meta(model: Model) -> dict[str, Any]:
     """The JSON-serializable description from which `restore` rebuilds ``model``."""
     return {
         "model_target": f"{type(model).__module__}.{type(model).__qualname__}",
@@ -117,7 +121,7 @@ def model_meta(model: RetrievalModel) -> dict[str, Any]:
     }
 
 
-def restore(path: Path, meta: Mapping[str, Any]) -> RetrievalModel:
+def restore(path: Path, meta: Mapping[str, Any]) -> Model:
     """Rebuild the model of one of our checkpoints and load its weights strictly.
 
     Raises CheckpointError if its configuration or weights do not fit.

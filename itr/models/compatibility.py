@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from itr.losses.score import ScoreLoss
-from itr.models.base import RetrievalModel
+from itr.models.base import Model
 
 Kind = Literal["allowed", "hard", "refused"]
 
@@ -24,7 +24,7 @@ class Verdict:
     reason: str = ""
 
 
-def judge(cls: type[RetrievalModel], config: Any, slot: str, loss: ScoreLoss) -> Verdict:
+def judge(cls: type[Model], config: Any, slot: str, loss: ScoreLoss) -> Verdict:
     """The compatibility of ``loss`` with ``slot`` of a ``cls`` with configuration ``config``."""
     scores, name = cls.slot_scores(config, slot), type(loss).__name__
     if loss.needs_cosine and not scores.cosine:
@@ -50,7 +50,7 @@ def judge(cls: type[RetrievalModel], config: Any, slot: str, loss: ScoreLoss) ->
     return Verdict("allowed")
 
 
-def notes(model: RetrievalModel) -> list[str]:
+def notes(model: Model) -> list[str]:
     """Log lines about the compatibility of the losses in ``model``."""
     losses: Iterable[tuple[str, Any]] = model.slots.items()
     verdicts = ((slot, judge(type(model), model.config, slot, loss)) for slot, loss in losses)

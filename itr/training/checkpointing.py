@@ -14,7 +14,7 @@ from itr import checkpoint, parallel
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import CheckpointError, TrainingError
-from itr.models.base import RetrievalModel
+from itr.models.base import Model
 from itr.training.console import log
 from itr.training.optim import load_state_tensors, state_tensors
 
@@ -42,7 +42,7 @@ def resolve_checkpoint(path: Path, key: str = "checkpoint") -> Path:
     )
 
 
-def check_space(folder: Path, model: RetrievalModel) -> tuple[int, int]:
+def check_space(folder: Path, model: Model) -> tuple[int, int]:
     """Check that the disk can hold the checkpoints of a run in ``folder``.
 
     Returns the bytes of ``best`` and ``last``. Space that earlier checkpoints of the run occupy
@@ -76,14 +76,14 @@ def _used_bytes(folder: Path) -> int:
     return sum({stat.st_ino: stat.st_size for stat in stats}.values())  # hard links count once
 
 
-def save_best(path: Path, model: RetrievalModel, meta: dict[str, Any]) -> None:
+def save_best(path: Path, model: Model, meta: dict[str, Any]) -> None:
     """Write the weights and all that an evaluation needs."""
     checkpoint.write(path, {f"model/{k}": v for k, v in model.state_dict().items()}, meta)
 
 
 def save_last(
     path: Path,
-    model: RetrievalModel,
+    model: Model,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     clock: Clock,
@@ -163,7 +163,7 @@ def find_resumable(folder: Path) -> Path | None:
 
 def load_last(
     path: Path,
-    model: RetrievalModel,
+    model: Model,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     draws: Draws,

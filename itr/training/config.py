@@ -11,7 +11,6 @@ from itr.data.layouts.registry import DataConfig
 from itr.errors import ConfigError
 from itr.evaluation.rerank import RerankConfig, check_rerank
 from itr.instantiate import check
-from itr.models.base import RetrievalModel
 from itr.models.build import build_slots, check_weights, model_class, model_config
 from itr.options import configured, option
 from itr.results.trackers.config import TrackerConfig
@@ -157,7 +156,7 @@ def check_config(values: Mapping[str, Any]) -> TrainConfig:
             "caching, because its batch normalization needs the whole batch; pass grad_cache=null "
             "and, to save memory, runtime.activation_checkpointing=true"
         )
-    reranks = cls.rerank is not RetrievalModel.rerank
+    reranks = cls.has_rerank()
     if config.rerank.enabled or (reranks and config.rerank.enabled is None):
         check_rerank(config.rerank, reranks, cls.__name__)
     build_slots(config.loss.__dict__, cls, model)

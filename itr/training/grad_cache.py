@@ -20,7 +20,7 @@ from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError
-from itr.models.base import RetrievalModel, Terms
+from itr.models.base import Model, Terms
 from itr.nn.batch_norm import batch_norms
 from itr.training.step import Step
 
@@ -32,7 +32,7 @@ class GradCacheStep(Step):
     model with batch normalization.
     """
 
-    def __init__(self, chunk: int, model: RetrievalModel, *rest: Any):
+    def __init__(self, chunk: int, model: Model, *rest: Any):
         super().__init__(model, *rest)
         if norms := batch_norms(model):
             raise ConfigError(

@@ -12,7 +12,7 @@ from itr.clock import Clock
 from itr.data.loading.loader import TrainLoader
 from itr.data.records import Split
 from itr.evaluation.evaluator import Evaluator
-from itr.models.base import RetrievalModel
+from itr.models.base import Model
 from itr.results.trackers.tracker import Tracker
 from itr.training.config import TrainConfig
 
@@ -21,7 +21,7 @@ from itr.training.config import TrainConfig
 class TrainingInputs:
     """The model, its training data, and the evaluator that selects the checkpoint."""
 
-    model: RetrievalModel  # on ``device``
+    model: Model  # on ``device``
     loader: TrainLoader
     split: Split  # that ``loader`` reads
     evaluator: Evaluator

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from itr.clock import Clock
 from itr.errors import ConfigError
-from itr.models.base import RetrievalModel
+from itr.models.base import Model
 from itr.options import configured, faults, option
 
 KINDS = ("constant", "step", "cosine", "linear", "onecycle", "warmup_cosine", "epoch_cosine")
@@ -152,7 +152,7 @@ def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1.0 + math.cos(math.pi * share)) / 2.0
 
 
-def build_optimizer(model: RetrievalModel, config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(model: Model, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over the parameter groups of ``model``.
 
     Each group also carries ``name``, ``names`` of its parameters, and ``base_lr``. AdamW skips a

@@ -9,7 +9,7 @@ import torch
 
 from itr import parallel
 from itr.data.records import Split
-from itr.models.base import RetrievalModel
+from itr.models.base import Model
 from itr.nn.batch_norm import sync_batch_norms
 from itr.training.block_wrappers import checkpoint_activations, compile_blocks
 from itr.training.config import TrainConfig
@@ -50,7 +50,7 @@ def resolve_num_workers(setting: int | str, split: Split, device: torch.device) 
     return workers
 
 
-def prepare_model(config: TrainConfig, model: RetrievalModel) -> list[str]:
+def prepare_model(config: TrainConfig, model: Model) -> list[str]:
     """Prepare ``model`` for several ranks, then wrap its encoder blocks as ``runtime`` says.
 
     Returns messages for the log.
@@ -65,7 +65,7 @@ def prepare_model(config: TrainConfig, model: RetrievalModel) -> list[str]:
     return messages
 
 
-def _prepare_ranks(config: TrainConfig, model: RetrievalModel) -> list[str]:
+def _prepare_ranks(config: TrainConfig, model: Model) -> list[str]:
     world = parallel.world_size()
     norms = sync_batch_norms(model) if config.runtime.sync_batchnorm else 0
     if parallel.rank():

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
-from itr.models.base import RetrievalModel, Terms
+from itr.models.base import Model, Terms
 from itr.parallel import world_size
 
 
@@ -25,7 +25,7 @@ class Step:
 
     def __init__(
         self,
-        model: RetrievalModel,
+        model: Model,
         device: torch.device,
         dtype: torch.dtype | None,
         scaler: torch.amp.GradScaler,

@@ -67,14 +67,14 @@ def evaluate_checkpoints(config: EvalConfig, console: Console) -> EvaluationOutc
         loaded.origin |= {} if config.trained_on is None else {"trained_on": config.trained_on}
         with parallel.rank0_first():  # rank 0 makes what is cached; the others read it
             evaluator = make_evaluator(config, loaded, config.split, device)
-        for line in rerank_warnings(evaluator, loaded.model):
+        for line in rerank_warnings(evaluator, loaded.retriever):
             log.warning("%s", line)
         with ProgressDisplay(console, 0, training=False) as display:
             member = _encode(config, loaded, evaluator, display.evaluation)
             members.append(member)
             if not config.ensemble:
                 encoded = (member.images, member.texts)
-                metrics = evaluator.run(loaded.model, display.evaluation, encoded, log_queries)
+                metrics = evaluator.run(loaded.retriever, display.evaluation, encoded, log_queries)
         _require_same_captions(members)
     evaluator = members[0].evaluator
     table: ScoreTable = members[0].table
@@ -121,7 +121,7 @@ def _hubness(
     rows = hubness_rows(
         table, evaluator.retrieval_set, protocol, config.hubness, evaluator.tie_break, banks, ranks
     )
-    stage = "first_stage/" if evaluator.reranks(members[0].loaded.model) else ""
+    stage = "first_stage/" if evaluator.reranks(members[0].loaded.retriever) else ""
     named = {f"{stage}{name}": value for name, value in ranks.items()}
     evaluator.ranks |= named
     if evaluator.query_log is not None:
@@ -133,7 +133,7 @@ def _encode(
     config: EvalConfig, loaded: LoadedCheckpoint, evaluator: Evaluator, progress: Progress
 ) -> EncodedCheckpoint:
     """Embeddings of the split, read from ``embeddings=FILE`` if it exists, else written there."""
-    model, tokens = loaded.model, evaluator.reranks(loaded.model)
+    model, tokens = loaded.retriever, evaluator.reranks(loaded.retriever)
     if config.ensemble and tokens:
         raise ConfigError(
             "ensemble=true: averages complete score matrices, but this model re-ranks short lists; "

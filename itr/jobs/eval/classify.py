@@ -44,7 +44,7 @@ def classify(config: EvalConfig, progress: Progress) -> tuple[dict[str, Any], di
             "has images; pass the checkpoint of a model that reads pixels"
         )
     precision = resolve_precision(config.precision or loaded.precision, device)
-    encoder = Encoder(loaded.model, device, precision, progress=progress)
+    encoder = Encoder(loaded.retriever, device, precision, progress=progress)
     size = config.runtime.eval_batch_size
     prompts = class_embeddings(
         lambda texts: encode_prompts(loaded, encoder, texts, size), classes.names, classes.templates

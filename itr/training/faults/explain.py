@@ -10,7 +10,6 @@ import torch
 from itr import parallel
 from itr.clock import Clock
 from itr.errors import RankLost, TrainingError
-from itr.models.base import RetrievalModel
 from itr.models.build import model_class
 from itr.training.config import TrainConfig
 from itr.training.faults.heartbeat import Heartbeat
@@ -78,7 +77,7 @@ def training_memory_hints(config: TrainConfig) -> str:
 def evaluation_memory_hints(config: TrainConfig) -> str:
     """Options that reduce the memory of an evaluation without changing its numbers."""
     hints = [f"runtime.eval_batch_size={max(1, config.runtime.eval_batch_size // 4)}"]
-    has_second_stage = model_class(config.model).rerank is not RetrievalModel.rerank
+    has_second_stage = model_class(config.model).has_rerank()
     if has_second_stage and config.rerank.enabled is not False:
         hints.append(f"rerank.batch_size={max(1, config.rerank.batch_size // 4)}")
     return " ".join(hints) + "; then pass resume=auto to continue"
