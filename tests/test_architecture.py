@@ -31,7 +31,7 @@ FLOORS = (
     ("itr.data.__main__",),
     ("itr.data.doctor",),
     ("itr.data.tools",),
-    ("itr.data.loading", "itr.data.classification", "itr.data.checks"),
+    ("itr.data.loading", "itr.data.classification", "itr.data.checks", "itr.data.downstream"),
     ("itr.data.images",),
     ("itr.data.layouts", "itr.data.text", "itr.data.scenes"),
     ("itr.data",),

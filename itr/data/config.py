@@ -23,6 +23,7 @@ class DataConfig:
     max_dev_captions: int | None = option(at_least=1)
     unique_captions: bool = option()
     images: str | None = option()
+    roots: dict[str, str] | None = option()
     decoder: str = option(choices=DECODERS)
     train: str | None = option()
     val: str | None = option()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 # Streams: what a number is used for. Their order is part of every published result.
-ORDER, CAPTION, REGION, WORD, PIECE, IMAGE, SECOND, BUCKET = range(8)
+ORDER, CAPTION, REGION, WORD, PIECE, IMAGE, SECOND, BUCKET, SECOND_IMAGE = range(9)
 
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)

@@ -43,6 +43,7 @@ class Expression:
     box: Box | None = None  # of the object that is meant; never used in training
     proposals: tuple[Box, ...] = ()  # boxes among which one is chosen
     size: tuple[int, int] | None = None  # width and height of the picture in pixels
+    part: str | None = None  # part of the data set, such as testA, that is scored by itself
 
 
 Item = Question | Statement | Expression

@@ -61,18 +61,38 @@ class Pixels:
             return RemainingTransforms.of(self.view, choices)(pixels)
         return normalize(pixels, self.view)
 
-    def fields(self, images: np.ndarray, uniforms: np.ndarray | None = None) -> dict[str, Any]:
-        """The image fields of a `Batch` of ``images`` [B]; see `fetch`."""
+    def fields(
+        self, images: np.ndarray, uniforms: np.ndarray | None = None, name: str = "pixels"
+    ) -> dict[str, Any]:
+        """The image fields of a `Batch` of ``images`` [B]; see `fetch`.
+
+        ``name`` is that of the field: ``pixels`` or ``second_pixels``.
+        """
         if not self.finish_on_device:
-            return {"pixels": self.fetch(images, uniforms)}
+            return {name: self.fetch(images, uniforms)}
         pixels, choices = self._raw(images, uniforms)
         rest = RemainingTransforms.of(self.view, choices)
 
         def on_device(batch: Batch) -> Batch:
-            assert batch.pixels is not None
-            return dataclasses.replace(batch, pixels=rest(batch.pixels))
+            finished: dict[str, Any] = {name: rest(getattr(batch, name))}
+            return dataclasses.replace(batch, **finished)
 
-        return {"pixels": pixels, "finish": on_device}
+        return {name: pixels, "finish": on_device}
+
+    def pair_fields(
+        self,
+        first: np.ndarray,
+        second: np.ndarray,
+        uniforms: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+    ) -> dict[str, Any]:
+        """The image fields of a `Batch` of pairs of images [B]: ``pixels``, ``second_pixels``."""
+        left = self.fields(first, uniforms[0])
+        right = self.fields(second, uniforms[1], "second_pixels")
+        both = {**left, **right}
+        if self.finish_on_device:
+            finish_left, finish_right = left["finish"], right["finish"]
+            both["finish"] = lambda batch: finish_right(finish_left(batch))
+        return both
 
     def _raw(self, images: np.ndarray, uniforms: np.ndarray | None) -> tuple[Tensor, list[Choices]]:
         """Images [B, 3, S, S] as uint8 and the random choices of each.
@@ -100,9 +120,11 @@ class Pixels:
         now = Choices(box=choices.box) if self.finish_on_device else choices
         return transform(image, self.view, now, decoder), choices
 
-    def draw_uniforms(self, seed: int, epoch: int, captions: np.ndarray) -> np.ndarray | None:
+    def draw_uniforms(
+        self, seed: int, epoch: int, captions: np.ndarray, stream: int = counter_rng.IMAGE
+    ) -> np.ndarray | None:
         """The ``uniforms`` [B, DRAWS] for the images of ``captions``; None: nothing is random."""
         if not self.random:
             return None
         position = np.arange(DRAWS)
-        return counter_rng.uniform(seed, epoch, counter_rng.IMAGE, captions[:, None], position)
+        return counter_rng.uniform(seed, epoch, stream, captions[:, None], position)

@@ -16,6 +16,14 @@ from itr.errors import DataError, first_of
 IMAGE_FOLDERS = ("images", "flickr30k-images", "flickr30k_images", "Images")
 
 
+class MissingImagesError(DataError):
+    """Images that annotations name are missing; ``all`` of them, or some."""
+
+    def __init__(self, message: str, all_missing: bool):
+        super().__init__(message)
+        self.all = all_missing
+
+
 def load_json(path: Path) -> Any:
     """Parse a JSON file. Raises DataError if it is unreadable or incomplete."""
     try:
@@ -72,7 +80,11 @@ def require_unique_images(entries: Iterable[tuple[str, str, Record]]) -> None:
 
 
 def resolve_image_paths(
-    path: Path, records: Sequence[Record], images: str | None, folders: Sequence[str] = ()
+    path: Path,
+    records: Sequence[Record],
+    images: str | None,
+    folders: Sequence[str] = (),
+    option: str = "data.images",
 ) -> list[Record]:
     """``records`` of annotation file ``path`` with absolute image paths.
 
@@ -81,20 +93,23 @@ def resolve_image_paths(
         records: records whose ``image`` is a path relative to the image folder.
         images: the image folder (``data.images``); None: search beside ``path``.
         folders: further folder names to search.
+        option: the option that names the folder, for messages.
 
-    Raises DataError that counts and names missing images.
+    Raises MissingImagesError that counts and names missing images.
     """
-    base = _image_folder(path, str(records[0].image), images, folders)
-    _require_images(path, base, records)
+    base = _image_folder(path, str(records[0].image), images, folders, option)
+    _require_images(path, base, records, option)
     return [dataclasses.replace(r, image=str(base / str(r.image))) for r in records]
 
 
-def _image_folder(path: Path, first: str, images: str | None, folders: Sequence[str]) -> Path:
+def _image_folder(
+    path: Path, first: str, images: str | None, folders: Sequence[str], option: str
+) -> Path:
     """The folder that contains ``first``, the relative path of one image."""
     if images is not None:
         base = Path(images).expanduser()
         if not base.is_dir():
-            raise DataError(f"data.images={images}: no such folder; pass data.images=DIR")
+            raise DataError(f"{option}={images}: no such folder; pass {option}=DIR")
         return base
     names = ("", *folders, *IMAGE_FOLDERS)
     candidates = [base / name for base in (path.parent, path.parent.parent) for name in names]
@@ -105,8 +120,8 @@ def _image_folder(path: Path, first: str, images: str | None, folders: Sequence[
     return next((base for base in candidates if (base / first).parent.is_dir()), candidates[0])
 
 
-def _require_images(path: Path, base: Path, records: Sequence[Record]) -> None:
-    """Raise DataError if an image is missing. Lists each folder once instead of testing files."""
+def _require_images(path: Path, base: Path, records: Sequence[Record], option: str) -> None:
+    """Raise MissingImagesError if an image is missing. Lists each folder once, tests no file."""
     names: dict[str, set[str]] = {}
     missing = []
     for record in records:
@@ -116,9 +131,10 @@ def _require_images(path: Path, base: Path, records: Sequence[Record]) -> None:
         if name not in names[folder]:
             missing.append(str(record.image))
     if missing:
-        raise DataError(
+        raise MissingImagesError(
             f"{path}: {len(missing)} of {len(records)} images are missing below {base}: "
-            f"{first_of(missing)}. Put them there, or pass data.images=DIR"
+            f"{first_of(missing)}. Put them there, or pass {option}=DIR",
+            all_missing=len(missing) == len(records),
         )
 
 

@@ -14,7 +14,7 @@ SIDES = re.compile(r"\b(left|right)(most|wards?)?\b", re.IGNORECASE)
 def find_sided(split: Split) -> np.ndarray:
     """Whether each caption of ``split``, or an answer to it, names a side; bool [C]."""
     sided = np.fromiter((SIDES.search(text) is not None for text in split.texts), bool)
-    for index, item in enumerate(getattr(split, "items", None) or ()):
+    for index, item in enumerate(split.items or ()):
         votes = getattr(item, "votes", ())
         sided[index] |= any(SIDES.search(vote) for vote in votes)
     return sided

@@ -16,6 +16,7 @@ from itr.data import counter_rng
 from itr.data.images.pixels import Pixels
 from itr.data.images.regions import Regions
 from itr.data.images.transforms import FLIP_DRAW
+from itr.data.items import Statement
 from itr.data.loading.sided import find_sided
 from itr.data.records import Split
 from itr.data.text.caption_augment import DELETE, MASK, RANDOM, word_actions
@@ -25,6 +26,16 @@ from itr.errors import ConfigError
 from itr.view import View
 
 ALL = slice(None)
+
+
+def second_images(split: Split) -> np.ndarray | None:
+    """The index of the second image of each caption, int64 [C]; None: captions have only one."""
+    seconds = [
+        item.second
+        for item in split.items or ()
+        if isinstance(item, Statement) and item.second is not None
+    ]
+    return np.array(seconds, dtype=np.int64) if seconds else None
 
 
 class TrainImages:
@@ -44,9 +55,11 @@ class TrainImages:
         self.split, self.view, self.seed = split, view, seed
         self.pixels: Pixels | None = None
         self.regions: Regions | None = None
-        self.sided: np.ndarray | None = None  # bool [C]: captions whose image is not flipped
+        self.second: np.ndarray | None = None  # int64 [C]: the second image of a pair
+        self.sided: np.ndarray | None = None  # bool [C]: captions whose images are not flipped
         if view.kind == "pixels":
             self.pixels = Pixels(split, view.pixels, finish_on_device)
+            self.second = second_images(split)
             if view.pixels.flip and not view.pixels.flip_sided:
                 self.sided = find_sided(split)
         else:
@@ -56,10 +69,12 @@ class TrainImages:
         """The image fields of a `Batch` of the pairs ``captions`` [B]."""
         images = self.split.text_to_image[captions[share]]
         if self.pixels is not None:
-            uniforms = self.pixels.draw_uniforms(self.seed, epoch, captions[share])
-            if self.sided is not None and uniforms is not None:
-                uniforms[self.sided[captions[share]], FLIP_DRAW] = 1.0
-            return self.pixels.fields(images, uniforms)
+            uniforms = self._draw(epoch, captions[share], counter_rng.IMAGE)
+            if self.second is None:
+                return self.pixels.fields(images, uniforms)
+            others = self._draw(epoch, captions[share], counter_rng.SECOND_IMAGE)
+            second = self.second[captions[share]]
+            return self.pixels.pair_fields(images, second, (uniforms, others))
         assert self.regions is not None
         min_pad = self.view.regions.min_pad
         if self.view.regions.drop == 0:
@@ -67,6 +82,14 @@ class TrainImages:
         keep = self.kept_regions(epoch, captions)
         width = max(int(keep.sum(axis=1).max()), min_pad)
         return self.regions.fields(images, keep[share], width)
+
+    def _draw(self, epoch: int, captions: np.ndarray, stream: int) -> np.ndarray | None:
+        """Uniform numbers for the images of ``captions`` [B]; see `Pixels.draw_uniforms`."""
+        assert self.pixels is not None
+        uniforms = self.pixels.draw_uniforms(self.seed, epoch, captions, stream)
+        if self.sided is not None and uniforms is not None:
+            uniforms[self.sided[captions], FLIP_DRAW] = 1.0
+        return uniforms
 
     def kept_regions(self, epoch: int, captions: np.ndarray) -> np.ndarray:
         """The regions of each pair that are not dropped, bool [B, R].

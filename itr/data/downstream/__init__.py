@@ -1,0 +1,1 @@
+"""Readers of the data sets of tasks other than retrieval: questions, statements, expressions."""

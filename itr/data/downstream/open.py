@@ -1,0 +1,123 @@
+"""Opens the items of a task: finds the files of its data set and reads a split of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from itr.data.config import DataConfig
+from itr.data.downstream import nlvr2, refcoco, snli_ve, vqa
+from itr.data.downstream.rows import ItemFiles, Rows, make_split, with_known_answers
+from itr.data.layout import resolve_split
+from itr.data.layouts.json_annotations import MissingImagesError
+from itr.data.layouts.registry import open_split
+from itr.data.records import Split
+from itr.errors import ConfigError, DataError, nearest
+from itr.options import faults
+
+FINDERS: dict[str, Callable[[DataConfig], ItemFiles]] = {
+    "vqa": vqa.find,
+    "entailment": snli_ve.find,
+    "nlvr2": nlvr2.find,
+    "grounding": refcoco.find,
+}
+PAIRS = ("assignment",)  # tasks whose items are the captions of a retrieval data set
+OPTIONAL = "?"  # behind the name of a split: read if it is there with its pictures
+# Options that only pairs of images and captions have.
+PAIRS_ONLY = (
+    "max_dev_captions",
+    "unique_captions",
+    "train",
+    "val",
+    "test",
+    "second_text",
+    "shards",
+)
+
+
+def open_items(data: DataConfig, task: str, split: str) -> Split:
+    """Open a split of ``data`` for ``task``, with an item per caption.
+
+    Args:
+        data: the dataset. ``data.splits`` may join splits with ``+``; one with a question mark
+            behind it is read only if it is there with its pictures.
+        task: ``vqa``, ``entailment``, ``nlvr2``, ``grounding`` or ``assignment``.
+        split: ``train``, ``val`` or ``test``, or the name of a split on disk.
+
+    Raises ConfigError for an unusable option, DataError (naming the file) for unusable data.
+    """
+    if task in PAIRS:
+        return open_split(data, split, "pixels")
+    if task not in FINDERS:
+        known = (*FINDERS, *PAIRS)
+        raise ConfigError(
+            f"task={task}: has no items{nearest(task, known)}; expected one of {', '.join(known)}"
+        )
+    _check_options(data, task)
+    files = FINDERS[task](data)
+    names = data.splits.get(split, split)
+    parts, notes = [], []
+    for name in _names(names, files):
+        try:
+            part = _read(files, name.removesuffix(OPTIONAL), split == "train", data)
+            if name.endswith(OPTIONAL):
+                make_split(name, [part], data, files)
+        except (_NoSplit, MissingImagesError) as error:
+            if not name.endswith(OPTIONAL) or (
+                isinstance(error, MissingImagesError) and not error.all
+            ):
+                raise
+            notes.append(f"{name.removesuffix(OPTIONAL)} is left out: {error}")
+            continue
+        parts.append(part)
+    if not parts:
+        raise DataError(f"data.splits.{split}={names}: none of it is there. {'; '.join(notes)}")
+    opened = make_split(names.replace(OPTIONAL, ""), parts, data, files)
+    limit = int(data.max_broken * opened.n_images) if split == "train" else 0
+    return dataclasses.replace(opened, notes=(*opened.notes, *notes), broken_limit=limit)
+
+
+def _names(names: str, files: ItemFiles) -> list[str]:
+    """The names joined in ``names``, with other names replaced by those on disk."""
+    known = files.splits()
+    expanded = (n if n in known else files.aliases.get(n, n) for n in names.split("+"))
+    return [name for joined in expanded for name in joined.split("+")]
+
+
+def find_items(data: DataConfig, task: str) -> ItemFiles:
+    """The files of ``task`` below ``data.root``. Raises DataError if there are none."""
+    return FINDERS[task](data)
+
+
+class _NoSplit(DataError):
+    """There is no such split."""
+
+
+def _read(files: ItemFiles, name: str, training: bool, data: DataConfig) -> Rows:
+    try:
+        key = resolve_split(name, files.splits(), f"data.root={data.root}")
+    except DataError as error:
+        raise _NoSplit(str(error)) from error
+    rows = files.read(key)
+    return with_known_answers(rows) if training else rows
+
+
+def _check_options(data: DataConfig, task: str) -> None:
+    if found := faults(data, "data"):
+        raise ConfigError("\n".join(found))
+    if data.layout != "auto":
+        raise ConfigError(
+            f"data.layout={data.layout}: task={task} finds its files by their names; remove it"
+        )
+    if data.noise:
+        raise ConfigError(f"data.noise={data.noise}: only pairs can be mismatched; remove it")
+    defaults = {field.name: field.default for field in dataclasses.fields(DataConfig)}
+    for name in PAIRS_ONLY:
+        if getattr(data, name) != defaults[name]:
+            raise ConfigError(
+                f"data.{name}={getattr(data, name)}: has no effect with task={task}; remove it"
+            )
+    for source, root in (data.roots or {}).items():
+        if not Path(root).expanduser().is_dir():
+            raise ConfigError(f"data.roots.{source}={root}: no such folder")
