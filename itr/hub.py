@@ -17,12 +17,12 @@ WEIGHTS = (
 )
 
 
-def local_or_hub(name: str, key: str, files: Sequence[str] = WEIGHTS) -> str:
+def local_or_hub(name: str, key: str, files: Sequence[str] = WEIGHTS, download: bool = True) -> str:
     """The directory of ``name`` if it is on this machine, else ``name``, to be downloaded.
 
     ``name`` is a directory or a repository, set by the option ``key``. A repository is on this
     machine if the cache holds one of ``files``. Raises ConfigError if it is not and the hub does
-    not answer within `TIMEOUT` seconds.
+    not answer within `TIMEOUT` seconds, or if it must not be asked (``download=False``).
     """
     path = Path(name).expanduser()
     if path.exists():
@@ -41,6 +41,11 @@ def local_or_hub(name: str, key: str, files: Sequence[str] = WEIGHTS) -> str:
         cached = try_to_load_from_cache(name, file)
         if isinstance(cached, str):
             return str(Path(cached).parent)
+    if not download:
+        raise ConfigError(
+            f"{key}={name}: not a local directory, and not in the Hugging Face cache "
+            f"({constants.HF_HUB_CACHE}); pass a local directory ({key}=DIR)"
+        )
     if not hub_answers():
         raise ConfigError(
             f"{key}={name}: not a local directory, not in the Hugging Face cache "

@@ -1,4 +1,8 @@
-"""From a checked configuration node to an object: ``_target_`` is the registry."""
+"""From a checked configuration node to an object: ``_target_`` is the registry.
+
+Nodes also come from files that somebody else wrote, so nothing in them is interpolated here. Hydra
+has resolved what the user typed before a job is called.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from itr import plugins
@@ -16,6 +20,8 @@ from itr.errors import ConfigError, nearest
 from itr.options import bounds_of, faults
 
 RESERVED = ("_target_", "name")  # keys of a node that are not arguments
+# OmegaConf interpolates "${". A Unicode noncharacter stands for its "$" while OmegaConf has it.
+INTERPOLATION, LITERAL = "${", "\ufdd0{"
 
 
 def locate(target: str, where: str) -> Any:
@@ -73,30 +79,48 @@ def _unknown_keys(values: Mapping[str, Any], schema: type, where: str) -> list[s
     return found
 
 
-def check(node: Mapping[str, Any] | DictConfig, schema: type, where: str) -> Any:
+def _replaced(value: Any, old: str, new: str) -> Any:
+    """``value`` with ``new`` for ``old`` in its strings, at any depth."""
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, Mapping):
+        return {_replaced(k, old, new): _replaced(v, old, new) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, old, new) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_replaced(item, old, new) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            changed = _replaced(getattr(value, field.name), old, new)
+            object.__setattr__(value, field.name, changed)  # it may be frozen
+    return value
+
+
+def check(node: Mapping[str, Any], schema: type, where: str) -> Any:
     """``node`` as an instance of the dataclass ``schema``, every key known, every value typed and
     within its bounds.
 
-    Raises ConfigError that names the key, what was found and the nearest valid names.
+    Strings are taken literally: ``${...}`` is not interpolated. Raises ConfigError that names the
+    key, what was found and the nearest valid names.
     """
-    if isinstance(node, DictConfig):
-        node = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
     values = {str(key): value for key, value in node.items() if key != "_target_"}
     if "name" not in {field.name for field in dataclasses.fields(schema)}:
         values.pop("name", None)
     if unknown := _unknown_keys(values, schema, where):
         raise ConfigError("\n".join(unknown))
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        literal = _replaced(values, INTERPOLATION, LITERAL)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), literal)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             key = f"{where}.{missing[0]}".strip(".")
             raise ConfigError(f"{key}: has no value; pass {key}=...")
-        checked = OmegaConf.to_object(merged)
+        checked = _replaced(OmegaConf.to_object(merged), LITERAL, INTERPOLATION)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
         path = f"{where}.{key}".strip(".")
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].replace(LITERAL, INTERPOLATION)
+        raise ConfigError(f"{path}: {reason}") from error
     if out_of_bounds := faults(checked, where):
         raise ConfigError("\n".join(out_of_bounds))
     return checked

@@ -47,5 +47,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _load(path: Path, options: Mapping[str, Any]) -> tuple[RetrievalModel, Tokenizer]:
-    loaded = load_checkpoint(path, dict(options))
+    loaded = load_checkpoint(path, dict(options), typed=False)
     return loaded.retriever, loaded.tokenizer

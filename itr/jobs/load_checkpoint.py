@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from itr import checkpoint
 from itr.data.text.tokenizer import Tokenizer
@@ -61,19 +62,24 @@ class LoadedCheckpoint:
 
 
 def load_checkpoint(
-    source: str | Path, options: dict[str, Any] | None = None, device: torch.device | str = "cpu"
+    source: str | Path,
+    options: dict[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    typed: bool = True,
 ) -> LoadedCheckpoint:
     """The model of ``source``: a run directory, a checkpoint of ours, or an authors' file.
 
     ``options`` are the options of the model node that the user passed. Allowed are ``name``, what
     an authors' file does not contain (``text.tokenizer``, numbers of heads), and the image size,
-    for which position embeddings are resized. Raises CheckpointError for a file that is missing,
+    for which position embeddings are resized. Only what the user ``typed`` may be downloaded; a
+    name in a file is looked up on this machine. Raises CheckpointError for a file that is missing,
     broken or of another method, and for a tokenizer that does not match; ConfigError for any other
     option.
     """
     path, options = resolve_checkpoint(Path(source)), options or {}
     official = path.suffix != ".safetensors"
-    loaded = _load_official(path, options) if official else _load_ours(path, options)
+    load = _load_official if official else _load_ours
+    loaded = load(path, options, typed)
     ids, embeddings = loaded.tokenizer.vocabulary_size, loaded.model.facts.vocabulary
     if ids > embeddings:
         raise CheckpointError(
@@ -88,7 +94,7 @@ def load_checkpoint(
     return loaded
 
 
-def _load_ours(path: Path, options: dict[str, Any]) -> LoadedCheckpoint:
+def _load_ours(path: Path, options: dict[str, Any], typed: bool) -> LoadedCheckpoint:
     meta = checkpoint.read_meta(path)
     if "model_name" not in meta:
         raise CheckpointError(
@@ -104,8 +110,8 @@ def _load_ours(path: Path, options: dict[str, Any]) -> LoadedCheckpoint:
     converted = meta["tokenizer"] is None  # from an authors' file
     _require_allowed(path, options, model, ["text.tokenizer"] if converted else [])
     if converted:
-        name_or_dir = flat(options).get("text.tokenizer") or model.view.tokenizer
-        tokenizer = Tokenizer.from_files(name_or_dir)
+        given = flat(options).get("text.tokenizer")
+        tokenizer = _open_tokenizer(path, given or model.view.tokenizer, bool(given) and typed)
     else:
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
     run = meta.get("config", {})
@@ -133,7 +139,7 @@ def _load_ours(path: Path, options: dict[str, Any]) -> LoadedCheckpoint:
     )
 
 
-def _load_official(path: Path, options: dict[str, Any]) -> LoadedCheckpoint:
+def _load_official(path: Path, options: dict[str, Any], typed: bool) -> LoadedCheckpoint:
     name = options.get("name") or recognize(path)
     importer, cls = importer_of(name)
     _require_allowed(path, options, cls, importer.EXTRA_OPTIONS)
@@ -142,8 +148,22 @@ def _load_official(path: Path, options: dict[str, Any]) -> LoadedCheckpoint:
         log.info("%s", line)
     origin = {"checkpoint": str(path), "model": name, "data": None, "official": True}
     origin |= {f"official/{key}": value for key, value in imported.info.items() if key != "opt"}
-    tokenizer = Tokenizer.from_files(model.view.tokenizer)
+    tokenizer = _open_tokenizer(path, model.view.tokenizer, typed)
     return LoadedCheckpoint(model, tokenizer, path, None, origin, depth=imported.depth)
+
+
+def _open_tokenizer(path: Path, name_or_dir: str, download: bool) -> Tokenizer:
+    """The tokenizer ``name_or_dir`` for the checkpoint ``path``, which contains none."""
+    try:
+        return Tokenizer.from_files(name_or_dir, download)
+    except ConfigError as error:
+        if download:
+            raise
+        raise CheckpointError(
+            f"{path}: contains no tokenizer, and the one that it names, '{name_or_dir}', is not on "
+            "this machine; a name in a file is never downloaded. Pass the tokenizer it was trained "
+            f"with, model.text.tokenizer=NAME_OR_DIR ({error})"
+        ) from error
 
 
 def _require_allowed(
@@ -168,8 +188,9 @@ def resized(model: Model, size: Any) -> Model:
 
     Raises ConfigError for sizes that its image encoder does not support.
     """
-    node = OmegaConf.create(dataclasses.asdict(model.config))
-    OmegaConf.update(node, str(model.size_key), size)
+    node = dataclasses.asdict(model.config)
+    *groups, option = str(model.size_key).split(".")
+    functools.reduce(operator.getitem, groups, node)[option] = size
     config = check(node, type(model.config), "model")
     other = type(model)(config, model.slots, model.weights, model.facts)
     try:

@@ -124,9 +124,12 @@ def model_meta(model: Model) -> dict[str, Any]:
 def restore(path: Path, meta: Mapping[str, Any]) -> Model:
     """Rebuild the model of one of our checkpoints and load its weights strictly.
 
-    Raises CheckpointError if its configuration or weights do not fit.
+    Its file has all weights, so nothing pretrained is loaded, whatever its header says. Raises
+    CheckpointError if its configuration or weights do not fit.
     """
     node = {**meta["model_config"], "_target_": meta["model_target"]}
+    if "pretrained" in node:
+        node["pretrained"] = False
     try:
         cls = model_class(node)
         # A converted authors' checkpoint has no losses; it can only be evaluated.

@@ -34,6 +34,7 @@ VERSION = 1  # increase it when a seed gives different bytes
 CAPTIONS = 5  # per image
 MISMATCHED = 0.25  # fraction of the shards' raw texts that belong to another image
 PER_SHARD = 500
+SPLITS = ("train", "val", "test")
 PRECOMP_NAMES = {"train": "train", "val": "dev", "test": "test"}
 
 
@@ -67,10 +68,7 @@ def prepare(
     ConfigError for invalid sizes, DataError if the folder contains something else.
     """
     sizes = {"train": train, "val": val, "test": test}
-    for key, value, minimum in (*((k, v, 1) for k, v in sizes.items()), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise ConfigError(f"data.prepare.{key}={value}: expected an integer >= {minimum}")
-    folder = Path(parent).expanduser() / f"scenes-{VERSION}-{train}x{val}x{test}-{seed}"
+    folder = folder_of(parent, train, val, test, seed)
     manifest = {
         "name": "scenes",
         "version": VERSION,
@@ -84,6 +82,15 @@ def prepare(
         _make(folder, sizes, seed, manifest)
     _check(folder, manifest)
     return folder
+
+
+def folder_of(parent: str | Path, train: int, val: int, test: int, seed: int) -> Path:
+    """The folder that `prepare` returns. Nothing is read or written. Raises ConfigError."""
+    sizes = (("train", train, 1), ("val", val, 1), ("test", test, 1), ("seed", seed, 0))
+    for key, value, minimum in sizes:
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ConfigError(f"data.prepare.{key}={value}: expected an integer >= {minimum}")
+    return Path(parent).expanduser() / f"scenes-{VERSION}-{train}x{val}x{test}-{seed}"
 
 
 def _check(folder: Path, manifest: dict[str, Any]) -> None:

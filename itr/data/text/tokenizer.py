@@ -76,13 +76,14 @@ class Tokenizer:
         return cls(tokens, lowercase)
 
     @staticmethod
-    def from_files(name_or_dir: str) -> Tokenizer:
+    def from_files(name_or_dir: str, download: bool = True) -> Tokenizer:
         """The tokenizer of a BERT, RoBERTa or CLIP; the kind is detected from its files.
 
         ``name_or_dir`` is a local directory, a name on the Hugging Face hub, or ``open_clip`` (the
-        vocabulary in that package). Raises ConfigError if the files are missing or unusable.
+        vocabulary in that package). Without ``download`` the hub is not asked; only its cache on
+        this machine is read. Raises ConfigError if the files are missing or unusable.
         """
-        files = read_tokenizer_files(name_or_dir)
+        files = read_tokenizer_files(name_or_dir, download)
         if isinstance(files, BytePairFiles):
             return BytePairTokenizer(*files, source=name_or_dir)
         return Tokenizer(files.tokens, **files.options, source=name_or_dir)

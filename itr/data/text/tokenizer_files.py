@@ -39,18 +39,19 @@ class BytePairFiles(NamedTuple):
     style: str
 
 
-def read_tokenizer_files(name_or_dir: str) -> WordPieceFiles | BytePairFiles:
+def read_tokenizer_files(name_or_dir: str, download: bool = True) -> WordPieceFiles | BytePairFiles:
     """The vocabulary in a local directory or file, or of a name on the Hugging Face hub.
 
-    ``open_clip`` is CLIP's vocabulary in the installed package open_clip_torch. Raises ConfigError
-    if the files are missing or unusable.
+    Without ``download`` a name is only looked up in the hub's cache on this machine. ``open_clip``
+    is CLIP's vocabulary in the installed package open_clip_torch. Raises ConfigError if the files
+    are missing or unusable.
     """
     if name_or_dir == CLIP_PACKAGE:
         return _openai_clip(_packaged())
     path = Path(name_or_dir).expanduser()
     if (path / CLIP_FILE).is_file() or path.name == CLIP_FILE:
         return _openai_clip(path if path.name == CLIP_FILE else path / CLIP_FILE)
-    files = _contents(name_or_dir, path)
+    files = _contents(name_or_dir, path, download)
     try:
         config = json.loads(files.get("tokenizer_config.json", b"{}"))
         fast = json.loads(files.get("tokenizer.json", b"{}"))
@@ -145,10 +146,10 @@ def _packaged() -> Path:
     return path
 
 
-def _contents(name_or_dir: str, folder: Path) -> dict[str, bytes]:
+def _contents(name_or_dir: str, folder: Path, download: bool) -> dict[str, bytes]:
     """The existing tokenizer files of a directory or hub repository: name -> content."""
     if not folder.is_dir():
-        folder = Path(_local_or_hub(name_or_dir))
+        folder = Path(_local_or_hub(name_or_dir, download))
     if folder.is_dir():
         return {name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()}
     from huggingface_hub import hf_hub_download
@@ -171,8 +172,8 @@ def _contents(name_or_dir: str, folder: Path) -> dict[str, bytes]:
     return contents
 
 
-def _local_or_hub(name: str) -> str:
+def _local_or_hub(name: str, download: bool) -> str:
     try:
-        return local_or_hub(name, "model.text.tokenizer", NAMES)
+        return local_or_hub(name, "model.text.tokenizer", NAMES, download)
     except ConfigError as error:
         raise ConfigError(f"{error}, or {REMEDY}") from error

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from itr.evaluation.rerank import Progress, RerankConfig
 from itr.evaluation.score_tables import EmbeddingTable, MeanTable, ScoreTable
 from itr.instantiate import check
 from itr.jobs.assemble import prepare_data, rerank_warnings
+from itr.jobs.eval.checkpoint_data import data_of_checkpoint
 from itr.jobs.eval.config import EvalConfig
 from itr.jobs.eval.outcome import EvaluatedCheckpoints, EvaluationOutcome
 from itr.jobs.eval.tracking import tracking_enabled
@@ -204,12 +204,13 @@ def data_config(config: EvalConfig, loaded: LoadedCheckpoint) -> DataConfig:
         raise ConfigError(
             f"checkpoint={loaded.path}: the file names no dataset; pass one, e.g. data=f30k"
         )
-    node = options if chosen else {**(loaded.data or {}), **options}
-    data: DataConfig = check(node, DataConfig, "data")
+    data: DataConfig
+    if chosen:
+        data = prepare_data(check(options, DataConfig, "data"))
+    else:
+        data = data_of_checkpoint(loaded.path, loaded.data or {}, options)
     loaded.origin["data"] = data.name
-    if config.protocols is not None:
-        data = dataclasses.replace(data, protocols=config.protocols)
-    return prepare_data(data)
+    return data if config.protocols is None else replace(data, protocols=config.protocols)
 
 
 def make_evaluator(
@@ -251,7 +252,7 @@ def make_evaluator(
 def _open_split(config: EvalConfig, data: DataConfig, name: str, kind: str, bank: bool) -> Split:
     split = open_split(data, name, kind)
     if bank:
-        return dataclasses.replace(split, records=split.records[: config.hubness.bank_size])
+        return replace(split, records=split.records[: config.hubness.bank_size])
     check_regions_finite(split, data.cache)
     notes, split = len(split.notes), require_decodable(split, data.cache)
     for note in split.notes[notes:]:
