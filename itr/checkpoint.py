@@ -1,13 +1,15 @@
 """Reads and writes checkpoints: one safetensors file, with a JSON header that describes the model.
 
-Files are written atomically. Reading executes no code.
+Files are written atomically. Reading executes no code. The header holds a checksum of every tensor
+and of itself, so that a damaged file is refused. Checksums find damage, they stop no forger.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from itr.errors import CheckpointError, TrainingError
+from itr.errors import CheckpointError, TrainingError, first_of
 from itr.files import atomic_path
 
 FORMAT = "itr-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+CHECKSUMS, HEADER_CHECKSUM = "checksums", "header_checksum"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -29,10 +32,17 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
     Raises TrainingError if the disk is full or not writable; an older file at ``path`` is then
     unchanged.
     """
-    header = {"format": FORMAT, "version": str(FORMAT_VERSION), "meta": json.dumps(meta)}
+    stored = _storable(tensors)
+    header = {
+        "format": FORMAT,
+        "version": str(FORMAT_VERSION),
+        "meta": json.dumps(meta),
+        CHECKSUMS: json.dumps({name: _checksum(name, value) for name, value in stored.items()}),
+    }
+    header[HEADER_CHECKSUM] = _header_checksum(header)
     try:
         with atomic_path(path) as temporary:
-            save_file(_storable(tensors), temporary, metadata=header)
+            save_file(stored, temporary, metadata=header)
             os.chmod(temporary, 0o666 & ~_umask())  # safetensors creates files of mode 0600
     except (OSError, SafetensorError) as error:
         state = "the previous one is unchanged" if path.exists() else "nothing was written"
@@ -61,6 +71,18 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stored
 
 
+def _checksum(name: str, tensor: Tensor) -> str:
+    """CRC-32 of a contiguous CPU tensor with its name, dtype and shape, as 8 hexadecimal digits."""
+    start = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    return f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), start):08x}"
+
+
+def _header_checksum(header: Mapping[str, str]) -> str:
+    """CRC-32 of all fields of ``header`` but its own checksum, as 8 hexadecimal digits."""
+    fields = sorted((key, value) for key, value in header.items() if key != HEADER_CHECKSUM)
+    return f"{zlib.crc32(json.dumps(fields).encode()):08x}"
+
+
 def _open(path: Path, device: str = "cpu") -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a checkpoint (*.safetensors)")
@@ -73,28 +95,91 @@ def _open(path: Path, device: str = "cpu") -> Any:
         ) from error
 
 
-def read_meta(path: Path) -> dict[str, Any]:
-    """The JSON of a checkpoint. Raises CheckpointError if the file is not one of ours."""
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: damaged, {what}; expected the file as it was written. Copy it again, or use "
+        "another checkpoint"
+    )
+
+
+def _header(path: Path) -> dict[str, str]:
+    """The header of one of our files, checked. Raises CheckpointError."""
     with _open(path) as handle:
-        header = handle.metadata() or {}
+        header: dict[str, str] = handle.metadata() or {}
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: a safetensors file, but not a checkpoint of this suite; convert an authors' "
             "checkpoint with: itr official convert IN OUT"
         )
-    if int(header["version"]) > FORMAT_VERSION:
+    version = header.get("version", "")
+    if version.isdecimal() and int(version) > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: checkpoint format {header['version']}, but this version of the suite reads "
-            f"formats up to {FORMAT_VERSION}; update the suite"
+            f"{path}: checkpoint format {version}, but this version of the suite reads formats up "
+            f"to {FORMAT_VERSION}; update the suite"
         )
-    return json.loads(header["meta"])
+    if header.get(HEADER_CHECKSUM) != _header_checksum(header):
+        raise _damaged(path, "its header does not match its checksum")
+    return header
 
 
-def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors whose names start with ``prefix``, by name without the prefix."""
-    with _open(path) as handle:
-        names = [name for name in handle.keys() if name.startswith(prefix)]  # noqa: SIM118
-        return {name[len(prefix) :]: handle.get_tensor(name) for name in names}
+def read_meta(path: Path) -> dict[str, Any]:
+    """The JSON of a checkpoint. Raises CheckpointError if it is damaged or not one of ours."""
+    try:
+        meta = json.loads(_header(path)["meta"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise _damaged(path, f"its header is not JSON ({error})") from error
+    if not isinstance(meta, dict):
+        raise _damaged(path, f"its header holds a {type(meta).__name__}")
+    return meta
+
+
+def read_tensors(path: Path, prefix: str = "", verify: bool = True) -> dict[str, Tensor]:
+    """The tensors whose names start with ``prefix``, by name without the prefix.
+
+    With ``verify`` their checksums are compared. Raises CheckpointError that names damaged tensors.
+    """
+    found = _tensors(path, prefix, verify)
+    return {name[len(prefix) :]: tensor for name, tensor in found}
+
+
+def verify(path: Path) -> int:
+    """Compare the header and every tensor of ``path`` with its checksums.
+
+    Returns the number of tensors. Raises CheckpointError that names what is damaged.
+    """
+    read_meta(path)
+    return sum(1 for _ in _tensors(path, "", True))
+
+
+def _tensors(path: Path, prefix: str, verify: bool) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors, one at a time. Raises CheckpointError at the end if some are damaged."""
+    expected = _checksums(path) if verify else {}
+    damaged = []
+    try:
+        with _open(path) as handle:
+            stored = list(handle.keys())
+            for name in stored:
+                if name.startswith(prefix):
+                    tensor = handle.get_tensor(name)
+                    if verify and _checksum(name, tensor) != expected.get(name):
+                        damaged.append(name)
+                    yield name, tensor
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, f"its tensors cannot be read ({error})") from error
+    lost = expected.keys() - set(stored)
+    damaged += sorted(name for name in lost if name.startswith(prefix))
+    if damaged:
+        raise _damaged(
+            path,
+            f"{len(damaged)} of its tensors do not match their checksums: {first_of(damaged, 10)}",
+        )
+
+
+def _checksums(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(_header(path)[CHECKSUMS]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise _damaged(path, f"its checksums cannot be read ({error})") from error
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

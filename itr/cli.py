@@ -20,6 +20,7 @@ COMMANDS: Commands = {
     "embed": ("itr.jobs.embed_search_cli:embed", "write embeddings of your images and texts"),
     "official": ("itr.official.__main__:main", "inspect, convert, export authors' checkpoints"),
     "options": ("itr.help:main", "print every option (--markdown: docs/configuration.md)"),
+    "verify": ("itr.verify_cli:main", "compare checkpoints with their checksums"),
     "losses": ("itr.jobs.losses_cli:main", "print which loss fits which model"),
     "completion": ("itr.completion:main", "print the completion script of bash, zsh or fish"),
 }

@@ -16,10 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from itr import plugins
+from itr import checkpoint, plugins
 from itr.errors import CheckpointError, ConfigError
 from itr.instantiate import locate
 from itr.jobs.load_checkpoint import load_checkpoint
@@ -263,11 +261,7 @@ def harmful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def forge(path: Path, out: Path, **changes: Any) -> Path:
     """A copy of a checkpoint whose header says something else."""
-    with safe_open(path, framework="pt") as handle:
-        header = handle.metadata()
-        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    header["meta"] = json.dumps({**json.loads(header["meta"]), **changes})
-    save_file(tensors, out, metadata=header)
+    checkpoint.write(out, checkpoint.read_tensors(path), {**checkpoint.read_meta(path), **changes})
     return out
 
 

@@ -66,20 +66,23 @@ def load_checkpoint(
     options: dict[str, Any] | None = None,
     device: torch.device | str = "cpu",
     typed: bool = True,
+    verify: bool = True,
 ) -> LoadedCheckpoint:
     """The model of ``source``: a run directory, a checkpoint of ours, or an authors' file.
 
     ``options`` are the options of the model node that the user passed. Allowed are ``name``, what
     an authors' file does not contain (``text.tokenizer``, numbers of heads), and the image size,
     for which position embeddings are resized. Only what the user ``typed`` may be downloaded; a
-    name in a file is looked up on this machine. Raises CheckpointError for a file that is missing,
-    broken or of another method, and for a tokenizer that does not match; ConfigError for any other
-    option.
+    name in a file is looked up on this machine. With ``verify`` the checksums of a checkpoint of
+    ours are compared. Raises CheckpointError for a file that is missing, damaged or of another
+    method, and for a tokenizer that does not match; ConfigError for any other option.
     """
     path, options = resolve_checkpoint(Path(source)), options or {}
     official = path.suffix != ".safetensors"
-    load = _load_official if official else _load_ours
-    loaded = load(path, options, typed)
+    if official:
+        loaded = _load_official(path, options, typed)
+    else:
+        loaded = _load_ours(path, options, typed, verify)
     ids, embeddings = loaded.tokenizer.vocabulary_size, loaded.model.facts.vocabulary
     if ids > embeddings:
         raise CheckpointError(
@@ -94,7 +97,7 @@ def load_checkpoint(
     return loaded
 
 
-def _load_ours(path: Path, options: dict[str, Any], typed: bool) -> LoadedCheckpoint:
+def _load_ours(path: Path, options: dict[str, Any], typed: bool, verify: bool) -> LoadedCheckpoint:
     meta = checkpoint.read_meta(path)
     if "model_name" not in meta:
         raise CheckpointError(
@@ -106,7 +109,7 @@ def _load_ours(path: Path, options: dict[str, Any], typed: bool) -> LoadedCheckp
             f"{path}: a checkpoint of model={name}, not of model={options['name']}; leave model= "
             "out, or pass another checkpoint"
         )
-    model = restore(path, meta)
+    model = restore(path, meta, verify)
     converted = meta["tokenizer"] is None  # from an authors' file
     _require_allowed(path, options, model, ["text.tokenizer"] if converted else [])
     if converted:

@@ -9,20 +9,22 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+import yaml
 
-from itr import parallel
+from itr import checkpoint, parallel
 from itr.data.checks.fingerprint import changed_splits
-from itr.errors import ConfigError, DataError, TrainingError, first_of
+from itr.errors import CheckpointError, ConfigError, DataError, TrainingError, first_of
+from itr.files import atomic_write
 from itr.jobs.lock import LOCK, RunLock
 from itr.results.results_file import read_results
-from itr.training.checkpointing import temporary_files
+from itr.training.checkpointing import BEST, LAST, PREVIOUS, temporary_files
+from itr.training.console import log
 from itr.training.faults.heartbeat import RANKS
 
 ROOT = Path("runs")
@@ -50,6 +52,7 @@ IGNORED_KEYS = (
     "runtime.activation_checkpointing",
     "runtime.compile",
     "runtime.estimate",
+    "runtime.verify_checkpoints",
     "trainer.checkpoint_minutes",
     "rerank.batch_size",
     "tracker",
@@ -99,9 +102,9 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(value, Mapping) and value:
                 walk(value, f"{path}.")
             elif path in FILE_KEYS and value is not None:
-                flat[path] = Path(value).name
+                flat[path] = Path(str(value)).name
             elif path == SHARDS_KEY and value is not None:
-                flat[path] = Path(value).name if str(value).endswith(".tar") else None
+                flat[path] = Path(str(value)).name if str(value).endswith(".tar") else None
             else:
                 flat[path] = value
 
@@ -130,10 +133,10 @@ def open_run(values: Mapping[str, Any]) -> tuple[Path, dict[str, Any] | None]:
     ``overwrite=true``), a run of another configuration, or other files.
     """
     path = run_path(values)
-    config = path / CONFIG
-    if not path.exists() or all(child.name == LOCK for child in path.iterdir()):
+    config, meta = path / CONFIG, checkpoint_meta(path)
+    if not path.exists() or _is_empty(path):
         return path, None
-    if not config.is_file():
+    if not config.is_file() and meta is None:
         raise ConfigError(
             f"out={path}: the folder holds files but no run (no {CONFIG}); choose another folder"
         )
@@ -141,17 +144,41 @@ def open_run(values: Mapping[str, Any]) -> tuple[Path, dict[str, Any] | None]:
         with RunLock(path):
             _clear(path)
         return path, None
-    _refuse_other_run(path, config, values)
+    _refuse_other_run(path, meta, values)
     if (path / RESULTS).is_file():
         return path, read_results(path)
     with RunLock(path):  # an error about a running job comes before one about resume
         pass
     if values.get("resume") == "auto":
         return path, None
+    other = "train into another folder with out=DIR" if meta else "pass overwrite=true"
     raise ConfigError(
-        f"{path}: holds an unfinished run of this configuration; pass resume=auto to continue it, "
-        "or overwrite=true to start over"
+        f"{path}: holds an unfinished run of this configuration; pass resume=auto to continue it. "
+        f"To start over, {other}"
     )
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether the folder ``path`` holds nothing but what a job killed at its start leaves."""
+    return all(
+        child.name == LOCK or (child.name.startswith(".") and child.suffix == ".tmp")
+        for child in path.iterdir()
+    )
+
+
+def checkpoint_meta(path: Path) -> dict[str, Any] | None:
+    """The header of a readable checkpoint of the run in ``path``; None if there is none.
+
+    It holds the configuration (``config``) and the content of each split (``manifest``).
+    """
+    for name in (LAST, PREVIOUS, BEST):
+        try:
+            meta = checkpoint.read_meta(path / "checkpoints" / name)
+        except CheckpointError:
+            continue
+        if isinstance(meta.get("config"), dict):
+            return meta
+    return None
 
 
 @contextmanager
@@ -181,17 +208,52 @@ def _clear(path: Path) -> None:
             child.unlink()
 
 
-def _refuse_other_run(path: Path, config: Path, values: Mapping[str, Any]) -> None:
-    stored = OmegaConf.to_container(OmegaConf.load(config))
-    assert isinstance(stored, dict)
-    before, now = identity({str(k): v for k, v in stored.items()}), identity(values)
-    differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    if differing:
-        changes = [f"{k}: {before.get(k)} there, {now.get(k)} now" for k in differing]
-        raise ConfigError(
-            f"{path}: holds a run of another configuration ({first_of(changes, 5, '; ')}); "
-            "choose another folder with out=DIR, or pass overwrite=true"
+def _refuse_other_run(
+    path: Path, meta: Mapping[str, Any] | None, values: Mapping[str, Any]
+) -> None:
+    """Raises ConfigError if the run in ``path`` has another configuration than ``values``.
+
+    A damaged ``config.yaml`` is replaced by the one in ``meta``, the header of a checkpoint.
+    """
+    stored, fault = _read_stored(path / CONFIG, yaml.safe_load)
+    if stored is not None and not _differences(stored, values):
+        return
+    if meta is not None and not _differences(meta["config"], values):
+        log.warning(
+            "%s: %s; its configuration is restored from a checkpoint",
+            path / CONFIG,
+            fault or "damaged, it differs from the configuration in the checkpoints",
         )
+        return
+    before = meta["config"] if meta is not None else stored
+    if before is None:  # nothing was trained, so there is nothing to lose
+        log.warning("%s: %s, and there is no checkpoint; the run starts over", path / CONFIG, fault)
+        return
+    advice = "choose another folder with out=DIR"
+    if meta is None:
+        advice += ", or pass overwrite=true"
+    raise ConfigError(
+        f"{path}: holds a run of another configuration "
+        f"({first_of(_differences(before, values), 5, '; ')}); {advice}"
+    )
+
+
+def _differences(stored: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """Keys whose values decide the numbers and differ, for a message."""
+    before, now = identity(stored), identity(values)
+    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    return [f"{key}: {before.get(key)} there, {now.get(key)} now" for key in keys]
+
+
+def _read_stored(file: Path, parse: Callable[[str], Any]) -> tuple[dict[str, Any] | None, str]:
+    """The mapping in ``file``, or None and what is wrong with the file."""
+    try:
+        stored = parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        return None, f"cannot be read ({str(error).splitlines()[0]})"
+    if not isinstance(stored, dict):
+        return None, "empty" if not stored else f"damaged, it holds a {type(stored).__name__}"
+    return {str(key): value for key, value in stored.items()}, ""
 
 
 def write_config(path: Path, values: Mapping[str, Any]) -> None:
@@ -199,9 +261,18 @@ def write_config(path: Path, values: Mapping[str, Any]) -> None:
 
     Raises TrainingError if they cannot be written.
     """
-    with _write_errors(path):
-        OmegaConf.save(OmegaConf.create(dict(values)), path / CONFIG)
-        (path / VERSIONS).write_text(json.dumps(environment(), indent=2) + "\n")
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    _write(path / CONFIG, text)
+    _write(path / VERSIONS, json.dumps(environment(), indent=2) + "\n")
+
+
+def _write(file: Path, text: str) -> None:
+    """Write ``text`` to ``file`` atomically, unless the file holds it already."""
+    content = text.encode()
+    with _write_errors(file.parent):
+        if not file.is_file() or file.read_bytes() != content:
+            with atomic_write(file) as handle:
+                handle.write(content)
 
 
 @contextmanager
@@ -219,18 +290,28 @@ def _write_errors(path: Path) -> Iterator[None]:
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Write ``manifest``, the content of each split.
 
-    Raises DataError if a resumed run began with other data, TrainingError if the file cannot be
-    written.
+    A damaged ``data.json`` is compared by what a checkpoint holds of it. Raises DataError if a
+    resumed run began with other data, TrainingError if the file cannot be written.
     """
-    file = path / DATA
-    if file.is_file() and (names := changed_splits(json.loads(file.read_text()), manifest)):
+    file, meta = path / DATA, checkpoint_meta(path)
+    before, fault = _read_stored(file, json.loads)
+    if before is None:
+        before = (meta or {}).get("manifest")
+        if file.is_file():
+            what = "the data cannot be compared" if before is None else "restored from a checkpoint"
+            log.warning("%s: %s; %s", file, fault, what)
+    try:
+        names = changed_splits(before or {}, manifest)
+    except (KeyError, TypeError, AttributeError) as error:
+        log.warning("%s: damaged (%s); the data cannot be compared", file, error)
+        names = []
+    if names:
+        advice = "restore it, or train on the new data in another folder with out=DIR"
         raise DataError(
             f"{', '.join(manifest[name]['source'] for name in names)}: not the data that the run "
-            f"in {path} began with (content of {', '.join(names)} differs from {file}); restore "
-            "it, or pass overwrite=true to start over"
+            f"in {path} began with (content of {', '.join(names)} differs from {file}); {advice}"
         )
-    with _write_errors(path):
-        file.write_text(json.dumps(manifest, indent=2) + "\n")
+    _write(file, json.dumps(manifest, indent=2) + "\n")
 
 
 def environment() -> dict[str, Any]:

@@ -68,8 +68,8 @@ def _train(config: TrainConfig, values: dict[str, Any], stop: StopRequest) -> di
         )
         with run_dir.lock_run(folder):
             if parallel.rank() == 0:
+                run_dir.write_config(folder, values)  # first: it makes the folder a run
                 run_dir.write_manifest(folder, components.manifest)
-                run_dir.write_config(folder, values)
                 open_log(folder / run_dir.LOG, console)
             job = TrainingJob(config, values, folder, components, stop)
             job.announce(sizes)
@@ -96,7 +96,11 @@ class TrainingJob:
         last: Path | None = None
         if self.config.resume == "auto":
             checkpoints = self.folder / "checkpoints"
-            last = parallel.broadcast_from_rank0(lambda: checkpointing.find_resumable(checkpoints))
+            last = parallel.broadcast_from_rank0(
+                lambda: checkpointing.find_resumable(
+                    checkpoints, self.config.runtime.verify_checkpoints
+                )
+            )
         with self._open_trackers(resume=last is not None) as tracker:
             trainer = self._build_trainer(tracker)
             if last is not None:
@@ -147,6 +151,7 @@ class TrainingJob:
             **model_meta(self.components.model),
             "model_name": self.config.model["name"],
             "config": self.values,
+            "manifest": self.components.manifest,
             "loss": self.values["loss"],
             "tokenizer": self.components.tokenizer.to_json(),
             "precision": self.components.precision,
@@ -164,7 +169,11 @@ class TrainingJob:
     ) -> tuple[SelectedCheckpoint, dict[str, Any]]:
         """Load the selected weights into the model and evaluate the test split."""
         path, model = trainer.validator.best_path, self.components.model
-        checkpoint.load_weights(model, checkpoint.read_tensors(path, "model/"), str(path))
+        checkpoint.load_weights(
+            model,
+            checkpoint.read_tensors(path, "model/", self.config.runtime.verify_checkpoints),
+            str(path),
+        )
         best = checkpoint.read_meta(path)["best"]
         with trainer.explain_errors(evaluating=True):
             progress = self.stop.interrupting(display.evaluation)

@@ -121,11 +121,12 @@ def model_meta(model: Model) -> dict[str, Any]:
     }
 
 
-def restore(path: Path, meta: Mapping[str, Any]) -> Model:
+def restore(path: Path, meta: Mapping[str, Any], verify: bool = True) -> Model:
     """Rebuild the model of one of our checkpoints and load its weights strictly.
 
-    Its file has all weights, so nothing pretrained is loaded, whatever its header says. Raises
-    CheckpointError if its configuration or weights do not fit.
+    Its file has all weights, so nothing pretrained is loaded, whatever its header says. With
+    ``verify`` the weights' checksums are compared. Raises CheckpointError if its configuration or
+    weights do not fit, or are damaged.
     """
     node = {**meta["model_config"], "_target_": meta["model_target"]}
     if "pretrained" in node:
@@ -138,5 +139,5 @@ def restore(path: Path, meta: Mapping[str, Any]) -> Model:
         model = cls(config, slots, meta["weights"], Facts(**meta["facts"]))
     except ConfigError as error:
         raise CheckpointError(f"{path}: its configuration cannot be used: {error}") from error
-    checkpoint.load_weights(model, checkpoint.read_tensors(path, "model/"), str(path))
+    checkpoint.load_weights(model, checkpoint.read_tensors(path, "model/", verify), str(path))
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +20,8 @@ from itr.training.console import log
 from itr.training.optim import load_state_tensors, state_tensors
 
 BEST, LAST, PREVIOUS = "best.safetensors", "last.safetensors", "previous.safetensors"
+DAMAGED = "last.damaged"
+RESUMED = ("clock", "scaler", "world", "device", "best", "window")  # of the header of `LAST`
 
 
 def resolve_checkpoint(path: Path, key: str = "checkpoint") -> Path:
@@ -137,28 +140,51 @@ def _keep_previous(path: Path) -> None:
         link.unlink(missing_ok=True)  # rename does nothing if both already link to one file
 
 
-def find_resumable(folder: Path) -> Path | None:
+def find_resumable(folder: Path, verify: bool = True) -> Path | None:
     """The checkpoint to resume from; None if there is none yet.
 
-    If the last one cannot be read, the previous one is used and a warning logged. Raises
-    CheckpointError if neither can be read.
+    With ``verify`` the checksums of all tensors are compared. If the last checkpoint is damaged,
+    it is renamed to `DAMAGED`, the previous one is used and a warning logged. Raises
+    CheckpointError if both are damaged.
     """
     paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
-    fault = ""
+    faults = []
     for path in paths:
         try:
-            checkpoint.read_meta(path)
+            _check_resumable(path, verify)
         except CheckpointError as error:
-            fault = fault or str(error)
+            faults.append(str(error))
             continue
-        if fault:
-            log.warning("%s; resuming from the previous checkpoint, %s", fault, path)
+        if faults:
+            log.warning("%s; resuming from the previous checkpoint, %s", faults[0], path)
+            with contextlib.suppress(OSError):  # the next save would make it the previous one
+                os.replace(folder / LAST, folder / DAMAGED)
         return path
-    if paths:
-        raise CheckpointError(
-            f"{fault}; no earlier checkpoint to resume from; pass overwrite=true to start over"
-        )
-    return None
+    if not paths:
+        return None
+    other = "neither is the previous one" if len(faults) > 1 else "there is no previous one"
+    message = f"{faults[0]}; it cannot be resumed from, and {other}. "
+    try:
+        checkpoint.verify(folder / BEST)
+    except CheckpointError:
+        raise CheckpointError(f"{message}To start over, pass overwrite=true") from None
+    raise CheckpointError(
+        f"{message}The selected weights are sound: start from them in another folder with "
+        f"model.init={folder / BEST} out=DIR, or evaluate them with checkpoint={folder / BEST}"
+    )
+
+
+def _check_resumable(path: Path, verify: bool) -> None:
+    """Raises CheckpointError if training cannot be resumed from ``path``."""
+    meta = checkpoint.read_meta(path)
+    if missing := [key for key in RESUMED if key not in meta]:
+        raise CheckpointError(f"{path}: cannot be resumed from, it has no {', '.join(missing)}")
+    try:
+        Clock.from_state(meta["clock"])
+    except TypeError as error:
+        raise CheckpointError(f"{path}: damaged, its clock cannot be read ({error})") from error
+    if verify:
+        checkpoint.verify(path)
 
 
 def load_last(
@@ -175,7 +201,7 @@ def load_last(
     meta = checkpoint.read_meta(path)
     if "clock" not in meta:
         raise CheckpointError(f"{path}: holds weights only; resume needs a run's {LAST}")
-    tensors = checkpoint.read_tensors(path)
+    tensors = checkpoint.read_tensors(path, verify=False)  # `find_resumable` has done it
 
     def below(prefix: str) -> dict[str, Tensor]:
         return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

@@ -62,6 +62,7 @@ class RuntimeConfig:
     activation_checkpointing: bool = option()
     compile: bool = option()
     estimate: bool = option()
+    verify_checkpoints: bool = option()
 
 
 @dataclass

@@ -63,7 +63,9 @@ def evaluate_checkpoints(config: EvalConfig, console: Console) -> EvaluationOutc
     device, members, metrics = resolve_device(config.device), [], dict[str, Any]()
     log_queries = bool(config.out) or tracking_enabled(config.tracker)
     for source in config.checkpoints:
-        loaded = load_checkpoint(source, config.model, device)
+        loaded = load_checkpoint(
+            source, config.model, device, verify=config.runtime.verify_checkpoints
+        )
         loaded.origin |= {} if config.trained_on is None else {"trained_on": config.trained_on}
         with parallel.rank0_first():  # rank 0 makes what is cached; the others read it
             evaluator = make_evaluator(config, loaded, config.split, device)

@@ -36,7 +36,9 @@ def classify(config: EvalConfig, progress: Progress) -> tuple[dict[str, Any], di
         )
     device = resolve_device(config.device)
     classes = ClassificationDataset(check(options, ClassificationConfig, "data"))
-    loaded = load_checkpoint(config.checkpoints[0], config.model, device)
+    loaded = load_checkpoint(
+        config.checkpoints[0], config.model, device, verify=config.runtime.verify_checkpoints
+    )
     view = loaded.model.view
     if view.kind != "pixels":
         raise ConfigError(

@@ -1,0 +1,139 @@
+"""A run survives whatever happens to the small files of its directory."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from itr import checkpoint
+from itr.errors import ConfigError, DataError, TrainingError
+from itr.jobs import run_dir
+from itr.training.checkpointing import LAST
+from itr.training.console import log
+
+VALUES: dict[str, Any] = {
+    "model": {"name": "hrem", "text": {"lr": 1e-05, "name": "1e-5", "note": "${oc.env:HOME}"}},
+    "data": {"name": "scenes", "splits": {"train": "train"}, "on": "off"},
+    "loss": {"name": "hrem", "weights": {"base": 1.0}},
+    "trainer": {"epochs": 30},
+    "seed": 0,
+}
+MANIFEST = {"train": {"hash": "a", "source": "here"}}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An unfinished run with a checkpoint."""
+    monkeypatch.setattr(log, "propagate", True)
+    folder = tmp_path / "run"
+    run_dir.write_config(folder, VALUES)
+    run_dir.write_manifest(folder, MANIFEST)
+    meta = {"config": VALUES, "manifest": MANIFEST}
+    checkpoint.write(folder / "checkpoints" / LAST, {"w": torch.ones(3)}, meta)
+    return folder
+
+
+def resumed(folder: Path, **changes: Any) -> dict[str, Any]:
+    return {**VALUES, "out": str(folder), "resume": "auto", **changes}
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "cut": content[:20], "binary": b"\xff\x00{"}[how])
+
+
+DAMAGES = ["empty", "cut", "binary", "gone"]
+
+
+def test_the_configuration_is_read_as_it_was_written(run: Path) -> None:
+    assert yaml.safe_load((run / "config.yaml").read_text()) == VALUES
+    assert run_dir.open_run(resumed(run)) == (run, None)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_configuration_is_restored(
+    how: str, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(run / "config.yaml", how)
+    assert run_dir.open_run(resumed(run)) == (run, None)
+    assert "restored from a checkpoint" in caplog.text
+    with pytest.raises(ConfigError, match="seed: 0 there, 7 now") as refusal:
+        run_dir.open_run(resumed(run, seed=7))
+    assert "out=DIR" in str(refusal.value) and "overwrite" not in str(refusal.value)
+    with pytest.raises(ConfigError, match="resume=auto") as refusal:
+        run_dir.open_run(resumed(run, resume=None))
+    assert "overwrite" not in str(refusal.value)
+    run_dir.write_config(run, VALUES)
+    assert yaml.safe_load((run / "config.yaml").read_text()) == VALUES
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_manifest_is_restored(
+    how: str, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(run / "data.json", how)
+    with pytest.raises(DataError, match="content of train differs") as refusal:
+        run_dir.write_manifest(run, {"train": {"hash": "b", "source": "there"}})
+    assert "overwrite" not in str(refusal.value)
+    run_dir.write_manifest(run, MANIFEST)
+    assert json.loads((run / "data.json").read_text()) == MANIFEST
+    assert ("restored from a checkpoint" in caplog.text) == (how != "gone")
+
+
+@pytest.mark.parametrize("how", DAMAGES[:3])
+def test_without_a_checkpoint_there_is_nothing_to_lose(
+    how: str, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (run / "checkpoints" / LAST).unlink()
+    damage(run / "config.yaml", how)
+    damage(run / "data.json", how)
+    if how == "cut":  # valid YAML of another configuration
+        with pytest.raises(ConfigError, match="overwrite=true"):
+            run_dir.open_run(resumed(run))
+        return
+    assert run_dir.open_run(resumed(run)) == (run, None)
+    run_dir.write_manifest(run, MANIFEST)
+    assert "starts over" in caplog.text and "cannot be compared" in caplog.text
+
+
+def test_a_start_that_was_killed_leaves_a_new_run(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").touch()
+    (tmp_path / ".config.yaml.0123456789ab.tmp").touch()
+    assert run_dir.open_run({**VALUES, "out": str(tmp_path)}) == (tmp_path, None)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="holds files but no run"):
+        run_dir.open_run({**VALUES, "out": str(tmp_path)})
+
+
+def test_what_is_unchanged_is_not_written(run: Path) -> None:
+    before = {name: (run / name).stat().st_ino for name in ("config.yaml", "data.json")}
+    run_dir.write_config(run, VALUES)
+    run_dir.write_manifest(run, MANIFEST)
+    assert {name: (run / name).stat().st_ino for name in before} == before
+    run_dir.write_config(run, {**VALUES, "resume": "auto"})
+    assert (run / "config.yaml").stat().st_ino != before["config.yaml"]
+
+
+def test_a_full_disk_leaves_the_run_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(TrainingError, match="out=DIR"):
+            run_dir.write_config(run, {**VALUES, "resume": "auto"})
+        with pytest.raises(TrainingError, match="out=DIR"):
+            run_dir.write_manifest(run, {"train": {"hash": "a", "source": "elsewhere"}})
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
