@@ -74,7 +74,8 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _checksum(name: str, tensor: Tensor) -> str:
     """CRC-32 of a contiguous CPU tensor with its name, dtype and shape, as 8 hexadecimal digits."""
     start = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    return f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), start):08x}"
+    content = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return f"{zlib.crc32(content, start):08x}"
 
 
 def _header_checksum(header: Mapping[str, str]) -> str:
@@ -116,6 +117,12 @@ def _header(path: Path) -> dict[str, str]:
         raise CheckpointError(
             f"{path}: checkpoint format {version}, but this version of the suite reads formats up "
             f"to {FORMAT_VERSION}; update the suite"
+        )
+    if version.isdecimal() and int(version) < FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: checkpoint format {version}, of an older version of the suite, has no "
+            f"checksums; expected format {FORMAT_VERSION}. Train again, or evaluate it with the "
+            "version that wrote it"
         )
     if header.get(HEADER_CHECKSUM) != _header_checksum(header):
         raise _damaged(path, "its header does not match its checksum")

@@ -129,3 +129,14 @@ def test_folders_without_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert find_resumable(tmp_path) is None
     assert verify([str(tmp_path)]) == verify([str(tmp_path / "no.safetensors")]) == 2
     assert "contains no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("version", "advice"), [(1, "expected format 2"), (9, "update the suite")])
+def test_other_formats_are_named(
+    version: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "FORMAT_VERSION", version)
+        path = write(tmp_path / LAST)
+    with pytest.raises(CheckpointError, match=f"{LAST}.*format {version}.*{advice}"):
+        checkpoint.read_meta(path)
