@@ -74,7 +74,7 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _checksum(name: str, tensor: Tensor) -> str:
     """CRC-32 of a contiguous CPU tensor with its name, dtype and shape, as 8 hexadecimal digits."""
     start = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    content = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    content = tensor.reshape(-1).view(torch.uint8).numpy().data
     return f"{zlib.crc32(content, start):08x}"
 
 
