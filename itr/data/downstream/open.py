@@ -57,23 +57,23 @@ def open_items(data: DataConfig, task: str, split: str) -> Split:
     _check_options(data, task)
     files = FINDERS[task](data)
     names = data.splits.get(split, split)
-    parts, notes = [], []
+    parts: dict[str, Rows] = {}
+    notes = []
     for name in _names(names, files):
         try:
-            part = _read(files, name.removesuffix(OPTIONAL), split == "train", data)
+            key, part = _read(files, name.removesuffix(OPTIONAL), split == "train", data)
             if name.endswith(OPTIONAL):
-                make_split(name, [part], data, files)
+                make_split(key, [part], data, files)
         except (_NoSplit, MissingImagesError) as error:
-            if not name.endswith(OPTIONAL) or (
-                isinstance(error, MissingImagesError) and not error.all
-            ):
+            some_are_there = isinstance(error, MissingImagesError) and not error.all
+            if some_are_there or not name.endswith(OPTIONAL):
                 raise
             notes.append(f"{name.removesuffix(OPTIONAL)} is left out: {error}")
-            continue
-        parts.append(part)
+        else:
+            parts[key] = part
     if not parts:
         raise DataError(f"data.splits.{split}={names}: none of it is there. {'; '.join(notes)}")
-    opened = make_split(names.replace(OPTIONAL, ""), parts, data, files)
+    opened = make_split("+".join(parts), list(parts.values()), data, files)
     limit = int(data.max_broken * opened.n_images) if split == "train" else 0
     return dataclasses.replace(opened, notes=(*opened.notes, *notes), broken_limit=limit)
 
@@ -94,13 +94,14 @@ class _NoSplit(DataError):
     """There is no such split."""
 
 
-def _read(files: ItemFiles, name: str, training: bool, data: DataConfig) -> Rows:
+def _read(files: ItemFiles, name: str, training: bool, data: DataConfig) -> tuple[str, Rows]:
+    """The name on disk and the rows of split ``name``."""
     try:
         key = resolve_split(name, files.splits(), f"data.root={data.root}")
     except DataError as error:
         raise _NoSplit(str(error)) from error
     rows = files.read(key)
-    return with_known_answers(rows) if training else rows
+    return key, with_known_answers(rows) if training else rows
 
 
 def _check_options(data: DataConfig, task: str) -> None:

@@ -21,7 +21,7 @@ from itr.data.layouts.shards.reader import require_enough_shards
 from itr.data.loading.prefetch import prefetch, worker_threads
 from itr.data.loading.second_text import SecondTexts
 from itr.data.loading.shuffle import EpochPlan
-from itr.data.loading.substitute import replace_broken
+from itr.data.loading.substitute import replace_broken, replace_broken_pairs
 from itr.data.loading.train_fields import TrainCaptions, TrainImages
 from itr.data.records import Split
 from itr.data.text.token_table import TokenTable
@@ -124,7 +124,10 @@ class TrainLoader:
 
     def _batch(self, epoch: int, planned: np.ndarray) -> Batch:
         """This rank's share of the batch of captions ``planned`` [batch_size]."""
-        whole, replaced = replace_broken(self.split, planned, self.share, self.broken)
+        replace, second_images = replace_broken, self.images.second
+        if second_images is not None:
+            replace = functools.partial(replace_broken_pairs, second_images)
+        whole, replaced = replace(self.split, planned, self.share, self.broken)
         captions = whole[self.share]
         images = self.split.text_to_image[captions]
         second = {} if self.second is None else self.second.fields(self.seed, epoch, captions)
