@@ -74,6 +74,24 @@ class MomentumTwin(nn.Module):
         return copies, sources
 
 
+TEACHERS = ("file", "copies_before", "copies_after")
+
+
+def teacher_weights(
+    state: Mapping[str, Tensor], names: Iterable[str], source: str
+) -> dict[str, Tensor]:
+    """``state`` with the momentum weights ``twin.*`` that a model of weights ``names`` starts with.
+
+    ``source`` is ``file``: those in ``state``, missing ones copied from the trained weights;
+    ``copies_after``: all copied from them; ``copies_before``: none, so that they remain copies of
+    the model's random weights.
+    """
+    if source == "file":
+        return fill_momentum_weights(state, names)
+    trained = {name: value for name, value in state.items() if not name.startswith("twin.")}
+    return trained if source == "copies_before" else fill_momentum_weights(trained, names)
+
+
 def fill_momentum_weights(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """``state`` with missing momentum weights filled in: ``twin.<name>`` (for each of ``names``) is
     copied from ``<name>``, if ``state`` has it."""

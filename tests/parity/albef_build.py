@@ -12,15 +12,16 @@ from itr.batch import Batch
 from itr.draws import ReplayedDraws
 from itr.losses.infonce import InfoNCE
 from itr.models.albef import ALBEF, ALBEFConfig
+from itr.models.albef.towers import ALBEFTowers
 from itr.nn.bert.bert import SIZES
 from itr.nn.bert.fusion import FusionTextConfig
 from itr.nn.vit import ImageConfig
-from itr.official.albef import official_state, table_of, to_ours
+from itr.official.albef import official_state, to_ours
+from itr.official.albef_names import PAIRED, table_of
 from itr.view import Facts
 from tests.parity.harness import Case
 
 MASK_ID = 4  # where a case names neither its [MASK] nor its vocabulary
-WEIGHTS = {"itc": 1.0, "itm": 1.0, "mlm": 1.0}
 
 
 class Recorder(ReplayedDraws):
@@ -60,8 +61,10 @@ def image_config(vit: Mapping[str, Any]) -> ImageConfig:
     )
 
 
-def text_config(bert: Mapping[str, Any]) -> FusionTextConfig:
+def text_config(bert: Mapping[str, Any], paired: bool = False) -> FusionTextConfig:
     sizes = {ours: bert[theirs] for ours, theirs in SIZES.items() if theirs in bert}
+    if paired:  # theirs counts each of two layers
+        sizes["depth"] = (sizes["depth"] + bert["fusion_layer"]) // 2
     return FusionTextConfig(
         **sizes, dropout=bert["hidden_dropout_prob"], fusion_layer=bert["fusion_layer"]
     )
@@ -72,7 +75,7 @@ def config_of(case: Case, task: str, **fields: Any) -> ALBEFConfig:
     sizes, hyper = case.data["model"], case.data.get("hyper", {})
     pretrains = task == "pretrain"
     options: dict[str, Any] = {
-        "embed_size": sizes["embed_dim"],
+        "embed_size": sizes.get("embed_dim", 16),
         "queue_size": hyper.get("queue_size", 8),
         "momentum": hyper.get("momentum", 0.995),
         "distill_weight": hyper.get("alpha", 0.4),
@@ -81,7 +84,7 @@ def config_of(case: Case, task: str, **fields: Any) -> ALBEFConfig:
         "mask_probability": hyper.get("mlm_probability", 0.15),
         "clamp_temperature": pretrains,
         "image": image_config(sizes["vit"]),
-        "text": text_config(sizes["bert_config"]),
+        "text": text_config(sizes["bert_config"], paired=task in PAIRED),
     }
     return ALBEFConfig(
         task=task,
@@ -103,15 +106,21 @@ def facts_of(case: Case) -> Facts:
     return Facts(vocabulary=size, mask_id=mask_id_of(case))
 
 
-def model_of(case: Case, task: str = "retrieval", **fields: Any) -> ALBEF:
+def model_of(case: Case, task: str = "retrieval", **fields: Any) -> Any:
     """A model of the case's sizes with its ``state.*`` loaded."""
-    slots = nn.ModuleDict({"itc": InfoNCE()})
-    model = ALBEF(config_of(case, task, **fields), slots, WEIGHTS, facts_of(case))
+    model = model_from(config_of(case, task, **fields), facts_of(case))
     load_official(model, case.below("state."))
     return model
 
 
-def load_official(model: ALBEF, theirs: Mapping[str, Tensor]) -> None:
+def model_from(config: ALBEFConfig, facts: Facts) -> Any:
+    """A model of ``config`` with random weights."""
+    cls = ALBEF.class_for(config)
+    slots = nn.ModuleDict({slot: InfoNCE() for slot in cls.slot_names})
+    return cls(config, slots, dict.fromkeys(cls.term_names, 1.0), facts)
+
+
+def load_official(model: ALBEFTowers, theirs: Mapping[str, Tensor]) -> None:
     """Load strictly, except momentum encoders and queues if the case has none."""
     state, _ = to_ours(theirs, model.config)
     result = model.load_state_dict(state, strict=False)
@@ -122,7 +131,7 @@ def load_official(model: ALBEF, theirs: Mapping[str, Tensor]) -> None:
     assert not lost and not result.unexpected_keys, (lost, result.unexpected_keys)
 
 
-def gradients(model: ALBEF) -> dict[str, Tensor]:
+def gradients(model: ALBEFTowers) -> dict[str, Tensor]:
     """Gradients by the authors' names."""
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return official_state(model, grads)
@@ -134,7 +143,7 @@ def batch_of(pixels: Tensor, ids: Tensor, mask: Tensor, image_id: Tensor | None)
     return Batch(image_id=image_id, pixels=pixels, tokens=ids, token_mask=mask.bool())
 
 
-def official_names(model: ALBEF) -> dict[str, str]:
+def official_names(model: ALBEFTowers) -> dict[str, str]:
     """Our names of parameters -> the authors'."""
     table = table_of(model.config)
     return {name: str(table.to_official(name)) for name, _ in model.named_parameters()}

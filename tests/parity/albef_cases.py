@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from itr.losses.infonce import InfoNCE
-from itr.models.albef import (
-    ALBEF,
-)
-from itr.nn.bert.fusion import fusion_half, split_whole_bert, text_half, text_states
+from itr.nn.bert.halves import fusion_half, split_whole_bert, text_half, text_states
 from itr.nn.position import resize_positions
 from itr.nn.vit import random_vit
-from itr.official.albef import export, official_state, read
-from tests.parity import albef_items, pixel_data_cases
+from itr.official.albef import official_state, read
+from tests.parity import albef_items, albef_questions, pixel_data_cases
 from tests.parity.albef_build import (
     batch_of,
     config_of,
     image_config,
+    model_from,
     model_of,
     text_config,
 )
 from tests.parity.albef_evaluation import evaluation, metrics
+from tests.parity.albef_files import check_round_trip, told
 from tests.parity.albef_gradcam import gradcam, gradcam_overlay
 from tests.parity.albef_losses import itc_loss, masking
 from tests.parity.albef_ranks import ddp_step
@@ -117,22 +113,11 @@ def forward_eval(case: Case) -> None:
 # The authors' checkpoints
 
 
-def _told(case: Case) -> dict[str, int]:
-    if "model" not in case.data:  # names and shapes do not depend on the number of heads
-        return {"heads": 1, "image_heads": 1}
-    sizes = case.data["model"]
-    return {
-        "heads": sizes["bert_config"]["num_attention_heads"],
-        "image_heads": sizes["vit"]["num_heads"],
-    }
-
-
 def checkpoint_import(case: Case) -> None:
-    imported = read(case.path.parent / case.data["files"][0], _told(case))
+    imported = read(case.path.parent / case.data["files"][0], told(case))
     image = image_config({**case.data["model"]["vit"], "img_size": case.data["target_image_res"]})
     config = config_of(case, "retrieval", image=image, queue_size=imported.config.queue_size)
-    slots = nn.ModuleDict({"itc": InfoNCE()})
-    model = ALBEF(config, slots, imported.weights, imported.facts)
+    model = model_from(config, imported.facts)
     result = model.load_state_dict(model.fit_weights(imported.state), strict=False)
     case.holds(f"missing {result.missing_keys}", result.missing_keys == ["text_queue.ids"])
     heads = {k.removeprefix("twin.").split(".")[0] for k in result.unexpected_keys}
@@ -142,27 +127,11 @@ def checkpoint_import(case: Case) -> None:
         case.check(f"post.{name}", found[name])
 
 
-def checkpoint_finetuned(case: Case) -> None:
-    path = case.path.parent / case.data["files"][0]
-    imported = read(path, _told(case))
-    case.holds("nothing is missing", not imported.report.missing)
-    model = ALBEF(imported.config, nn.ModuleDict(), imported.weights, imported.facts)
-    imported.load_into(model)
-    theirs = torch.load(path, weights_only=True)["model"]
-    case.holds("names", set(theirs) == set(case.data["keys"]))
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "copy.pth"
-        torch.save(export(model, epoch=7), copy)
-        back = torch.load(copy, weights_only=True)
-    for name, value in theirs.items():
-        case.equal(name, back["model"][name], value)
-    case.holds("nothing is added", set(back["model"]) == set(theirs))
-
-
 RUNNERS: dict[str, Runner] = {
     **albef_items.RUNNERS,
+    **albef_questions.RUNNERS,
     **pixel_data_cases.ALBEF,
-    "checkpoint_finetuned": checkpoint_finetuned,
+    "checkpoint_finetuned": check_round_trip,
     "checkpoint_import": checkpoint_import,
     "evaluation_rerank": evaluation,
     "gradcam": gradcam,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itr.data.text.tokenizer import Tokenizer
+from itr.models.albef.grounding_maps import word_trace
 from itr.nn.gradcam import caption_maps, class_maps, trace_attention, word_maps
 from itr.results.gallery.overlay import overlay, smooth_map
 from itr.view import TextView
@@ -19,14 +20,14 @@ def gradcam(case: Case) -> None:
     case.check("out.input_ids", ids)
     case.check("out.attention_mask", mask.long())
     batch = batch_of(case["in.image"], ids, mask, None)
-    layer = case.data["block_num"]["itm"] - model.config.text.fusion_layer
-    seen = model.trace_fusion(batch, batch, layer)
+    block = case.data["block_num"]["itm"]
+    seen = word_trace(model, batch, batch, block)
     case.check("out.cross_attention", seen.probabilities)
     case.check("out.cross_attention_grad", seen.gradient)
     case.check("out.itm", caption_maps(seen.evidence, mask))
     alone, only = padded(tokenizer, case.data["texts"][:1], view)
     first = batch_of(case["in.image"][:1], alone, only, None)
-    case.check("out.word_maps", word_maps(model.trace_fusion(first, first, layer).evidence)[0])
+    case.check("out.word_maps", word_maps(word_trace(model, first, first, block).evidence)[0])
 
     def cosines():  # of each image with its own caption, as the contrast scales them
         images, texts = model.encode_images(batch).pooled, model.encode_texts(batch).pooled

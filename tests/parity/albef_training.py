@@ -15,7 +15,8 @@ from itr.models.albef import (
     image_features,
     text_features,
 )
-from itr.nn.bert.fusion import text_states
+from itr.models.albef.towers import ALBEFTowers
+from itr.nn.bert.halves import text_states
 from itr.nn.bert.masked_lm import mask_tokens
 from itr.nn.hard_negatives import HardNegatives
 from itr.official.albef import official_state
@@ -46,7 +47,7 @@ def train_step(case: Case) -> None:
     task = "pretrain" if "out.loss_mlm" in case else "retrieval"
     model = model_of(case, task, distill_warmup=False)
     lr = case.data["hyper"]["optimizer"]["lr"]
-    optimizer = build_optimizer(model, _optim(case))
+    optimizer = build_optimizer(model, optim_of(case))
     ids, mask = case["in.input_ids"], case["in.attention_mask"]
     batch = batch_of(case["in.image"], ids, mask, case.tensors.get("in.idx"))
     draws, clock = draws_of(case), Clock(batches_per_epoch=1)
@@ -67,7 +68,7 @@ def train_step(case: Case) -> None:
         case.check(f"grad.{name}", found[name])
     optimizer.step()
     model.after_step(clock)
-    _check_state(case, model, moved=2 * lr)
+    check_state(case, model, moved=2 * lr)
 
 
 def _check_parts(case: Case, model: ALBEF, batch, task: str) -> None:
@@ -132,7 +133,7 @@ def _check_words(case: Case, model: ALBEF, batch, fused, keys: MomentumFeatures)
         case.check(f"out.{name}", owner.get_submodule("words")(states, words))
 
 
-def _optim(case: Case) -> OptimConfig:
+def optim_of(case: Case) -> OptimConfig:
     given = case.data["hyper"]["optimizer"]
     hyper = case.data["hyper"]
     return OptimConfig(
@@ -144,7 +145,7 @@ def _optim(case: Case) -> OptimConfig:
     )
 
 
-def _check_state(case: Case, model: ALBEF, moved: float) -> None:
+def check_state(case: Case, model: ALBEFTowers, moved: float) -> None:
     """``post.*``. Key biases have no true gradient (they shift all logits of a softmax), and AdamW
     makes full steps of their rounding noise: the steps of both sides bound the difference."""
     found = official_state(model)
@@ -167,7 +168,7 @@ def multi_step(case: Case) -> None:
     task = "pretrain" if "out.loss_mlm" in case else "retrieval"
     model = model_of(case, task)
     model.train()
-    optim, scheduled = _optim(case), _schedule(case.data["hyper"]["schedular"])
+    optim, scheduled = optim_of(case), schedule_of(case.data["hyper"]["schedular"])
     optimizer = build_optimizer(model, optim)
     tokenizer = Tokenizer.from_vocab(case.data["vocab"])
     pixels, count = case["in.image"], case["in.image"].shape[1]
@@ -206,10 +207,10 @@ def multi_step(case: Case) -> None:
         clock.epoch = len(epochs)
         end = torch.tensor(optim.lr * lr_factor(clock, scheduled), dtype=torch.float64)
         case.check("out.lr_end", end)
-    _check_state(case, model, moved=2 * optim.lr * step)
+    check_state(case, model, moved=2 * optim.lr * step)
 
 
-def _schedule(given) -> ScheduleConfig:
+def schedule_of(given) -> ScheduleConfig:
     return ScheduleConfig(
         kind="epoch_cosine",
         end_factor=given["min_lr"] / given["lr"],
@@ -220,7 +221,7 @@ def _schedule(given) -> ScheduleConfig:
 
 def lr_schedule(case: Case) -> None:
     for name, config in case.data["configs"].items():
-        given, scheduled = config["schedular"], _schedule(config["schedular"])
+        given, scheduled = config["schedular"], schedule_of(config["schedular"])
         clock, rates = Clock(total_epochs=given["epochs"]), []
         for clock.epoch in range(given["epochs"]):
             first = "steps_in_epoch_0" if clock.epoch == 0 else "steps_in_later_epochs"

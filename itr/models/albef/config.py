@@ -6,11 +6,15 @@ from dataclasses import dataclass
 
 from itr.errors import ConfigError
 from itr.nn.bert.fusion import FusionTextConfig
+from itr.nn.momentum import TEACHERS
 from itr.nn.vit import ImageConfig
 from itr.options import configured, option
 from itr.view import Facts, PixelView, TextView, View
 
-TASKS = ("retrieval", "pretrain")
+TASKS = ("retrieval", "pretrain", "vqa", "entailment", "assignment", "nlvr2", "grounding")
+FLIPS = (True, False, "unless_sided")
+RANKED_LENGTH = 30  # ids of a caption that is ranked, where model.eval_length does not say
+QUESTION_CLEANERS = ("albef_question", "albef_question_test")  # in training, in evaluation
 
 
 @dataclass
@@ -36,10 +40,12 @@ class ALBEFConfig:
     hard_negatives: bool = option()
     negative_floor: float = option(at_least=0)
     mask_probability: float = option(at_least=0, at_most=1)
+    answer_depth: int = option(at_least=1)
+    teacher_from: str = option(choices=TEACHERS)
     train_length: int | None = option(at_least=1)
-    eval_length: int = option(at_least=1)
+    eval_length: int | None = option(at_least=1)
     crop_scale: list[float] = option(above=0, at_most=1)
-    flip: bool = option()
+    flip: bool | str = option(choices=FLIPS)
     randaugment: bool = option()
     randaugment_wraparound: bool = option()
     image: ImageConfig = option()
@@ -70,27 +76,35 @@ def check_options(config: ALBEFConfig, facts: Facts) -> None:
 def albef_view(config: ALBEFConfig) -> View:
     """The data that a model of ``config`` reads.
 
-    An epoch visits every caption; in pre-training, every image with one of its captions at random.
+    An epoch visits every caption (question, statement, expression); in pre-training, every image
+    with one of its captions at random.
     """
-    text, size = config.text, config.image.size
-    positions = text.max_positions
-    longest = min(config.train_length or positions, positions)
+    text, size, task = config.text, config.image.size, config.task
+    ranked = task in ("retrieval", "pretrain", "assignment")
+    cleaner, cleaner_eval = QUESTION_CLEANERS if task == "vqa" else ("albef", "albef")
     return View(
         kind="pixels",
         tokenizer=text.tokenizer or text.name,
-        unit="image" if config.task == "pretrain" else "caption",
-        text=TextView(cleaner="albef", end=False, max_length=longest),
-        text_eval=TextView(
-            cleaner="albef", end=False, max_length=min(config.eval_length, positions)
+        unit="image" if task in ("pretrain", "assignment") else "caption",
+        text=_text_view(config, cleaner, config.train_length),
+        text_eval=_text_view(
+            config, cleaner_eval, config.eval_length or (RANKED_LENGTH if ranked else None)
         ),
         pixels=PixelView(
             size=size,
-            resize="random_crop",
+            resize="squash" if task == "grounding" else "random_crop",
             crop_scale=(config.crop_scale[0], config.crop_scale[1]),
-            flip=config.flip,
+            flip=bool(config.flip),
+            flip_sided=config.flip is True,
             randaugment=config.randaugment,
             wrapping=config.randaugment_wraparound,
         ),
         pixels_eval=PixelView(size=size),
         vocabulary_size=text.vocabulary_size,
     )
+
+
+def _text_view(config: ALBEFConfig, cleaner: str, length: int | None) -> TextView:
+    """Texts of at most ``length`` ids, or as many as BERT has positions."""
+    positions = config.text.max_positions
+    return TextView(cleaner=cleaner, end=False, max_length=min(length or positions, positions))

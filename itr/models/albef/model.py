@@ -8,89 +8,74 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertForMaskedLM
 
 from itr import parallel
 from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
-from itr.errors import ConfigError, DataError
+from itr.errors import ConfigError
 from itr.losses.score import ScoreLoss, Scores
-from itr.models.albef.config import TASKS, ALBEFConfig, albef_view, check_options
+from itr.models.albef.config import ALBEFConfig
+from itr.models.albef.entailment import ALBEFEntailment
+from itr.models.albef.grounding_maps import match_maps, word_trace
+from itr.models.albef.image_pairs import ALBEFPairs
+from itr.models.albef.question_answering import ALBEFQuestionAnswering
+from itr.models.albef.text_assignment import ALBEFAssignment
+from itr.models.albef.towers import ALBEFTowers
 from itr.models.albef.unimodal import ALBEFFeatures, MomentumFeatures, image_features, text_features
-from itr.models.base import Encoded, ParameterGroup, RetrievalModel, SlotScores, Terms
-from itr.nn.bert.bert import load_bert, with_loaded_sizes
-from itr.nn.bert.fusion import (
-    KeysValues,
-    MLMHead,
-    fusion_half,
-    load_bert_halves,
-    mlm_logits,
-    text_half,
-)
-from itr.nn.bert.masked_lm import mask_tokens, masked_positions, mlm_loss
+from itr.models.albef.word_masking import masked_words
+from itr.models.base import Encoded, Model, RetrievalModel, SlotScores, Terms
+from itr.nn.bert.fusion import KeysValues, MLMHead
+from itr.nn.bert.halves import load_mlm_head
 from itr.nn.chunked import in_chunks
-from itr.nn.gradcam import AttentionTrace, caption_maps, trace_attention
+from itr.nn.gradcam import caption_maps
 from itr.nn.hard_negatives import (
     HardNegatives,
     draw_negatives,
     matching_loss,
     negative_weights,
 )
-from itr.nn.momentum import MomentumTwin, fill_momentum_weights
-from itr.nn.position import resize_positions
+from itr.nn.momentum import MomentumTwin
 from itr.nn.queue import FeatureQueue, queue_products, soft_targets
-from itr.nn.vit import POSITIONS, load_vit_weights, random_vit
-from itr.view import Facts, View
+from itr.view import Facts
 
+OTHER_TASKS = (ALBEFQuestionAnswering, ALBEFEntailment, ALBEFPairs, ALBEFAssignment)
 TEMPERATURES = (0.001, 0.5)
 NEEDS_ITC = {"vision_proj", "text_proj", "slots.itc"}
-HEAT_LAYER = 2  # the paper visualizes the third fusion layer
 
 
-class ALBEF(RetrievalModel):
-    """ALBEF for pre-training and image-text retrieval.
+class ALBEF(ALBEFTowers, RetrievalModel):
+    """ALBEF for pre-training, image-text retrieval and weakly supervised grounding.
 
     Slot ``itc`` scores each image against the captions of the batch and the queue, and each caption
     against the images.
     """
 
-    Config = ALBEFConfig
     slot_names = ("itc",)
-    tasks = TASKS
+    tasks = ("retrieval", "pretrain", "grounding")
     shares_batch_loss = False
     term_names = ("itc", "itm", "mlm")
+    starts_from = ("retrieval", "pretrain", "grounding")
     symmetric_rerank = True
-    size_key = "image.size"
     rerank_block = 16
-    config: ALBEFConfig
+    twin: MomentumTwin  # always there
 
     def __init__(
         self, config: ALBEFConfig, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
     ):
         super().__init__(config, slots, weights, facts)
-        check_options(config, facts)
         if slots and not any(map(self.uses_term, self._trained_terms())):
             raise ConfigError(
-                "loss.weights: itc and itm are 0 and task=retrieval has no term mlm, so nothing "
-                "would be trained; pass loss.weights.itc=1"
+                f"loss.weights: itc and itm are 0 and task={config.task} has no term mlm, so "
+                "nothing would be trained; pass loss.weights.itc=1"
             )
-        image, text = config.image, config.text
-        self.vision = random_vit(image)
-        whole = None
-        if config.pretrained:
-            load_vit_weights(self.vision, image.name)
-            whole = load_bert(text.name, text.dropout, BertForMaskedLM)
-            config, self.facts = with_loaded_sizes(config, facts, whole.bert)
-            text = config.text
-        self.config = replace(config, pretrained=False)
-        self.view = self.view_for(self.config)
-        self.text = text_half(text, self.facts.vocabulary)
-        self.fusion = fusion_half(text, image.width)
-        self.vision_proj = nn.Linear(image.width, config.embed_size)
+        whole = self.build_towers()
+        config, text = self.config, self.config.text
+        self.vision_proj = nn.Linear(config.image.width, config.embed_size)
         self.text_proj = nn.Linear(text.width, config.embed_size)
         self.itm_head = nn.Linear(text.width, 2)
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
@@ -102,14 +87,15 @@ class ALBEF(RetrievalModel):
             self.words = MLMHead(
                 text.width, self.facts.vocabulary, text.layer_norm_eps, text.init_std
             )
-        if whole is not None:
-            load_bert_halves(whole, self.text, self.fusion, self.words if self.pretrains else None)
-        self.twin = MomentumTwin(
-            {name: self.get_submodule(name) for name in self._copied()},
-            config.momentum,
-            training=not config.momentum_eval_mode,
-        )
+            if whole is not None:
+                load_mlm_head(whole, self.words)
+        self.build_twin(*self._copied())
         self.pending: tuple[MomentumFeatures, Tensor] | None = None
+
+    @classmethod
+    def class_for(cls, config: Any) -> type[Model]:
+        """The class that ``config.task`` trains."""
+        return next((other for other in OTHER_TASKS if config.task in other.tasks), cls)
 
     @property
     def pretrains(self) -> bool:
@@ -126,11 +112,6 @@ class ALBEF(RetrievalModel):
         return [*names, "words"] if self.pretrains else names
 
     @classmethod
-    def view_for(cls, config: ALBEFConfig) -> View:
-        """Pixels and captions, see `albef_view`."""
-        return albef_view(config)
-
-    @classmethod
     def slot_scores(cls, config: ALBEFConfig, slot: str) -> SlotScores:
         """Cosines at the model's temperature, with soft targets if it distills."""
         return SlotScores(soft="model.distill" if config.distill else None, scale=True)
@@ -142,18 +123,8 @@ class ALBEF(RetrievalModel):
 
     def encode_texts(self, batch: Batch) -> Encoded:
         """Unit embeddings [B, E], and all word states for re-ranking."""
-        tokens, mask = self._words(batch)
+        tokens, mask = self.words_of(batch)
         return Encoded(*text_features(self, tokens, mask), mask)
-
-    def _words(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Token ids and their mask. Raises DataError if they exceed BERT's positions."""
-        assert batch.tokens is not None and batch.token_mask is not None
-        if batch.tokens.shape[1] > (most := self.config.text.max_positions):
-            raise DataError(
-                f"a caption has {batch.tokens.shape[1]} token ids, but BERT has {most} positions; "
-                f"set model.train_length and model.eval_length to {most} or less"
-            )
-        return batch.tokens, batch.token_mask
 
     # The training step
 
@@ -173,13 +144,7 @@ class ALBEF(RetrievalModel):
         if self.config.clamp_temperature:
             with torch.no_grad():
                 self.temperature.clamp_(*TEMPERATURES)
-        self.twin.update()
-
-    def alpha(self, clock: Clock) -> float:
-        """Weight of the momentum encoders in the soft targets at ``clock`` (equation 6)."""
-        if not (self.config.distill_warmup and clock.epoch == 0 and clock.batches_per_epoch):
-            return self.config.distill_weight
-        return self.config.distill_weight * min(1.0, clock.batch / clock.batches_per_epoch)
+        super().before_step(clock)
 
     def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
         """Terms ``itc``, ``itm`` and, in pre-training, ``mlm``."""
@@ -189,7 +154,10 @@ class ALBEF(RetrievalModel):
     def states(self, batch: Batch) -> dict[str, Tensor]:
         """Embeddings and tokens of images and captions."""
         assert batch.pixels is not None
-        images, texts = image_features(self, batch.pixels), text_features(self, *self._words(batch))
+        images, texts = (
+            image_features(self, batch.pixels),
+            text_features(self, *self.words_of(batch)),
+        )
         return {
             "image": images.unit,
             "image_tokens": images.tokens,
@@ -202,7 +170,7 @@ class ALBEF(RetrievalModel):
         """The batch's features from the momentum encoders."""
         assert batch.pixels is not None
         images = image_features(self.twin, batch.pixels)
-        texts = text_features(self.twin, *self._words(batch))
+        texts = text_features(self.twin, *self.words_of(batch))
         return {"image_key": images.unit, "text_key": texts.unit, "key_tokens": images.tokens}
 
     def terms_of(
@@ -210,7 +178,7 @@ class ALBEF(RetrievalModel):
     ) -> Terms:
         """The terms from the output of `states` and `frozen_states`."""
         assert batch.image_id is not None
-        tokens, mask = self._words(batch)
+        tokens, mask = self.words_of(batch)
         images = ALBEFFeatures(states["image"], states["image_tokens"])
         texts = ALBEFFeatures(states["text"], states["text_tokens"])
         keys = MomentumFeatures(states["image_key"], states["text_key"], states["key_tokens"])
@@ -232,7 +200,7 @@ class ALBEF(RetrievalModel):
             logits = self.matching_logits(texts.tokens, mask, fused, chosen)
             terms.losses["itm"] = matching_loss(logits, chosen)
         if use_mlm:
-            terms.losses["mlm"] = self.masked_words(tokens, mask, fused, keys, alpha, draws)
+            terms.losses["mlm"] = masked_words(self, tokens, mask, fused, keys, alpha, draws)
         return terms
 
     def after_step(self, clock: Clock) -> None:
@@ -327,80 +295,19 @@ class ALBEF(RetrievalModel):
         fused = self.fusion.keys_values(images.tokens)
         return self._match(texts.tokens[text_of], texts.mask[text_of], fused, block_of)[:, 1]
 
-    # 6 Visualization: Grad-CAM on the cross-attention of a fusion layer
+    # 6 Visualization and weakly supervised grounding
 
     def heat(self, images: Batch, texts: Batch) -> Tensor:
         """Heat maps [P, g, g] of pairs, from the third fusion layer (or the last)."""
         assert texts.token_mask is not None
-        layer = min(HEAT_LAYER, len(self.fusion.layers) - 1)
-        return caption_maps(self.trace_fusion(images, texts, layer).evidence, texts.token_mask)
+        return caption_maps(word_trace(self, images, texts).evidence, texts.token_mask)
 
-    def trace_fusion(self, images: Batch, texts: Batch, layer: int) -> AttentionTrace:
-        """Cross-attention of fusion layer ``layer`` and the gradient of the match logits."""
-        patches, words = self.encode_images(images), self.encode_texts(texts)
-        assert patches.tokens is not None and words.tokens is not None and words.mask is not None
-        states, mask = words.tokens, words.mask
-        fused = self.fusion.keys_values(patches.tokens)
-        attention = self.fusion.get_submodule(f"layers.{layer}.image")
-
-        def match() -> Tensor:  # computes all words, so that the last layer attends with each
-            return self.itm_head(self.fusion(states, mask, fused)[:, 0])[:, 1].sum()
-
-        return trace_attention(attention, match)
-
-    # 3.2 and 3.3 Masked words, pre-training only
-
-    def masked_words(
+    def grounding_maps(
         self,
-        tokens: Tensor,
-        mask: Tensor,
-        images: list[KeysValues],
-        keys: MomentumFeatures,
-        alpha: float,
-        draws: Draws,
+        batch: Batch,
+        mode: str = "itm",
+        block: int | None = None,
+        image_of: Tensor | None = None,
     ) -> Tensor:
-        """The masked language modeling loss, with the momentum model's predictions as soft targets
-        (equation 7)."""
-        probability, mask_id = self.config.mask_probability, self.facts.mask_id
-        assert mask_id is not None
-        hidden = mask_tokens(tokens, mask, draws, probability, mask_id, self.facts.vocabulary)
-        positions = masked_positions(hidden.labels, probability)
-        teacher = None
-        if self.config.distill and self.config.distill_words:
-            with torch.no_grad():
-                fusion = self.twin.get_submodule("fusion")
-                image_keys = fusion.keys_values(keys.image_tokens)  # type: ignore[operator]
-                teacher = mlm_logits(self.twin, hidden.tokens, mask, image_keys, positions)
-        student = mlm_logits(self, hidden.tokens, mask, images, positions, self.chunk_pairs)
-        return mlm_loss(student, hidden.labels.flatten()[positions], teacher, alpha)
-
-    # Parameters and initial weights
-
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
-        """Vectors (biases, norms) and parameters of losses do not decay; all others do, embeddings
-        and the temperature included."""
-        of_losses = {id(parameter) for parameter in self.slots.parameters()}
-        factor = self.config.temperature_lr_factor
-        no_decay: list[str] = []
-        decay: list[str] = []
-        for name, parameter in self.named_parameters():
-            if factor == 1.0 or name != "temperature":
-                vector = parameter.ndim == 1 or id(parameter) in of_losses
-                (no_decay if vector else decay).append(name)
-        groups = [
-            ParameterGroup("no_decay", tuple(no_decay), lr, 0.0),
-            ParameterGroup("decay", tuple(decay), lr, weight_decay),
-        ]
-        if factor != 1.0:
-            group = ParameterGroup("temperature", ("temperature",), lr * factor, weight_decay)
-            groups.append(group)
-        return groups
-
-    def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``state`` of another ALBEF with position embeddings resized to this image size; missing
-        momentum weights are copied from the encoders."""
-        fitted, grid = dict(state), self.vision.patch_embed.grid_size
-        for name in (f"vision.{POSITIONS}", f"twin.vision.{POSITIONS}"):
-            if name in fitted:
-                fitted[name] = resize_positions(fitted[name], grid)
-        return fill_momentum_weights(fitted, self.state_dict())
+        """Maps [B, g, g] of what the texts of ``batch`` refer to; see `match_maps`."""
+        return match_maps(self, batch, mode, block, image_of)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from itr.nn.bert.fusion import text_states
+from itr.nn.bert.halves import text_states
 
 
 class ALBEFFeatures(NamedTuple):

@@ -9,10 +9,13 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from itr.draws import Draws
+from itr.nn.bert.fusion import KeysValues
+from itr.nn.bert.halves import text_states
+from itr.nn.chunked import in_chunks
 
 IGNORED = -100  # label of a position without prediction
 
@@ -70,3 +73,27 @@ def mlm_loss(logits: Tensor, labels: Tensor, teacher: Tensor | None, alpha: floa
             return loss
         soft = -(teacher.float().softmax(dim=1) * log_p).sum(dim=1)
         return (1.0 - alpha) * loss + alpha * (soft * predicted).sum() / count
+
+
+def mlm_logits(
+    owner: nn.Module,
+    tokens: Tensor,
+    mask: Tensor,
+    images: list[KeysValues],
+    positions: Tensor,
+    rows: int | None = None,
+) -> Tensor:
+    """MLM logits [C, V] of ``owner`` at ``positions`` [C] of the flattened ``tokens`` [B, L].
+
+    The encoders process ``rows`` captions at a time.
+    """
+    text, fusion = owner.get_submodule("text"), owner.get_submodule("fusion")
+
+    def fused(tokens: Tensor, mask: Tensor, image_of: Tensor) -> Tensor:
+        rows_of = None if len(image_of) == len(all_rows) else image_of
+        return fusion(text_states(text, tokens, mask), mask, images, rows_of)
+
+    all_rows = torch.arange(len(tokens), device=tokens.device)
+    states = in_chunks(fused, rows, tokens, mask, all_rows)
+    embedding = text.get_submodule("embeddings.word_embeddings").weight
+    return owner.get_submodule("words")(states.flatten(0, 1)[positions], embedding)
