@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from itr.errors import CheckpointError
 from itr.models.albef import ALBEF, ALBEFConfig
-from itr.models.albef.towers import ALBEFTowers
+from itr.models.albef.encoders import ALBEFTowers
 from itr.nn.momentum import fill_momentum_weights
 from itr.official.albef_names import MATCHING, SIDES, TIED, repeated, second_names, table_of
 from itr.official.albef_sizes import architecture, task_of

@@ -22,7 +22,7 @@ import itr.official
 from itr import checkpoint
 from itr.data.text.tokenizer import Tokenizer
 from itr.errors import CheckpointError, nearest
-from itr.models.base import RetrievalModel
+from itr.models.base import Model
 from itr.models.build import model_meta
 from itr.official.name_table import Imported, load_pickle
 
@@ -36,7 +36,7 @@ class Importer(NamedTuple):
     """
 
     module: Any
-    model: type[RetrievalModel]
+    model: type[Model]
 
 
 @functools.cache
@@ -57,16 +57,16 @@ def _importer(name: str) -> Importer:
     return Importer(importlib.import_module(f"itr.official.{name}"), _model_in(models))
 
 
-def _model_in(module: ModuleType) -> type[RetrievalModel]:
-    """The model that ``module`` (or package) defines; imported ones belong to other methods."""
+def _model_in(module: ModuleType) -> type[Model]:
+    """The first model that ``module`` (or package) defines; imports belong to other methods."""
     for value in vars(module).values():
         if (
             isinstance(value, type)
-            and issubclass(value, RetrievalModel)
+            and issubclass(value, Model)
             and f"{value.__module__}.".startswith(f"{module.__name__}.")
         ):
             return value
-    raise ImportError(f"{module.__name__} defines no RetrievalModel")
+    raise ImportError(f"{module.__name__} defines no Model")
 
 
 def recognize(path: Path) -> str:
@@ -95,14 +95,15 @@ def importer_of(name: str) -> Importer:
 
 def load_official(
     path: Path, name: str, text: Mapping[str, Any] | None = None
-) -> tuple[RetrievalModel, Imported]:
+) -> tuple[Model, Imported]:
     """The model in an authors' file of method ``name``.
 
     ``text`` holds what the weights do not say (see `Importer`). Raises CheckpointError.
     """
     importer = importer_of(name)
     imported = importer.module.read(path, text)
-    model = importer.model(imported.config, nn.ModuleDict(), imported.weights, imported.facts)
+    cls = importer.model.class_for(imported.config)
+    model = cls(imported.config, nn.ModuleDict(), imported.weights, imported.facts)
     imported.load_into(model)
     return model, imported
 
@@ -112,7 +113,7 @@ def open_file(
     tokenizer: str | None = None,
     heads: int | None = None,
     image_heads: int | None = None,
-) -> tuple[RetrievalModel, Imported]:
+) -> tuple[Model, Imported]:
     """The model in an authors' file of any method.
 
     ``heads`` (text encoder) and ``image_heads`` (image encoder) are numbers of attention heads,

@@ -12,7 +12,7 @@ from itr.batch import Batch
 from itr.draws import ReplayedDraws
 from itr.losses.infonce import InfoNCE
 from itr.models.albef import ALBEF, ALBEFConfig
-from itr.models.albef.towers import ALBEFTowers
+from itr.models.albef.encoders import ALBEFTowers
 from itr.nn.bert.bert import SIZES
 from itr.nn.bert.fusion import FusionTextConfig
 from itr.nn.vit import ImageConfig

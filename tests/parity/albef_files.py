@@ -82,7 +82,7 @@ def check_round_trip(case: Case) -> None:
     model = model_from(imported.config, imported.facts)
     imported.load_into(model)
     payload: Any = load_pickle(path)
-    theirs = payload["model"] if case.data["top_level"] else payload
+    theirs = payload["model"] if case.data.get("top_level", True) else payload
     case.holds("names", set(theirs) == set(case.data["keys"]))
     for name, (_, shape) in case.data["keys"].items():
         case.holds(f"shape of {name}", list(theirs[name].shape) == shape)

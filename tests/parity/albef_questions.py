@@ -9,8 +9,8 @@ from itr.batch import Batch
 from itr.clock import Clock
 from itr.data.text.tokenizer import Tokenizer
 from itr.models.albef.config import QUESTION_CLEANERS
+from itr.models.albef.encoders import fused_states
 from itr.models.albef.question_answering import ALBEFQuestionAnswering, question_rows
-from itr.models.albef.towers import fused_states
 from itr.nn.answer_ranking import AnswerList, RankedAnswers, rank_answers
 from itr.nn.distillation import answer_costs
 from itr.view import TextView

@@ -9,7 +9,7 @@ import torch
 from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
-from itr.models.albef.towers import ALBEFTowers
+from itr.models.albef.encoders import ALBEFTowers
 from itr.official.albef import official_state
 from itr.training.optim import build_optimizer, lr_factor, set_learning_rates
 from tests.parity.albef_build import gradients, official_names

@@ -15,7 +15,7 @@ from itr.models.albef import (
     image_features,
     text_features,
 )
-from itr.models.albef.towers import ALBEFTowers
+from itr.models.albef.encoders import ALBEFTowers
 from itr.nn.bert.halves import text_states
 from itr.nn.bert.masked_lm import mask_tokens
 from itr.nn.hard_negatives import HardNegatives

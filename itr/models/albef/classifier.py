@@ -18,7 +18,7 @@ from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.models.albef.config import ALBEFConfig
-from itr.models.albef.towers import ALBEFTowers
+from itr.models.albef.encoders import ALBEFTowers
 from itr.models.base import Terms
 from itr.nn.distillation import distilled_cross_entropy
 from itr.view import Facts

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from itr.batch import Batch
 from itr.models.albef.classifier import ALBEFClassifier
-from itr.models.albef.towers import fused_states
+from itr.models.albef.encoders import fused_states
 
 
 class ALBEFEntailment(ALBEFClassifier):

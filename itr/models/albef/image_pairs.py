@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from itr.batch import Batch
 from itr.models.albef.classifier import ALBEFClassifier
-from itr.models.albef.towers import image_tokens, with_pairs
+from itr.models.albef.encoders import image_tokens, with_pairs
 from itr.nn.bert.fusion import KeysValues
 from itr.nn.bert.halves import text_states
 

@@ -20,12 +20,12 @@ from itr.draws import Draws
 from itr.errors import ConfigError
 from itr.losses.score import ScoreLoss, Scores
 from itr.models.albef.config import ALBEFConfig
+from itr.models.albef.encoders import ALBEFTowers
 from itr.models.albef.entailment import ALBEFEntailment
 from itr.models.albef.grounding_maps import match_maps, word_trace
 from itr.models.albef.image_pairs import ALBEFPairs
 from itr.models.albef.question_answering import ALBEFQuestionAnswering
 from itr.models.albef.text_assignment import ALBEFAssignment
-from itr.models.albef.towers import ALBEFTowers
 from itr.models.albef.unimodal import ALBEFFeatures, MomentumFeatures, image_features, text_features
 from itr.models.albef.word_masking import masked_words
 from itr.models.base import Encoded, Model, RetrievalModel, SlotScores, Terms

@@ -16,7 +16,7 @@ from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.models.albef.config import ALBEFConfig
-from itr.models.albef.towers import ALBEFTowers, fused_states
+from itr.models.albef.encoders import ALBEFTowers, fused_states
 from itr.models.base import Terms
 from itr.nn.answer_ranking import AnswerList, rank_answers
 from itr.nn.bert.decoder import AnswerDecoder

@@ -19,7 +19,7 @@ from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError
 from itr.models.albef.config import ALBEFConfig
-from itr.models.albef.towers import ALBEFTowers, image_tokens, with_pairs
+from itr.models.albef.encoders import ALBEFTowers, image_tokens, with_pairs
 from itr.models.base import Terms
 from itr.nn.bert.fusion import pairs_of
 from itr.nn.bert.halves import text_states

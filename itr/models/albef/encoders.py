@@ -22,7 +22,7 @@ from itr.nn.distillation import ramped_weight
 from itr.nn.momentum import MomentumTwin, teacher_weights
 from itr.nn.position import resize_positions
 from itr.nn.vit import POSITIONS, load_vit_weights, random_vit
-from itr.view import View
+from itr.view import Facts, View
 
 
 class ALBEFTowers(Model):
