@@ -30,11 +30,16 @@ class DataConfig:
     test: str | None = option()
     columns: dict[str, str] | None = option()
     second_text: str | None = option()
-    shards: str | None = option()
+    shards: Any = option()
     second_key: str = option()
-    held_out: float = option(at_least=0)
+    held_out: float | None = option(at_least=0)
     max_broken: float = option(at_least=0, at_most=1)
     noise: float = option(at_least=0, at_most=1)
     noise_file: str | None = option()
     cache: str = option()
     prepare: Any = option()
+
+    @property
+    def table(self) -> str | None:
+        """The first of the tables ``train``, ``val`` and ``test`` that is set."""
+        return self.train or self.val or self.test

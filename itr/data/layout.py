@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from itr.data.config import DataConfig
 from itr.data.records import Split
-from itr.errors import DataError, first_of, nearest
+from itr.errors import DataError, first_of
 
 MAX_LISTED = 12  # file names listed in a message
+JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")
 FILE_PREFIXES = {"f30k": "flickr30k"}  # data.name -> name of the dataset in file names
-ROLES = ("train", "val", "test")
-OTHER_NAMES = {"dev": "val", "testall": "test", "val": "dev"}  # split -> name in other layouts
 COCO_ID = re.compile(r"(?:COCO_\w+?_)?(\d{12})\.\w+$")  # COCO_val2014_000000391895.jpg
 
 
@@ -42,8 +41,11 @@ class Layout(Protocol):
         """Log lines about how the files were chosen."""
         ...
 
-    def splits(self) -> list[str]:
-        """Names of the splits on disk. Raises DataError for files that cannot be read."""
+    def splits(self) -> Iterable[str]:
+        """Names of the splits on disk; a dictionary if their numbers of images are known.
+
+        Raises DataError for files that cannot be read.
+        """
         ...
 
     def read(self, split: str) -> Split:
@@ -65,11 +67,6 @@ class LayoutSpec:
     second: bool = False  # it can hold a second text per image, such as synthetic captions
 
 
-def role_of(split: str) -> str:
-    """The role (train, val, test) of a split name: ``dev`` is val, ``testall`` is test."""
-    return {"dev": "val", "testall": "test"}.get(split, split)
-
-
 def data_root(data: DataConfig) -> Path:
     """The folder ``data.root``. Raises DataError if it does not exist."""
     root = Path(data.root).expanduser()
@@ -80,6 +77,11 @@ def data_root(data: DataConfig) -> Path:
             "with dataset_*.json or another caption file, or tar shards. Pass data.root=DIR"
         )
     return root
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder was added by a system: ``._a.jpg``, ``__MACOSX``."""
+    return name.startswith("._") or name in JUNK
 
 
 def list_folder(folder: Path) -> str:
@@ -97,27 +99,6 @@ def coco_id(file: str) -> int | None:
     """The COCO image id at the end of a file name; None for other names."""
     match = COCO_ID.search(file)
     return int(match.group(1)) if match else None
-
-
-def resolve_split(split: str, known: Mapping[str, object] | Sequence[str], where: str) -> str:
-    """The name of ``split`` in ``known``, under this name or the one of another layout.
-
-    Raises DataError, prefixed with ``where``, if there is no such split.
-    """
-    name = split if split in known else OTHER_NAMES.get(split, split)
-    if name in known:
-        return name
-    sizes = (
-        {key: f"{key} ({len(value)})" for key, value in known.items() if hasattr(value, "__len__")}
-        if isinstance(known, Mapping)
-        else {}
-    )
-    role = role_of(split)
-    raise DataError(
-        f"{where}: no split '{split}'{nearest(split, known)}; its splits: "
-        f"{', '.join(sizes.get(key, key) for key in known)}. Pass data.splits."
-        f"{role if role in ROLES else '|'.join(ROLES)}=NAME"
-    )
 
 
 @dataclass(frozen=True)
@@ -143,7 +124,7 @@ def find_dataset_files(
             continue
         for prefix in (*file_prefixes(name), ""):
             if prefix in datasets:
-                return DatasetFiles(folder, datasets[prefix])
+                return DatasetFiles(folder, datasets[prefix], _unread(folder, datasets, prefix))
         if len(datasets) > 1:
             examples = [min(path.name for path in files.values()) for files in datasets.values()]
             raise DataError(
@@ -156,16 +137,30 @@ def find_dataset_files(
     return None
 
 
+def _unread(folder: Path, datasets: dict[str, dict[str, Path]], chosen: str) -> tuple[str, ...]:
+    """A note about the files of other datasets in the folder."""
+    others = [
+        path.name
+        for prefix, files in datasets.items()
+        if prefix != chosen
+        for path in files.values()
+    ]
+    if not others:
+        return ()
+    return (f"{folder}: files of other names are ignored: {first_of(sorted(others), MAX_LISTED)}",)
+
+
 def _group_by_dataset(folder: Path, pattern: re.Pattern[str]) -> dict[str, dict[str, Path]]:
     """Matching files by dataset name, then by split."""
     datasets: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if (match := pattern.fullmatch(path.name)) and path.is_file():
-            files = datasets.setdefault(match["name"] or "", {})
-            if (other := files.get(match["split"])) is not None:
+        match = pattern.fullmatch(path.name)
+        if match and path.is_file() and not is_junk(path.name):
+            files, split = datasets.setdefault(match["name"] or "", {}), match["split"].lower()
+            if (other := files.get(split)) is not None:
                 raise DataError(
-                    f"{folder}: {other.name} and {path.name} are both split "
-                    f"'{match['split']}'; remove one of them"
+                    f"{folder}: {other.name} and {path.name} are both split '{split}'; remove one "
+                    "of them"
                 )
-            files[match["split"]] = path
+            files[split] = path
     return datasets

@@ -103,7 +103,7 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
                 walk(value, f"{path}.")
             elif path in FILE_KEYS and value is not None:
                 flat[path] = Path(str(value)).name
-            elif path == SHARDS_KEY and value is not None:
+            elif path.startswith(SHARDS_KEY) and value is not None:
                 flat[path] = Path(str(value)).name if str(value).endswith(".tar") else None
             else:
                 flat[path] = value

@@ -32,6 +32,7 @@ from itr.data.layout import list_folder
 from itr.data.layouts.region_arrays import check_same_width
 from itr.data.layouts.registry import FINDERS, KINDS, ORDER, DataConfig, open_split
 from itr.data.records import Split
+from itr.data.splits import ROLES, match_split, resolve_split, role_of
 from itr.data.text.tokenizer import open_tokenizer
 from itr.data.tools import arguments as command_line
 from itr.errors import ConfigError, DataError, UserError
@@ -60,9 +61,7 @@ KNOWN_SIZES = {"f30k": (29_000, 1_014, 1_000), "coco": (113_287, 5_000, 5_000)}
 SCAN_TEST = 1_000  # images of SCAN's split test for COCO; its testall has 5,000
 UNNAMED = ("no file is named", "no folder is named")  # notes that only concern a named dataset
 # Notes with these phrases say that training skips something.
-SKIPPED = ("left out", "not read", "also has splits", "one value only")
-DIGITS = "0123456789"  # COCO's own split names end with a year
-SPLIT_ORDER = {"train": 0, "val": 1, "dev": 1, "test": 2, "testall": 2}
+SKIPPED = ("left out", "not read", "used by nothing", "one value only")
 
 
 @dataclasses.dataclass
@@ -110,7 +109,7 @@ def parse_options(arguments: Sequence[str]) -> CheckOptions:
             odd = next(key for key in keys if not key.startswith("data.") or "=" not in key)
             raise ConfigError(f"'{odd}': expected data.root=DIR, data=NAME, model=NAME or --json")
         data = command_line.plain_data(dotted)
-    needs_root = data.shards is None and data.train is None
+    needs_root = data.shards is None and data.table is None
     if needs_root and not (data.root and Path(data.root).expanduser().is_dir()):
         raise ConfigError(f"data.root={data.root}: no such folder; pass data.root=DIR")
     return CheckOptions(
@@ -124,13 +123,13 @@ def parse_options(arguments: Sequence[str]) -> CheckOptions:
 def examine(options: CheckOptions, console: Console) -> DatasetReport:
     """Examine all layouts of the folder, with a progress bar on ``console``."""
     data = options.data
-    report = DatasetReport(str(data.train or data.shards or data.root))
-    layouts = ("table",) if data.train else ("shards",) if data.shards else ORDER
+    report = DatasetReport(str(data.table or data.shards or data.root))
+    layouts = ("table",) if data.table else ("shards",) if data.shards else ORDER
     if data.layout != "auto":
         layouts = (data.layout,)
     with _progress(console) as progress:
         for layout in layouts:
-            splits = _list_splits(layout, options.data, report)
+            splits = _list_splits(layout, options, report)
             _examine_layout(layout, splits, options, report, progress)
     if not report.splits and not report.findings:
         message = (
@@ -143,16 +142,37 @@ def examine(options: CheckOptions, console: Console) -> DatasetReport:
     return report
 
 
-def _list_splits(layout: str, data: DataConfig, report: DatasetReport) -> list[str]:
+def _list_splits(layout: str, options: CheckOptions, report: DatasetReport) -> list[str]:
     """The splits of ``layout`` by their names on disk; empty if it is not there."""
     try:
-        found = FINDERS[layout](data)
-        names = [] if found is None else found.splits()
+        found = FINDERS[layout](options.data)
+        names = [] if found is None else list(found.splits())
     except (DataError, ConfigError) as error:
         report.add(REFUSED, layout, "", str(error))
         return []
-    last = len(SPLIT_ORDER)
-    return sorted(names, key=lambda name: (SPLIT_ORDER.get(name.rstrip(DIGITS), last), name))
+    _check_roles(layout, names, options, report)
+    return sorted(names, key=lambda name: (_order(name), name))
+
+
+def _order(split: str) -> int:
+    """The index of the role of ``split``, also in `KNOWN_SIZES`; other splits come last."""
+    role = role_of(split)
+    return ROLES.index(role) if role in ROLES else len(ROLES)
+
+
+def _check_roles(
+    layout: str, names: Sequence[str], options: CheckOptions, report: DatasetReport
+) -> None:
+    """Report splits that `train.py` would not find, or of which there are several."""
+    for role in ROLES if names else ():
+        for split in options.data.splits.get(role, role).split("+"):
+            found = len(match_split(split, names))
+            if found > 1 or (not found and options.name is not None):
+                try:
+                    resolve_split(split, names, role)
+                except DataError as error:
+                    level = REFUSED if found else NOTE
+                    report.add(level, layout, "", f"{error} (train.py needs it)")
 
 
 def _progress(console: Console) -> Progress:
@@ -191,8 +211,9 @@ def _examine_layout(
 
 def _open(layout: str, name: str, options: CheckOptions, report: DatasetReport) -> Split | None:
     """The split as training opens it; None, and a finding, if training would refuse it."""
-    role = "train" if name.startswith("train") else name  # train2014 is a training split, too
-    data = dataclasses.replace(options.data, layout=layout, splits={role: name}, noise=0.0)
+    role = "train" if role_of(name) == "train" else name  # train2014 is a training split, too
+    splits = {**options.data.splits, role: name}
+    data = dataclasses.replace(options.data, layout=layout, splits=splits, noise=0.0)
     try:
         second = role == "train" and data.second_text is not None and KINDS[layout] == "pixels"
         split = open_split(data, role, KINDS[layout], second)
@@ -222,8 +243,8 @@ def _examine_split(split: Split, options: CheckOptions, report: DatasetReport) -
     if options.view is not None:
         entry.statistics["ids_longest"] = _check_lengths(split, options.view, report)
     is_cut = split.name == "dev" and options.data.max_dev_captions is not None  # on purpose
-    if options.name in KNOWN_SIZES and split.name in SPLIT_ORDER and not is_cut:
-        expected = KNOWN_SIZES[options.name][SPLIT_ORDER[split.name]]
+    if options.name in KNOWN_SIZES and role_of(split.name) in ROLES and not is_cut:
+        expected = KNOWN_SIZES[options.name][_order(split.name)]
         if split.layout == "precomp" and split.name == "test":
             expected = SCAN_TEST
         if split.n_images != expected:
@@ -270,7 +291,7 @@ def _check_lengths(split: Split, view: View, report: DatasetReport) -> int | Non
 
 
 def _check_leaks(layout: str, splits: dict[str, Split], report: DatasetReport) -> None:
-    training = [name for name in splits if name.startswith("train")]
+    training = [name for name in splits if role_of(name) == "train"]
     if not training:
         return
     try:

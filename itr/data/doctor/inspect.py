@@ -17,6 +17,7 @@ from itr.data.doctor.report import NOTE, REFUSED, WARNING, DatasetReport
 from itr.data.images.decode import decode, image_name, read_bytes
 from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Slice, Split
+from itr.data.splits import role_of
 from itr.errors import DataError, first_of
 
 MAX_LISTED = 3
@@ -164,7 +165,7 @@ def check_images(split: Split, report: DatasetReport, workers: int, advance: Adv
 def _report_broken(split: Split, broken: list[str], report: DatasetReport) -> None:
     if not broken:
         return
-    tolerated = split.name.startswith("train") or isinstance(split.records, ShardSamples)
+    tolerated = role_of(split.name) == "train" or isinstance(split.records, ShardSamples)
     level = WARNING if tolerated and len(broken) <= split.broken_limit else REFUSED
     if level == WARNING:
         consequence = "they are left out"

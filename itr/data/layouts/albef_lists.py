@@ -13,7 +13,7 @@ from typing import Any
 
 from itr.data.config import DataConfig
 from itr.data.ids import number_ids, require_id
-from itr.data.layout import LayoutSpec, coco_id, data_root, find_dataset_files, resolve_split
+from itr.data.layout import LayoutSpec, coco_id, data_root, find_dataset_files
 from itr.data.layouts.json_annotations import (
     describe_value,
     load_json,
@@ -22,12 +22,14 @@ from itr.data.layouts.json_annotations import (
     resolve_image_paths,
 )
 from itr.data.records import Record, Split
+from itr.data.splits import PATTERN, resolve_split
 from itr.errors import DataError
 
 FOLDERS = ("", "data", "annotations", "albef")  # below data.root
 # The excluded prefixes are those of COCO's and Karpathy's files, which have other contents.
 FILE_NAME = re.compile(
-    r"(?P<name>(?!captions_|instances_|person_|dataset_).+)_(?P<split>train|val|dev|test)\.json"
+    rf"(?P<name>(?!captions_|instances_|person_|dataset_).+)_(?P<split>{PATTERN})\.json",
+    re.IGNORECASE,
 )
 LAYOUT = LayoutSpec("lists", "pixels", 2, "{name}_train.json (ALBEF lists)")
 

@@ -6,6 +6,7 @@ A file has two lists: ``images`` (``id``, ``file_name``) and ``annotations`` (``
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from itr.data.config import DataConfig
 from itr.data.ids import id_key, is_missing, number_ids, require_id
-from itr.data.layout import LayoutSpec, data_root, resolve_split, role_of
+from itr.data.layout import LayoutSpec, data_root
 from itr.data.layouts.json_annotations import (
     describe_value,
     load_json,
@@ -22,10 +23,11 @@ from itr.data.layouts.json_annotations import (
     resolve_image_paths,
 )
 from itr.data.records import Record, Split
+from itr.data.splits import resolve_split, role_of
 from itr.errors import DataError, first_of
 
 FOLDERS = ("", "annotations")  # below data.root
-FILE_NAME = re.compile(r"captions_(?P<split>[a-z]+)(?P<year>\d{4})?\.json")
+FILE_NAME = re.compile(r"captions_(?P<split>[a-z]+(?:\d{4})?)\.json", re.IGNORECASE)
 LAYOUT = LayoutSpec("coco", "pixels", 3, "captions_train.json (COCO)")
 
 
@@ -47,43 +49,34 @@ class CocoLayout:
 
     def read(self, split: str) -> Split:
         """Read one split; the year may be omitted if only one year is there. Opens no image."""
-        key = self._file_key(split)
+        key = resolve_split(split, list(self.files), str(self.path))
         path = self.files[key]
         records, notes = _read_records(path)
         return Split(
             key,
             self.name,
-            resolve_image_paths(path, records, self.images, (key,)),
+            resolve_image_paths(path, records, self.images, (key, *_folders_of(path, key))),
             decoder=self.decoder,
             source=str(path),
             notes=(*self.notes, *notes),
         )
-
-    def _file_key(self, split: str) -> str:
-        if split in self.files:
-            return split
-        by_split: dict[str, list[str]] = {}
-        for key in self.files:
-            by_split.setdefault(key.rstrip("0123456789"), []).append(key)
-        keys = by_split[resolve_split(split, list(by_split), str(self.path))]
-        if len(keys) > 1:
-            raise DataError(
-                f"{self.path}: split '{split}' is ambiguous: {' and '.join(keys)}. Pass "
-                f"data.splits.{role_of(split)}={keys[0]} to choose one"
-            )
-        return keys[0]
 
 
 def find(data: DataConfig) -> CocoLayout | None:
     """The caption files below ``data.root``, or None."""
     root = data_root(data)
     for folder in (root / name for name in FOLDERS):
-        paths = sorted(folder.glob("captions_*.json"))
-        matches = [(path, FILE_NAME.fullmatch(path.name)) for path in paths]
-        files = {f"{m['split']}{m['year'] or ''}": path for path, m in matches if m}
+        matches = [(path, FILE_NAME.fullmatch(path.name)) for path in sorted(folder.glob("*.json"))]
+        files = {match["split"]: path for path, match in matches if match}
         if files:
             return CocoLayout(folder, files, data.images, data.decoder)
     return None
+
+
+def _folders_of(path: Path, split: str) -> list[str]:
+    """Names of the folders beside ``path`` that are called after ``split`` in other words."""
+    folders = [entry for base in (path.parent, path.parent.parent) for entry in os.scandir(base)]
+    return sorted({f.name for f in folders if f.is_dir() and role_of(f.name) == role_of(split)})
 
 
 def _read_records(path: Path) -> tuple[list[Record], tuple[str, ...]]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from itr.data.config import DataConfig
 from itr.data.ids import is_missing, number_ids, require_id
-from itr.data.layout import LayoutSpec, data_root, file_prefixes, resolve_split
+from itr.data.layout import LayoutSpec, data_root, file_prefixes, is_junk
 from itr.data.layouts.json_annotations import (
     describe_value,
     load_json,
@@ -25,11 +25,10 @@ from itr.data.layouts.json_annotations import (
     resolve_image_paths,
 )
 from itr.data.records import Record, Split
+from itr.data.splits import resolve_split, split_key
 from itr.errors import DataError
 
 PREFIX = "dataset_"
-MERGED_SPLITS = {"restval": "train"}  # COCO: validation images that are used for training
-STANDARD_SPLITS = ("train", "val", "test", "dev", "testall")
 ID_KEYS = ("cocoid", "imgid")  # of an image; the first one present is used
 LAYOUT = LayoutSpec("karpathy", "pixels", 1, "dataset_{name}.json (Karpathy)")
 
@@ -45,27 +44,21 @@ class KarpathyLayout:
     name: str = "karpathy"
     kind: str = "pixels"
 
-    def splits(self) -> list[str]:
-        """Its splits; ``restval`` is merged into ``train``."""
-        return list(self._records()[0])
+    def splits(self) -> dict[str, int]:
+        """Its splits and their numbers of images; ``restval`` is merged into ``train``."""
+        return {name: len(records) for name, records in self._records()[0].items()}
 
     def read(self, split: str) -> Split:
         """Read one split. Opens no image."""
         splits, id_notes = self._records()
         key = resolve_split(split, splits, str(self.path))
-        others = [
-            f"{name} ({len(records)} images)"
-            for name, records in splits.items()
-            if name not in STANDARD_SPLITS
-        ]
-        notes = (f"{self.path}: also has splits {', '.join(others)}",) if others else ()
         return Split(
             key,
             self.name,
             resolve_image_paths(self.path, splits[key], self.images),
             decoder=self.decoder,
             source=str(self.path),
-            notes=(*self.notes, *id_notes, *notes),
+            notes=(*self.notes, *id_notes),
         )
 
     def _records(self) -> tuple[dict[str, list[Record]], tuple[str, ...]]:
@@ -84,7 +77,8 @@ def find(data: DataConfig) -> KarpathyLayout | None:
         for prefix in file_prefixes(data.name):
             if (path := folder / f"{PREFIX}{prefix}.json").is_file():
                 return KarpathyLayout(path, data.images, data.decoder)
-    paths = [path for folder in folders for path in sorted(folder.glob(f"{PREFIX}*.json"))]
+    found = [path for folder in folders for path in sorted(folder.glob(f"{PREFIX}*.json"))]
+    paths = [path for path in found if not is_junk(path.name)]
     if len(paths) > 1:
         raise DataError(
             f"data.root={root}: holds {', '.join(path.name for path in paths)}, none of them for "
@@ -129,7 +123,7 @@ def _read_records(
         caption_ids = tuple(itertools.islice(numbers, len(image.captions)))
         extra = ids.extra(index)
         record = Record(ids.numbers[index], image.file, tuple(image.captions), caption_ids, extra)
-        splits.setdefault(MERGED_SPLITS.get(image.split, image.split), []).append(record)
+        splits.setdefault(split_key(image.split), []).append(record)
         entries.append((image.where, image.split, record))
     require_unique_images(entries)
     return splits, (*ids.notes, *captions.notes)

@@ -14,14 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from itr.data.config import DataConfig
-from itr.data.layout import (
-    ROLES,
-    LayoutSpec,
-    data_root,
-    find_dataset_files,
-    resolve_split,
-    role_of,
-)
+from itr.data.layout import LayoutSpec, data_root, find_dataset_files
 from itr.data.layouts.delimited import Oddities
 from itr.data.layouts.json_annotations import (
     require_unique_images,
@@ -30,17 +23,26 @@ from itr.data.layouts.json_annotations import (
 from itr.data.layouts.table_rows import SECOND, read_entries
 from itr.data.layouts.tabular import ENDINGS
 from itr.data.records import Record, Split
-from itr.errors import ConfigError, DataError
+from itr.data.splits import (
+    PATTERN,
+    ROLES,
+    held_out_count,
+    held_out_roles,
+    resolve_split,
+    role_of,
+)
+from itr.errors import DataError
 
 ENDING = "|".join(map(re.escape, ENDINGS))
 # Tables without a split in their names, preferred ones first: those that Flickr8K and Flickr30K
 # are published with, and NAME_caps.tsv.
 WHOLE = ("pairs", "captions", "caps", "token", "results")
 FILE_NAME = re.compile(
-    r"(?:(?P<name>.+?)[_.])??(?P<split>"
-    rf"(?:train|val|dev|test|pairs)(?=(?:_caps|_captions)?(?:{ENDING})$)"
+    r"(?:(?P<name>.+?)[-_.])??(?P<split>"
+    rf"(?:{PATTERN}|pairs)(?=(?:_caps|_captions)?(?:{ENDING})$)"
     r"|captions(?=\.txt$)|caps(?=\.tsv$)|token(?=(?:\.txt)?$)|results(?=\.csv$))"
-    r".*"
+    r".*",
+    re.IGNORECASE,
 )
 LAYOUT = LayoutSpec("table", "pixels", 5, "train.csv (or .tsv, .jsonl, .parquet)", second=True)
 
@@ -53,27 +55,21 @@ class TableLayout:
     files: dict[str, Path]
     columns: dict[str, str] = field(default_factory=dict)
     second_key: str = "synthetic_caption"
-    held_out: float = 0
+    held_out: float | None = 0
     images: str | None = None
     decoder: str = "torchvision"
     notes: tuple[str, ...] = ()
     name: str = "table"
     kind: str = "pixels"
 
-    def splits(self) -> list[str]:
-        """The splits of the tables, and those that are held out."""
-        return list(self._records()[0])
+    def splits(self) -> dict[str, int]:
+        """The splits of the tables, held-out ones included, and their numbers of images."""
+        return {name: len(records) for name, records in self._records()[0].items()}
 
     def read(self, split: str) -> Split:
         """Read one split. Opens no image."""
         splits, found = self._records()
-        role = role_of(split)
-        if role in ROLES[1:] and not {role, split} & splits.keys():
-            raise DataError(
-                f"{self.path}: no split '{role}'; pass data.{role}=FILE, or data.held_out=0.05 to "
-                "hold out some of the images"
-            )
-        key = resolve_split(split, splits, str(self.path))
+        key = resolve_split(split, splits, str(self.path), self._advice(split))
         path = self.files.get(key, self.path)
         records = resolve_image_paths(path, splits[key], self.images)
         texts = [record.extra.get(SECOND) for record in records]
@@ -92,6 +88,13 @@ class TableLayout:
             notes=notes,
         )
 
+    def _advice(self, split: str) -> str:
+        role = role_of(split)
+        if role not in ROLES:
+            return ""
+        other = ", or data.held_out=0.05 to hold out images of train" if role != "train" else ""
+        return f", data.{role}=FILE{other}"
+
     def _records(self) -> tuple[dict[str, list[Record]], dict[Path, tuple[str, ...]]]:
         """The records of each split, and the notes about each table."""
         columns = tuple(sorted({**self.columns, SECOND: self.second_key}.items()))
@@ -108,9 +111,14 @@ class TableLayout:
                     "remove one of them"
                 )
             splits |= records
-        missing = [role for role in ROLES[1:] if not splits.keys() & {role, _disk_name(role)}]
-        if self.held_out and missing and "train" in splits:
-            splits |= _hold_out(splits["train"], missing, self.held_out, str(self.path))
+        if missing := held_out_roles(splits, self.held_out):
+            train = resolve_split("train", splits, str(self.path))
+            parts = _hold_out(splits.pop(train), missing, self.held_out, str(self.path))
+            path = self.files.get(train, self.path)
+            count = f"{len(parts[missing[0]])} of {sum(map(len, parts.values()))} images of train"
+            note = f"{path}: no {' and '.join(missing)}: {count} are held out for each"
+            notes[path] = (*notes.get(path, ()), f"{note} (data.held_out)")
+            splits = {train: parts.pop("train"), **splits, **parts}
         return splits, notes
 
 
@@ -122,10 +130,6 @@ def find(data: DataConfig) -> TableLayout | None:
     paths = {role: getattr(data, role) for role in ROLES if getattr(data, role) is not None}
     notes: tuple[str, ...] = ()
     if paths:
-        if "train" not in paths:
-            raise ConfigError(
-                "data.train: not set, but data.val or data.test is; pass data.train=FILE"
-            )
         files = {role: Path(file).expanduser() for role, file in paths.items()}
         for role, path in files.items():
             if not path.is_file():
@@ -143,10 +147,6 @@ def find(data: DataConfig) -> TableLayout | None:
     return TableLayout(files.get("train", next(iter(files.values()))), files, *options, notes)
 
 
-def _disk_name(role: str) -> str:
-    return {"val": "dev"}.get(role, role)
-
-
 @functools.lru_cache(maxsize=3)
 def _read_records(
     path: Path, split: str, columns: tuple[tuple[str, str], ...], size: int, mtime_ns: int
@@ -157,25 +157,20 @@ def _read_records(
     require_unique_images(entries)
     splits: dict[str, list[Record]] = {}
     for _, row_split, record in entries:
-        splits.setdefault({"restval": "train"}.get(row_split, row_split), []).append(record)
+        splits.setdefault(row_split, []).append(record)
     if not splits:
         raise DataError(f"{path}: holds no row; expected an image and a caption in each")
     return splits, (*oddities.notes(path), *notes)
 
 
 def _hold_out(
-    train: list[Record], roles: list[str], held_out: float, where: str
+    train: list[Record], roles: list[str], held_out: float | None, where: str
 ) -> dict[str, list[Record]]:
     """Split ``train`` into train and ``roles``, in the order of a hash of the image paths.
 
     A hash rather than a shuffle: a table that grows keeps most of its assignment.
     """
-    size = int(held_out) if held_out >= 1 else max(1, round(held_out * len(train)))
-    if size * len(roles) >= len(train):
-        raise ConfigError(
-            f"data.held_out={held_out:g}: {' and '.join(roles)} would take all {len(train)} "
-            f"images of {where}; pass a smaller data.held_out"
-        )
+    size = held_out_count(held_out, len(train), roles, where)
     order = sorted(range(len(train)), key=lambda n: _path_hash(train[n]))
     splits = {}
     for index, role in enumerate(reversed(roles)):

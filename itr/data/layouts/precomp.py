@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from itr.data.config import DataConfig
-from itr.data.layout import OTHER_NAMES, LayoutSpec, data_root, file_prefixes, list_folder
+from itr.data.layout import LayoutSpec, data_root, file_prefixes, is_junk, list_folder
 from itr.data.layouts.precomp_ids import read_ids
 from itr.data.layouts.region_arrays import open_guides, open_regions, require_finite
 from itr.data.records import Record, Split
+from itr.data.splits import resolve_split
 from itr.errors import DataError, nearest
 
 IMS, CAPS, GUIDES = "_ims.npy", "_caps.txt", "_clip.npy"
@@ -45,9 +46,8 @@ class PrecompLayout:
 
     def read(self, split: str) -> Split:
         """Read one split. The region array is mapped, not loaded."""
-        known = self.splits()
-        key = split if split in known else OTHER_NAMES.get(split, split)
-        key = key if key in known else split
+        advice = f", or put {split}{IMS} and {split}{CAPS} there"
+        key = resolve_split(split, self.splits(), str(self.path), advice)
         folder = next((f for f in self.folders if key in splits_in(f)), self.path)
         result = read_split(folder, key, self.max_dev_captions)
         return dataclasses.replace(result, notes=(*self.notes, *result.notes))
@@ -82,7 +82,12 @@ def find(data: DataConfig) -> PrecompLayout | None:
 def splits_in(folder: Path) -> list[str]:
     """Names of the splits of which ``folder`` holds at least one of the two files."""
     return sorted(
-        {path.name.removesuffix(end) for end in (IMS, CAPS) for path in folder.glob(f"*{end}")}
+        {
+            path.name.removesuffix(end)
+            for end in (IMS, CAPS)
+            for path in folder.glob(f"*{end}")
+            if not is_junk(path.name)
+        }
     )
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 import itertools
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from itr.data.layouts.noisy_pairs import mismatch
 from itr.data.layouts.second_text_file import join_second
 from itr.data.layouts.shards import reader as shards
 from itr.data.records import OTHER_CAPTION, Record, Split
-from itr.errors import ConfigError, DataError, nearest
+from itr.data.splits import ROLES, unused_splits
+from itr.errors import ConfigError, DataError, first_of, nearest
 from itr.options import faults
 from itr.plugins import layout_modules
 
@@ -71,7 +72,8 @@ def open_split(data: DataConfig, split: str, kind: str, second: bool = False) ->
         layout = dataclasses.replace(layout, needs_second=needs_second)
     opened = _read(layout, data.splits.get(split, split))
     if split == "train":  # logged once per run, not once per split
-        opened = dataclasses.replace(opened, notes=(*opened.notes, *notes))
+        unused = _unused_note(layout, data)
+        opened = dataclasses.replace(opened, notes=(*opened.notes, *notes, *unused))
     if data.unique_captions:
         opened = _without_repeats(opened)
     if second:
@@ -102,7 +104,7 @@ def require_enough_shards(
 
 def find_layouts(data: DataConfig) -> dict[str, Layout]:
     """All layouts that ``data`` names or that are below ``data.root``, by name, in `ORDER`."""
-    if data.train is not None:
+    if data.table is not None:
         names: tuple[str, ...] = ("table",)
     else:
         names = ("shards",) if data.shards is not None else ORDER
@@ -117,7 +119,7 @@ def _choose(data: DataConfig, kind: str, second: bool) -> tuple[Layout, tuple[st
     names = [name for name in ORDER if KINDS[name] == kind]
     if second and data.second_text is None:
         names.sort(key=lambda name: name not in WITH_SECOND)
-    for name, option in (("table", data.train), ("shards", data.shards)):
+    for name, option in (("table", data.table), ("shards", data.shards)):
         if option is not None and kind == "pixels" and data.layout == "auto":
             names = [name]
     if data.layout != "auto":
@@ -137,6 +139,20 @@ def _choose(data: DataConfig, kind: str, second: bool) -> tuple[Layout, tuple[st
     chosen, *others = layouts
     note = f"other layouts there are not read: {', '.join(others)} (data.layout=NAME chooses)"
     return layouts[chosen], (note,) if others else ()
+
+
+def _unused_note(layout: Layout, data: DataConfig) -> tuple[str, ...]:
+    """A note about the splits on disk that nothing reads."""
+    known = layout.splits()
+    sizes = known if isinstance(known, Mapping) else {}
+    unused = unused_splits(known, data.splits)
+    if not unused:
+        return ()
+    named = [f"{name} ({sizes[name]} images)" if name in sizes else name for name in unused]
+    return (
+        f"{layout.path}: used by nothing: split {first_of(named)}; "
+        f"data.splits.{'|'.join(ROLES)}={unused[0]} reads it",
+    )
 
 
 def _no_layout(data: DataConfig, kind: str) -> DataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from itr.data.layouts.delimited import Oddities
 from itr.data.layouts.json_annotations import describe_value
 from itr.data.layouts.tabular import read_rows
 from itr.data.records import Record
+from itr.data.splits import split_key
 from itr.errors import ConfigError, DataError
 
 # Common names of each column; the first one in the table is used. data.columns adds others.
@@ -72,10 +74,11 @@ def _images_of_rows(
     """
     images: dict[tuple[str, str], dict[str, Any]] = {}
     columns: dict[str, str] | None = None
+    splits = _SplitColumn(split)
     for where, row in read_rows(path, oddities):
         if columns is None:
             columns = _choose_columns(path, row, names)
-        row_split = str(row.get(columns.get("split", ""), "") or split).strip()
+        row_split = splits.of(where, row.get(columns["split"])) if "split" in columns else split
         file = _image_path(where, row, columns["image"])
         texts = _captions(where, row, columns["caption"])
         image = images.setdefault((row_split, file), {"where": where, "texts": [], "indices": []})
@@ -91,6 +94,29 @@ def _images_of_rows(
             )
         image.setdefault(SECOND, str(row.get(names[SECOND]) or "").strip() or None)
     return images
+
+
+@dataclass
+class _SplitColumn:
+    """The column ``split``, which is filled in everywhere or nowhere."""
+
+    default: str  # of tables where it is filled in nowhere
+    first_named: str = ""  # positions
+    first_blank: str = ""
+
+    def of(self, where: str, value: Any) -> str:
+        """The split of a row. Raises DataError if only some of the rows so far name theirs."""
+        blank = is_missing(value) or not str(value).strip()
+        if blank:
+            self.first_blank = self.first_blank or where
+        else:
+            self.first_named = self.first_named or where
+        if self.first_named and self.first_blank:
+            raise DataError(
+                f"{self.first_blank}: no split, unlike {self.first_named}; write train, val or "
+                "test in every row, or leave the column out"
+            )
+        return self.default if blank else split_key(str(value))
 
 
 def _make_record(

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from itr.data.config import DataConfig
-from itr.data.layout import LayoutSpec, coco_id, data_root, find_dataset_files, resolve_split
+from itr.data.layout import LayoutSpec, coco_id, data_root, find_dataset_files
 from itr.data.layouts.json_annotations import require_unique_images
 from itr.data.records import SEQUENTIAL_ID, Record, Slice, Split
+from itr.data.splits import resolve_split
 from itr.errors import DataError
 
 FOLDERS = ("", "arrow")  # below data.root

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from itr.command import command
 from itr.data.config import DataConfig
-from itr.data.layout import Layout, role_of
+from itr.data.layout import Layout
 from itr.data.layouts.json_annotations import resolve_image_paths
 from itr.data.layouts.karpathy import PREFIX
 from itr.data.layouts.precomp import FOLDER_SUFFIX, IMS, PrecompLayout
@@ -20,6 +20,7 @@ from itr.data.layouts.precomp_ids import IDS, MAPPING
 from itr.data.layouts.registry import KINDS, ORDER, find_layouts
 from itr.data.layouts.tabular import ENDINGS, READABLE
 from itr.data.records import Split
+from itr.data.splits import split_roles
 from itr.data.tools.write_precomp import write_precomp
 from itr.data.tools.write_shards import write_shards
 from itr.data.tools.writers import (
@@ -51,7 +52,12 @@ WRITERS = {
 }
 FOLDER_NAMES = {"arrow": "arrow", "wds": "shards", "shards": "shards"}  # name -> layout
 # Options of train.py in messages -> options of this command.
-FLAGS = {"data.name=": "--name ", "data.images=": "--images ", "data.layout=": "--from "}
+FLAGS = {
+    "data.name=": "--name ",
+    "data.images=": "--images ",
+    "data.layout=": "--from ",
+    "data.held_out=": "--held-out ",
+}
 NESTED = (("testall", "test"), ("dev", "val"))  # the first contains the second and is read instead
 
 
@@ -94,6 +100,12 @@ def _parser() -> argparse.ArgumentParser:
         help="captions per image in a precomp TARGET: the first ones, repeated if there are fewer",
     )
     add("--shard-size", type=int, default=1000, help="samples per tar (default 1000)")
+    add(
+        "--held-out",
+        type=float,
+        help="images of train held out for val, and as many for test, if SOURCE has train only; "
+        "below 1: a share (default: as data=table, 0.05 and at most 1000)",
+    )
     add(
         "--second-key",
         default="synthetic_caption",
@@ -158,7 +170,14 @@ def _target_layout(target: Path) -> str:
 def _source_config(args: argparse.Namespace) -> DataConfig:
     """The data configuration that reads SOURCE."""
     path, name = Path(args.source).expanduser(), args.name or "?"
-    data = DataConfig(name, str(path), args.layout, images=args.images, second_key=args.second_key)
+    data = DataConfig(
+        name,
+        str(path),
+        args.layout,
+        images=args.images,
+        second_key=args.second_key,
+        held_out=args.held_out,
+    )
     if path.suffix in READABLE:
         return dataclasses.replace(data, train=str(path), layout="table")
     if path.suffix == ".tar" or "{" in path.name:
@@ -213,13 +232,13 @@ def _with_images(split: Split, images: str) -> Split:
 
 def _select_splits(layout: Layout, to: str) -> dict[str, str]:
     """Name in the target -> name on disk; splits contained in another one are left out."""
-    names = layout.splits()
+    names = list(layout.splits())
     for outer, inner in NESTED:
         if outer in names and inner in names:
             names.remove(inner)
     if to == "precomp" and isinstance(layout, PrecompLayout):
         return {name: name for name in names}
-    return {role_of(name): name for name in names}
+    return split_roles(names)
 
 
 def _renumber(splits: dict[str, Split]) -> dict[str, Split]:

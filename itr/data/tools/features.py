@@ -21,11 +21,11 @@ from torch.nn import functional as F
 
 from itr.command import command
 from itr.data.config import DataConfig
-from itr.data.layout import role_of
 from itr.data.layouts.precomp import FOLDER_SUFFIX
 from itr.data.layouts.registry import KINDS, find_layouts
 from itr.data.loading.eval_batches import image_batches
 from itr.data.records import Record, Split
+from itr.data.splits import split_roles
 from itr.data.tools.write_precomp import RegionSource, write_precomp
 from itr.data.tools.writers import WriteOptions
 from itr.errors import ConfigError, DataError, first_of, nearest
@@ -149,7 +149,7 @@ def image_splits(folder: str, name: str | None) -> dict[str, Split]:
             "dataset_*.json, *_train.json, captions_train.json, *.arrow, a table or *.tar. Run "
             f"itr data check data.root={folder}"
         )
-    names = {role_of(split): split for split in layout.splits()}
+    names = split_roles(layout.splits())
     return {part: layout.read(split) for part, split in names.items()}
 
 

@@ -177,7 +177,7 @@ def test_one_table_per_split_and_custom_column_names(tmp_path):
     data = DataConfig("table", str(tmp_path), **options)
     sizes = [open_split(data, part, "pixels").n_images for part in PARTS]
     assert sizes == [8, 2, 2]
-    assert find_layouts(data)["table"].splits() == ["test", "train", "val"]
+    assert list(find_layouts(data)["table"].splits()) == ["test", "train", "val"]
     with pytest.raises(DataError, match=r"no column image or filepath.*its columns: photo, words"):
         open_split(DataConfig("table", str(tmp_path)), "train", "pixels")
 

@@ -91,8 +91,8 @@ def test_shards_preserve_any_image_format(tmp_path):
         (tmp_path / name).write_bytes(encoded(photo(seed=number), kind))
         rows.append(f"{name},picture {number},train\n")
     (tmp_path / "pairs.csv").write_text("image,caption,split\n" + "".join(rows))
-    convert(tmp_path / "pairs.csv", tmp_path / "wds")
-    convert(tmp_path / "wds", tmp_path / "back" / "pairs.csv")
+    convert(tmp_path / "pairs.csv", tmp_path / "wds", "--held-out", 0)
+    convert(tmp_path / "wds", tmp_path / "back" / "pairs.csv", "--held-out", 0)
     for data in (config(tmp_path / "wds", "shards"), config(tmp_path / "back/pairs.csv", "table")):
         split = open_split(data, "train", "pixels")
         for number, (record, name) in enumerate(zip(split.records, kinds, strict=True)):
@@ -137,7 +137,7 @@ def test_nothing_is_overwritten(tmp_path, capsys):
     same = [(f"deep/{n}/000000.{end}", data) for n in range(2) for end, data in
             (("jpg", make_items()[n].jpeg), ("txt", b"a"))]  # fmt: skip
     worlds.write_tar(tmp_path / "twice" / "0.tar", same)
-    convert(tmp_path / "twice", tmp_path / "pairs.csv", fails=True)
+    convert(tmp_path / "twice", tmp_path / "pairs.csv", "--held-out", 0, fails=True)
     assert "two images of train are named 000000.jpg" in " ".join(capsys.readouterr().err.split())
 
 

@@ -7,7 +7,6 @@ Unusable samples are left out, counted and reported.
 
 from __future__ import annotations
 
-import re
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,26 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.config import DataConfig
-from itr.data.layout import OTHER_NAMES, ROLES, LayoutSpec, data_root
+from itr.data.layout import LayoutSpec, data_root
 from itr.data.layouts.shards.build_index import index_shards
 from itr.data.layouts.shards.damage import ShardDamage
+from itr.data.layouts.shards.find_tars import first_folder, tars_below, tars_of
 from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Split
-from itr.errors import ConfigError, DataError
+from itr.data.splits import ROLES, held_out_count, held_out_roles, resolve_split, role_of
+from itr.errors import ConfigError
 
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # {00000..01505}; the number of digits matters
 FOLDERS = ("", "wds", "shards")  # below data.root
 LAYOUT = LayoutSpec("shards", "pixels", 6, "tar shards", second=True)
 
 
 @dataclass(frozen=True)
 class ShardsLayout:
-    """The tars of a dataset, by split: in folders named after splits, or all for training."""
+    """The tars of a dataset, by split: named after splits, in such folders, or all train."""
 
     path: Path
     tars: dict[str, list[Path]]
     second_key: str = "synthetic_caption"
-    held_out: float = 0
+    held_out: float | None = 0
     max_broken: float = 0.01
     cache: str | Path | None = None
     decoder: str = "torchvision"
@@ -45,11 +45,11 @@ class ShardsLayout:
 
     def splits(self) -> list[str]:
         """The splits that have tars or are held out."""
-        return list(ROLES) if self._holds_out else list(self.tars)
+        return [*self.tars, *self._held_out]
 
     @property
-    def _holds_out(self) -> bool:
-        return bool(self.held_out) and list(self.tars) == ["train"]
+    def _held_out(self) -> list[str]:
+        return held_out_roles(self.tars, self.held_out)
 
     def read(self, split: str) -> Split:
         """Read one split. Decodes no image.
@@ -67,8 +67,17 @@ class ShardsLayout:
         notes += loaded.damage.notes(self.max_broken, missing if leave_out else 0, self.second_key)
         if some_missing and not leave_out:
             notes.append(f"{missing} of {len(samples)} samples have no {self.second_key}")
-        if self._holds_out:  # before samples are left out, so that val and test never change
-            span = _held_out_span(key, len(samples), self.held_out, str(self.path))
+        roles = self._held_out
+        if roles and key in ("train", *roles):
+            # Before samples are left out, so that val and test never change.
+            span = _held_out_span(key, len(samples), self.held_out, roles, str(self.path))
+            if key == "train":
+                count = f"{(len(samples) - span.stop) // len(roles)} of {len(samples)} samples"
+                missing_roles = " and ".join(roles)
+                notes.append(
+                    f"{self.path}: no {missing_roles}: {count} of train are held out for each "
+                    "(data.held_out)"
+                )
             samples = samples.part(span, loaded)
         if leave_out:
             samples = samples.only(samples.second.lengths > 0)
@@ -85,22 +94,20 @@ class ShardsLayout:
         )
 
     def _resolve(self, split: str) -> str:
-        key = split if split in self.splits() else OTHER_NAMES.get(split, split)
-        if key in self.splits():
-            return key
-        if list(self.tars) == ["train"]:
-            raise ConfigError(
-                f"{self.path}: has training shards only, no split '{split}'; pass "
-                "data.held_out=1000 to hold out the last 1000 samples as test and the 1000 before "
-                "them as val"
-            )
-        raise ConfigError(
-            f"{self.path}: no folder '{split}' of tars; its splits: {', '.join(self.tars)}"
+        return resolve_split(split, self.splits(), str(self.path), self._advice(split))
+
+    def _advice(self, split: str) -> str:
+        if role_of(split) not in ROLES[1:]:
+            return ""
+        return (
+            ", data.held_out=1000 to hold out the last 1000 samples of train for each missing "
+            "split, or 'data.shards={train: ..., val: ..., test: ...}' to name the tars of each"
         )
 
     def paths(self, split: str) -> list[Path]:
         """The tars that hold ``split``; those of train if it is held out of them."""
-        return self.tars[split if split in self.tars else "train"]
+        key = self._resolve(split)
+        return self.tars[key if key in self.tars else "train"]
 
 
 @dataclass(eq=False)
@@ -132,72 +139,31 @@ def find(data: DataConfig) -> ShardsLayout | None:
 
     Raises DataError if ``data.shards`` matches no tar.
     """
-    tars: dict[str, list[Path]] = {}
     if data.shards is not None:
-        path = Path(data.shards).expanduser()
-        tars = _tars_by_split(path) or {"train": find_shards(data.shards)}
+        path, found = first_folder(data.shards), tars_of(data.shards)
     else:
         folders = [data_root(data) / name for name in FOLDERS]
-        path = next((f for f in folders if _tars_in(f) or _tars_by_split(f)), folders[0])
-        tars = _tars_by_split(path) or ({"train": _tars_in(path)} if _tars_in(path) else {})
-    if not tars:
+        existing = (folder for folder in folders if folder.is_dir())
+        places = ((folder, tars_below(folder)) for folder in existing)
+        path, found = next(((p, tars) for p, tars in places if tars.by_role), (folders[0], None))
+    if found is None:
         return None
     options: dict[str, Any] = {
         key: getattr(data, key)
         for key in ("second_key", "held_out", "max_broken", "cache", "decoder")
     }
-    return ShardsLayout(path, tars, **options)
+    return ShardsLayout(path, found.by_role, **options, notes=found.notes)
 
 
-def _tars_in(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.tar"))
-
-
-def _tars_by_split(folder: Path) -> dict[str, list[Path]]:
-    """Tars in folders named train, val and test; empty without a folder train."""
-    tars = {role: _tars_in(folder / role) for role in ROLES}
-    return {role: paths for role, paths in tars.items() if paths} if tars["train"] else {}
-
-
-def find_shards(pattern: str) -> list[Path]:
-    """The tars that match ``pattern``: a folder, a tar, or a path with ``{first..last}`` or ``*``.
-
-    Raises DataError if none matches, or if a file of a range does not exist.
-    """
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        tars = _tars_in(path)
-    elif match := RANGE.search(pattern):
-        first, last = match.groups()
-        before, after = pattern[: match.start()], pattern[match.end() :]
-        numbers = range(int(first), int(last) + 1)
-        tars = [Path(f"{before}{n:0{len(first)}d}{after}").expanduser() for n in numbers]
-        if missing := [tar for tar in tars if not tar.is_file()]:
-            raise DataError(
-                f"data.shards={pattern}: {len(missing)} of {len(tars)} tars do not exist (first: "
-                f"{missing[0]}); correct the range, or pass data.shards=DIR"
-            )
-    else:
-        tars = sorted(path.parent.glob(path.name))
-    if not tars:
-        raise DataError(f"data.shards={pattern}: no .tar files there; pass data.shards=DIR")
-    return tars
-
-
-def _held_out_span(split: str, total: int, held_out: float, source: str) -> slice:
-    """Samples of ``split``: the last ``held_out`` are test, as many before them val."""
-    size = int(held_out) if held_out >= 1 else round(held_out * total)
-    first, last = {
-        "train": (0, total - 2 * size),
-        "val": (total - 2 * size, total - size),
-        "test": (total - size, total),
-    }[split]
-    if not 0 <= first < last:
-        raise ConfigError(
-            f"data.held_out={held_out:g}: val and test would take all {total} samples of "
-            f"{source}; pass a smaller data.held_out"
-        )
-    return slice(first, last)
+def _held_out_span(
+    split: str, total: int, held_out: float | None, roles: Sequence[str], source: str
+) -> slice:
+    """Samples of ``split``: those of ``roles`` are the last ones, in their order."""
+    size = held_out_count(held_out, total, roles, source)
+    ends = {"train": total - size * len(roles)}
+    for role in roles:
+        ends[role] = list(ends.values())[-1] + size
+    return slice(0 if split == "train" else ends[split] - size, ends[split])
 
 
 def require_enough_shards(count: int, world: int, workers: int, source: str) -> None:
