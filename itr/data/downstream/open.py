@@ -9,10 +9,10 @@ from pathlib import Path
 from itr.data.config import DataConfig
 from itr.data.downstream import nlvr2, refcoco, snli_ve, vqa
 from itr.data.downstream.rows import ItemFiles, Rows, make_split, with_known_answers
-from itr.data.layout import resolve_split
 from itr.data.layouts.json_annotations import MissingImagesError
 from itr.data.layouts.registry import open_split
 from itr.data.records import Split
+from itr.data.splits import resolve_split
 from itr.errors import ConfigError, DataError, nearest
 from itr.options import faults
 
