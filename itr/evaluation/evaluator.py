@@ -19,11 +19,12 @@ from itr.errors import ConfigError
 from itr.evaluation.encode import AUTOCAST, Encoder, Progress, eval_mode
 from itr.evaluation.protocol_metrics import evaluate_protocols
 from itr.evaluation.protocols import find_protocols
-from itr.evaluation.query_log import QueryLog, build_query_log
+from itr.evaluation.query_log import build_query_log
 from itr.evaluation.ranks import Ranks, check_tie_break
 from itr.evaluation.rerank import RerankConfig, SecondStage, check_rerank
 from itr.evaluation.retrieval_set import RetrievalSet, applicable_protocols
 from itr.evaluation.score_tables import EmbeddingTable, ScoreTable
+from itr.evaluation.split_evaluator import SplitEvaluator
 from itr.models.base import Encoded, RetrievalModel
 from itr.version import __version__
 from itr.view import View
@@ -31,7 +32,7 @@ from itr.view import View
 log = logging.getLogger("itr")
 
 
-class Evaluator:
+class Evaluator(SplitEvaluator):
     """Evaluates models on one split.
 
     ``protocols`` are names (`PROTOCOLS`). Protocols that do not fit the split are skipped with a
@@ -66,7 +67,6 @@ class Evaluator:
         self.device, self.workers = torch.device(device), workers
         self.precision, self.dtype = precision, AUTOCAST[precision]
         self.rerank = rerank or RerankConfig()
-        self.query_log: QueryLog | None = None
         self.ranks: dict[str, Ranks] = {}
         self.retrieval_set = RetrievalSet.from_split(data)
         self.protocols, self.skipped = applicable_protocols(

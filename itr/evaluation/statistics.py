@@ -15,6 +15,7 @@ import numpy as np
 
 from itr.errors import DataError
 from itr.evaluation.metrics import RECALLS
+from itr.evaluation.predictions import Predictions
 from itr.evaluation.ranks import Ranks
 
 RESAMPLES = 2000
@@ -106,6 +107,42 @@ def recall_intervals(
         METRICS[i]: Interval(float(value[0, i]), float(low[n]), float(high[n]))
         for n, i in enumerate(known)
     }
+
+
+def item_intervals(
+    split: str, predictions: Predictions, owners: np.ndarray, resamples: int = RESAMPLES
+) -> dict[str, dict[str, Interval]]:
+    """``accuracy`` with its 95 % interval, by prefix of the flat keys (subsets have their own).
+
+    ``owners`` [Q] are the images of the items; an image is drawn with all its items. Items without
+    a known answer do not count.
+    """
+    known = np.isfinite(predictions.scores)
+    found = {}
+    names = [name for name in dict.fromkeys(predictions.subsets) if name is not None]
+    for subset in (None, *names):
+        members = known.copy()
+        if subset is not None:
+            members &= np.array([name == subset for name in predictions.subsets])
+        if members.any():
+            interval = _mean_interval(predictions.scores[members], owners[members], resamples)
+            found[f"{split}/{subset}/" if subset else f"{split}/"] = {"accuracy": interval}
+    return found
+
+
+def _mean_interval(scores: np.ndarray, owners: np.ndarray, resamples: int) -> Interval:
+    """The mean of ``scores`` in per cent, resampled by image."""
+    images, index = np.unique(owners, return_inverse=True)
+    size, rng = len(images), np.random.default_rng(0)
+    totals, counts = np.bincount(index, weights=scores), np.bincount(index)
+    drawn = np.empty(resamples)
+    for start in range(0, resamples, step := max(1, CHUNK // size)):
+        count = min(step, resamples - start)
+        weights = rng.multinomial(size, np.full(size, 1 / size), size=count)
+        drawn[start : start + count] = 100 * (weights @ totals) / (weights @ counts)
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return Interval(100 * float(scores.mean()), float(low), float(high))
 
 
 def named_intervals(

@@ -22,7 +22,7 @@ from itr.data.checks.leaks import check_leaks
 from itr.data.config import DataConfig
 from itr.data.images.regions import cache_regions
 from itr.data.layouts.region_arrays import check_regions_finite, check_same_width
-from itr.data.layouts.registry import open_split, require_enough_shards
+from itr.data.layouts.registry import require_enough_shards
 from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
 from itr.data.loading.second_text import open_second_texts
 from itr.data.records import Split
@@ -30,10 +30,13 @@ from itr.data.text.token_cache import tokenize_cached
 from itr.data.text.token_table import TokenTable
 from itr.data.text.tokenizer import Tokenizer, open_tokenizer
 from itr.evaluation.evaluator import Evaluator
+from itr.evaluation.split_evaluator import SplitEvaluator
 from itr.instantiate import build
 from itr.jobs.init_weights import initialize_from, skip_pretrained, stored_tokenizer
 from itr.models.base import Model, RetrievalModel
 from itr.models.build import build_model, model_class, model_config
+from itr.tasks.known_tasks import build_task
+from itr.tasks.task import EvaluationSettings, Task
 from itr.training.config import TrainConfig
 from itr.training.device import resolve_device, resolve_precision
 from itr.training.process_setup import prepare_model, resolve_num_workers
@@ -48,7 +51,8 @@ class RunComponents:
     tokenizer: Tokenizer
     model: Model
     loader: TrainLoader
-    evaluators: dict[str, Evaluator]
+    evaluators: dict[str, SplitEvaluator]
+    task: Task
     device: torch.device
     precision: str
     messages: list[str]  # about the initial weights and the model's wrappers, for the log
@@ -73,10 +77,12 @@ def prepare_data(data: DataConfig) -> DataConfig:
     return dataclasses.replace(data, root=str(root), prepare=None)
 
 
-def rerank_warnings(evaluator: Evaluator, model: Model) -> list[str]:
+def rerank_warnings(evaluator: SplitEvaluator, model: Model) -> list[str]:
     """A warning if ``rerank.k`` exceeds the number of candidates of a query."""
+    if not isinstance(evaluator, Evaluator) or not isinstance(model, RetrievalModel):
+        return []
     data, k = evaluator.data, evaluator.rerank.k
-    if not isinstance(model, RetrievalModel) or not evaluator.reranks(model):
+    if not evaluator.reranks(model):
         return []
     if k <= min(data.n_images, data.n_captions):
         return []
@@ -92,7 +98,8 @@ def _assemble(config: TrainConfig, values: Mapping[str, Any]) -> RunComponents:
     precision = resolve_precision(config.precision, device)
     data = prepare_data(config.data)
     view = model_class(config.model).view_for(model_config(config.model))
-    splits = _open_splits(config, data, view)
+    task = build_task(config.task)
+    splits = _open_splits(config, task, data, view)
     tokenizer, model, messages = _build_model(config, values, view, splits["train"], device)
     broken = find_broken_images(splits["train"], data.cache)
     view = model.view  # pretrained weights may have fewer positions than configured
@@ -105,20 +112,25 @@ def _assemble(config: TrainConfig, values: Mapping[str, Any]) -> RunComponents:
     cached = None
     if config.runtime.cache_on_device is not None:
         cached = cache_regions(train, device, config.runtime.cache_on_device)
-    train_data = TrainData(train, view, table("train", view.text), tokenizer, second, cached)
+    learned = task.learn(train, data)
+    items = task.batch_fields(train, view, tokenizer)
+    train_data = TrainData(train, view, table("train", view.text), tokenizer, second, cached, items)
     loader = TrainLoader(train_data, _loader_options(config, train, device), broken)
     evaluators = {
-        name: Evaluator(
+        name: task.evaluator(
             split,
-            view,
-            table(name, view.text_eval),
-            protocols=data.protocols,
-            batch_size=config.runtime.eval_batch_size,
-            tie_break=config.tie_break,
-            device=device,
-            precision=precision,
-            workers=resolve_num_workers(config.runtime.num_workers, split, device),
-            rerank=config.rerank,
+            EvaluationSettings(
+                view,
+                table(name, view.text_eval),
+                tokenizer,
+                batch_size=config.runtime.eval_batch_size,
+                device=device,
+                precision=precision,
+                workers=resolve_num_workers(config.runtime.num_workers, split, device),
+                protocols=tuple(data.protocols),
+                tie_break=config.tie_break,
+                rerank=config.rerank,
+            ),
         )
         for name, split in splits.items()
         if name != "train"
@@ -129,9 +141,10 @@ def _assemble(config: TrainConfig, values: Mapping[str, Any]) -> RunComponents:
         model=model,
         loader=loader,
         evaluators=evaluators,
+        task=task,
         device=device,
         precision=precision,
-        messages=messages,
+        messages=[*messages, *learned],
         manifest={name: fingerprint.describe(split) for name, split in splits.items()},
         warnings=[
             *broken_image_warnings(splits["train"], broken),
@@ -154,7 +167,7 @@ def _loader_options(config: TrainConfig, train: Split, device: torch.device) -> 
     )
 
 
-def _open_splits(config: TrainConfig, data: DataConfig, view: View) -> dict[str, Split]:
+def _open_splits(config: TrainConfig, task: Task, data: DataConfig, view: View) -> dict[str, Split]:
     """The splits that a run reads, the training split first, checked against each other."""
     names = ("train", "test") if config.select_on == "test" else ("train", "val", "test")
     second_text = view.second_text is not None
@@ -163,7 +176,7 @@ def _open_splits(config: TrainConfig, data: DataConfig, view: View) -> dict[str,
     # Before listing tars, which may take hours:
     require_enough_shards(data, view.kind, second_text, parallel.world_size(), workers)
     splits = {
-        name: open_split(data, name, view.kind, second=second_text and name == "train")
+        name: task.open_split(data, name, view, second=second_text and name == "train")
         for name in names
     }
     for split in splits.values():

@@ -121,10 +121,11 @@ def _print_table(finished: Sequence[tuple[str, Values]]) -> None:
     from rich.console import Console
 
     from itr import parallel
-    from itr.results.terminal_tables import runs_table
+    from itr.results.accuracy_tables import runs_tables
 
     if parallel.rank() == 0:
-        Console().print(runs_table(list(finished)))
+        for table in runs_tables(list(finished)):
+            Console().print(table)
 
 
 def _warn(message: str) -> None:

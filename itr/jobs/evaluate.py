@@ -15,13 +15,17 @@ from itr.instantiate import check
 from itr.jobs.eval.checkpoints import evaluate_checkpoints
 from itr.jobs.eval.classify import classify
 from itr.jobs.eval.config import EvalConfig, check_options
+from itr.jobs.eval.item_tasks import evaluate_items
 from itr.jobs.eval.outcome import EvaluationOutcome, summary_lines
 from itr.jobs.eval.tracking import track_evaluation, tracking_enabled
 from itr.jobs.launch.workers import launch
+from itr.jobs.load_checkpoint import load_checkpoint
 from itr.jobs.query_files import save_queries
 from itr.plugins import trusts_configuration
+from itr.results.accuracy_tables import results_tables
 from itr.results.results_file import write_results
-from itr.results.terminal_tables import results_table
+from itr.tasks.known_tasks import build_task
+from itr.tasks.retrieval import RetrievalTask
 from itr.training.console import ProgressDisplay, close_log, open_log
 from itr.training.device import resolve_device
 from itr.training.process_setup import set_threads
@@ -42,7 +46,7 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     cuda = resolve_device(config.device).type == "cuda"
     if config.devices > 1 and not parallel.is_launched():
         return launch(evaluate, values, config.devices, 1, cuda)
-    if config.task.name == "retrieval" and config.scores is None:  # what processes can share
+    if config.task.get("name") != "zeroshot" and config.scores is None:  # what processes can share
         parallel.init(cuda, config.runtime.collective_timeout)
     set_threads(config.runtime.threads)
     console = Console(quiet=parallel.rank() > 0)
@@ -52,8 +56,8 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     finally:
         close_log()
     results = outcome.flat()
-    if f"{config.split}/rsum" in results:
-        console.print(results_table(results, outcome.title, outcome.intervals()))
+    for table in results_tables(results, outcome.title, outcome.intervals()):
+        console.print(table)
     for line in summary_lines(results):
         console.print(line, highlight=False)
     if parallel.rank() == 0:
@@ -66,13 +70,23 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(config: EvalConfig, console: Console) -> EvaluationOutcome:
-    if config.task.name == "zeroshot":
+    if config.task.get("name") == "zeroshot":
         with ProgressDisplay(console, 0, training=False) as display:
             origin, metrics = classify(config, display.evaluation)
         return EvaluationOutcome(config.checkpoints[0], config.split, origin, metrics)
     if config.scores is not None:
         return _evaluate_scores(config, config.scores)
-    return evaluate_checkpoints(config, console)
+    loaded = load_checkpoint(
+        config.checkpoints[0],
+        config.model,
+        resolve_device(config.device),
+        config.runtime.verify_checkpoints,
+    )
+    task = build_task(loaded.task_node(config.task))
+    if isinstance(task, RetrievalTask):
+        return evaluate_checkpoints(config, console, loaded)
+    with ProgressDisplay(console, 0, training=False) as display:
+        return evaluate_items(config, task, loaded, display.evaluation)
 
 
 def _evaluate_scores(config: EvalConfig, scores: str) -> EvaluationOutcome:
@@ -94,6 +108,9 @@ def _write(
     """Write per-query files and, last, the results."""
     for queries in outcome.query_logs:
         queries.save(out, config.split, {"scores": config.scores})
+    if outcome.items is not None:
+        for line in outcome.items.write(out, config.split):
+            log.info("%s", line)
     if (evaluated := outcome.checkpoints) is not None:
         save_queries(
             evaluated.evaluator,

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,20 @@ class LoadedCheckpoint:
     ties: str = "pessimistic"
     rerank: dict[str, Any] = field(default_factory=dict)
     depth: dict[str, int] = field(default_factory=dict)  # authors' rerank.k by dataset ("*": other)
+    task: dict[str, Any] = field(default_factory=dict)  # the task node of its training
+    task_state: dict[str, Any] = field(default_factory=dict)  # see `itr.tasks.task.Task.learn`
+
+    def task_node(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The node of the task in which it is evaluated: the one of ``options``, else its own.
+
+        Options of the same task replace those of training.
+        """
+        own = self.task or {"name": self.model.tasks[0]}
+        if own["name"] == "pretrain":  # measured by retrieval
+            own = {"name": "retrieval"}
+        if options.get("name") in (None, own["name"]):
+            return {**own, **options}
+        return dict(options)
 
     @property
     def retriever(self) -> RetrievalModel:
@@ -139,6 +153,8 @@ def _load_ours(path: Path, options: dict[str, Any], typed: bool, verify: bool) -
         ties=run.get("tie_break", "pessimistic"),
         rerank=run.get("rerank", {}),
         depth=meta.get("depth", {}),
+        task=run.get("task") or {},
+        task_state=meta.get("task_state") or {},
     )
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from itr import checkpoint, parallel
 from itr.errors import Stopped
 from itr.evaluation.evaluator import Evaluator
+from itr.evaluation.split_evaluator import SplitEvaluator
 from itr.jobs import run_dir
 from itr.jobs.assemble import RunComponents, assemble_run, prepare_data
 from itr.jobs.launch.workers import launch
@@ -20,10 +21,10 @@ from itr.jobs.training_results import RunIdentity, SelectedCheckpoint, TrainingR
 from itr.models import compatibility
 from itr.models.build import model_meta
 from itr.plugins import trusts_configuration
+from itr.results.accuracy_tables import results_tables
 from itr.results.gallery.thumbnails import Thumbnails
 from itr.results.hard_queries import COLUMNS, hard_queries
 from itr.results.results_file import write_results
-from itr.results.terminal_tables import results_table
 from itr.results.trackers.tracker import NullTracker, Tracker, open_tracker
 from itr.training import checkpointing
 from itr.training.config import TrainConfig, check_config
@@ -57,7 +58,7 @@ def _train(config: TrainConfig, values: dict[str, Any], stop: StopRequest) -> di
     folder, finished = parallel.broadcast_from_rank0(lambda: run_dir.open_run(values))
     if finished is not None:
         console.print(f"{folder} is already finished; pass overwrite=true to train it again")
-        console.print(results_table(finished, str(folder)))
+        _print_results(console, finished, folder)
         return finished
     configure_torch(config)
     open_log(None, console)
@@ -74,11 +75,16 @@ def _train(config: TrainConfig, values: dict[str, Any], stop: StopRequest) -> di
             job = TrainingJob(config, values, folder, components, stop)
             job.announce(sizes)
             results = job.run(console)
-        console.print(results_table(results, str(folder)))
+        _print_results(console, results, folder)
         log.info("results and checkpoints: %s", folder)
         return results
     finally:
         close_log()
+
+
+def _print_results(console: Console, results: dict[str, Any], folder: Path) -> None:
+    for table in results_tables(results, str(folder)):
+        console.print(table)
 
 
 @dataclass
@@ -139,6 +145,7 @@ class TrainingJob:
             loader=parts.loader,
             split=parts.splits["train"],
             evaluator=parts.evaluators[self.config.select_on],
+            task=parts.task,
             device=parts.device,
             precision=parts.precision,
         )
@@ -154,6 +161,7 @@ class TrainingJob:
             "manifest": self.components.manifest,
             "loss": self.values["loss"],
             "tokenizer": self.components.tokenizer.to_json(),
+            "task_state": self.components.task.state(),
             "precision": self.components.precision,
             "versions": run_dir.environment(),
         }
@@ -181,7 +189,7 @@ class TrainingJob:
             metrics = evaluator.run(model, progress, with_query_log=True)
         return SelectedCheckpoint.of(path, best), metrics
 
-    def _write(self, evaluator: Evaluator, tracker: Tracker, results: dict[str, Any]) -> None:
+    def _write(self, evaluator: SplitEvaluator, tracker: Tracker, results: dict[str, Any]) -> None:
         """Track and write the results. results.json marks the run as finished and comes last."""
         test = {key: value for key, value in results.items() if key.startswith("test/")}
         numbers = {key: value for key, value in test.items() if isinstance(value, int | float)}
@@ -193,7 +201,13 @@ class TrainingJob:
             tracker.table("test/hard_queries", COLUMNS, rows)
         tracker.summary(results)
         if parallel.rank() == 0:
-            save_queries(evaluator, self.folder, "test", results, data)
+            if isinstance(evaluator, Evaluator):
+                save_queries(evaluator, self.folder, "test", results, data)
+            if evaluator.predictions is not None:
+                evaluator.predictions.save(self.folder, "test")
+                task = self.components.task
+                for line in task.submit(evaluator.predictions, self.folder, "test"):
+                    log.info("%s", line)
             write_results(self.folder, results)
 
     def announce(self, sizes: tuple[int, int]) -> None:

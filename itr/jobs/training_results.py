@@ -46,7 +46,7 @@ class RunIdentity:
             data=config.data.name,
             trained_on=config.data.name,
             loss=config.loss.name,
-            task=config.task.name,
+            task=config.task["name"],
             recipe=config.recipe.name,
             seed=config.seed,
             precision=precision,

@@ -15,15 +15,15 @@ from itr.errors import DataError
 from itr.evaluation.protocols import PROTOCOLS
 from itr.evaluation.query_log import QueryLog, query_log_path, read_queries
 from itr.evaluation.statistics import Interval, named_intervals, spread
-from itr.results.columns import columns_of
 from itr.results.results_file import RESULTS, read_results
 from itr.results.row_labels import option_labels, training_length
+from itr.tasks.columns import columns_of
 
 SKIPPED_FOLDERS = ("wandb", "checkpoints")  # of a run; they contain no other run
 # Besides the configuration without its seed, the fields that the seeds of one row share.
 SHARED = ("model", "data", "loss", "select_on", "official", "ensemble", "trained_on")
 SHARED_BY_SPLIT = ("tie_break", "rerank_k", "n_images", "n_captions", "precision", "data_hash")
-INDICATORS = ("i2t_r1", "rsum", "top1")  # every protocol reports at least one of these metrics
+INDICATORS = ("i2t_r1", "rsum", "top1", "accuracy")  # every protocol reports at least one
 PROTOCOL_FIELDS = ("n_images", "n_captions", "captions", "folds", "within_modality",
                    "directions_skipped")  # fmt: skip
 MEMBER_FIELDS = ("model", "loss", "select_on", "trained_on", "seed")  # one per ensemble member

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from itr.results.collect import ResultRow
-from itr.results.columns import columns_of
 from itr.results.paper_tables import (
     PaperTable,
     TableLine,
@@ -16,6 +15,7 @@ from itr.results.paper_tables import (
     published_counterpart,
 )
 from itr.results.published import PublishedResults, PublishedRow
+from itr.tasks.columns import columns_of
 
 
 def _headings(table: PaperTable) -> tuple[str, ...]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from itr.results.collect import ResultRow
-from itr.results.columns import ColumnSet, columns_of
 from itr.results.published import PublishedResults, PublishedRow
 from itr.results.terminal_tables import selected_on_test
+from itr.tasks.columns import ColumnSet, columns_of
 
 SELECTION_TEXT = {"zero-shot": "none (zero-shot)", "last": "last epoch", "unknown": "?", None: "?"}
 EVIDENCE_TEXT = {"quoted": "quoted by others", "users": "measured by users"}

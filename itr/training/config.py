@@ -14,6 +14,7 @@ from itr.instantiate import check
 from itr.models.build import build_slots, check_weights, model_class, model_config
 from itr.options import configured, option
 from itr.results.trackers.config import TrackerConfig
+from itr.tasks.known_tasks import build_task
 from itr.training.optim import OptimConfig, check_optim
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
@@ -66,15 +67,6 @@ class RuntimeConfig:
 
 
 @dataclass
-@configured("task/retrieval.yaml", "task")
-class TaskConfig:
-    """What is trained: ``retrieval`` (image-caption pairs whose images may repeat) or, by models
-    that have such a stage, ``pretrain`` (pairs from the web; a model may add its own terms)."""
-
-    name: str = option(choices=("retrieval", "pretrain", "zeroshot"))
-
-
-@dataclass
 class RecipeLossConfig:
     """What a recipe sets of its method's own loss, which reads it from here (``conf/loss``):
     another loss has other options. None: the paper's."""
@@ -104,7 +96,7 @@ class TrainConfig:
     data: DataConfig
     loss: LossConfig
     model: dict[str, Any]
-    task: TaskConfig = option()
+    task: dict[str, Any]
     recipe: RecipeConfig = option()
     optim: OptimConfig = option()
     trainer: TrainerConfig = option()
@@ -146,9 +138,10 @@ def check_config(values: Mapping[str, Any]) -> TrainConfig:
     check_optim(config.optim)
     model = model_config(config.model)
     cls = model_class(config.model)
-    if config.task.name not in cls.tasks:
+    task = build_task(config.task).name
+    if task not in cls.tasks:
         raise ConfigError(
-            f"task={config.task.name}: {cls.__name__} does not support this task; expected one of "
+            f"task={task}: {cls.__name__} does not support this task; expected one of "
             f"{', '.join(cls.tasks)}"
         )
     if config.grad_cache is not None and not cls.cacheable():

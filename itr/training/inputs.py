@@ -11,9 +11,10 @@ import torch
 from itr.clock import Clock
 from itr.data.loading.loader import TrainLoader
 from itr.data.records import Split
-from itr.evaluation.evaluator import Evaluator
+from itr.evaluation.split_evaluator import SplitEvaluator
 from itr.models.base import Model
 from itr.results.trackers.tracker import Tracker
+from itr.tasks.task import Task
 from itr.training.config import TrainConfig
 
 
@@ -24,7 +25,8 @@ class TrainingInputs:
     model: Model  # on ``device``
     loader: TrainLoader
     split: Split  # that ``loader`` reads
-    evaluator: Evaluator
+    evaluator: SplitEvaluator
+    task: Task
     device: torch.device
     precision: str  # fp32, tf32, bf16 or fp16
 

@@ -38,27 +38,18 @@ class Validator:
         if not self.config.runtime.sync_batchnorm:
             parallel.broadcast_tensors(statistics(self.inputs.model))
         results = self.inputs.evaluator.run(self.inputs.model, progress=progress)
-        improved = not self.best or results["rsum"] > self.best["results"]["rsum"]
+        task = self.inputs.task
+        improved = task.improves(results, self.best.get("results"))
         if improved:
             self.best = {"results": results, "updates": clock.updates, "epoch": clock.epoch + 1}
         split = self.config.select_on
         values = {f"{split}/{k}": v for k, v in results.items() if isinstance(v, int | float)}
-        values[f"{split}/best_rsum"] = self.best["results"]["rsum"]
+        if (best := self.best["results"].get(task.selects)) is not None:
+            values[f"{split}/best_{task.selects}"] = best
         values[f"{split}/seconds"] = time.perf_counter() - started
         self.output.tracker.log({"epoch": clock.epoch + 1, **values}, step=clock.updates)
-        log.info("%s%s", summary_line(split, clock, results), " (best so far)" if improved else "")
+        where = f"epoch {clock.epoch + 1}, update {clock.updates}, {split}"
+        log.info("%s: %s%s", where, task.line(results), " (best so far)" if improved else "")
         if improved and parallel.rank() == 0:
             meta = {**self.output.meta, "best": self.best}
             checkpointing.save_best(self.best_path, self.inputs.model, meta)
-
-
-def summary_line(split: str, clock: Clock, results: dict[str, Any]) -> str:
-    """The recalls of one validation in one line."""
-    directions = []
-    for way in ("i2t", "t2i"):
-        recalls = " ".join(f"{results[f'{way}_{key}']:.1f}" for key in ("r1", "r5", "r10"))
-        median = results.get(f"{way}_medr")  # unknown where only a short list was re-ranked
-        ranks = "" if median is None else f" (median rank {median:g})"
-        directions.append(f"{way} R@1/5/10 {recalls}{ranks}")
-    where = f"epoch {clock.epoch + 1}, update {clock.updates}, {split}"
-    return f"{where}: {', '.join(directions)}, rSum {results['rsum']:.1f}"

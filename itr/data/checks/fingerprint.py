@@ -45,6 +45,8 @@ def content_hash(split: Split) -> str:
     if split.second is not hashed:  # second texts of a table or a separate file
         for text in split.second_texts():
             digest.update(json.dumps(text).encode() + b"\n")
+    for item in split.items or ():
+        digest.update(repr(item).encode())
     for array in (split.regions, split.guides):
         if array is not None:
             digest.update(repr((array.shape, array.dtype.str)).encode())

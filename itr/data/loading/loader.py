@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +33,14 @@ from itr.view import View
 log = logging.getLogger(__name__)
 
 
+class ItemFields(Protocol):
+    """What a task adds to a batch of captions."""
+
+    def fields(self, captions: np.ndarray) -> dict[str, Any]:
+        """Fields of a `Batch` of ``captions`` [B], which are indices in the split."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainData:
     """What a training loader reads."""
@@ -42,6 +51,7 @@ class TrainData:
     tokenizer: Tokenizer
     second: SecondTexts | None = None  # where the view requires a second text
     cached_regions: Tensor | None = None  # from `cache_regions`, on the device
+    items: ItemFields | None = None  # what a task adds to the captions
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ class TrainLoader:
         self.share = slice(options.rank * share, (options.rank + 1) * share)
         self.images = TrainImages(split, view, seed, options.finish_on_device, data.cached_regions)
         self.captions = TrainCaptions(data.tokens, data.tokenizer, view, seed)
-        self.second = data.second
+        self.second, self.items = data.second, data.items
         self.broken = set(broken)  # images that cannot be decoded
 
     @property
@@ -131,6 +141,7 @@ class TrainLoader:
         captions = whole[self.share]
         images = self.split.text_to_image[captions]
         second = {} if self.second is None else self.second.fields(self.seed, epoch, captions)
+        items = {} if self.items is None else self.items.fields(captions)
         batch = Batch(
             image_id=torch.from_numpy(images),
             caption_id=torch.from_numpy(captions.copy()),
@@ -140,6 +151,7 @@ class TrainLoader:
             **self.images.fields(epoch, whole, self.share),
             **self.captions.fields(epoch, whole, self.share),
             **second,
+            **items,
         )
         return batch.pin_memory() if self.pin_memory else batch
 

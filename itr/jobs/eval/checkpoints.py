@@ -58,14 +58,15 @@ class EncodedCheckpoint:
         return EmbeddingTable(self.images.pooled, self.texts.pooled)
 
 
-def evaluate_checkpoints(config: EvalConfig, console: Console) -> EvaluationOutcome:
-    """Evaluate the checkpoint of ``config``, or the ensemble of several."""
+def evaluate_checkpoints(
+    config: EvalConfig, console: Console, first: LoadedCheckpoint
+) -> EvaluationOutcome:
+    """Evaluate the checkpoint of ``config``, or the ensemble of several; ``first`` is loaded."""
     device, members, metrics = resolve_device(config.device), [], dict[str, Any]()
     log_queries = bool(config.out) or tracking_enabled(config.tracker)
-    for source in config.checkpoints:
-        loaded = load_checkpoint(
-            source, config.model, device, verify=config.runtime.verify_checkpoints
-        )
+    verify = config.runtime.verify_checkpoints
+    for number, source in enumerate(config.checkpoints):
+        loaded = load_checkpoint(source, config.model, device, verify) if number else first
         loaded.origin |= {} if config.trained_on is None else {"trained_on": config.trained_on}
         with parallel.rank0_first():  # rank 0 makes what is cached; the others read it
             evaluator = make_evaluator(config, loaded, config.split, device)

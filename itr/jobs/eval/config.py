@@ -12,7 +12,7 @@ from itr.errors import ConfigError
 from itr.evaluation.hubness import HubnessConfig, check_hubness
 from itr.options import configured, option
 from itr.results.trackers.config import TrackerConfig
-from itr.training.config import PRECISIONS, TIES, RuntimeConfig, TaskConfig, check_workers
+from itr.training.config import PRECISIONS, TIES, RuntimeConfig, check_workers
 
 
 @dataclass
@@ -22,10 +22,10 @@ class EvalConfig:
 
     data: dict[str, Any]
     model: dict[str, Any]
+    task: dict[str, Any]
     loss: dict[str, Any]
     runtime: RuntimeConfig
     rerank: dict[str, Any]
-    task: TaskConfig = option()
     hubness: HubnessConfig = option()
     checkpoint: Any = option()
     ensemble: bool = option()
@@ -59,27 +59,33 @@ class EvalConfig:
 
 
 def keep_typed_options(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """``values`` with a model node that only holds its name, its class and options set by
+    """``values`` whose nodes ``model`` and ``task`` only hold a name, a class and options set by
     ``overrides``.
 
-    Its other values are defaults of the configuration, which must not replace a checkpoint's.
+    Their other values are defaults of the configuration, which must not replace a checkpoint's.
     """
-    model, kept = OmegaConf.create(values["model"]), OmegaConf.create({})
-    kept.update({key: model[key] for key in ("name", "_target_") if key in model})
-    for override in overrides:
-        group, _, key = override.lstrip("+").partition("=")[0].partition(".")
-        if group == "model" and key:
-            OmegaConf.update(kept, key, OmegaConf.select(model, key))
-    return {**values, "model": OmegaConf.to_container(kept)}
+    typed = [override.lstrip("+").partition("=")[0].partition(".") for override in overrides]
+    kept = {}
+    for node in ("model", "task"):
+        given, only = OmegaConf.create(values[node]), OmegaConf.create({})
+        only.update({key: given[key] for key in ("name", "_target_") if key in given})
+        for group, _, key in typed:
+            if group == node and key:
+                OmegaConf.update(only, key, OmegaConf.select(given, key))
+        kept[node] = OmegaConf.to_container(only)
+    return {**values, **kept}
 
 
 def check_options(config: EvalConfig) -> None:
     """Raises ConfigError for unknown values and for options that exclude each other."""
     check_workers(config.runtime.num_workers)
-    if config.task.name not in ("retrieval", "zeroshot"):
-        raise ConfigError(f"task={config.task.name}: expected one of retrieval, zeroshot")
+    if config.task.get("name") == "pretrain":
+        raise ConfigError(
+            "task=pretrain: a pre-trained model is evaluated on retrieval; expected one of "
+            "retrieval, zeroshot, or no task: the checkpoint's own"
+        )
     _check_source(config)
-    zeroshot, count = config.task.name == "zeroshot", len(config.checkpoints)
+    zeroshot, count = config.task.get("name") == "zeroshot", len(config.checkpoints)
     if zeroshot and (count != 1 or config.embeddings or config.hubness.rows):
         raise ConfigError(
             "task=zeroshot: evaluates one checkpoint; leave out scores, ensemble, embeddings and "

@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from itr.data.layouts.registry import DataConfig
 from itr.evaluation.evaluator import Evaluator
+from itr.evaluation.predictions import Predictions
 from itr.evaluation.query_log import QueryLog
-from itr.evaluation.statistics import Interval, prefixed_intervals
+from itr.evaluation.statistics import Interval, item_intervals, prefixed_intervals
+from itr.tasks.task import Task
 
 ECCV = (("map_at_r", "mAP@R"), ("rprecision", "R-P"), ("r1", "R@1"))
 COUNTS = ("images", "classes", "templates")  # of a zero-shot classification
@@ -25,6 +29,22 @@ class EvaluatedCheckpoints:
 
 
 @dataclass
+class EvaluatedItems:
+    """What remains of a task with items: the task and its predictions."""
+
+    task: Task
+    predictions: Predictions | None
+    owners: np.ndarray  # [Q] index of each item's image
+
+    def write(self, folder: Path, split: str) -> list[str]:
+        """Write the predictions and what a submission needs; returns lines about the latter."""
+        if self.predictions is None:
+            return []
+        self.predictions.save(folder, split)
+        return self.task.submit(self.predictions, folder, split)
+
+
+@dataclass
 class EvaluationOutcome:
     """Where the scores come from (``origin``), and the metrics of one split."""
 
@@ -34,6 +54,7 @@ class EvaluationOutcome:
     metrics: dict[str, Any]
     query_logs: list[QueryLog] = field(default_factory=list)  # of a score file
     checkpoints: EvaluatedCheckpoints | None = None  # of a retrieval with checkpoints
+    items: EvaluatedItems | None = None  # of a task other than retrieval
 
     def flat(self) -> dict[str, Any]:
         """Keys of ``results.json``: the origin, and the metrics below the name of the split."""
@@ -41,7 +62,11 @@ class EvaluationOutcome:
 
     def intervals(self) -> dict[str, dict[str, Interval]]:
         """Confidence intervals of the recalls, by prefix of the flat keys."""
+        if self.items is not None and self.items.predictions is not None:
+            return item_intervals(self.split, self.items.predictions, self.items.owners)
         if self.checkpoints is None:
+            if not self.query_logs:
+                return {}
             log = self.query_logs[0]
             return prefixed_intervals(self.split, log.all_ranks, log.text_to_image, log.folds)
         evaluator = self.checkpoints.evaluator

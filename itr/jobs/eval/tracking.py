@@ -44,6 +44,7 @@ def track_evaluation(
     """
     results = outcome.flat()
     named = {key: {**(values.get(key) or {}), "name": results.get(key)} for key in GROUPS}
+    named["task"] = {**(values.get("task") or {}), "name": results.get("task", "retrieval")}
     origin: dict[str, Any] = {key: results[key] for key in ("seed", "select_on") if key in results}
     folder = Path(config.out or ".")
     sink = start_wandb(config.tracker, folder, {**values, **named, **origin}, EVAL)

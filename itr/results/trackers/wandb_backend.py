@@ -99,10 +99,13 @@ class WandbBackend:
         self.run.finish(exit_code=exit_code)
 
 
+HIGHER_IS_BETTER = ("accuracy", "rsum", "consistency", "pointing")
+
+
 def summary_statistic(key: str) -> str | None:
     """How ``key`` is summarized over a run: ``max`` for recalls, ``min`` for ranks and losses."""
     leaf = key.rsplit("/", 1)[-1]
-    if leaf == "rsum" or leaf.endswith(("_r1", "_r5", "_r10")):
+    if leaf.startswith(HIGHER_IS_BETTER) or leaf.endswith(("_r1", "_r5", "_r10")):
         return "max"
     if leaf.endswith(("_medr", "_meanr", "loss")):
         return "min"

@@ -1,4 +1,4 @@
-"""The metric columns of a results table, which depend on the protocol."""
+"""The metric columns of a results table, which depend on the protocol or the task."""
 
 from __future__ import annotations
 
@@ -49,11 +49,33 @@ ZEROSHOT = ColumnSet(
     (("top1", "top-1"), ("mean_per_class", "mean per class"), ("reported", "as papers report")),
     main="top1",
 )
+ACCURACY = "accuracy"  # the main metric of every task with items
+
+
+def _accuracies(*others: tuple[str, str]) -> ColumnSet:
+    return ColumnSet(((ACCURACY, "accuracy"), *others), main=ACCURACY)
+
+
+# Of tasks with items, whose name takes the place of a protocol.
+TASKS = {
+    "zeroshot": ZEROSHOT,
+    "vqa": _accuracies(
+        ("accuracy_yes/no", "yes/no"), ("accuracy_number", "number"), ("accuracy_other", "other")
+    ),
+    "entailment": _accuracies(
+        ("accuracy_entailment", "entailment"),
+        ("accuracy_neutral", "neutral"),
+        ("accuracy_contradiction", "contradiction"),
+    ),
+    "nlvr2": _accuracies(("consistency", "consistency")),
+    "assignment": _accuracies(),
+    "grounding": _accuracies(("pointing", "pointing game")),
+}
 
 
 def columns_of(protocol: str) -> ColumnSet:
-    """The columns of a table of ``protocol``."""
-    if protocol == "zeroshot":
-        return ZEROSHOT
+    """The columns of a table of ``protocol``, or of the task of that name."""
+    if protocol in TASKS:
+        return TASKS[protocol]
     truth = PROTOCOLS[protocol].ground_truth if protocol in PROTOCOLS else None
     return {"cxc": CXC, "eccv": ECCV}.get(truth or "", RETRIEVAL)
