@@ -80,7 +80,7 @@ def _run(config: EvalConfig, console: Console) -> EvaluationOutcome:
         config.checkpoints[0],
         config.model,
         resolve_device(config.device),
-        config.runtime.verify_checkpoints,
+        verify=config.runtime.verify_checkpoints,
     )
     task = build_task(loaded.task_node(config.task))
     if isinstance(task, RetrievalTask):

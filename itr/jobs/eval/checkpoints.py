@@ -66,7 +66,7 @@ def evaluate_checkpoints(
     log_queries = bool(config.out) or tracking_enabled(config.tracker)
     verify = config.runtime.verify_checkpoints
     for number, source in enumerate(config.checkpoints):
-        loaded = load_checkpoint(source, config.model, device, verify) if number else first
+        loaded = load_checkpoint(source, config.model, device, verify=verify) if number else first
         loaded.origin |= {} if config.trained_on is None else {"trained_on": config.trained_on}
         with parallel.rank0_first():  # rank 0 makes what is cached; the others read it
             evaluator = make_evaluator(config, loaded, config.split, device)
