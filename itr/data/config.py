@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from itr.data.captions import FORMS
 from itr.options import configured, option
 
 DECODERS = ("torchvision", "pillow")
@@ -28,6 +29,7 @@ class DataConfig:
     train: str | None = option()
     val: str | None = option()
     test: str | None = option()
+    caption_form: str = option(choices=FORMS)
     columns: dict[str, str] | None = option()
     second_text: str | None = option()
     shards: Any = option()

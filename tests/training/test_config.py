@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from itr.data.layouts.shards.packed_strings import PackedStrings
 from itr.data.layouts.shards.samples import ShardSamples
+from itr.data.packed_strings import PackedStrings
 from itr.data.records import Record, Split
 from itr.errors import ConfigError
 from itr.jobs.run_dir import config_hash, identity

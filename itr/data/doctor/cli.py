@@ -61,7 +61,7 @@ KNOWN_SIZES = {"f30k": (29_000, 1_014, 1_000), "coco": (113_287, 5_000, 5_000)}
 SCAN_TEST = 1_000  # images of SCAN's split test for COCO; its testall has 5,000
 UNNAMED = ("no file is named", "no folder is named")  # notes that only concern a named dataset
 # Notes with these phrases say that training skips something.
-SKIPPED = ("left out", "not read", "used by nothing", "one value only")
+SKIPPED = ("left out", "not read", "used by nothing", "one value only", "as one each")
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from itr.data import layouts as package
+from itr.data.captions import separate_captions
 from itr.data.config import DataConfig
 from itr.data.layout import Layout, LayoutSpec, data_root, list_folder
 from itr.data.layouts import precomp
@@ -28,12 +28,21 @@ from itr.errors import ConfigError, DataError, first_of, nearest
 from itr.options import faults
 from itr.plugins import layout_modules
 
-__all__ = ["KINDS", "LAYOUTS", "DataConfig", "find_layouts", "open_split", "require_enough_shards"]
+__all__ = [
+    "KINDS",
+    "LAYOUTS",
+    "DataConfig",
+    "find_layouts",
+    "open_split",
+    "read_split",
+    "require_enough_shards",
+]
 
 
 def _layout_modules() -> dict[str, Any]:
     """The modules of this package that define ``LAYOUT``, by layout name, preferred ones first."""
-    names = (info.name for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."))
+    here, package = str(Path(__file__).parent), __name__.rpartition(".")[0]
+    names = (info.name for info in pkgutil.walk_packages([here], f"{package}."))
     modules = [importlib.import_module(name) for name in names if name != __name__]
     found = [module for module in modules if hasattr(module, "LAYOUT")]
     found.sort(key=lambda module: module.LAYOUT.preference)
@@ -70,7 +79,7 @@ def open_split(data: DataConfig, split: str, kind: str, second: bool = False) ->
     if isinstance(layout, shards.ShardsLayout):
         needs_second = second and data.second_text is None
         layout = dataclasses.replace(layout, needs_second=needs_second)
-    opened = _read(layout, data.splits.get(split, split))
+    opened = read_split(layout, data.splits.get(split, split), data.caption_form)
     if split == "train":  # logged once per run, not once per split
         unused = _unused_note(layout, data)
         opened = dataclasses.replace(opened, notes=(*opened.notes, *notes, *unused))
@@ -172,9 +181,12 @@ def _no_layout(data: DataConfig, kind: str) -> DataError:
     )
 
 
-def _read(layout: Layout, names: str) -> Split:
-    """Read the split ``names`` on disk; ``a+b`` concatenates two splits."""
-    splits = [layout.read(name) for name in names.split("+")]
+def read_split(layout: Layout, names: str, caption_form: str = "auto") -> Split:
+    """Read the split ``names`` on disk; ``a+b`` concatenates two splits.
+
+    Captions that share a text are separated as ``caption_form`` says; see `separate_captions`.
+    """
+    splits = [separate_captions(layout.read(name), caption_form) for name in names.split("+")]
     if len(splits) == 1:
         return splits[0]
     if layout.kind == "regions":

@@ -22,7 +22,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("image", "filepath", "image_path", "file_name", "filename", "file", "path"),
         *("image_name", "image_file"),
     ),
-    "caption": ("caption", "captions", "text", "title", "comment"),
+    "caption": ("caption", "captions", "text", "title", "comment", "raw"),
     "image_id": ("image_id", "imgid", "cocoid", "img_id"),
     "caption_id": ("caption_id", "sentid"),
     "split": ("split",),

@@ -17,7 +17,7 @@ from itr.data.layouts.json_annotations import resolve_image_paths
 from itr.data.layouts.karpathy import PREFIX
 from itr.data.layouts.precomp import FOLDER_SUFFIX, IMS, PrecompLayout
 from itr.data.layouts.precomp_ids import IDS, MAPPING
-from itr.data.layouts.registry import KINDS, ORDER, find_layouts
+from itr.data.layouts.registry import KINDS, ORDER, find_layouts, read_split
 from itr.data.layouts.tabular import ENDINGS, READABLE
 from itr.data.records import Split
 from itr.data.splits import split_roles
@@ -126,7 +126,9 @@ def convert(args: argparse.Namespace, console: Console) -> list[str]:
     data = _source_config(args)
     layout = _choose_layout(data, to, args)
     console.print(f"reading {layout.name} layout, {layout.path}", markup=False, highlight=False)
-    splits = {name: layout.read(on_disk) for name, on_disk in _select_splits(layout, to).items()}
+    splits = {
+        name: read_split(layout, on_disk) for name, on_disk in _select_splits(layout, to).items()
+    }
     if layout.kind == "regions" and to != "precomp":
         splits = {name: _with_images(split, args.images) for name, split in splits.items()}
     splits = _renumber(splits)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from itr.command import command
 from itr.data.config import DataConfig
 from itr.data.layouts.precomp import FOLDER_SUFFIX
-from itr.data.layouts.registry import KINDS, find_layouts
+from itr.data.layouts.registry import KINDS, find_layouts, read_split
 from itr.data.loading.eval_batches import image_batches
 from itr.data.records import Record, Split
 from itr.data.splits import split_roles
@@ -150,7 +150,7 @@ def image_splits(folder: str, name: str | None) -> dict[str, Split]:
             f"itr data check data.root={folder}"
         )
     names = split_roles(layout.splits())
-    return {part: layout.read(split) for part, split in names.items()}
+    return {part: read_split(layout, split) for part, split in names.items()}
 
 
 def open_grid(

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from itr.data.layouts.shards.packed_strings import PackedStrings
+from itr.data.packed_strings import PackedStrings
 from itr.data.text import tokenizer as tokenizer_module
 from itr.data.text.caption_augment import augment
 from itr.data.text.token_cache import tokenize_cached

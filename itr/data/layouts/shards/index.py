@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from itr.data.layouts.shards.packed_strings import PackedStrings
 from itr.data.layouts.shards.tar import TarReader, TarSample, UnusableSample, parse_sample
+from itr.data.packed_strings import PackedStrings
 from itr.errors import DataError
 from itr.files import atomic_write_or_warn
 

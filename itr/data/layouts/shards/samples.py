@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 
 from itr.data.layouts.shards.index import ShardIndex
-from itr.data.layouts.shards.packed_strings import PackedStrings
+from itr.data.packed_strings import PackedStrings
 from itr.data.records import SEQUENTIAL_ID, Record, Slice
 from itr.errors import DataError
 
@@ -103,6 +103,15 @@ class ShardSamples(Sequence[Record]):
         if last - first < len(self) * VIEW_FROM:
             return ShardSamples(self.paths, **{key: value.copy() for key, value in fields.items()})
         return ShardSamples(self.paths, **fields, whole=whole)
+
+    def with_captions(self, texts: Sequence[str], counts: np.ndarray) -> ShardSamples:
+        """The samples with ``counts`` [N] of the captions ``texts`` each, numbered from 0."""
+        return dataclasses.replace(
+            self,
+            texts=PackedStrings.of(texts),
+            caption_counts=counts,
+            text_ids=np.arange(len(texts)),
+        )
 
     def only(self, mask: np.ndarray) -> ShardSamples:
         """The samples where ``mask``, bool [N], is True, with the same ids."""

@@ -14,10 +14,10 @@ from itr.data.images.decode import decode, read_bytes
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.data.layouts.shards import build_index, index
 from itr.data.layouts.shards.find_tars import tars_of
-from itr.data.layouts.shards.packed_strings import PackedStrings
 from itr.data.loading.eval_batches import image_batches
 from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
 from itr.data.loading.second_text import open_second_texts
+from itr.data.packed_strings import PackedStrings
 from itr.data.text.tokenizer import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView, TextView, View

@@ -37,6 +37,19 @@ class PackedStrings(Sequence[str]):
         """Length of each string in bytes, int64 [n]."""
         return np.diff(self.offsets)
 
+    def rows_with(self, byte: bytes) -> np.ndarray:
+        """The indices of the strings that contain ``byte``, int64."""
+        first, last = int(self.offsets[0]), int(self.offsets[-1])
+        found = np.flatnonzero(self.block[first:last] == ord(byte)) + first
+        return np.unique(np.searchsorted(self.offsets, found, "right") - 1)
+
+    def rows_between(self, starts: bytes, ends: bytes) -> np.ndarray:
+        """The indices of the strings with a first byte in ``starts``, a last in ``ends``, int64."""
+        rows = np.flatnonzero(self.lengths > 0)
+        first, last = self.block[self.offsets[rows]], self.block[self.offsets[rows + 1] - 1]
+        chosen = np.isin(first, list(starts)) & np.isin(last, list(ends))
+        return rows[chosen]
+
     def take(self, indices: np.ndarray) -> PackedStrings:
         """The strings at ``indices``, int64 [m], as a copy."""
         ends = np.flatnonzero(np.diff(indices) != 1)  # copies runs of neighbors at once
