@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,14 @@ BLOCK = tarfile.BLOCKSIZE
 # A tar ends with two blocks of zeros, padded to a full record: fewer bytes than this.
 END_PADDING = 2 * BLOCK + tarfile.RECORDSIZE
 CHUNK = 1 << 20  # bytes read at a time while skipping zeros
+MAX_HEADER = 1 << 20  # bytes of a long name or of a pax header; paths have 4096
+EXTENDED = (  # types of members that describe the next one
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+InvalidHeader: type[Exception] = tarfile.InvalidHeaderError  # type: ignore[attr-defined]
+LONG_NUMBER = re.compile(rb"[0-9]{256}")
+MAX_TEXT = 1 << 24  # bytes of a .txt or .json
 
 
 class TarSample(NamedTuple):
@@ -45,6 +54,29 @@ class SampleMembers:
 
 class UnusableSample(Exception):
     """A sample that cannot be used; the message is the reason."""
+
+
+class _Member(tarfile.TarInfo):
+    """A header whose sizes are checked before `tarfile` acts on them.
+
+    A negative size would make it step back for ever (CVE-2025-8194), long digits in a pax header
+    would keep it busy for minutes (CVE-2024-6232), and a long header would be read into memory.
+    """
+
+    def _block(self, count: int) -> int:
+        if count < 0:
+            raise InvalidHeader(f"a size of {count} bytes")
+        return super()._block(count)  # type: ignore[misc]
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in EXTENDED:
+            if self.size > MAX_HEADER:
+                raise InvalidHeader(f"a header of {self.size} bytes")
+            file, position = tar.fileobj, tar.fileobj.tell()
+            if LONG_NUMBER.search(file.read(self._block(self.size))):
+                raise InvalidHeader("a number of too many digits")
+            file.seek(position)
+        return super()._proc_member(tar)  # type: ignore[misc]
 
 
 class TarReader:
@@ -84,15 +116,19 @@ class TarReader:
             self.file.seek(begin)
             end = begin
             try:
-                with tarfile.open(fileobj=self.file, mode="r:") as tar:
+                with tarfile.open(fileobj=self.file, mode="r:", tarinfo=_Member) as tar:
                     for member in tar:
-                        if member.offset_data + member.size > self.size:
+                        past_end = member.offset_data + member.size > self.size
+                        if past_end and not member.issparse():  # a sparse one is as large as told
                             self._set_fault(f"truncated inside {member.name}", member.offset)
                             return
                         end = tar.offset
                         yield member
-            except (tarfile.TarError, OSError, EOFError) as error:
-                self._set_fault(f"cannot be read to its end ({error})", end)
+            # Headers of a damaged or forged tar make tarfile fail in many ways: ValueError,
+            # IndexError, RecursionError (a chain of headers), ...
+            except Exception as error:
+                reason = str(error) or type(error).__name__
+                self._set_fault(f"cannot be read to its end ({reason:.80})", end)
                 return
             begin = self._next_tar(begin, end)
 
@@ -158,6 +194,8 @@ def parse_sample(file: IO[bytes], sample: SampleMembers, second_key: str) -> Tar
         raise UnusableSample("no image")
     extension = min(candidates, key=extensions.__getitem__)
     image = sample.members[extension]
+    if any(member.issparse() for member in sample.members.values()):
+        raise UnusableSample("a sparse member")
     _require_image(file, image)
     if "txt" not in sample.members:
         raise UnusableSample("no .txt")
@@ -177,6 +215,10 @@ def parse_sample(file: IO[bytes], sample: SampleMembers, second_key: str) -> Tar
         raise UnusableSample("caption_ids that do not fit the captions")
     key = sample.key.rpartition("/")[2]
     name = meta.get("file")
+    _require_unicode(key, "a name")
+    _require_unicode(str(name), "a file name")
+    _require_unicode(second or "", f"a {second_key}")
+    _require_unicode("".join(captions), "captions")
     return TarSample(
         key,
         str(name) if _is_text(name) else f"{key}.{extension}",
@@ -187,6 +229,14 @@ def parse_sample(file: IO[bytes], sample: SampleMembers, second_key: str) -> Tar
         [_number_or(-1, number) for number in ids],
         (second or "").strip(),
     )
+
+
+def _require_unicode(text: str, what: str) -> None:
+    """Raise UnusableSample for half a surrogate pair, as texts of the web that were cut have."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UnusableSample(f"{what} that is not valid Unicode") from error
 
 
 def _is_text(value: Any) -> bool:
@@ -204,7 +254,7 @@ def _read_json(file: IO[bytes], sample: SampleMembers) -> dict[str, Any]:
         return {}
     try:
         meta = json.loads(_read_member(file, sample.members["json"]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnusableSample("invalid JSON") from error
     if not isinstance(meta, dict):
         raise UnusableSample("JSON that is not an object")
@@ -224,6 +274,8 @@ def _require_image(file: IO[bytes], member: tarfile.TarInfo) -> None:
 
 
 def _read_member(file: IO[bytes], member: tarfile.TarInfo) -> bytes:
+    if member.size > MAX_TEXT:
+        raise UnusableSample(f"a text or JSON of more than {MAX_TEXT >> 20} MiB")
     file.seek(member.offset_data)
     return file.read(member.size)
 
