@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from itr.errors import CheckpointError
 from itr.models.albef import ALBEF, ALBEFConfig
-from itr.models.albef.encoders import ALBEFTowers
+from itr.models.albef.encoders import ALBEFEncoders
 from itr.nn.momentum import fill_momentum_weights
 from itr.official.albef_names import MATCHING, SIDES, TIED, repeated, second_names, table_of
 from itr.official.albef_sizes import architecture, task_of
@@ -122,7 +122,7 @@ def to_ours(
 
 
 def official_state(
-    model: ALBEFTowers, tensors: Mapping[str, Tensor] | None = None
+    model: ALBEFEncoders, tensors: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Weights and buffers of ``model`` by the authors' names and shapes.
 
@@ -152,7 +152,7 @@ def official_state(
     return {**state, **repeated(model.config, state)}
 
 
-def export(model: ALBEFTowers, epoch: int = 0) -> dict[str, Any]:
+def export(model: ALBEFEncoders, epoch: int = 0) -> dict[str, Any]:
     """The authors' checkpoint format of ``model``, for ``torch.save``; without optimizer state."""
     config = model.config
     options: dict[str, Any] = {

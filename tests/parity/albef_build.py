@@ -12,7 +12,7 @@ from itr.batch import Batch
 from itr.draws import ReplayedDraws
 from itr.losses.infonce import InfoNCE
 from itr.models.albef import ALBEF, ALBEFConfig
-from itr.models.albef.encoders import ALBEFTowers
+from itr.models.albef.encoders import ALBEFEncoders
 from itr.nn.bert.bert import SIZES
 from itr.nn.bert.fusion import FusionTextConfig
 from itr.nn.vit import ImageConfig
@@ -120,7 +120,7 @@ def model_from(config: ALBEFConfig, facts: Facts) -> Any:
     return cls(config, slots, dict.fromkeys(cls.term_names, 1.0), facts)
 
 
-def load_official(model: ALBEFTowers, theirs: Mapping[str, Tensor]) -> None:
+def load_official(model: ALBEFEncoders, theirs: Mapping[str, Tensor]) -> None:
     """Load strictly, except momentum encoders and queues if the case has none."""
     state, _ = to_ours(theirs, model.config)
     result = model.load_state_dict(state, strict=False)
@@ -131,7 +131,7 @@ def load_official(model: ALBEFTowers, theirs: Mapping[str, Tensor]) -> None:
     assert not lost and not result.unexpected_keys, (lost, result.unexpected_keys)
 
 
-def gradients(model: ALBEFTowers) -> dict[str, Tensor]:
+def gradients(model: ALBEFEncoders) -> dict[str, Tensor]:
     """Gradients by the authors' names."""
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return official_state(model, grads)
@@ -143,7 +143,7 @@ def batch_of(pixels: Tensor, ids: Tensor, mask: Tensor, image_id: Tensor | None)
     return Batch(image_id=image_id, pixels=pixels, tokens=ids, token_mask=mask.bool())
 
 
-def official_names(model: ALBEFTowers) -> dict[str, str]:
+def official_names(model: ALBEFEncoders) -> dict[str, str]:
     """Our names of parameters -> the authors'."""
     table = table_of(model.config)
     return {name: str(table.to_official(name)) for name, _ in model.named_parameters()}

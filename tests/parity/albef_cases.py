@@ -11,7 +11,14 @@ from itr.nn.bert.halves import fusion_half, split_whole_bert, text_half, text_st
 from itr.nn.position import resize_positions
 from itr.nn.vit import random_vit
 from itr.official.albef import official_state, read
-from tests.parity import albef_items, albef_questions, pixel_data_cases
+from tests.parity import (
+    albef_entailment,
+    albef_grounding,
+    albef_items,
+    albef_pairs,
+    albef_questions,
+    pixel_data_cases,
+)
 from tests.parity.albef_build import (
     batch_of,
     config_of,
@@ -129,6 +136,9 @@ def checkpoint_import(case: Case) -> None:
 
 RUNNERS: dict[str, Runner] = {
     **albef_items.RUNNERS,
+    **albef_entailment.RUNNERS,
+    **albef_grounding.RUNNERS,
+    **albef_pairs.RUNNERS,
     **albef_questions.RUNNERS,
     **pixel_data_cases.ALBEF,
     "checkpoint_finetuned": check_round_trip,
@@ -151,5 +161,3 @@ RUNNERS: dict[str, Runner] = {
     "vit_forward": vit_forward,
     "xbert_modes": xbert_modes,
 }
-# Cases of tasks that are not implemented yet; they are skipped.
-NOT_BUILT = ("grounding_", "nlvr2_", "ve_", "vqa_")

@@ -15,7 +15,7 @@ from itr.models.albef import (
     image_features,
     text_features,
 )
-from itr.models.albef.encoders import ALBEFTowers
+from itr.models.albef.encoders import ALBEFEncoders
 from itr.nn.bert.halves import text_states
 from itr.nn.bert.masked_lm import mask_tokens
 from itr.nn.hard_negatives import HardNegatives
@@ -145,7 +145,7 @@ def optim_of(case: Case) -> OptimConfig:
     )
 
 
-def check_state(case: Case, model: ALBEFTowers, moved: float) -> None:
+def check_state(case: Case, model: ALBEFEncoders, moved: float) -> None:
     """``post.*``. Key biases have no true gradient (they shift all logits of a softmax), and AdamW
     makes full steps of their rounding noise: the steps of both sides bound the difference."""
     found = official_state(model)

@@ -18,13 +18,13 @@ from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.models.albef.config import ALBEFConfig
-from itr.models.albef.encoders import ALBEFTowers
+from itr.models.albef.encoders import ALBEFEncoders
 from itr.models.base import Terms
 from itr.nn.distillation import distilled_cross_entropy
 from itr.view import Facts
 
 
-class ALBEFClassifier(ALBEFTowers):
+class ALBEFClassifier(ALBEFEncoders):
     """ALBEF with a two-layer head on the first word. Its only term is ``label``."""
 
     term_names = ("label",)
@@ -35,7 +35,7 @@ class ALBEFClassifier(ALBEFTowers):
         self, config: ALBEFConfig, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
     ):
         super().__init__(config, slots, weights, facts)
-        self.build_towers(self.paired)
+        self.build_encoders(self.paired)
         width = self.config.text.width
         self.head = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, len(self.classes))

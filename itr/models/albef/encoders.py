@@ -25,7 +25,7 @@ from itr.nn.vit import POSITIONS, load_vit_weights, random_vit
 from itr.view import Facts, View
 
 
-class ALBEFTowers(Model):
+class ALBEFEncoders(Model):
     """Vision transformer, text half and fusion half of BERT, and their momentum copies."""
 
     Config = ALBEFConfig
@@ -45,7 +45,7 @@ class ALBEFTowers(Model):
         """Pixels and captions, see `albef_view`."""
         return albef_view(config)
 
-    def build_towers(self, paired: bool = False) -> BertForMaskedLM | None:
+    def build_encoders(self, paired: bool = False) -> BertForMaskedLM | None:
         """Make ``vision``, ``text`` and ``fusion`` (``paired``: for two images).
 
         With pre-trained weights, sizes become theirs, and the whole BERT is returned, from which a

@@ -34,13 +34,19 @@ class ALBEFPairs(ALBEFClassifier):
         states = text_states(owner.get_submodule("text"), tokens, mask)
         fusion = owner.get_submodule("fusion")
         both = image_tokens(owner, torch.cat([batch.pixels, batch.second_pixels]))
-        images: list[KeysValues] = [
-            pair
-            for keys, values in fusion.keys_values(both)  # type: ignore[operator]
-            for pair in zip(keys.chunk(2), values.chunk(2), strict=True)
-        ]
+        images = attend_to(fusion.keys_values(both))  # type: ignore[operator]
         return fusion(states, mask, images, first_only=True)[:, 0]
 
     def adopt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of a model that looks at one image, each fusion layer becomes a pair."""
         return with_pairs(state, len(self.fusion.layers))
+
+
+def attend_to(images: list[KeysValues]) -> list[KeysValues]:
+    """What each fusion layer attends to, without copies: ``images`` holds the keys and values of
+    the first image of every item, then of the second, for each pair of layers."""
+    return [
+        (first, second)
+        for keys, values in images
+        for first, second in zip(keys.chunk(2), values.chunk(2), strict=True)
+    ]

@@ -20,7 +20,7 @@ from itr.draws import Draws
 from itr.errors import ConfigError
 from itr.losses.score import ScoreLoss, Scores
 from itr.models.albef.config import ALBEFConfig
-from itr.models.albef.encoders import ALBEFTowers
+from itr.models.albef.encoders import ALBEFEncoders
 from itr.models.albef.entailment import ALBEFEntailment
 from itr.models.albef.grounding_maps import match_maps, word_trace
 from itr.models.albef.image_pairs import ALBEFPairs
@@ -48,7 +48,7 @@ TEMPERATURES = (0.001, 0.5)
 NEEDS_ITC = {"vision_proj", "text_proj", "slots.itc"}
 
 
-class ALBEF(ALBEFTowers, RetrievalModel):
+class ALBEF(ALBEFEncoders, RetrievalModel):
     """ALBEF for pre-training, image-text retrieval and weakly supervised grounding.
 
     Slot ``itc`` scores each image against the captions of the batch and the queue, and each caption
@@ -73,7 +73,7 @@ class ALBEF(ALBEFTowers, RetrievalModel):
                 f"loss.weights: itc and itm are 0 and task={config.task} has no term mlm, so "
                 "nothing would be trained; pass loss.weights.itc=1"
             )
-        whole = self.build_towers()
+        whole = self.build_encoders()
         config, text = self.config, self.config.text
         self.vision_proj = nn.Linear(config.image.width, config.embed_size)
         self.text_proj = nn.Linear(text.width, config.embed_size)

@@ -16,7 +16,7 @@ from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.models.albef.config import ALBEFConfig
-from itr.models.albef.encoders import ALBEFTowers, fused_states
+from itr.models.albef.encoders import ALBEFEncoders, fused_states
 from itr.models.base import Terms
 from itr.nn.answer_ranking import AnswerList, rank_answers
 from itr.nn.bert.decoder import AnswerDecoder
@@ -25,7 +25,7 @@ from itr.nn.distillation import answer_costs
 from itr.view import Facts
 
 
-class ALBEFQuestionAnswering(ALBEFTowers):
+class ALBEFQuestionAnswering(ALBEFEncoders):
     """ALBEF with a causal answer decoder. Its only term is ``answer``."""
 
     tasks = ("vqa",)
@@ -36,7 +36,7 @@ class ALBEFQuestionAnswering(ALBEFTowers):
         self, config: ALBEFConfig, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
     ):
         super().__init__(config, slots, weights, facts)
-        whole = self.build_towers()
+        whole = self.build_encoders()
         self.decoder = AnswerDecoder(
             self.config.text, self.facts.vocabulary, self.config.answer_depth
         )

@@ -19,7 +19,7 @@ from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError
 from itr.models.albef.config import ALBEFConfig
-from itr.models.albef.encoders import ALBEFTowers, image_tokens, with_pairs
+from itr.models.albef.encoders import ALBEFEncoders, image_tokens, with_pairs
 from itr.models.base import Terms
 from itr.nn.bert.fusion import pairs_of
 from itr.nn.bert.halves import text_states
@@ -40,7 +40,7 @@ class Assigned(NamedTuple):
     valid: Tensor  # [B] bool: there were enough candidates
 
 
-class ALBEFAssignment(ALBEFTowers):
+class ALBEFAssignment(ALBEFEncoders):
     """ALBEF with paired fusion layers and a head that says which image belongs to the caption.
 
     Other images are drawn by similarity. The projections that measure it are not trained. Its only
@@ -56,7 +56,7 @@ class ALBEFAssignment(ALBEFTowers):
         self, config: ALBEFConfig, slots: nn.ModuleDict, weights: Mapping[str, float], facts: Facts
     ):
         super().__init__(config, slots, weights, facts)
-        self.build_towers(paired=True)
+        self.build_encoders(paired=True)
         config = self.config
         self.vision_proj = nn.Linear(config.image.width, config.embed_size)
         self.text_proj = nn.Linear(config.text.width, config.embed_size)
