@@ -15,8 +15,8 @@ import numpy as np
 from itr.data.config import DataConfig
 from itr.data.downstream import nlvr2
 from itr.data.downstream.fields import weighted_answers
-from itr.data.downstream.open import open_items
-from itr.data.downstream.vqa import find_answer_list, read_answer_list
+from itr.data.downstream.open import find_answer_list, open_items
+from itr.data.downstream.vqa import read_answer_list
 from itr.data.images.transforms import Choices
 from itr.data.items import Item
 from itr.data.records import Record, Split

@@ -9,9 +9,11 @@ from pathlib import Path
 from itr.data.config import DataConfig
 from itr.data.downstream import nlvr2, refcoco, snli_ve, vqa
 from itr.data.downstream.rows import ItemFiles, Rows, make_split, with_known_answers
+from itr.data.layout import data_root
 from itr.data.layouts.json_annotations import MissingImagesError
 from itr.data.layouts.registry import open_split
 from itr.data.records import Split
+from itr.data.scenes.make_items import prepare_items, scenes_seed
 from itr.data.splits import resolve_split
 from itr.errors import ConfigError, DataError, nearest
 from itr.options import faults
@@ -55,6 +57,7 @@ def open_items(data: DataConfig, task: str, split: str) -> Split:
             f"task={task}: has no items{nearest(task, known)}; expected one of {', '.join(known)}"
         )
     _check_options(data, task)
+    data = _with_scene_items(data, task)
     files = FINDERS[task](data)
     names = data.splits.get(split, split)
     parts: dict[str, Rows] = {}
@@ -87,7 +90,24 @@ def _names(names: str, files: ItemFiles) -> list[str]:
 
 def find_items(data: DataConfig, task: str) -> ItemFiles:
     """The files of ``task`` below ``data.root``. Raises DataError if there are none."""
-    return FINDERS[task](data)
+    return FINDERS[task](_with_scene_items(data, task))
+
+
+def find_answer_list(data: DataConfig) -> Path | None:
+    """The file with the answers that a VQA model chooses from; None if there is none.
+
+    See `vqa.read_answer_list`. Raises DataError if ``data.root`` does not exist.
+    """
+    return vqa.answer_list_below(data_root(_with_scene_items(data, "vqa")))
+
+
+def _with_scene_items(data: DataConfig, task: str) -> DataConfig:
+    """``data`` with the items of the generated scenes, which are made on first use."""
+    folder = Path(data.root).expanduser()
+    seed = scenes_seed(folder)
+    if seed is None:
+        return data
+    return dataclasses.replace(data, root=str(prepare_items(folder, seed, task)))
 
 
 class _NoSplit(DataError):

@@ -152,15 +152,23 @@ def find(data: DataConfig) -> RefCocoFiles:
     """The files below ``data.root``. Raises DataError if there are none."""
     root = data_root(data)
     names = tuple(dict.fromkeys((data.name, "refcoco+", "grounding")))
+    lists: dict[str, Path] = {}
     for name in names:
-        inside = (*FOLDERS, name, f"data/{name}")
-        lists = {}
         for role in LIST_ROLES:
-            if path := find_file(root, f"{name}_{role}.json", folders=inside):
+            if path := find_file(root, f"{name}_{role}.json", folders=_folders(name)):
                 lists[role] = path
-        refs = find_file(root, *REFS, folders=inside)
-        if lists or refs is not None:
-            instances = find_file(root, INSTANCES, folders=inside)
-            detections = find_file(root, DETECTIONS, folders=inside)
-            return RefCocoFiles(lists, refs, instances, detections)
-    raise no_files(data, "grounding", f"{names[0]}_train.json (ALBEF's lists) or {REFS[0]}")
+        if lists:
+            break
+    else:
+        name = names[0]
+    inside = _folders(name)
+    refs = find_file(root, *REFS, folders=inside)
+    if not lists and refs is None:
+        raise no_files(data, "grounding", f"{names[0]}_train.json (ALBEF's lists) or {REFS[0]}")
+    instances = find_file(root, INSTANCES, folders=inside)
+    return RefCocoFiles(lists, refs, instances, find_file(root, DETECTIONS, folders=inside))
+
+
+def _folders(name: str) -> tuple[str, ...]:
+    """Where the files of data set ``name`` are looked for."""
+    return (name, f"data/{name}", *FOLDERS)

@@ -189,9 +189,9 @@ def _optional(value: Any) -> str | None:
 # The answers that a model chooses from
 
 
-def find_answer_list(data: DataConfig) -> Path | None:
-    """``answer_list.json`` below ``data.root``; None if it is not there."""
-    return find_file(data_root(data), ANSWER_LIST, folders=FOLDERS)
+def answer_list_below(root: Path) -> Path | None:
+    """``answer_list.json`` below ``root``; None if it is not there."""
+    return find_file(root, ANSWER_LIST, folders=FOLDERS)
 
 
 def read_answer_list(path: Path) -> list[str]:

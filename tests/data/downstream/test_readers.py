@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from itr.data.config import DataConfig
-from itr.data.downstream.open import open_items
-from itr.data.downstream.vqa import find_answer_list, read_answer_list
+from itr.data.downstream.open import find_answer_list, open_items
+from itr.data.downstream.vqa import read_answer_list
 from itr.errors import ConfigError, DataError
 from tests.conftest import compose
 from tests.data.item_files import (

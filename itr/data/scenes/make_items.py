@@ -1,0 +1,75 @@
+"""Makes items of the other tasks from the truth of the generated scenes.
+
+They are written below the folder of the dataset, one folder a task, in the formats of the real data
+sets. A task's items are made when the task is first used; the dataset itself stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from itr.data.scenes.expressions import write_expressions
+from itr.data.scenes.hypotheses import write_hypotheses
+from itr.data.scenes.known_scenes import read_scenes
+from itr.data.scenes.questions import write_questions
+from itr.data.scenes.statements import write_statements
+from itr.errors import DataError
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # increase it when the same scenes give other items
+TASKS = ("vqa", "entailment", "nlvr2", "grounding")
+MANIFEST = "manifest.json"  # of the dataset
+
+
+def scenes_seed(folder: Path) -> int | None:
+    """The seed of the generated dataset in ``folder``; None if it holds something else."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_scenes = isinstance(manifest, dict) and manifest.get("name") == "scenes"
+    return int(manifest["seed"]) if is_scenes else None
+
+
+def prepare_items(folder: Path, seed: int, task: str) -> Path:
+    """The folder with the items of ``task`` for the dataset in ``folder``; made if it is missing.
+
+    It is written under a temporary name and renamed. Raises DataError if it cannot be written.
+    """
+    target = folder / f"{task}-{VERSION}"
+    if target.is_dir():
+        return target
+    log.info("%s: making the items of task=%s (once)", target, task)
+    draft = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}")
+    try:
+        draft.mkdir()
+        for name, content in _files(folder, seed, task, draft, target.name).items():
+            (draft / name).write_text(json.dumps(content), encoding="utf-8")
+        os.rename(draft, target)
+    except OSError as error:
+        if not target.is_dir():
+            raise DataError(
+                f"{target}: cannot be written ({error}); free some space there, or pass "
+                "data.root=ANOTHER_DIR"
+            ) from error
+        log.info("%s: another process made it first", target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _files(folder: Path, seed: int, task: str, draft: Path, name: str) -> dict[str, Any]:
+    """File name -> content of the items of ``task``."""
+    scenes = read_scenes(folder)
+    draws = [VERSION, seed, TASKS.index(task)]
+    if task == "entailment":
+        return write_hypotheses(scenes, draws, folder, draft, name)
+    writers = {"vqa": write_questions, "nlvr2": write_statements, "grounding": write_expressions}
+    return writers[task](scenes, draws)
