@@ -320,8 +320,8 @@ def test_options_that_do_not_fit(tmp_path: Path) -> None:
         open_items(data_of("vqa2", tmp_path), "vqaa", "train")
     with pytest.raises(DataError, match="task=grounding.*vqa_train.json.*data=NAME"):
         open_items(data_of("vqa2", tmp_path), "grounding", "train")
-    with pytest.raises(DataError, match="no split 'minival'.*train, val, test"):
-        open_items(data_of("vqa2", tmp_path, splits={"val": "minival"}), "vqa", "val")
+    with pytest.raises(DataError, match="no split 'extra'.*train, val, test"):
+        open_items(data_of("vqa2", tmp_path, splits={"val": "extra"}), "vqa", "val")
 
 
 def test_caption_ids_are_the_rows_of_the_file(tmp_path: Path) -> None:

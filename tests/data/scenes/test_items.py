@@ -17,8 +17,8 @@ from itr.data.config import DataConfig
 from itr.data.downstream.open import find_answer_list, open_items
 from itr.data.downstream.vqa import read_answer_list
 from itr.data.scenes.expressions import OVERLAP, PROPOSALS
-from itr.data.scenes.make_items import TASKS, VERSION, prepare_items
 from itr.data.scenes.make import prepare
+from itr.data.scenes.make_items import TASKS, VERSION, prepare_items
 from itr.evaluation.grounding_boxes import box_iou
 from itr.evaluation.vqa_accuracy import answer_coverage, vqa_scores
 from tests.data.scenes.test_make import files_of
