@@ -24,6 +24,8 @@ from itr.errors import DataError
 FORMS = ("auto", "text", "lines", "list")  # of data.caption_form
 BRACKETS = {"[": "]", "(": ")"}
 ARRAY = re.compile(r"array\((.*?)(?:,\s*dtype=\w+)?\)", re.DOTALL)
+HALF = re.compile("[\ud800-\udfff]")
+REPLACEMENT = "\ufffd"
 MANY = 0.5  # from this share of captions with line breaks on, they are not taken for one each
 SHOWN = 60  # characters of a caption in a message
 
@@ -52,6 +54,47 @@ def separate_captions(split: Split, form: str) -> Split:
     if form == "auto" and one_each and len(broken) > MANY * total:
         raise _mixed(split, broken, f"{len(broken)} of {total} captions have several lines")
     return dataclasses.replace(split, notes=(*split.notes, *_odd_notes(split, listed, broken)))
+
+
+def with_whole_characters(split: Split) -> Split:
+    """``split`` with U+FFFD for half characters (lone surrogates), which no tokenizer reads.
+
+    Scrapers write them into JSON when they cut a text inside an emoji. A note counts them.
+    """
+    records, texts, rows = split.records, split.texts, np.zeros(0, np.int64)
+    if isinstance(texts, PackedStrings):
+        whole, rows = texts.with_whole_characters()
+        if len(rows):
+            records = dataclasses.replace(records, texts=whole)  # type: ignore[type-var]
+    elif halves := [row for row, text in enumerate(texts) if HALF.search(text)]:
+        rows = np.array(halves)
+        records = list(records)
+        for image in np.unique(split.text_to_image[rows]).tolist():
+            captions = tuple(map(whole_characters, records[image].captions))
+            records[image] = dataclasses.replace(records[image], captions=captions)
+    second = _whole_texts(split.second)
+    if not len(rows) and second is split.second:
+        return split
+    place = _place(split, int(rows[0])) if len(rows) else "a second text"
+    note = f"{split.source}: {len(rows)} captions hold half a character, read as U+FFFD: {place}"
+    note = note.encode("utf-8", "backslashreplace").decode()
+    return dataclasses.replace(split, records=records, second=second, notes=(*split.notes, note))
+
+
+def whole_characters(text: str) -> str:
+    """``text`` with U+FFFD for half characters."""
+    return HALF.sub(REPLACEMENT, text)
+
+
+def _whole_texts(texts: Sequence[str] | None) -> Sequence[str] | None:
+    """``texts`` with U+FFFD for half characters; the same object if there are none."""
+    if texts is None or isinstance(texts, str):
+        return texts
+    if isinstance(texts, PackedStrings):
+        return texts.with_whole_characters()[0]
+    if not any(map(HALF.search, texts)):
+        return texts
+    return [whole_characters(text) for text in texts]
 
 
 def parse_list(text: str) -> list[str] | None:

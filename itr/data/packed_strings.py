@@ -18,7 +18,7 @@ class PackedStrings(Sequence[str]):
     @classmethod
     def of(cls, texts: Iterable[str]) -> PackedStrings:
         """Pack ``texts``."""
-        encoded = [text.encode("utf-8") for text in texts]
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
         offsets = np.zeros(len(encoded) + 1, np.int64)
         np.cumsum([len(text) for text in encoded], out=offsets[1:])
         return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets)
@@ -42,6 +42,20 @@ class PackedStrings(Sequence[str]):
         first, last = int(self.offsets[0]), int(self.offsets[-1])
         found = np.flatnonzero(self.block[first:last] == ord(byte)) + first
         return np.unique(np.searchsorted(self.offsets, found, "right") - 1)
+
+    def with_whole_characters(self) -> tuple[PackedStrings, np.ndarray]:
+        """A copy with U+FFFD for half characters (lone surrogates), and the rows that had any."""
+        first, last = int(self.offsets[0]), int(self.offsets[-1])
+        block = self.block[first:last]
+        half = np.flatnonzero((block[:-2] == 0xED) & (block[1:-1] >= 0xA0)) if len(block) else []
+        if not len(half):
+            return self, np.zeros(0, np.int64)
+        block = block.copy()
+        for position, byte in enumerate("\ufffd".encode()):  # three bytes, as a half character
+            block[half + position] = byte
+        offsets = self.offsets - first
+        rows = np.unique(np.searchsorted(offsets, half, "right") - 1)
+        return PackedStrings(block, offsets), rows
 
     def rows_between(self, starts: bytes, ends: bytes) -> np.ndarray:
         """The indices of the strings with a first byte in ``starts``, a last in ``ends``, int64."""
@@ -68,7 +82,7 @@ class PackedStrings(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         first, last = int(self.offsets[0]), int(self.offsets[-1])  # a slice shares the block
         data, offsets = self.block[first:last].tobytes(), (self.offsets - first).tolist()
-        return (data[a:b].decode("utf-8") for a, b in itertools.pairwise(offsets))
+        return (data[a:b].decode("utf-8", "surrogatepass") for a, b in itertools.pairwise(offsets))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -84,4 +98,8 @@ class PackedStrings(Sequence[str]):
                 raise ValueError("slices of PackedStrings must have step 1")
             return PackedStrings(self.block, self.offsets[first : max(first, last) + 1])
         index = range(len(self))[index]  # handles negative indices and raises IndexError
-        return self.block[self.offsets[index] : self.offsets[index + 1]].tobytes().decode("utf-8")
+        return (
+            self.block[self.offsets[index] : self.offsets[index + 1]]
+            .tobytes()
+            .decode("utf-8", "surrogatepass")
+        )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from itr import checkpoint
 from itr.command import command
-from itr.errors import DataError
+from itr.errors import DataError, first_of
 from itr.jobs.retriever import Retriever, find_images, load
 from itr.training.console import ProgressDisplay, close_log, open_log
 
@@ -90,7 +90,13 @@ def _embed(options: argparse.Namespace, console: Console) -> None:
             retriever, options.images, console
         )
     if options.texts is not None:
-        meta["texts"] = read_texts(options.texts)
+        meta["texts"], blank = read_texts(options.texts)
+        if blank:
+            message = (
+                f"{options.texts}: {len(blank)} blank lines are skipped (first: line {blank[0]}): "
+                "row n is not line n"
+            )
+            console.print(message, markup=False, highlight=False, soft_wrap=True)
         with ProgressDisplay(console, 0, training=False) as display:
             tensors["texts"] = retriever.encode_texts(meta["texts"], display.evaluation)
     checkpoint.write(options.out, tensors, meta)
@@ -131,7 +137,11 @@ def _encode_folder(
                 "that reads images (alip, albef, multisea)"
             )
     else:
-        names, skipped = retriever.readable(find_images(folder))
+        images, others = find_images(folder)
+        if others:
+            message = f"{len(others)} files are no images and are left out: {first_of(others)}"
+            console.print(message, markup=False, highlight=False, soft_wrap=True)
+        names, skipped = retriever.readable(images)
     if skipped:
         console.print(f"skipped {len(skipped)} of {len(names) + len(skipped)} images:")
         for reason in skipped.values():
@@ -142,15 +152,20 @@ def _encode_folder(
         return retriever.encode_images(names, display.evaluation), names, list(skipped)
 
 
-def read_texts(path: Path) -> list[str]:
-    """The lines of a file that are not blank. Raises DataError if there are none."""
+def read_texts(path: Path) -> tuple[list[str], list[int]]:
+    """The lines of a file that are not blank, and the numbers of the blank ones, from 1.
+
+    Raises DataError if there are no others.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028, as splitlines() does
+        content = path.read_text(encoding="utf-8-sig")
+        lines = content.split("\n")  # not at U+2028, as splitlines() does
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--texts {path}: cannot be read ({error})") from error
+    lines = lines if lines[-1].strip() else lines[:-1]  # the end of the last line
     if not (texts := [line.strip() for line in lines if line.strip()]):
         raise DataError(f"--texts {path}: no text; expected one per line")
-    return texts
+    return texts, [number for number, line in enumerate(lines, 1) if not line.strip()]
 
 
 def read_embedded(path: Path, retriever: Retriever) -> tuple[Tensor, list[str]]:

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from itr.data.config import DECODERS
+from itr.data.image_files import files_below, is_image
 from itr.data.images.decode import decode, read_bytes
 from itr.data.loading.eval_batches import caption_batches, image_batches
 from itr.data.records import Record, Split
-from itr.errors import ConfigError, DataError
+from itr.errors import ConfigError, DataError, first_of
 from itr.evaluation.encode import AUTOCAST, Encoder, Progress
 from itr.jobs.load_checkpoint import LoadedCheckpoint, load_checkpoint
 from itr.models.base import RetrievalModel
 from itr.training.device import resolve_device, resolve_precision
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
 class Retriever:
@@ -151,15 +150,25 @@ def load(
     return Retriever(loaded, target, precision, batch_size)
 
 
-def find_images(folder: str | Path) -> list[Path]:
-    """The image files in ``folder`` and below, sorted. Raises DataError if there are none."""
+def find_images(folder: str | Path) -> tuple[list[Path], list[str]]:
+    """The images in ``folder`` and below, sorted, and the files that are none.
+
+    Images are recognized by their ending, or else by their first bytes. Raises DataError if there
+    are none.
+    """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise DataError(f"--images {folder}: no such folder")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not paths:
+        raise DataError(f"--images {folder}: no such folder; pass the folder of the images")
+    images, others = list[Path](), list[str]()
+    for path in files_below(folder):
+        if is_image(path):
+            images.append(Path(path))
+        else:
+            others.append(path)
+    if not images:
         raise DataError(
-            f"--images {folder}: contains no images; looked for {', '.join(SUFFIXES)} in it and "
-            "in its subfolders"
+            f"--images {folder}: contains no images, in it or in its subfolders; its "
+            f"{len(others)} files are of other kinds ({first_of(others) or 'none'}). Pass the "
+            "folder of the images"
         )
-    return paths
+    return images, others

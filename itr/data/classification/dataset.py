@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from torch.utils.data import Dataset, Subset
 from itr.batch import Batch
 from itr.data.classification.prompts import DATASETS, SEED, ClassificationSpec
 from itr.data.config import DECODERS
+from itr.data.image_files import files_below, is_image
 from itr.data.images.decode import decode, read_bytes
 from itr.data.images.transforms import Choices, check_view, normalize, transform
+from itr.data.layout import is_junk
 from itr.errors import ConfigError, DataError, first_of, nearest
 from itr.options import configured, option
 from itr.view import PixelView
@@ -49,6 +52,7 @@ class ClassificationDataset:
         if config.decoder not in DECODERS:
             raise ConfigError(f"data.decoder={config.decoder}: expected {' or '.join(DECODERS)}")
         self.config = config
+        self.notes: tuple[str, ...] = ()  # log lines
         read = self._read_folder if config.set == FOLDER else self._read_torchvision
         self.images, class_names = read(root)
         self.names = _rename(class_names, config.classes)
@@ -101,13 +105,8 @@ class ClassificationDataset:
         def open_one(path: str) -> Tensor:
             return decode(read_bytes(path), path, self.config.decoder)
 
-        try:
-            images = torchvision.datasets.ImageFolder(str(root), loader=open_one)
-        except FileNotFoundError as error:
-            raise DataError(
-                f"data.root={root}: expected one folder of images per class "
-                f"({str(error).splitlines()[0]}); pass data.root=DIR"
-            ) from error
+        images = _FolderImages(*_images_of_classes(root), open_one)
+        self.notes = images.notes
         return images, [name.replace("_", " ") for name in images.classes]
 
     def _read_torchvision(self, root: Path) -> tuple[Dataset, list[str]]:
@@ -127,6 +126,52 @@ class ClassificationDataset:
             images = Subset(images, order[-spec.subset :].tolist())
         # Class names of SUN397 look like "apartment building/outdoor".
         return images, [name.replace("_", " ").replace("/", " ") for name in names]
+
+
+class _FolderImages(Dataset):
+    """The images in a folder of class folders, and log lines about files that are none."""
+
+    def __init__(
+        self,
+        files: dict[str, list[str]],
+        others: list[str],
+        open_one: Callable[[str], Tensor],
+    ):
+        self.classes = list(files)
+        self.samples = [(path, n) for n, paths in enumerate(files.values()) for path in paths]
+        self.open_one = open_one
+        self.notes: tuple[str, ...] = ()
+        if others:
+            self.notes = (f"{len(others)} files are no images: {first_of(others)}",)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, target = self.samples[index]
+        return self.open_one(path), target
+
+
+def _images_of_classes(root: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """Class -> images in and below its folder, and the files that are no images.
+
+    Raises DataError if there is no class folder, or one without an image.
+    """
+    folders = sorted(f.name for f in os.scandir(root) if f.is_dir() and not is_junk(f.name))
+    images: dict[str, list[str]] = {}
+    others: list[str] = []
+    for name in folders:
+        images[name] = []
+        for path in files_below(root / name):
+            (images[name] if is_image(path) else others).append(path)
+    empty = [name for name, paths in images.items() if not paths]
+    if empty or not images:
+        found = f"no image in {first_of(empty)}" if empty else "no folder there"
+        raise DataError(
+            f"data.root={root}: expected one folder of images per class ({found}); remove folders "
+            "that are no class, or pass data.root=DIR"
+        )
+    return images, others
 
 
 def _find_spec(name: str) -> ClassificationSpec:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from itr.data.captions import separate_captions
+from itr.data.captions import separate_captions, with_whole_characters
 from itr.data.config import DataConfig
 from itr.data.layout import Layout, LayoutSpec, data_root, list_folder
 from itr.data.layouts import precomp
@@ -186,7 +186,8 @@ def read_split(layout: Layout, names: str, caption_form: str = "auto") -> Split:
 
     Captions that share a text are separated as ``caption_form`` says; see `separate_captions`.
     """
-    splits = [separate_captions(layout.read(name), caption_form) for name in names.split("+")]
+    read = (with_whole_characters(layout.read(name)) for name in names.split("+"))
+    splits = [separate_captions(split, caption_form) for split in read]
     if len(splits) == 1:
         return splits[0]
     if layout.kind == "regions":
@@ -227,7 +228,8 @@ def _with_second(data: DataConfig, split: Split) -> Split:
         return split
     if data.second_text == OTHER_CAPTION:
         return dataclasses.replace(split, second=OTHER_CAPTION)
-    return join_second(Path(data.second_text).expanduser(), split, data.max_broken)
+    joined = join_second(Path(data.second_text).expanduser(), split, data.max_broken)
+    return with_whole_characters(joined)
 
 
 def _check_options(data: DataConfig, kind: str) -> None:

@@ -8,8 +8,8 @@ import json
 import tarfile
 from pathlib import Path
 
+from itr.data.image_files import image_extensions
 from itr.data.images.decode import read_bytes
-from itr.data.layouts.shards.tar import image_extensions
 from itr.data.records import Record, Split
 from itr.data.tools.writers import WriteOptions, image_names, iterate, training_hint
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,8 @@ from itr.jobs.eval.config import EvalConfig
 from itr.jobs.load_checkpoint import LoadedCheckpoint, load_checkpoint
 from itr.training.device import resolve_device, resolve_precision
 
+log = logging.getLogger(__name__)
+
 
 def classify(config: EvalConfig, progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
     """The origin of the weights, and the metrics: accuracies in percent and their counts.
@@ -36,6 +39,8 @@ def classify(config: EvalConfig, progress: Progress) -> tuple[dict[str, Any], di
         )
     device = resolve_device(config.device)
     classes = ClassificationDataset(check(options, ClassificationConfig, "data"))
+    for note in classes.notes:
+        log.warning("%s: %s", classes.config.root, note)
     loaded = load_checkpoint(
         config.checkpoints[0], config.model, device, verify=config.runtime.verify_checkpoints
     )

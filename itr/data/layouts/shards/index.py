@@ -20,7 +20,7 @@ from itr.files import atomic_write_or_warn
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # version of the cached files
+FORMAT = 4  # version of the cached files
 STRINGS = ("keys", "names", "texts", "second")
 ARRAYS = ("images", "ids", "counts", "text_ids")
 

@@ -1,20 +1,21 @@
-"""Reads the samples of a tar: groups members by key, validates them and finds damage."""
+"""Reads the samples of a tar: validates their members and finds damage."""
 
 from __future__ import annotations
 
-import functools
+import io
 import json
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
 from PIL import Image
 
+from itr.data.captions import whole_characters
 from itr.data.ids import whole_number
+from itr.data.image_files import image_extensions
+from itr.data.layouts.shards.members import TEXT, Grouping, SampleMembers
 
-PREFERRED = ("jpg", "jpeg", "png", "webp")  # used first if a sample has several images
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 TAIL = 16  # the end marker of a JPEG must be within its last bytes
 BLOCK = tarfile.BLOCKSIZE
@@ -28,6 +29,7 @@ EXTENDED = (  # types of members that describe the next one
 )
 InvalidHeader: type[Exception] = tarfile.InvalidHeaderError  # type: ignore[attr-defined]
 LONG_NUMBER = re.compile(rb"[0-9]{256}")
+CAPTION_KEYS = ("caption", "text")  # of the .json of a sample without .txt
 MAX_TEXT = 1 << 24  # bytes of a .txt or .json
 
 
@@ -42,14 +44,6 @@ class TarSample(NamedTuple):
     captions: list[str]
     caption_ids: list[int]  # -1: unknown
     second: str  # second text; empty if there is none
-
-
-@dataclass
-class SampleMembers:
-    """The tar members that share a key, by extension."""
-
-    key: str
-    members: dict[str, tarfile.TarInfo] = field(default_factory=dict)
 
 
 class UnusableSample(Exception):
@@ -95,20 +89,11 @@ class TarReader:
         self.file, self.size, self.fault, self.unread = file, size, "", 0
 
     def __iter__(self) -> Iterator[SampleMembers]:
-        sample = None
+        grouping = Grouping()
         for member in self._members():
-            if not member.isfile():
-                continue
-            folder, _, name = member.name.rpartition("/")
-            stem, _, extension = name.partition(".")
-            key = f"{folder}/{stem}"
-            if sample is None or sample.key != key:
-                if sample is not None:
-                    yield sample
-                sample = SampleMembers(key)
-            sample.members[extension.lower()] = member
-        if sample is not None and not self.fault:
-            yield sample
+            if member.isfile():
+                grouping.add(member)
+        yield from grouping.samples(cut=bool(self.fault))
 
     def _members(self) -> Iterator[tarfile.TarInfo]:
         begin: int | None = 0
@@ -174,54 +159,38 @@ class TarReader:
         self.fault, self.unread = fault, self.size - read
 
 
-@functools.cache
-def image_extensions() -> dict[str, int]:
-    """Image extensions that Pillow reads, without the dot -> preference (0 is preferred)."""
-    known = Image.registered_extensions()
-    readable = {extension.lstrip(".") for extension, name in known.items() if name in Image.OPEN}
-    ordered = (*PREFERRED, *sorted(readable - set(PREFERRED)))
-    return {extension: position for position, extension in enumerate(ordered)}
-
-
 def parse_sample(file: IO[bytes], sample: SampleMembers, second_key: str) -> TarSample:
     """Read ``sample`` of the open tar ``file``. Raises UnusableSample with the reason.
 
-    The caption is ``.txt``, unless the .json lists ``captions`` (with ``caption_ids``).
+    The caption is ``.txt``, unless the .json lists ``captions`` (with ``caption_ids``) or is a list
+    of captions. Without a ``.txt``, it is ``caption`` or ``text`` of the .json.
     """
+    if sample.fault:
+        raise UnusableSample(sample.fault)
     extensions = image_extensions()
     candidates = [extension for extension in sample.members if extension in extensions]
     if not candidates:
-        raise UnusableSample("no image")
+        others = ", ".join(sorted(sample.members.keys() - {TEXT, "json"}))
+        raise UnusableSample(f"no image (but {others})" if others else "no image")
     extension = min(candidates, key=extensions.__getitem__)
     image = sample.members[extension]
     if any(member.issparse() for member in sample.members.values()):
         raise UnusableSample("a sparse member")
     _require_image(file, image)
-    if "txt" not in sample.members:
-        raise UnusableSample("no .txt")
-    text = _decode_text(_read_member(file, sample.members["txt"]), "text that is not UTF-8")
-    if not text:
-        raise UnusableSample("an empty text")
     meta = _read_json(file, sample)
     second, image_id = meta.get(second_key), meta.get("image_id")
     if second is not None and (not isinstance(second, str) or not second.strip()):
         raise UnusableSample(f"an empty {second_key}")
-    captions, ids = meta.get("captions", [text]), meta.get("caption_ids")
-    if not isinstance(captions, list) or not captions or not all(map(_is_text, captions)):
-        raise UnusableSample("captions that are not a list of texts")
+    captions, ids = _captions(file, sample, meta), meta.get("caption_ids")
     if ids is None:
         ids = [-1] * len(captions)
     if not isinstance(ids, list) or len(ids) != len(captions):
         raise UnusableSample("caption_ids that do not fit the captions")
     key = sample.key.rpartition("/")[2]
     name = meta.get("file")
-    _require_unicode(key, "a name")
-    _require_unicode(str(name), "a file name")
-    _require_unicode(second or "", f"a {second_key}")
-    _require_unicode("".join(captions), "captions")
     return TarSample(
         key,
-        str(name) if _is_text(name) else f"{key}.{extension}",
+        whole_characters(str(name)) if _is_text(name) else f"{key}.{extension}",
         image.offset_data,
         image.size,
         max(-1, _number_or(-1, image_id)),
@@ -229,14 +198,6 @@ def parse_sample(file: IO[bytes], sample: SampleMembers, second_key: str) -> Tar
         [_number_or(-1, number) for number in ids],
         (second or "").strip(),
     )
-
-
-def _require_unicode(text: str, what: str) -> None:
-    """Raise UnusableSample for half a surrogate pair, as texts of the web that were cut have."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UnusableSample(f"{what} that is not valid Unicode") from error
 
 
 def _is_text(value: Any) -> bool:
@@ -256,21 +217,50 @@ def _read_json(file: IO[bytes], sample: SampleMembers) -> dict[str, Any]:
         meta = json.loads(_read_member(file, sample.members["json"]))
     except (ValueError, RecursionError) as error:
         raise UnusableSample("invalid JSON") from error
+    if isinstance(meta, list) and meta and all(map(_is_text, meta)):
+        return {"captions": meta}
     if not isinstance(meta, dict):
         raise UnusableSample("JSON that is not an object")
     return meta
 
 
+def _captions(file: IO[bytes], sample: SampleMembers, meta: dict[str, Any]) -> list[str]:
+    """The captions of a sample. Raises UnusableSample if there are none."""
+    captions = meta.get("captions")
+    if TEXT in sample.members:
+        text = _decode_text(_read_member(file, sample.members[TEXT]), "text that is not UTF-8")
+        if not text:
+            raise UnusableSample("an empty text")
+        captions = [text] if captions is None else captions
+    elif captions is None:
+        captions = next((meta[key] for key in CAPTION_KEYS if meta.get(key) is not None), None)
+        if captions is None:
+            raise UnusableSample("no .txt")
+    captions = [captions] if isinstance(captions, str) else captions
+    if not isinstance(captions, list) or not captions or not all(map(_is_text, captions)):
+        raise UnusableSample("captions that are not a list of texts")
+    return captions
+
+
 def _require_image(file: IO[bytes], member: tarfile.TarInfo) -> None:
-    """Raise UnusableSample for an empty image or a truncated JPEG. Decodes nothing."""
+    """Raise UnusableSample for an empty image or a truncated JPEG.
+
+    Only a JPEG without an end mark in its last bytes is decoded.
+    """
     if member.size == 0:
         raise UnusableSample("an empty image")
     file.seek(member.offset_data)
     if file.read(len(JPEG_START)) != JPEG_START:
         return
     file.seek(member.offset_data + max(0, member.size - TAIL))
-    if JPEG_END not in file.read(min(TAIL, member.size)):
-        raise UnusableSample("a truncated JPEG")
+    if JPEG_END in file.read(min(TAIL, member.size)):
+        return
+    file.seek(member.offset_data)  # phones and copy programs append bytes: decode it
+    try:
+        with Image.open(io.BytesIO(file.read(member.size))) as image:
+            image.load()
+    except Exception as error:  # noqa: BLE001  Pillow raises many types
+        raise UnusableSample("a truncated JPEG") from error
 
 
 def _read_member(file: IO[bytes], member: tarfile.TarInfo) -> bytes:
