@@ -94,8 +94,9 @@ def initialize_from(model: Model, name: str, source: str) -> list[str]:
     messages.append(f"model.init: loaded {share} weights from {path}")
     for what, names in (
         ("resized", [k for k in loaded if k in stored and stored[k].shape != loaded[k].shape]),
-        ("copied to momentum encoders", _momentum_copies(loaded, stored)),
-        ("ignored", [k for k in stored if k not in loaded]),
+        ("copied to momentum encoders", _momentum_copies(loaded)),
+        ("taken from weights of other names", _adopted(loaded, stored)),
+        ("ignored", _ignored(loaded, stored)),
         ("ignored, image ids of another dataset", queue_ids),
         ("left at their initial values", [k for k in initial if k not in loaded]),
     ):
@@ -104,9 +105,31 @@ def initialize_from(model: Model, name: str, source: str) -> list[str]:
     return messages
 
 
-def _momentum_copies(loaded: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> list[str]:
-    """Momentum weights that the checkpoint lacks, and that were copied from its weights."""
-    return [k for k in loaded if k.startswith("twin.") and k not in stored]
+def _momentum_copies(loaded: Mapping[str, Tensor]) -> list[str]:
+    """Momentum weights that were copied from the checkpoint's weights, not from its own of them."""
+    trained = {name: value.data_ptr() for name, value in loaded.items()}
+    return [
+        k
+        for k, v in loaded.items()
+        if k.startswith("twin.") and v.data_ptr() == trained.get(k.removeprefix("twin."))
+    ]
+
+
+def _adopted(loaded: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> list[str]:
+    """Weights that the checkpoint of another task has under other names."""
+    copies = set(_momentum_copies(loaded))
+    return [k for k in loaded if k not in stored and k not in copies]
+
+
+def _ignored(loaded: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> list[str]:
+    """Weights of the checkpoint that no weight was taken from."""
+    used = {value.data_ptr() for value in loaded.values()}
+    return [
+        k
+        for k, v in stored.items()
+        if v.data_ptr() not in used
+        and not (k in loaded and loaded[k].shape != v.shape)  # resized
+    ]
 
 
 def _check_sizes(
@@ -137,8 +160,10 @@ def _check_sizes(
 def _read_weights(path: Path, name: str, model: Model) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors by our names, and messages of an importer. Raises CheckpointError for another
     method."""
+    meta: Mapping[str, Any] = {}
     if path.suffix == ".safetensors":
-        method = checkpoint.read_meta(path)["model_name"]
+        meta = checkpoint.read_meta(path)
+        method = meta["model_name"]
     else:
         method = recognize(path)
     if method != name:
@@ -146,7 +171,8 @@ def _read_weights(path: Path, name: str, model: Model) -> tuple[dict[str, Tensor
             f"model.init={path}: a checkpoint of model={method}, not of model={name}; pass a "
             f"checkpoint of {name}, or model={method}"
         )
-    if path.suffix == ".safetensors":
+    if meta:
+        _check_task(path, model, meta["model_config"].get("task"))
         return checkpoint.read_tensors(path, "model/"), []
     importer = importer_of(name).module
     imported = importer.read(
@@ -156,4 +182,17 @@ def _read_weights(path: Path, name: str, model: Model) -> tuple[dict[str, Tensor
         fault := importer.incompatibility(imported.config, model.config)
     ):
         raise CheckpointError(f"model.init={path}: {fault}")
+    _check_task(path, model, getattr(imported.config, "task", None))
     return imported.state, imported.report.lines(path)
+
+
+def _check_task(path: Path, model: Model, task: str | None) -> None:
+    """Raises CheckpointError if ``model`` cannot start from a checkpoint of ``task``."""
+    allowed = model.starts_from
+    if allowed is None or task is None or task in allowed:
+        return
+    raise CheckpointError(
+        f"model.init={path}: a checkpoint of task={task}, which lacks what task="
+        f"{model.config.task} starts from; expected one of task={', '.join(allowed)}; pass such a "
+        f"checkpoint, or task={task}"
+    )

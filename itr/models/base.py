@@ -69,6 +69,8 @@ class Model(nn.Module, ABC):
     slot_names: ClassVar[tuple[str, ...]] = ()
     term_names: ClassVar[tuple[str, ...]]
     tasks: ClassVar[tuple[str, ...]] = ("retrieval",)  # values of `task=` that it trains on
+    # Tasks of the same method whose weights can be the initial ones (``model.init``); None: any.
+    starts_from: ClassVar[tuple[str, ...] | None] = None
     shares_batch_loss: ClassVar[bool] = (
         True  # pairs of all ranks share a loss; False: each rank has its own
     )

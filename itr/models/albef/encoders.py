@@ -31,7 +31,6 @@ class ALBEFEncoders(Model):
     Config = ALBEFConfig
     size_key = "image.size"
     config: ALBEFConfig
-    starts_from: tuple[str, ...]  # tasks of ALBEF whose weights can be its initial ones
     twin: MomentumTwin | None  # None: no soft targets
 
     def __init__(
