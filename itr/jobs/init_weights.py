@@ -127,8 +127,7 @@ def _ignored(loaded: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> list
     return [
         k
         for k, v in stored.items()
-        if v.data_ptr() not in used
-        and not (k in loaded and loaded[k].shape != v.shape)  # resized
+        if v.data_ptr() not in used and not (k in loaded and loaded[k].shape != v.shape)  # resized
     ]
 
 

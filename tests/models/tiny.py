@@ -15,6 +15,7 @@ from itr.clock import Clock
 from itr.draws import Draws
 from itr.instantiate import check
 from itr.losses.infonce import InfoNCE
+from itr.models.albef import ALBEF
 from itr.models.base import RetrievalModel
 from itr.models.build import build_model
 from itr.training.config import check_config
@@ -62,6 +63,37 @@ def build_directly(
     slots = nn.ModuleDict({slot: loss or InfoNCE() for slot in cls.slot_names})
     weights = dict.fromkeys(cls.term_names, 1.0)
     return cls(config_of(cls, name, **fields), slots, weights, facts_for(name))
+
+
+def build_task(task: str, **fields: Any) -> Any:
+    """The ALBEF that ``task`` trains, as `build_directly`."""
+    depth = {"answer_depth": 2, **fields}
+    if "max_positions" in depth:
+        text = config_of(ALBEF, "albef").text
+        depth["text"] = dataclasses.replace(text, max_positions=depth.pop("max_positions"))
+    cls = ALBEF.class_for(config_of(ALBEF, "albef", task=task))
+    return build_directly(cls, "albef", task=task, **depth)  # type: ignore[arg-type]
+
+
+def item_batch(task: str, size: int = 6, seed: int = 1) -> Batch:
+    """A random batch of items of ``task``, as ALBEF reads them; each question has 1 to 3 answers
+    of 1 to 3 pieces."""
+    random = torch.Generator().manual_seed(seed)
+    made, classes = pixel_batch(size, seed=seed), {"entailment": 3, "nlvr2": 2}
+    if task in classes:
+        made.labels = torch.randint(classes[task], (size,), generator=random)
+    if task == "nlvr2":
+        made.second_pixels = torch.randn(made.pixels.shape, generator=random)
+    if task == "vqa":
+        made.answer_counts = tuple(1 + number % 3 for number in range(size))
+        pieces = 1 + torch.arange(sum(made.answer_counts)) % 3
+        place = torch.arange(5)
+        made.answer_mask = place < pieces[:, None] + 2
+        tokens = torch.randint(5, VOCABULARY, (len(pieces), 5), generator=random)
+        tokens = tokens.masked_fill(place == 0, 2).masked_fill(place == pieces[:, None] + 1, 3)
+        made.answer_tokens = tokens * made.answer_mask
+        made.answer_weights = 0.1 + torch.rand(len(pieces), generator=random)
+    return made
 
 
 def batch_for(name: str, size: int = 6, ids: list[int] | None = None, seed: int = 1) -> Batch:
