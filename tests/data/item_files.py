@@ -99,13 +99,17 @@ def write_snli_ve(root: Path, lists: bool = False) -> None:
 
 def write_nlvr2(root: Path, lists: bool = False) -> None:
     """Sets of two pairs of pictures with two statements."""
-    for split, official in (("train", "train"), ("dev", "dev"), ("test", "test1")):
+    for start, split, official in (
+        (0, "train", "train"),
+        (20, "dev", "dev"),
+        (40, "test", "test1"),
+    ):
         rows = []
         for pair in range(2):
             folder = "images/train/0" if split == "train" else official
             pictures = [f"{folder}/{official}-9-{pair}-img{side}.png" for side in range(2)]
             for number, picture in enumerate(pictures):
-                write_picture(root / picture, 10 * pair + number)
+                write_picture(root / picture, start + 10 * pair + number)
             for sentence in range(2):
                 text, label = f"statement {sentence} of left dogs", str((pair + sentence) % 2 == 0)
                 row: dict[str, Any] = {"sentence": text, "label": label}

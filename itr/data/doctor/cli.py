@@ -7,6 +7,7 @@ decoding of every image, every region value, duplicates and leaks between splits
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import traceback
@@ -25,15 +26,17 @@ from itr.data.doctor.inspect import (
     check_captions,
     check_duplicates,
     check_images,
+    check_lengths,
 )
+from itr.data.doctor.inspect_items import examine_items, find_tasks, item_layouts
 from itr.data.doctor.inspect_regions import check_regions
 from itr.data.doctor.report import FAILED, NOTE, REFUSED, WARNING, DatasetReport, SplitReport
+from itr.data.downstream.open import FINDERS as ITEM_TASKS
 from itr.data.layout import list_folder
 from itr.data.layouts.region_arrays import check_same_width
 from itr.data.layouts.registry import FINDERS, KINDS, ORDER, DataConfig, open_split
 from itr.data.records import Split
 from itr.data.splits import ROLES, match_split, resolve_split, role_of
-from itr.data.text.tokenizer import open_tokenizer
 from itr.data.tools import arguments as command_line
 from itr.errors import ConfigError, DataError, UserError
 from itr.view import View
@@ -43,10 +46,12 @@ usage: itr data check data.root=DIR [data=NAME] [model=NAME] [data.KEY=VALUE ...
 
 Report what a folder holds and what is wrong with it. Every layout in the folder is opened as
 training opens it, then examined in full: counts, content hashes, decoding of every image, every
-region value, duplicates and leaks between splits.
+region value, duplicates and leaks between splits. The same for questions, hypotheses, statements
+and expressions (vqa, entailment, nlvr2, grounding), with their answers, labels and boxes.
 
   data.root=DIR    the folder to check
-  data=NAME        the dataset it should hold (f30k, coco, ...): also compare with known sizes
+  data=NAME        the dataset it should hold (f30k, coco, vqa2, ...): also compare with known sizes
+  task=NAME        check the items of this task alone
   model=NAME       also measure caption lengths with the tokenizer of this model
   data.KEY=VALUE   any other option of the dataset, e.g. data.layout=karpathy
   --json           print the report as JSON
@@ -71,6 +76,7 @@ class CheckOptions:
     data: DataConfig
     name: str | None  # of the dataset; None: not given, so no sizes are known
     view: View | None  # of the model; None: no model is given
+    task: str | None  # None: not given
     as_json: bool
 
 
@@ -97,9 +103,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse_options(arguments: Sequence[str]) -> CheckOptions:
     """Parse the command line. Raises ConfigError for unusable arguments."""
-    keys = [argument for argument in arguments if argument != "--json"]
+    task = next((a.removeprefix("task=") for a in arguments if a.startswith("task=")), None)
+    if task is not None and task not in ITEM_TASKS:
+        raise ConfigError(f"task={task}: expected one of {', '.join(ITEM_TASKS)}")
+    keys = [a for a in arguments if a != "--json" and not a.startswith("task=")]
     groups = {key.partition("=")[0] for key in keys}
-    if "data" in groups or "model" in groups:
+    if groups & {"data", "model"}:
         values = command_line.compose(keys)
         data = command_line.data_config(values)
     else:
@@ -107,7 +116,9 @@ def parse_options(arguments: Sequence[str]) -> CheckOptions:
         dotted = dict(key.split("=", 1) for key in keys if key.startswith("data.") and "=" in key)
         if len(dotted) != len(keys):
             odd = next(key for key in keys if not key.startswith("data.") or "=" not in key)
-            raise ConfigError(f"'{odd}': expected data.root=DIR, data=NAME, model=NAME or --json")
+            raise ConfigError(
+                f"'{odd}': expected data.root=DIR, data=NAME, model=NAME, task=NAME or --json"
+            )
         data = command_line.plain_data(dotted)
     needs_root = data.shards is None and data.table is None
     if needs_root and not (data.root and Path(data.root).expanduser().is_dir()):
@@ -116,6 +127,7 @@ def parse_options(arguments: Sequence[str]) -> CheckOptions:
         data,
         name=data.name if "data" in groups else None,
         view=command_line.view_of(values) if "model" in groups else None,
+        task=task,
         as_json="--json" in arguments,
     )
 
@@ -127,7 +139,13 @@ def examine(options: CheckOptions, console: Console) -> DatasetReport:
     layouts = ("table",) if data.table else ("shards",) if data.shards else ORDER
     if data.layout != "auto":
         layouts = (data.layout,)
+    tasks = find_tasks(data, options.task) if data.root else []
+    if tasks:
+        layouts = () if options.task else tuple(item_layouts(layouts))
     with _progress(console) as progress:
+        for task in tasks:
+            images = functools.partial(_examine_images, report=report, progress=progress)
+            examine_items(data, options.name and data.name, task, report, images)
         for layout in layouts:
             splits = _list_splits(layout, options, report)
             _examine_layout(layout, splits, options, report, progress)
@@ -241,7 +259,7 @@ def _examine_split(split: Split, options: CheckOptions, report: DatasetReport) -
     report.splits.append(entry)
     check_captions(split, report)
     if options.view is not None:
-        entry.statistics["ids_longest"] = _check_lengths(split, options.view, report)
+        entry.statistics["ids_longest"] = check_lengths(split, options.view, report)
     is_cut = split.name == "dev" and options.data.max_dev_captions is not None  # on purpose
     if options.name in KNOWN_SIZES and role_of(split.name) in ROLES and not is_cut:
         expected = KNOWN_SIZES[options.name][_order(split.name)]
@@ -265,29 +283,6 @@ def _examine_images(split: Split, report: DatasetReport, progress: Progress) -> 
         return check_images(split, report, len(os.sched_getaffinity(0)), advance)
     finally:
         progress.remove_task(task)
-
-
-def _check_lengths(split: Split, view: View, report: DatasetReport) -> int | None:
-    """Report captions that the model truncates; the longest caption in ids (None: no tokenizer)."""
-    captions = split.captions()
-    limit = view.text_eval.max_length or view.text_eval.pad_to
-    try:
-        tokenizer = open_tokenizer(view, captions)
-    except ConfigError as error:
-        message = f"caption lengths in token ids are unknown: {error}"
-        report.add(NOTE, split.layout, split.name, message)
-        return None
-    untruncated = dataclasses.replace(view.text_eval, max_length=None, pad_to=None)
-    lengths = tokenizer.tokenize(captions, untruncated).lengths
-    truncated = np.flatnonzero(lengths > limit) if limit else np.zeros(0, np.int64)
-    if len(truncated):
-        example = repr(captions[int(truncated[0])][:40])
-        message = (
-            f"{len(truncated)} of {len(captions)} captions exceed the model's {limit} token ids "
-            f"and are truncated, e.g. {example}..."
-        )
-        report.add(NOTE, split.layout, split.name, message)
-    return int(lengths.max())
 
 
 def _check_leaks(layout: str, splits: dict[str, Split], report: DatasetReport) -> None:

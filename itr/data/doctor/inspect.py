@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -18,7 +19,9 @@ from itr.data.images.decode import decode, image_name, read_bytes
 from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Slice, Split
 from itr.data.splits import role_of
-from itr.errors import DataError, first_of
+from itr.data.text.tokenizer import open_tokenizer
+from itr.errors import ConfigError, DataError, first_of
+from itr.view import View
 
 MAX_LISTED = 3
 BLOCK = 64  # images decoded concurrently
@@ -61,6 +64,29 @@ def check_captions(split: Split, report: DatasetReport) -> None:
             f"{split.source}: {len(image_ids)} images have the same caption more than once (image "
             f"ids {first_of(image_ids)})",
         )
+
+
+def check_lengths(split: Split, view: View, report: DatasetReport) -> int | None:
+    """Report captions that the model truncates; the longest caption in ids (None: no tokenizer)."""
+    captions = split.captions()
+    limit = view.text_eval.max_length or view.text_eval.pad_to
+    try:
+        tokenizer = open_tokenizer(view, captions)
+    except ConfigError as error:
+        message = f"caption lengths in token ids are unknown: {error}"
+        report.add(NOTE, split.layout, split.name, message)
+        return None
+    untruncated = dataclasses.replace(view.text_eval, max_length=None, pad_to=None)
+    lengths = tokenizer.tokenize(captions, untruncated).lengths
+    truncated = np.flatnonzero(lengths > limit) if limit else np.zeros(0, np.int64)
+    if len(truncated):
+        example = repr(captions[int(truncated[0])][:40])
+        message = (
+            f"{len(truncated)} of {len(captions)} captions exceed the model's {limit} token ids "
+            f"and are truncated, e.g. {example}..."
+        )
+        report.add(NOTE, split.layout, split.name, message)
+    return int(lengths.max())
 
 
 # Images

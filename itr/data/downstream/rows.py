@@ -19,6 +19,10 @@ from itr.errors import DataError
 FOLDERS = ("", "data", "annotations", "albef")  # below data.root, where files are looked for
 
 
+class NoItemsError(DataError):
+    """A folder has no files of a task."""
+
+
 class Row(NamedTuple):
     """A text about a picture, or about two."""
 
@@ -73,10 +77,10 @@ def find_file(root: Path, *names: str, folders: Sequence[str] = FOLDERS) -> Path
     return next((path for path in paths if path.is_file()), None)
 
 
-def no_files(data: DataConfig, task: str, expected: str) -> DataError:
+def no_files(data: DataConfig, task: str, expected: str) -> NoItemsError:
     """The error that ``data.root`` has no files of ``task``."""
     root = data_root(data)
-    return DataError(
+    return NoItemsError(
         f"data.root={data.root}: holds no items of task={task}; expected {expected}, there or in "
         f"{', '.join(f'{name}/' for name in FOLDERS if name)}. The folder holds "
         f"{list_folder(root)}. Pass data.root=DIR, or the data=NAME of this task"

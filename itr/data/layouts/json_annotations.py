@@ -97,15 +97,16 @@ def resolve_image_paths(
 
     Raises MissingImagesError that counts and names missing images.
     """
-    base = _image_folder(path, str(records[0].image), images, folders, option)
+    sample = [str(records[n].image) for n in (0, len(records) // 2, -1)]
+    base = _image_folder(path, sample, images, folders, option)
     _require_images(path, base, records, option)
     return [dataclasses.replace(r, image=str(base / str(r.image))) for r in records]
 
 
 def _image_folder(
-    path: Path, first: str, images: str | None, folders: Sequence[str], option: str
+    path: Path, sample: Sequence[str], images: str | None, folders: Sequence[str], option: str
 ) -> Path:
-    """The folder that contains ``first``, the relative path of one image."""
+    """The folder that contains one of ``sample``, relative paths of some of the images."""
     if images is not None:
         base = Path(images).expanduser()
         if not base.is_dir():
@@ -114,9 +115,10 @@ def _image_folder(
     names = ("", *folders, *IMAGE_FOLDERS)
     candidates = [base / name for base in (path.parent, path.parent.parent) for name in names]
     for base in candidates:
-        if (base / first).is_file():
+        if any((base / name).is_file() for name in sample):
             return base
-    # The first image is missing: take a folder of the right structure for the error message.
+    # They are missing: take a folder of the right structure for the error message.
+    first = sample[0]
     return next((base for base in candidates if (base / first).parent.is_dir()), candidates[0])
 
 
