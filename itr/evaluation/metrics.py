@@ -17,6 +17,7 @@ def rank_metrics(ranks: np.ndarray, depth: int | None = None) -> dict[str, float
     ordered, a rank above ``depth`` is unknown, and metrics that depend on it are omitted.
     """
     metrics: dict[str, float] = {}
+    ranks = ranks[~np.isnan(ranks)]  # NaN: no query
     for k in RECALLS:
         if depth is None or k <= depth:
             metrics[f"r{k}"] = 100.0 * int(np.count_nonzero(ranks <= k)) / len(ranks)

@@ -74,9 +74,10 @@ def rank_table(
 ) -> Ranks:
     """Rank the captions for each image of ``table``, and the images for each caption.
 
-    ``text_to_image`` [C] holds the image of each caption, in any order; every image needs at least
-    one caption. ``tie_break`` defines how non-matches with the same score as the best match count:
-    against the query (``pessimistic``), for it (``optimistic``), or half (``mean``). Other matches
+    ``text_to_image`` [C] holds the image of each caption, in any order. The rank of an image
+    without a caption, and of a caption without an image (-1), is NaN. ``tie_break`` defines how
+    non-matches with the same score as the best match count: against the query (``pessimistic``),
+    for it (``optimistic``), or half (``mean``). Other matches
     of the query never count against it. At most ``tile`` scores exist at a time (None: a default
     for the device). Raises ConfigError for an unknown ``tie_break`` and DataError for an invalid
     ``text_to_image`` or NaN scores.
@@ -91,7 +92,9 @@ def rank_table(
             def rows(start: int, stop: int, scores: DirectionScores = scores) -> Tensor:
                 return scores.of(slice(start, stop))
 
-            ranks.append(count_ranks(rows, scores.n_candidates, matches, tie_break, tile))
+            found = count_ranks(rows, scores.n_candidates, matches, tie_break, tile)
+            unmatched = np.diff(matches.first) == 0
+            ranks.append(np.where(unmatched, np.nan, found) if unmatched.any() else found)
     return Ranks(ranks[0], ranks[1], table.depth)
 
 
@@ -116,8 +119,8 @@ def rank_scores(
 def check_text_to_image(text_to_image: Any, images: int, texts: int) -> np.ndarray:
     """Return ``text_to_image`` [C] as int64.
 
-    Raises DataError unless it holds one image index (0 to ``images`` - 1) for each of ``texts``
-    captions and every image has a caption.
+    Raises DataError unless it holds one image index (0 to ``images`` - 1, or -1 for none) for each
+    of ``texts`` captions, and at least one caption has an image.
     """
     if isinstance(text_to_image, Tensor):
         text_to_image = text_to_image.cpu()
@@ -127,17 +130,13 @@ def check_text_to_image(text_to_image: Any, images: int, texts: int) -> np.ndarr
             f"text_to_image has shape {owner.shape}; expected one image index for each of the "
             f"{texts} captions"
         )
-    if texts and not (0 <= owner.min() and owner.max() < images):
+    if texts and not (-1 <= owner.min() and owner.max() < images):
         raise DataError(
             f"text_to_image has values from {owner.min()} to {owner.max()}; expected 0 to "
-            f"{images - 1}"
+            f"{images - 1}, or -1 for a caption without an image"
         )
-    without = np.flatnonzero(np.bincount(owner, minlength=images) == 0)
-    if not texts or len(without):
-        raise DataError(
-            f"{len(without)} of {images} images have no caption (first indices: "
-            f"{without[:5].tolist()}); every image needs at least one: remove these images"
-        )
+    if not texts or owner.max() < 0:
+        raise DataError(f"none of the {texts} captions has an image; nothing can be ranked")
     return owner
 
 
@@ -149,10 +148,11 @@ def match_both_ways(
     Raises as `check_text_to_image`.
     """
     owner = check_text_to_image(text_to_image, images, texts)
-    by_image = np.argsort(owner, kind="stable")
+    order = np.argsort(owner, kind="stable")
+    by_image, owned = order[owner[order] >= 0], np.flatnonzero(owner >= 0)
     return (
         Matches.of(owner[by_image], by_image, images, device),
-        Matches.of(np.arange(texts), owner, texts, device),
+        Matches.of(owned, owner[owned], texts, device),
     )
 
 

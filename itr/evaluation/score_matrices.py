@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from itr.evaluation.protocols import Protocol, find_protocols
 from itr.evaluation.query_log import QueryLog, build_query_log
 from itr.evaluation.ranks import Ranks, check_text_to_image
 from itr.evaluation.retrieval_set import RetrievalSet, applicable_protocols
-from itr.evaluation.score_tables import MatrixTable
+from itr.evaluation.score_files import IDS, OWNERS, matrix_table, read_score_file
+from itr.evaluation.score_tables import ScoreTable
 from itr.evaluation.stored_embeddings import file_hash
 
 UNKNOWN = "unknown"  # facts that a score file does not contain
-KEYS = ("scores", "text_to_image", "image_ids", "caption_ids")
+log = logging.getLogger(__name__)
+
 COCO_PROTOCOLS = (
     "coco_5k",
     "coco_1k_5fold",
@@ -46,20 +48,32 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a score matrix [N, C] of N images and C captions; returns flat results.
 
-    ``text_to_image`` [C] holds the image (0 to N - 1) of each caption; every image needs at least
-    one caption. ``image_ids`` [N] and ``caption_ids`` [C] are COCO's ids, needed for ``cxc`` and
+    ``text_to_image`` [C] holds the image (0 to N - 1) of each caption; -1: none of them. Images
+    without a caption, and captions without an image, are candidates but no queries. ``image_ids``
+    [N] and ``caption_ids`` [C] are COCO's ids, needed for ``cxc`` and
     ``eccv``. ``protocols`` are names; None: ``full``, or the COCO protocols if the ids are those of
     COCO's test set. The first protocol's metrics have plain names (``i2t_r1`` ... ``rsum``, R@K in
     per cent), those of the others start with the protocol's name. The query log is appended to
     ``logs``, if given. Raises DataError for a matrix or ids that cannot be ranked, and ConfigError
     for a protocol that does not fit.
     """
-    if not isinstance(scores, Tensor):
-        scores = np.asarray(scores)
-    _check_matrix(scores)
-    retrieval_set = _retrieval_set(scores.shape, text_to_image, image_ids, caption_ids)
+    table = matrix_table(scores if isinstance(scores, Tensor) else np.asarray(scores))
+    ids = (image_ids, caption_ids)
+    return _evaluate(table, text_to_image, ids, protocols, tie_break, hubness, logs)
+
+
+def _evaluate(
+    table: ScoreTable,
+    text_to_image: Any,
+    ids: tuple[Any, Any],
+    protocols: Sequence[str] | None,
+    tie_break: str,
+    hubness: HubnessConfig | None,
+    logs: list[QueryLog] | None,
+) -> dict[str, Any]:
+    """`evaluate` any table; ``ids`` of images and captions."""
+    retrieval_set = _retrieval_set((table.n_images, table.n_captions), text_to_image, *ids)
     used = _choose_protocols(protocols, retrieval_set)
-    table = MatrixTable(scores)
     ranks: dict[str, Ranks] = {}
     results = evaluate_protocols(
         lambda subset: table.subset(subset.images, subset.captions),
@@ -69,6 +83,7 @@ def evaluate(
         ranks,
     )
     results |= {"protocol": used[0].name, "tie_break": tie_break}
+    results |= _count_candidates_only(retrieval_set)
     if hubness is not None:
         results |= hubness_rows(
             table, retrieval_set, used[0], hubness, tie_break, ranks_by_name=ranks
@@ -85,70 +100,56 @@ def evaluate_file(
     hubness: HubnessConfig | None = None,
     logs: list[QueryLog] | None = None,
 ) -> dict[str, Any]:
-    """`evaluate` an .npz file with ``scores``, ``text_to_image`` and, if needed, the ids.
+    """`evaluate` an .npz file, which may hold scores or embeddings; see `score_files`.
 
     Errors name the file.
     """
-    arrays = _read(path)
+    scores = read_score_file(path)
+    for note in scores.notes:
+        log.warning("%s", note)
+    arrays = scores.arrays
     if hubness is not None and hubness.bank_split is not None:
         raise ConfigError(
             "hubness.bank_split: a score file has no other queries; pass hubness.bank_split=null"
         )
     try:
-        results = evaluate(
-            arrays["scores"],
-            arrays["text_to_image"],
+        results = _evaluate(
+            scores.table,
+            arrays[OWNERS],
+            (arrays.get(IDS[0]), arrays.get(IDS[1])),
             protocols,
             tie_break or "pessimistic",
-            arrays.get("image_ids"),
-            arrays.get("caption_ids"),
             hubness,
             logs,
         )
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     origin = {"scores": str(path), "scores_sha256": file_hash(path), "select_on": UNKNOWN}
-    return origin | results | {"rerank_k": UNKNOWN, "data_hash": _hash_queries(arrays)}
+    rerank_k = UNKNOWN if scores.table.depth is None else scores.table.depth
+    return origin | results | {"rerank_k": rerank_k, "data_hash": _hash_queries(arrays)}
+
+
+def _count_candidates_only(retrieval_set: RetrievalSet) -> dict[str, int]:
+    """How many images and captions are candidates but no queries, if any; a warning says so."""
+    owner, images = retrieval_set.text_to_image, retrieval_set.n_images
+    counts = {
+        "images_without_caption": images - len(np.unique(owner[owner >= 0])),
+        "captions_without_image": int((owner < 0).sum()),
+    }
+    counts = {key: count for key, count in counts.items() if count}
+    for key, count in counts.items():
+        log.warning("%d %s: they are ranked as candidates and are no queries", count,
+                    key.replace("_", " "))  # fmt: skip
+    return counts
 
 
 def _hash_queries(arrays: Mapping[str, np.ndarray]) -> str:
     """Hash of the queries as far as the file describes them: text_to_image and ids."""
     digest = hashlib.sha256()
-    for key in KEYS[1:]:
+    for key in (OWNERS, *IDS):
         if key in arrays:
             digest.update(key.encode() + arrays[key].astype(np.int64).tobytes())
     return digest.hexdigest()[:DIGITS]
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise DataError(f"scores={path}: no such file; expected .npz with {', '.join(KEYS)}")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise ValueError("a single array without a name")
-            arrays = {key: archive[key] for key in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path}: not a readable .npz file ({error}); write it with np.savez({path.name!r}, "
-            "scores=..., text_to_image=...)"
-        ) from error
-    if missing := [key for key in KEYS[:2] if key not in arrays]:
-        raise DataError(
-            f"{path}: missing {' and '.join(missing)} (arrays in the file: "
-            f"{', '.join(arrays) or 'none'}); expected scores [images, captions] and "
-            "text_to_image [captions]"
-        )
-    return arrays
-
-
-def _check_matrix(scores: np.ndarray | Tensor) -> None:
-    dtype = str(scores.dtype)
-    if scores.ndim != 2 or "float" not in dtype or 0 in scores.shape:
-        raise DataError(
-            f"scores: {dtype} of shape {tuple(scores.shape)}; expected floats of shape "
-            "(images, captions)"
-        )
 
 
 def _retrieval_set(
@@ -158,8 +159,8 @@ def _retrieval_set(
     owner = _integers("text_to_image", text_to_image)
     if len(owner) != captions and len(owner) == images:
         raise DataError(
-            f"scores have shape ({images}, {captions}) and text_to_image has {len(owner)} entries: "
-            "the matrix is transposed; expected images in rows (pass scores.T)"
+            f"the scores have shape ({images}, {captions}) and text_to_image has {len(owner)} "
+            "entries: the matrix is transposed; expected images in rows (pass scores.T)"
         )
     owner = check_text_to_image(owner, images, captions)
     ids: dict[str, np.ndarray | None] = {}
@@ -190,7 +191,9 @@ def _choose_protocols(names: Sequence[str] | None, retrieval_set: RetrievalSet) 
     if names is None:
         if retrieval_set.incompatibility(find_protocols(["cxc"])[0]) is not None:
             return find_protocols(["full"])
-        more_than_5 = np.bincount(retrieval_set.text_to_image).max() > 5  # captions of an image
+        more_than_5 = (
+            np.bincount(retrieval_set.text_to_image.clip(0)).max() > 5
+        )  # captions of an image
         return find_protocols(
             [name for name in COCO_PROTOCOLS if more_than_5 or not name.endswith("first5")]
         )

@@ -114,7 +114,31 @@ class MatrixTable(ScoreTable):
 
     def subset(self, images: Index, captions: Index) -> MatrixTable:
         """The table of some rows and columns."""
-        return MatrixTable(self.values[images][:, captions])
+        part = MatrixTable(self.values[images][:, captions])
+        part.depth = self.depth
+        return part
+
+
+class TwoWayTable(ScoreTable):
+    """A matrix for each direction: ``i2t`` [N, C] and ``t2i`` [C, N]."""
+
+    def __init__(self, i2t: np.ndarray | Tensor, t2i: np.ndarray | Tensor):
+        self.ways = {"i2t": MatrixTable(i2t), "t2i": MatrixTable(t2i)}
+        self.n_images, self.n_captions = i2t.shape
+        self.device = self.ways["i2t"].device
+
+    def scores(self, direction: str, rows: Rows) -> Tensor:
+        """Rows of the matrix of ``direction``."""
+        if direction not in self.ways:
+            raise DataError(f"{direction}: score matrices have only image-text scores")
+        return self.ways[direction].scores("i2t", rows)
+
+    def subset(self, images: Index, captions: Index) -> TwoWayTable:
+        """The tables of some rows and columns."""
+        i2t, t2i = self.ways["i2t"].values, self.ways["t2i"].values
+        part = TwoWayTable(i2t[images][:, captions], t2i[captions][:, images])
+        part.depth = self.depth
+        return part
 
 
 class MeanTable(ScoreTable):

@@ -49,7 +49,8 @@ class ImageHits(NamedTuple):
         is_query = np.isfinite(ranks.i2t)
         hits = (ranks.i2t[:, None] <= cutoffs) & is_query[:, None]
         images = np.column_stack([is_query, hits]).astype(float)
-        owner, size = np.asarray(text_to_image), len(ranks.i2t)
+        # A caption without an image (-1) is no query and adds nothing anywhere.
+        owner, size = np.maximum(np.asarray(text_to_image), 0), len(ranks.i2t)
         is_query = np.isfinite(ranks.t2i)
         captions = [
             np.bincount(owner, weights=(ranks.t2i <= k) & is_query, minlength=size) for k in RECALLS
