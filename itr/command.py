@@ -5,6 +5,7 @@ This module is on the ground floor so that the commands of `itr.data` and `itr.o
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import os
@@ -48,7 +49,8 @@ def run(function: Function, arguments: Sequence[str] | None = None) -> int:
     """Call ``function(arguments)`` and return its exit code.
 
     A UserError is printed without a traceback (2). An interrupt ends it quietly (130), and
-    so does a reader that closed the standard output, as ``| head`` does (141).
+    so does a reader that closed the standard output, as ``| head`` does (141). What the system
+    refuses (a full disk, a folder that cannot be written, no memory) becomes a sentence, too (2).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -62,9 +64,39 @@ def run(function: Function, arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
+    except (OSError, MemoryError, RecursionError) as error:
+        if not isinstance(error, BrokenPipeError):
+            print_error(explain_system_error(error))
+            return USER_ERROR
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+
+
+ADVICE = {  # errno -> what to do
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or write to another disk"),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "choose another place, or have its permissions changed",
+    ),
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a part of the path is a file; choose another place",
+    errno.EISDIR: "it is a folder; pass a file",
+    errno.EEXIST: "choose another name",
+    errno.EFBIG: "files may not be that large here (ulimit -f)",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+}
+
+
+def explain_system_error(error: OSError | MemoryError | RecursionError) -> str:
+    """What the system refused, as a sentence with the file and what to do."""
+    if isinstance(error, MemoryError):
+        return f"out of memory ({error or 'no size given'}); use less data at once, or more memory"
+    if isinstance(error, RecursionError):
+        return f"a file is nested too deeply to be read ({error}); check the files that were passed"
+    advice = ADVICE.get(error.errno or 0, "check the file, the disk and the network")
+    files = " -> ".join(str(f) for f in (error.filename, error.filename2) if f is not None)
+    what = error.strerror or str(error) or type(error).__name__
+    return f"{files}: {what}; {advice}" if files else f"{what}; {advice}"
 
 
 def print_error(message: str) -> None:

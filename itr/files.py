@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
+import hashlib
 import logging
 import os
+import shutil
+import socket
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,8 +30,8 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
     also survives a power failure. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Random, not the process id: processes of several machines may write to one shared disk.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    _remove_orphans(path.parent.absolute())
+    temporary = _draft(path)
     try:
         yield temporary
         if durable:
@@ -37,6 +43,53 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
     if durable:
         with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
             _fsync(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new temporary folder beside ``path``, renamed to ``path`` when the block ends.
+
+    If the block raises, the temporary folder is removed. Raises OSError, also if ``path`` exists.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_orphans(path.parent.absolute())
+    temporary = _draft(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():  # os.rename would replace an empty folder
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _draft(path: Path) -> Path:
+    """A temporary name beside ``path`` that says which process of which machine uses it."""
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+@functools.cache
+def _machine() -> str:
+    """Eight digits of this machine, since it was started, and of this container."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+@functools.cache  # once per process: a cache folder may hold thousands of files
+def _remove_orphans(folder: Path) -> None:
+    """Delete what processes of this machine left in ``folder`` when they were killed."""
+    with contextlib.suppress(OSError):
+        for path in folder.glob(f".*.{_machine()}-*-*.tmp"):
+            process = path.name.split(".")[-2].split("-")[1]
+            if not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -59,15 +112,31 @@ def atomic_write_or_warn(path: Path, write: Callable[[IO[bytes]], object], what:
 
 
 @contextlib.contextmanager
-def explain_write_error(path: Path, what: str) -> Iterator[None]:
+def explain_write_error(
+    path: Path, what: str, advice: str = "choose another folder with out=DIR"
+) -> Iterator[None]:
     """Turns an OSError into a TrainingError: ``what`` could not be saved at ``path``."""
     try:
         yield
     except OSError as error:
         raise TrainingError(
-            f"{path}: {what} could not be saved ({error}); free some space or choose another "
-            "folder with out=DIR"
+            f"{path}: {what} could not be saved ({error}); free some space or {advice}"
         ) from error
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """Open ``path`` for reading if it is a regular file.
+
+    A pipe would block for ever, a device has no end. Raises OSError.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a zero byte, or half a surrogate pair
+        raise OSError(errno.EINVAL, str(error), str(path)) from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if os.path.isdir(path) else "not a regular file"
+        raise OSError(errno.EINVAL, kind, str(path))
+    return open(path, "rb")
 
 
 def _fsync(path: Path) -> None:

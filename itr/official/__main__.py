@@ -12,6 +12,7 @@ import torch
 from itr import checkpoint
 from itr.command import command
 from itr.errors import CheckpointError
+from itr.files import atomic_write, explain_write_error
 from itr.models.build import restore
 from itr.official.load import convert, importers, open_file
 from itr.official.name_table import Imported
@@ -69,7 +70,12 @@ def export(source: Path, out: Path) -> None:
             f"{source}: no authors' format is known for model={name}; expected one of "
             f"{', '.join(importers())}"
         )
-    torch.save(importers()[name].module.export(restore(source, meta)), out)
+    payload = importers()[name].module.export(restore(source, meta))
+    with (
+        explain_write_error(out, "the checkpoint", "pass OUT elsewhere"),
+        atomic_write(out) as file,
+    ):
+        torch.save(payload, file)
 
 
 def _print_report(imported: Imported) -> None:

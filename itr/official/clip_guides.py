@@ -24,6 +24,7 @@ from itr.data.loading.eval_batches import image_batches
 from itr.data.records import Record, Split
 from itr.data.tools.features import image_splits
 from itr.errors import ConfigError, DataError
+from itr.files import atomic_write
 from itr.models.alip import ALIP
 from itr.official.load import load_official
 from itr.view import PixelView, View
@@ -127,7 +128,8 @@ def write_guides(options: argparse.Namespace) -> None:
         assert split.regions is not None
         rows = np.stack([vectors[key] for key in keys[name]])
         rows = np.repeat(rows, len(split.regions) // len(rows), axis=0)  # one per region row
-        np.save(folder / f"{name}{GUIDES}", rows)
+        with atomic_write(folder / f"{name}{GUIDES}") as file:
+            np.save(file, rows)
         print(f"wrote {folder / f'{name}{GUIDES}'}: {rows.shape[0]} x {rows.shape[1]}")
     print(f"python train.py model=user model.enhance=cge data.root={folder}")
 

@@ -22,6 +22,7 @@ import itr.official
 from itr import checkpoint
 from itr.data.text.tokenizer import Tokenizer
 from itr.errors import CheckpointError, nearest
+from itr.files import atomic_write, explain_write_error
 from itr.models.base import Model
 from itr.models.build import model_meta
 from itr.official.name_table import Imported, load_pickle
@@ -155,5 +156,8 @@ def convert(
     }
     checkpoint.write(target, {f"model/{k}": v for k, v in model.state_dict().items()}, meta)
     readable = {key: value for key, value in meta.items() if key != "tokenizer"}
-    target.with_suffix(".json").write_text(json.dumps(readable, indent=2) + "\n")
+    description = target.with_suffix(".json")
+    with explain_write_error(description, "the description", "pass OUT elsewhere"):
+        with atomic_write(description) as file:
+            file.write(f"{json.dumps(readable, indent=2)}\n".encode())
     return imported

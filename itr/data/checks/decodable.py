@@ -26,7 +26,7 @@ from itr.data.images.decode import JPEG, PNG, decode, image_name, read_bytes
 from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Slice, Split
 from itr.errors import DataError, first_of
-from itr.files import atomic_write_or_warn
+from itr.files import atomic_write_or_warn, open_regular
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def _check_ends(image: Any, decoder: str) -> str:
     """Check the first and last bytes; decode the image only if they are not as expected."""
     try:
         first, path = (image.offset, image.path) if isinstance(image, Slice) else (0, str(image))
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             last = first + image.size if isinstance(image, Slice) else file.seek(0, os.SEEK_END)
             file.seek(first)
             start = file.read(len(PNG))

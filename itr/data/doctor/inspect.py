@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from itr.data.doctor.report import NOTE, REFUSED, WARNING, DatasetReport
-from itr.data.images.decode import decode, image_name, read_bytes
+from itr.data.images.decode import decode, formats, image_name, read_bytes
 from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Slice, Split
 from itr.data.splits import role_of
@@ -121,7 +121,7 @@ def check_image(image: int | str | Slice, decoder: str) -> ImageCheck:
 def _oddities(data: bytes, name: str) -> Iterator[str]:
     """Unusual properties of an image that was decoded."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=formats()) as image:
             (short, long), image_format = sorted(image.size), image.format or ""
             if image.mode != "RGB":
                 yield f"mode {image.mode}"

@@ -11,10 +11,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
-import shutil
 import tarfile
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from itr.data.scenes.grammar import draw_captions, draw_raw, draw_synthetic, wor
 from itr.data.scenes.render import REGIONS, WIDTH, RegionViewer, draw_image
 from itr.data.scenes.world import Bag, Scene, describe, draw_scenes
 from itr.errors import ConfigError, DataError
+from itr.files import atomic_folder
 
 log = logging.getLogger(__name__)
 
@@ -112,15 +110,13 @@ def _check(folder: Path, manifest: dict[str, Any]) -> None:
 def _make(folder: Path, sizes: dict[str, int], seed: int, manifest: dict[str, Any]) -> None:
     """Write the dataset under a temporary name beside ``folder``, then rename it."""
     log.info("%s: generating the scenes dataset (once)", folder)
-    draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}")
     try:
-        draft.mkdir(parents=True)
-        samples = _draw(sizes, seed)
-        _write_karpathy(draft, samples)
-        _write_precomp(draft / "scenes_precomp", samples)
-        _write_shards(draft / "wds", [p for p in samples if p.split == "train"])
-        (draft / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-        os.rename(draft, folder)
+        with atomic_folder(folder) as draft:
+            samples = _draw(sizes, seed)
+            _write_karpathy(draft, samples)
+            _write_precomp(draft / "scenes_precomp", samples)
+            _write_shards(draft / "wds", [p for p in samples if p.split == "train"])
+            (draft / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     except OSError as error:
         if not folder.exists():
             raise DataError(
@@ -128,8 +124,6 @@ def _make(folder: Path, sizes: dict[str, int], seed: int, manifest: dict[str, An
                 "data.root=ANOTHER_DIR"
             ) from error
         log.info("%s: another process generated it first", folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _draw(sizes: dict[str, int], seed: int) -> list[RenderedScene]:

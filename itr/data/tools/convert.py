@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,15 +20,18 @@ from itr.data.layouts.registry import KINDS, ORDER, find_layouts, read_split
 from itr.data.layouts.tabular import ENDINGS, READABLE
 from itr.data.records import Split
 from itr.data.splits import split_roles
+from itr.data.tools.copied_images import require_pictures
 from itr.data.tools.write_precomp import write_precomp
 from itr.data.tools.write_shards import write_shards
 from itr.data.tools.writers import (
+    IMAGES,
     WriteOptions,
     write_arrow,
     write_karpathy,
     write_table,
 )
 from itr.errors import ConfigError, DataError, UserError
+from itr.files import atomic_folder, explain_write_error
 
 DESCRIPTION = """\
 Convert a dataset from one layout to another. Captions, splits and ids are preserved. Image files
@@ -50,6 +52,8 @@ WRITERS = {
     "shards": write_shards,
     "table": write_table,
 }
+COPIES = ("arrow", "shards")  # layouts that hold the images themselves
+FILES = ("karpathy", "table")  # layouts of which TARGET may be a file
 FOLDER_NAMES = {"arrow": "arrow", "wds": "shards", "shards": "shards"}  # name -> layout
 # Options of train.py in messages -> options of this command.
 FLAGS = {
@@ -71,7 +75,8 @@ def main(arguments: Sequence[str]) -> None:
         message = str(error)
         for key, flag in FLAGS.items():
             message = message.replace(key, flag)
-        raise type(error)(message) from error
+        error.args = (message,)
+        raise
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,6 +103,11 @@ def _parser() -> argparse.ArgumentParser:
         "--captions",
         type=int,
         help="captions per image in a precomp TARGET: the first ones, repeated if there are fewer",
+    )
+    add(
+        "--follow-outside",
+        action="store_true",
+        help="copy images from outside SOURCE and --images, too (arrow, shards)",
     )
     add("--shard-size", type=int, default=1000, help="samples per tar (default 1000)")
     add(
@@ -131,6 +141,8 @@ def convert(args: argparse.Namespace, console: Console) -> list[str]:
     }
     if layout.kind == "regions" and to != "precomp":
         splits = {name: _with_images(split, args.images) for name, split in splits.items()}
+    if to in COPIES:
+        require_pictures(splits, data, args)
     splits = _renumber(splits)
     name = args.name or (data.name if data.name != "?" else target.stem)
     options = WriteOptions(
@@ -146,14 +158,22 @@ def convert(args: argparse.Namespace, console: Console) -> list[str]:
 
 
 def _write(to: str, target: Path, splits: dict[str, Split], options: WriteOptions) -> list[str]:
-    """Write ``target``; remove it if that fails."""
-    try:
-        return WRITERS[to](target, splits, options)
-    except BaseException:
-        if target.is_dir():
-            shutil.rmtree(target)
-        target.unlink(missing_ok=True)
-        raise
+    """Write ``target``; remove what was written if that fails."""
+    with explain_write_error(target, "the dataset", "pass a TARGET elsewhere"):
+        if not (to in FILES and target.suffix):
+            with atomic_folder(target) as draft:
+                lines = WRITERS[to](draft, splits, options)
+                return [line.replace(str(draft), str(target)) for line in lines]
+        images = target.parent / IMAGES  # where images inside other files are extracted to
+        before = {images, *images.rglob("*")} if images.is_dir() else set()
+        try:
+            return WRITERS[to](target, splits, options)
+        except BaseException:
+            written = {*images.rglob("*"), *([images] if images.is_dir() else [])} - before
+            for path in sorted(written, reverse=True):  # contents before their folder
+                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+            raise
 
 
 def _target_layout(target: Path) -> str:

@@ -7,7 +7,6 @@ image. Features and captions are written in SCAN's precomp layout, which HREM, U
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from itr.data.splits import split_roles
 from itr.data.tools.write_precomp import RegionSource, write_precomp
 from itr.data.tools.writers import WriteOptions
 from itr.errors import ConfigError, DataError, first_of, nearest
+from itr.files import atomic_folder, explain_write_error
 from itr.view import PixelView, View
 
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
@@ -130,11 +130,11 @@ def extract(args: argparse.Namespace) -> None:
         {part: _rows(grid, split, args) for part, split in splits.items()},
     )
     name = args.name or target.name.removesuffix(FOLDER_SUFFIX)
-    try:
-        lines = write_precomp(target, splits, WriteOptions(name, captions=args.captions), source)
-    except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
-        raise
+    options = WriteOptions(name, captions=args.captions)
+    with explain_write_error(target, "the features", "pass --out elsewhere"):
+        with atomic_folder(target) as draft:
+            lines = write_precomp(draft, splits, options, source)
+    lines = [line.replace(str(draft), str(target)) for line in lines]
     print(f"wrote {grid.side**2} x {grid.width} {args.dtype} features per image to {target}")
     print(*lines, sep="\n")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,16 +43,12 @@ def write_precomp(
     captions = _captions(splits, options.captions)
     shape, dtype, readers = source or _regions(splits, options.regions)
     names = image_names(splits)
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     mapping: dict[str, str] = {}
     for part, split in splits.items():
         on_disk = {"val": "dev"}.get(part, part)
-        array = np.lib.format.open_memmap(
-            target / f"{on_disk}{IMS}", "w+", dtype, (split.n_images, *shape)
-        )
-        for number, (record, _) in enumerate(iterate(split)):
-            array[number] = readers[part](record)
-        array.flush()
+        rows = (readers[part](record) for record, _ in iterate(split))
+        _write_rows(target / f"{on_disk}{IMS}", dtype, (split.n_images, *shape), rows)
         lines = [" ".join(text.split()) for texts in captions[part] for text in texts]
         (target / f"{on_disk}{CAPS}").write_text("\n".join(lines) + "\n", "utf-8")
         ids = [str(record.image_id) for record in split.records]
@@ -65,6 +61,17 @@ def write_precomp(
     if "testall" in splits:  # not found under the name test
         location += " data.splits.test=testall"
     return [training_hint(location, options.name)]
+
+
+def _write_rows(
+    path: Path, dtype: np.dtype, shape: tuple[int, ...], rows: Iterable[np.ndarray]
+) -> None:
+    """Write ``rows`` as an array of ``shape``: not as a memory map, which dies on a full disk."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
+        for row in rows:
+            file.write(np.broadcast_to(row, shape[1:]).astype(dtype).tobytes())
 
 
 def _captions(splits: dict[str, Split], per_image: int | None) -> dict[str, list[tuple[str, ...]]]:

@@ -224,7 +224,7 @@ def write_arrow(target: Path, splits: dict[str, Split], options: WriteOptions) -
     """
     import pyarrow as pa  # imported here because it is slow
 
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     names = image_names(splits)
     basenames = (os.path.basename(name) for values in names.values() for name in values)
     unique = first_duplicate(basenames) is None
