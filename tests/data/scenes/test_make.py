@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from itr import files
 from itr.data.layouts.precomp import read_split
 from itr.data.layouts.region_arrays import check_regions_finite
-from itr.data.scenes import make
 from itr.data.scenes.make import VERSION, prepare
 from itr.errors import ConfigError, DataError
 from tests.conftest import PATIENCE
@@ -103,7 +103,7 @@ def _prepare_at_once(parent: str, barrier: Barrier, lines: Any) -> None:
         os.replace(source, target)
 
     logging.basicConfig(level=logging.INFO, stream=(stream := io.StringIO()))
-    make.os.rename = rename  # type: ignore[assignment]
+    files.os.rename = rename  # type: ignore[assignment]
     folder = prepare(parent, **SMALL, seed=0)
     lines.put((str(folder), "another process generated it first" in stream.getvalue()))
 
