@@ -122,8 +122,9 @@ def test_nan_is_refused(position):
 
 def test_invalid_text_to_image_is_refused():
     scores = np.zeros((3, 4))
-    with pytest.raises(DataError, match=r"1 of 3 images .*\[1\]"):
-        rank_scores(scores, [0, 0, 2, 2])
+    with pytest.raises(DataError, match="none of the 4 captions"):
+        rank_scores(scores, [-1] * 4)
+    assert np.isnan(rank_scores(scores, [0, 0, 2, 2]).i2t).tolist() == [False, True, False]
     with pytest.raises(DataError, match=r"text_to_image .*0 to 3.* 0 to 2"):
         rank_scores(scores, [0, 1, 2, 3])
     with pytest.raises(DataError, match=r"text_to_image .*\(3,\).* 4 captions"):

@@ -86,7 +86,7 @@ def test_files_that_are_not_score_matrices(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("no archive")
     np.savez(tmp_path / "other.npz", sims=matrix())
     for name, told in (
-        ("none.npz", "none.npz: no such file; .*scores, text_to_image"),
+        ("none.npz", "none.npz: no such file; .*text_to_image .*scores"),
         ("text.npz", "text.npz: .*np.savez"),
         ("other.npz", "other.npz: .*scores and text_to_image .*sims.*score_matrix_t2i"),
     ):
