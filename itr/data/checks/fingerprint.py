@@ -1,7 +1,7 @@
 """Computes the fingerprint of a split: a few counts and a 16-digit content hash.
 
-The hash covers ids, captions, second texts, names and sizes of the images, and a sample of region
-rows, but not the location of the files. Equal hashes mean equal records. No image is opened.
+The hash covers ids, captions, items, second texts, names and sizes of the images, and a sample of
+region rows, but not the location of the files. Equal hashes mean equal records. No image is opened.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ def content_hash(split: Split) -> str:
     if split.second is not hashed:  # second texts of a table or a separate file
         for text in split.second_texts():
             digest.update(json.dumps(text).encode() + b"\n")
+    for item in split.items or ():
+        digest.update(repr(item).encode())
     for item in split.items or ():
         digest.update(repr(item).encode())
     for array in (split.regions, split.guides):

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from itr.data.scenes.known_scenes import read_scenes
 from itr.data.scenes.questions import write_questions
 from itr.data.scenes.statements import write_statements
 from itr.errors import DataError
+from itr.files import atomic_folder
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +45,10 @@ def prepare_items(folder: Path, seed: int, task: str) -> Path:
     if target.is_dir():
         return target
     log.info("%s: making the items of task=%s (once)", target, task)
-    draft = target.with_name(f".{target.name}-{uuid.uuid4().hex[:12]}")
     try:
-        draft.mkdir()
-        for name, content in _files(folder, seed, task, draft, target.name).items():
-            (draft / name).write_text(json.dumps(content), encoding="utf-8")
-        os.rename(draft, target)
+        with atomic_folder(target) as draft:
+            for name, content in _files(folder, seed, task, draft, target.name).items():
+                (draft / name).write_text(json.dumps(content), encoding="utf-8")
     except OSError as error:
         if not target.is_dir():
             raise DataError(
@@ -60,8 +56,6 @@ def prepare_items(folder: Path, seed: int, task: str) -> Path:
                 "data.root=ANOTHER_DIR"
             ) from error
         log.info("%s: another process made it first", target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return target
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from itr.data.checks.fingerprint import content_hash
 from itr.data.config import DataConfig
 from itr.data.downstream.fields import AnswerFields, LabelFields, item_fields, weighted_answers
 from itr.data.downstream.open import open_items
@@ -18,6 +19,7 @@ from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
 from itr.data.text.tokenizer import Tokenizer, open_tokenizer
 from itr.errors import DataError
 from itr.view import PixelView, TextView, View
+from tests.data.downstream.test_readers import edit
 from tests.data.item_files import write_nlvr2, write_vqa_lists
 
 RANDOM = PixelView(size=16, resize="random_crop", flip=True, randaugment=True)
@@ -99,3 +101,12 @@ def test_pairs_with_a_broken_picture_are_replaced(tmp_path: Path, side: int) -> 
         loader.split.broken_limit = 0
         loader.broken.clear()
         list(loader.epoch(0))
+
+
+def test_the_content_hash_covers_the_answers(tmp_path: Path) -> None:
+    write_vqa_lists(tmp_path)
+    data = DataConfig("vqa2", str(tmp_path))
+    before = content_hash(open_items(data, "vqa", "train"))
+    assert content_hash(open_items(data, "vqa", "train")) == before
+    edit(tmp_path / "vqa_train.json", lambda rows: rows[0].update(answer=["no"] * 10))
+    assert content_hash(open_items(data, "vqa", "train")) != before
