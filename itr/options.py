@@ -141,6 +141,13 @@ def options_of(group: str, folders: Iterable[Path] = (CONF,)) -> dict[str, Path]
 # What the code says: types and bounds
 
 
+def written(value: Any) -> str:
+    """A simple value as a configuration file writes it: ``null``, ``true``, ``0.5``."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
 class Bounds(NamedTuple):
     """What a value must satisfy; null and lists: see `fault`."""
 
@@ -153,7 +160,7 @@ class Bounds(NamedTuple):
     def expected(self) -> str:
         """What a message says: ``at least 1``."""
         if self.choices is not None:
-            return f"one of {', '.join('null' if c is None else str(c) for c in self.choices)}"
+            return f"one of {', '.join(map(written, self.choices))}"
         named = {
             "at least": self.at_least,
             "above": self.above,

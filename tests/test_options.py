@@ -21,7 +21,7 @@ from itr.losses.infonce import InfoNCE
 from itr.models.alip import ALIPConfig
 from itr.models.hrem import HREMConfig
 from itr.models.multisea import MultiSEAConfig
-from itr.options import CONF, bounds_of, configured, faults, option, read
+from itr.options import CONF, bounds_of, configured, faults, option, read, written
 from itr.training.config import LossConfig, RecipeLossConfig, TrainConfig
 from itr.training.optim import OptimConfig
 
@@ -115,7 +115,7 @@ def test_choices_that_a_help_names_are_those_of_the_type() -> None:
                 continue
             named = re.match(r"[\w+-]+(?: \| [\w+-]+)+", key.help)
             assert named, f"{key.name}: its help begins with the choices: {bounds.choices}"
-            known = {str(choice) for choice in bounds.choices if choice is not None}
+            known = {written(choice) for choice in bounds.choices if choice is not None}
             assert set(named[0].split(" | ")) == known, key.name
             seen += 1
     assert seen > 15

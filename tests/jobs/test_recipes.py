@@ -105,6 +105,7 @@ ALBEF = {
     "model.image.patch": 16,
     "model.image.depth": 12,
     "model.text.fusion_layer": 6,
+    "model.flip": True,
     "loss.weights.itc": 1.0,
     "loss.weights.itm": 1.0,
 }
@@ -119,7 +120,7 @@ FINE_TUNING = {
     "model.image.size": 384,
     "model.crop_scale": [0.5, 1.0],
     "model.train_length": None,
-    "model.eval_length": 30,
+    "model.eval_length": None,  # 30 of a caption that is ranked
 }
 MULTISEA = {
     "precision": "auto",

@@ -384,7 +384,7 @@ def test_blocks_and_modes_that_do_not_exist() -> None:
 # Speed laws
 
 # Operators that are no views, of tiny models: task, most.
-STEPS = [("vqa", 1500), ("entailment", 760), ("nlvr2", 1000), ("assignment", 700)]
+STEPS = [("vqa", 760), ("entailment", 510), ("nlvr2", 680), ("assignment", 570)]
 
 
 @pytest.mark.parametrize(("task", "most"), STEPS)
