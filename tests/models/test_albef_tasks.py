@@ -21,6 +21,7 @@ from itr.nn.answer_ranking import AnswerList, rank_answers
 from itr.nn.bert.fusion import FusionBert, pairs_of
 from itr.nn.distillation import answer_costs, distilled_cross_entropy
 from itr.official import albef as official
+from itr.training.block_wrappers import checkpoint_activations, encoder_blocks
 from itr.training.grad_cache import GradCacheStep
 from itr.training.step import Step
 from tests.models.tiny import VOCABULARY, Steps, build_task, item_batch
@@ -109,6 +110,19 @@ def test_an_answer_takes_as_many_positions_as_it_has_pieces() -> None:
         model.rank_answers(states, words, answers, 6)
     assert passed == [4, 4 * 6, 4 * 3, 4 * 2]
     assert projected == [4] * len(model.decoder.body.layers)
+
+
+def test_several_questions_of_one_image() -> None:
+    model, given = build_task("vqa").eval(), item_batch("vqa", 4)
+    assert given.pixels is not None
+    rows, seen = torch.tensor([1, 0, 1, 1]), []
+    model.vision.norm_pre.register_forward_hook(lambda _m, _i, output: seen.append(len(output)))
+    few = Batch(**{**vars(given), "pixels": given.pixels[:2]})
+    each = Batch(**{**vars(given), "pixels": given.pixels[rows]})
+    with torch.inference_mode():
+        together, _ = model.encode_questions(few, image_of=rows)
+        torch.testing.assert_close(together, model.encode_questions(each)[0], rtol=1e-4, atol=1e-6)
+    assert seen == [2, 4]
 
 
 def test_ranking_takes_as_many_operators_for_any_number_of_questions() -> None:
@@ -298,6 +312,42 @@ def test_cached_gradients_are_those_of_the_whole_batch(task: str, chunk: int) ->
     assert type(model).cacheable()
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_recomputed_blocks_are_called_and_give_the_same_gradient(task: str) -> None:
+    found, called = [], set()
+    for recomputed in (False, True):
+        model = build_task(task).train()
+        blocks = encoder_blocks(model)
+        if recomputed:
+            for name, block in blocks.items():
+                block.register_forward_hook(lambda *_, name=name: called.add(name))
+            assert checkpoint_activations(model) == len(blocks)
+        total(model, item_batch(task)).backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert called == set(blocks) and found[0].keys() == found[1].keys()
+    assert any(name.startswith("decoder") for name in blocks) == (task == "vqa")
+    for name, grad in found[0].items():
+        assert torch.equal(found[1][name], grad), name
+
+
+@pytest.mark.parametrize("task", ["vqa", "entailment", "nlvr2", "assignment"])
+def test_half_precision(task: str) -> None:
+    """Losses and probabilities are in full precision, and near those of full precision."""
+    model, given = build_task(task).train(), item_batch(task)
+    exact = total(model, given).detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = total(model, given)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.detach(), exact, rtol=0.05, atol=0.05)
+    if task == "vqa":
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            encoded = model.eval().encode_questions(given)
+            _, probabilities = model.rank_answers(*encoded, random_answers(12), 12)
+        assert probabilities.dtype == torch.float32
+        torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(6), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("task", ["vqa", "entailment", "nlvr2"])
 def test_without_soft_targets_there_are_no_copies(task: str) -> None:
     model = build_task(task, distill=False)
@@ -366,6 +416,8 @@ def test_maps_of_several_texts_of_one_image(mode: str) -> None:
     few = Batch(**{**vars(given), "pixels": given.pixels[:2]})
     together = model.grounding_maps(few, mode, image_of=rows)
     assert together.shape == (4, 4, 4) and float(together.min()) >= 0.0
+    images = Batch(image_id=given.image_id, pixels=given.pixels[rows])
+    assert torch.equal(model.heat(images, given, mode), each)
     torch.testing.assert_close(together, each, rtol=1e-4, atol=1e-8)
 
 

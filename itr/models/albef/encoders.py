@@ -136,16 +136,22 @@ def image_tokens(owner: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def fused_states(
-    owner: nn.Module, pixels: Tensor, tokens: Tensor, mask: Tensor, first_only: bool = False
+    owner: nn.Module,
+    pixels: Tensor,
+    tokens: Tensor,
+    mask: Tensor,
+    first_only: bool = False,
+    image_of: Tensor | None = None,
 ) -> Tensor:
     """Texts that have seen their images [B, L, D], or with ``first_only`` [B, 1, D].
 
-    ``owner`` is a model or its twin.
+    ``owner`` is a model or its twin. ``image_of`` [B] are rows of ``pixels`` [U, 3, H, W] (default:
+    row b): each image is encoded and projected once.
     """
     states = text_states(owner.get_submodule("text"), tokens, mask)
     fusion = owner.get_submodule("fusion")
     images = fusion.keys_values(image_tokens(owner, pixels))  # type: ignore[operator]
-    return fusion(states, mask, images, first_only=first_only)
+    return fusion(states, mask, images, image_of, first_only=first_only)
 
 
 def with_pairs(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from itr.losses.score import ScoreLoss, Scores
 from itr.models.albef.config import ALBEFConfig
 from itr.models.albef.encoders import ALBEFEncoders
 from itr.models.albef.entailment import ALBEFEntailment
-from itr.models.albef.grounding_maps import match_maps, word_trace
+from itr.models.albef.grounding_maps import match_maps
 from itr.models.albef.image_pairs import ALBEFPairs
 from itr.models.albef.question_answering import ALBEFQuestionAnswering
 from itr.models.albef.text_assignment import ALBEFAssignment
@@ -32,7 +32,6 @@ from itr.models.base import Encoded, Model, RetrievalModel, SlotScores, Terms
 from itr.nn.bert.fusion import KeysValues, MLMHead
 from itr.nn.bert.halves import load_mlm_head
 from itr.nn.chunked import in_chunks
-from itr.nn.gradcam import caption_maps
 from itr.nn.hard_negatives import (
     HardNegatives,
     draw_negatives,
@@ -297,10 +296,11 @@ class ALBEF(ALBEFEncoders, RetrievalModel):
 
     # 6 Visualization and weakly supervised grounding
 
-    def heat(self, images: Batch, texts: Batch) -> Tensor:
-        """Heat maps [P, g, g] of pairs, from the third fusion layer (or the last)."""
-        assert texts.token_mask is not None
-        return caption_maps(word_trace(self, images, texts).evidence, texts.token_mask)
+    def heat(
+        self, images: Batch, texts: Batch, mode: str = "itm", block: int | None = None
+    ) -> Tensor:
+        """Heat maps [P, g, g] of pairs, by default of the third fusion layer (`match_maps`)."""
+        return self.grounding_maps(replace(texts, pixels=images.pixels), mode, block)
 
     def grounding_maps(
         self,
