@@ -173,8 +173,8 @@ def _open_splits(config: TrainConfig, task: Task, data: DataConfig, view: View) 
     second_text = view.second_text is not None
     setting = config.runtime.num_workers
     workers = 0 if isinstance(setting, str) else setting  # auto never exceeds the number of tars
-    # Before listing tars, which may take hours:
-    require_enough_shards(data, view.kind, second_text, parallel.world_size(), workers)
+    if task.reads_pairs:  # before listing tars, which may take hours
+        require_enough_shards(data, view.kind, second_text, parallel.world_size(), workers)
     splits = {
         name: task.open_split(data, name, view, second=second_text and name == "train")
         for name in names

@@ -31,14 +31,14 @@ class EntryPoint:
     """What one command runs on a configuration, and what came of its jobs.
 
     ``job`` is ``module:function`` from the configuration to flat results, of which Hydra's sweepers
-    get ``metric``. ``prepare``, also ``module:function``, may change the configuration, knowing the
-    overrides of the command line. A launcher that runs jobs elsewhere adds to ``finished`` and
-    ``failed``.
+    get the one that selects on ``split``. ``prepare``, also ``module:function``, may change the
+    configuration, knowing the overrides of the command line. A launcher that runs jobs elsewhere
+    adds to ``finished`` and ``failed``.
     """
 
     name: str
     job: str
-    metric: str
+    split: str
     prepare: str | None = None
     finished: list[tuple[str, Values]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -62,13 +62,20 @@ class EntryPoint:
             self.fail(str(error))
             return None
         self.finished.append((str(results.get("run", len(self.finished))), results))
-        value = results.get(self.metric)
-        return None if value is None else float(value)
+        return selected_metric(results, self.split)
 
     def fail(self, message: str) -> None:
         """Print and record why a job, or the command, failed."""
         self.failed.append(message)
         print_error(message)
+
+
+def selected_metric(results: Values, split: str) -> float | None:
+    """The metric by which runs are compared, on ``split``: rSum, or an accuracy. None: unknown."""
+    from itr.tasks.columns import columns_of
+
+    value = results.get(f"{split}/{columns_of(str(results.get(f'{split}/protocol'))).main}")
+    return None if value is None else float(value)
 
 
 def locate(target: str) -> Callable[..., Any]:
@@ -141,11 +148,12 @@ def _warn(message: str) -> None:
 @command
 def train(arguments: Sequence[str]) -> None:
     """``itr train``, ``train.py``: Hydra reads ``arguments`` (default: those of the process)."""
-    run(EntryPoint("train", "itr.jobs.train:train", "val/rsum"), arguments)
+    refuse = "itr.models.build:refuse_loss"
+    run(EntryPoint("train", "itr.jobs.train:train", "val", refuse), arguments)
 
 
 @command
 def evaluate(arguments: Sequence[str]) -> None:
     """``itr eval``, ``eval.py``: Hydra reads ``arguments`` (default: those of the process)."""
     keep = "itr.jobs.eval.config:keep_typed_options"
-    run(EntryPoint("eval", "itr.jobs.evaluate:evaluate", "test/rsum", keep), arguments)
+    run(EntryPoint("eval", "itr.jobs.evaluate:evaluate", "test", keep), arguments)

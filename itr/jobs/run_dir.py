@@ -22,6 +22,7 @@ from itr.data.checks.fingerprint import changed_splits
 from itr.errors import CheckpointError, ConfigError, DataError, TrainingError, first_of
 from itr.files import atomic_write
 from itr.jobs.lock import LOCK, RunLock
+from itr.models.build import NO_LOSS
 from itr.results.results_file import read_results
 from itr.training.checkpointing import BEST, LAST, PREVIOUS, temporary_files
 from itr.training.console import log
@@ -119,10 +120,12 @@ def config_hash(values: Mapping[str, Any]) -> str:
 
 
 def run_path(values: Mapping[str, Any]) -> Path:
-    """``out`` if it is set, else runs/<model>-<data>-<loss>-<hash>."""
+    """``out`` if it is set, else runs/<model>-<data>-<task>-<loss>-<hash>; a model without slots
+    has no loss of its own to name."""
     if values.get("out"):
         return Path(values["out"])
-    names = (values[group]["name"] for group in ("model", "data", "loss"))
+    groups = ("model", "data", "task", "loss")
+    names = [values[group]["name"] for group in groups if values[group]["name"] != NO_LOSS]
     return ROOT / f"{'-'.join(names)}-{config_hash(values)}"
 
 

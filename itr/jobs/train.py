@@ -19,7 +19,7 @@ from itr.jobs.query_files import save_queries
 from itr.jobs.recipe_notes import departures, precision_line
 from itr.jobs.training_results import RunIdentity, SelectedCheckpoint, TrainingResults
 from itr.models import compatibility
-from itr.models.build import model_meta
+from itr.models.build import model_meta, with_task_loss
 from itr.plugins import trusts_configuration
 from itr.results.accuracy_tables import results_tables
 from itr.results.gallery.thumbnails import Thumbnails
@@ -42,6 +42,7 @@ def train(values: dict[str, Any]) -> dict[str, Any]:
 
     Raises a UserError for whatever the user can fix, before training where it can be known.
     """
+    values = with_task_loss(values)
     config = check_config(values)
     cuda = resolve_device(config.device).type == "cuda"
     if config.devices * config.nodes > 1 and not parallel.is_launched():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def _target(node: Mapping[str, Any]) -> type[Model]:
     return target
 
 
+NO_LOSS = "none"  # name of the loss of a model without slots
 GENERIC_LOSSES = "loss=triplet, distance_triplet, uto, infonce and sigmoid fill any slot"
 
 
@@ -141,3 +142,34 @@ def restore(path: Path, meta: Mapping[str, Any], verify: bool = True) -> Model:
         raise CheckpointError(f"{path}: its configuration cannot be used: {error}") from error
     checkpoint.load_weights(model, checkpoint.read_tensors(path, "model/", verify), str(path))
     return model
+
+
+# Tasks whose models compare no scores: terms without slots
+
+
+def refuse_loss(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """``values``, unless a loss was chosen for a model that has no slot for it.
+
+    Raises ConfigError for ``loss=NAME`` among the ``overrides`` of the command line.
+    """
+    cls = model_class(values["model"])
+    chosen = [override for override in overrides if override.lstrip("+").startswith("loss")]
+    if not cls.slot_names and chosen:
+        raise ConfigError(
+            f"{chosen[0]}: task={values['task']['name']} compares no scores of images and texts, "
+            f"so that no loss fits; {cls.__name__} has the term {', '.join(cls.term_names)}. "
+            "Leave it out"
+        )
+    return values
+
+
+def with_task_loss(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` whose loss node has no slots and weight 1 for each term, if the model has none."""
+    cls = model_class(values["model"])
+    if cls.slot_names:
+        return dict(values)
+    weights = dict.fromkeys(cls.term_names, 1.0)
+    return {
+        **values,
+        "loss": {"name": NO_LOSS, "slots": {}, "default": None, "weights": weights},
+    }

@@ -60,7 +60,7 @@ def _accuracies(*others: tuple[str, str]) -> ColumnSet:
 TASKS = {
     "zeroshot": ZEROSHOT,
     "vqa": _accuracies(
-        ("accuracy_yes/no", "yes/no"), ("accuracy_number", "number"), ("accuracy_other", "other")
+        ("accuracy_yes_no", "yes/no"), ("accuracy_number", "number"), ("accuracy_other", "other")
     ),
     "entailment": _accuracies(
         ("accuracy_entailment", "entailment"),

@@ -7,10 +7,21 @@ from typing import Any
 
 from itr.errors import ConfigError, nearest
 from itr.instantiate import check
+from itr.tasks.grounding_task import GroundingTask
 from itr.tasks.retrieval import RetrievalTask
+from itr.tasks.statement_tasks import AssignmentTask, EntailmentTask, Nlvr2Task
 from itr.tasks.task import Task
+from itr.tasks.vqa_task import VqaTask
 
-TASKS: dict[str, type[Task]] = {"retrieval": RetrievalTask, "pretrain": RetrievalTask}
+TASKS: dict[str, type[Task]] = {
+    "retrieval": RetrievalTask,
+    "pretrain": RetrievalTask,
+    "vqa": VqaTask,
+    "entailment": EntailmentTask,
+    "nlvr2": Nlvr2Task,
+    "assignment": AssignmentTask,
+    "grounding": GroundingTask,
+}
 
 
 def build_task(node: Mapping[str, Any]) -> Task:

@@ -28,6 +28,7 @@ class RetrievalTask(Task):
 
     Config = RetrievalTaskConfig
     selects = "rsum"
+    reads_pairs = True
 
     def open_split(self, data: DataConfig, split: str, view: View, second: bool = False) -> Split:
         """The pairs of ``split``."""

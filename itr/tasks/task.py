@@ -47,6 +47,7 @@ class Task(ABC):
     Config: ClassVar[type]
     selects: ClassVar[str]  # the metric on which the best checkpoint is selected
     maximize: ClassVar[bool] = True  # whether a higher value of it is better
+    reads_pairs: ClassVar[bool] = False  # images with captions, in any layout, shards included
 
     def __init__(self, config: Any):
         self.config = config

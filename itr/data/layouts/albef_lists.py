@@ -54,12 +54,11 @@ class AlbefListsLayout:
         """Read one list. Opens no image."""
         key = resolve_split(split, list(self.files), str(self.path))
         path = self.files[key]
-        records, id_notes = _read_records(path)
-        notes = list(id_notes)
+        records, notes = _read_records(path)
         return Split(
             key,
             self.name,
-            resolve_image_paths(path, records, self.images, notes=notes),
+            resolve_image_paths(path, records, self.images),
             decoder=self.decoder,
             source=str(path),
             notes=(*self.notes, *notes),

@@ -24,7 +24,7 @@ from rich.console import Console
 from itr.command import USER_ERROR
 from itr.errors import ConfigError, RankLost, Stopped, UserError
 from itr.instantiate import check
-from itr.jobs.entry import PREEMPTED, EntryPoint
+from itr.jobs.entry import PREEMPTED, EntryPoint, selected_metric
 from itr.options import configured, option
 from itr.training.config import check_config
 from itr.training.signals import BEFORE_TRAINING
@@ -271,7 +271,7 @@ def _collect(
             returned.append(_returned(None, overrides))
         else:
             task.finished.append((str(results.get("run", job.job_id)), results))
-            returned.append(_returned(results.get(task.metric), overrides))
+            returned.append(_returned(selected_metric(results, task.split), overrides))
     return returned
 
 

@@ -1,0 +1,145 @@
+"""Tasks with items from files on disk to results: training, validation, eval.py, files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from itr.errors import CheckpointError, ConfigError
+from itr.evaluation.predictions import read_predictions
+from itr.jobs.evaluate import evaluate
+from itr.jobs.train import train
+from tests.conftest import compose
+from tests.data.item_files import (
+    write_nlvr2,
+    write_refcoco,
+    write_snli_ve,
+    write_vqa_lists,
+)
+from tests.training.sizes import SIZES
+
+TASKS: dict[str, tuple[str, Callable[[Path], None], tuple[str, ...]]] = {
+    "vqa": ("vqa2", write_vqa_lists, ("task.k=3",)),
+    "entailment": ("snli_ve", write_snli_ve, ()),
+    "nlvr2": ("nlvr2", write_nlvr2, ()),
+    "grounding": ("refcoco", write_refcoco, ()),
+}
+
+
+def overrides(task: str, root: Path, *more: str) -> list[str]:
+    """Overrides of a tiny run of ``task`` on the files in ``root``."""
+    data, _, options = TASKS[task]
+    return [
+        "model=albef", f"task={task}", f"data={data}", f"data.root={root}", *options,
+        *SIZES["albef"], "model.pretrained=false", "model.image.heads=2",
+        "model.text.tokenizer=wordpiece",
+        "batch_size=4", "trainer.max_steps=2", f"data.cache={root / 'cache'}", "tracker=none",
+        "device=cpu", "runtime.estimate=false", f"out={root / 'run'}", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def run(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict[str, Any]]:
+    """A finished run of each task, and its results."""
+    root = tmp_path_factory.mktemp(request.param)
+    TASKS[request.param][1](root)
+    return request.param, root, train(compose("train", overrides(request.param, root)))
+
+
+def test_a_run_selects_on_accuracy_and_leaves_predictions(
+    run: tuple[str, Path, dict[str, Any]],
+) -> None:
+    task, root, results = run
+    assert results["task"] == task and results["test/protocol"] == task
+    assert 0 <= results["val/accuracy"] <= 100
+    predictions = read_predictions(root / "run", "test")
+    assert len(predictions.ids) == results["test/n_items"]
+    if task == "vqa":  # no published answers
+        assert "test/accuracy" not in results
+        answers = json.loads((root / "run" / "answers_test.json").read_text())
+        assert {row["question_id"] for row in answers} == set(predictions.ids)
+    else:
+        assert results["test/accuracy"] == pytest.approx(100 * predictions.scores.mean())
+
+
+def test_eval_gives_the_same_numbers(run: tuple[str, Path, dict[str, Any]]) -> None:
+    task, root, results = run
+    evaluated = evaluate(
+        compose(
+            "eval",
+            [f"checkpoint={root / 'run'}", "split=val", "device=cpu", f"out={root / 'evaluated'}"],
+        )
+    )
+    assert evaluated["task"] == task
+    assert evaluated["val/accuracy"] == results["val/accuracy"]
+    assert (root / "evaluated" / "predictions-val.jsonl").is_file()
+
+
+def test_a_checkpoint_of_another_task_is_refused(tmp_path: Path) -> None:
+    write_snli_ve(tmp_path)
+    train(compose("train", overrides("entailment", tmp_path)))
+    write_vqa_lists(tmp_path / "vqa")
+    with pytest.raises(CheckpointError, match="ALBEFEntailment, for task=entailment; task=vqa"):
+        evaluate(
+            compose(
+                "eval",
+                [
+                    f"checkpoint={tmp_path / 'run'}",
+                    "task=vqa",
+                    "data=vqa2",
+                    f"data.root={tmp_path / 'vqa'}",
+                    "device=cpu",
+                ],
+            )
+        )
+    with pytest.raises(ConfigError, match="protocol: has no effect with task=entailment"):
+        evaluate(compose("eval", [f"checkpoint={tmp_path / 'run'}", "protocol=full", "device=cpu"]))
+
+
+def test_more_candidates_than_answers_are_refused_before_training(tmp_path: Path) -> None:
+    write_vqa_lists(tmp_path)
+    with pytest.raises(ConfigError, match=r"task.k=9: the answer list has 4 entries"):
+        train(compose("train", overrides("vqa", tmp_path, "task.k=9")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_text_assignment_on_pairs_and_nlvr2_from_it(world: Path, tmp_path: Path) -> None:
+    common = [
+        "model=albef", *SIZES["albef"], "model.pretrained=false", "batch_size=20",
+        "trainer.max_steps=2", "tracker=none", "device=cpu", "runtime.estimate=false",
+    ]  # fmt: skip
+    sizes = [f"data.prepare.{split}={n}" for split, n in (("train", 60), ("val", 20), ("test", 20))]
+    results = train(
+        compose(
+            "train",
+            [
+                *common,
+                *sizes,
+                "task=assignment",
+                "model.image.heads=2",
+                "model.text.tokenizer=wordpiece",
+                "data=scenes",
+                f"data.root={world / 'data'}",
+                f"data.cache={world / 'cache'}",
+                f"out={tmp_path / 'assigned'}",
+            ],
+        )
+    )
+    assert 0 <= results["val/accuracy"] <= 100
+    write_nlvr2(tmp_path / "nlvr2")
+    results = train(
+        compose(
+            "train",
+            [
+                *overrides("nlvr2", tmp_path / "nlvr2"),
+                "model.image.mlp_ratio=2",
+                "model.text.max_positions=64",
+                f"model.init={tmp_path / 'assigned'}",
+            ],
+        )
+    )
+    assert results["test/consistency"] <= results["test/accuracy"]
