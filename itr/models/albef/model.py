@@ -20,6 +20,7 @@ from itr.draws import Draws
 from itr.errors import ConfigError
 from itr.losses.score import ScoreLoss, Scores
 from itr.models.albef.config import ALBEFConfig
+from itr.models.albef.contrast import momentum_scores
 from itr.models.albef.encoders import ALBEFEncoders
 from itr.models.albef.entailment import ALBEFEntailment
 from itr.models.albef.grounding_maps import match_maps
@@ -39,7 +40,7 @@ from itr.nn.hard_negatives import (
     negative_weights,
 )
 from itr.nn.momentum import MomentumTwin
-from itr.nn.queue import FeatureQueue, queue_products, soft_targets
+from itr.nn.queue import FeatureQueue
 from itr.view import Facts
 
 OTHER_TASKS = (ALBEFQuestionAnswering, ALBEFEntailment, ALBEFPairs, ALBEFAssignment)
@@ -216,36 +217,8 @@ class ALBEF(ALBEFEncoders, RetrievalModel):
     def contrast(
         self, v: Tensor, t: Tensor, keys: MomentumFeatures, ids: Tensor, alpha: float
     ) -> Scores:
-        """Cosines of ``v``, ``t`` [B, E] with the momentum embeddings of the batch, then the queue.
-
-        Values are [B, B + Q] in both directions; with soft targets (equation 6) if the loss takes
-        them.
-        """
-        with torch.autocast(v.device.type, enabled=False):
-            scale, match = 1.0 / self.temperature, self._matches(ids)
-            slot = self.slots["itc"] if "itc" in self.slots else None
-            soft = self.config.distill and slot is not None and bool(slot.uses_soft)
-            t_queue, v_queue = self.text_queue.features, self.image_queue.features
-
-            def one_way(student: Tensor, teacher: Tensor, other: Tensor, queue: Tensor) -> Scores:
-                values = queue_products(student, other, queue)
-                target = None
-                if soft:
-                    logits = queue_products(teacher, other, queue) * scale
-                    target = soft_targets(logits, match, alpha)
-                rows = torch.arange(len(ids), device=ids.device)
-                return Scores(values, match, rows, soft=target, scale=scale)
-
-            i2t = one_way(v, keys.images, keys.texts, t_queue)
-            return replace(i2t, back=one_way(t, keys.texts, keys.images, v_queue))
-
-    def _matches(self, ids: Tensor) -> Tensor:
-        """[B, B + Q] bool. In pre-training only the paired caption or image is a match."""
-        if not self.pretrains:
-            return ids[:, None] == torch.cat([ids, self.text_queue.ids])[None, :]
-        return torch.eye(
-            len(ids), len(ids) + len(self.text_queue), dtype=torch.bool, device=ids.device
-        )
+        """Cosines of ``v``, ``t`` [B, E] with the momentum embeddings; see `momentum_scores`."""
+        return momentum_scores(self, v, t, keys, ids, alpha)
 
     # 3.2 Image-text matching with hard negatives
 
