@@ -15,13 +15,20 @@ COMMANDS: Commands = {
     "sweep": ("itr.sweep.cli:main", "run the jobs of a sweep file"),
     "data": ("itr.data.__main__:main", "check, convert and measure datasets"),
     "results": ("itr.results.__main__:main", "tables of results; compare two runs"),
-    "gallery": ("itr.jobs.gallery_cli:main", "write an HTML page of a run's hits and misses"),
-    "search": ("itr.jobs.embed_search_cli:search", "find the images that match a text"),
-    "embed": ("itr.jobs.embed_search_cli:embed", "write embeddings of your images and texts"),
+    "gallery": (
+        "itr.jobs.commands.gallery_cli:main",
+        "write an HTML page of a run's hits and misses",
+    ),
+    "search": ("itr.jobs.commands.embed_search_cli:search", "find the images that match a text"),
+    "embed": (
+        "itr.jobs.commands.embed_search_cli:embed",
+        "write embeddings of images and texts",
+    ),
+    "ask": ("itr.jobs.commands.ask_cli:ask", "ask a model about a picture of your own"),
     "official": ("itr.official.__main__:main", "inspect, convert, export authors' checkpoints"),
     "options": ("itr.help:main", "print every option (--markdown: docs/configuration.md)"),
     "verify": ("itr.verify_cli:main", "compare checkpoints with their checksums"),
-    "losses": ("itr.jobs.losses_cli:main", "print which loss fits which model"),
+    "losses": ("itr.jobs.commands.losses_cli:main", "print which loss fits which model"),
     "completion": ("itr.completion:main", "print the completion script of bash, zsh or fish"),
 }
 

@@ -51,7 +51,7 @@ class ItemEvaluator(SplitEvaluator):
 
         Items without a published answer are predicted, not scored.
         """
-        outputs = self._outputs(model, progress)
+        outputs = self.collect(model, progress)
         self.predictions = self.predict(outputs)
         metrics = self.metrics(outputs, self.predictions)
         scored = np.isfinite(self.predictions.scores)
@@ -82,7 +82,7 @@ class ItemEvaluator(SplitEvaluator):
         """Accuracy in per cent, over all items and over each subset; nothing without answers."""
         return accuracies(predictions)
 
-    def _outputs(self, model: Model, progress: Progress | None) -> Outputs:
+    def collect(self, model: Model, progress: Progress | None) -> Outputs:
         """`outputs` of all items, from all ranks."""
         settings, total, done = self.settings, self.data.n_captions, 0
         dtype = AUTOCAST[settings.precision]

@@ -7,7 +7,7 @@ import pytest
 from itr.data.classification.dataset import ClassificationConfig, ClassificationDataset
 from itr.data.image_files import files_below, is_image
 from itr.errors import DataError
-from itr.jobs.embed_search_cli import read_texts
+from itr.jobs.commands.embed_search_cli import read_texts
 from itr.jobs.retriever import find_images
 from tests.data.image_files import encoded, photo
 

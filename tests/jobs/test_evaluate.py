@@ -19,7 +19,7 @@ from itr.errors import ConfigError, DataError, UserError
 from itr.evaluation.query_log import read_queries
 from itr.evaluation.ranks import rank_scores
 from itr.evaluation.statistics import METRICS
-from itr.jobs.embed_search_cli import embed, search
+from itr.jobs.commands.embed_search_cli import embed, search
 from itr.jobs.evaluate import evaluate
 from itr.jobs.train import train
 from itr.results.collect import collect, find_results

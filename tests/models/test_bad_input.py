@@ -18,9 +18,9 @@ from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import CheckpointError, ConfigError
 from itr.jobs.assemble import assemble_run
+from itr.jobs.commands.losses_cli import model_names
 from itr.jobs.evaluate import evaluate
 from itr.jobs.init_weights import initialize_from
-from itr.jobs.losses_cli import model_names
 from itr.jobs.train import train
 from itr.models.base import RetrievalModel
 from itr.models.build import model_meta

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from benchmarks.operator_counts import count_operators, host_syncs
 from itr.errors import ConfigError
-from itr.jobs.losses_cli import loss_choices, model_names, table, verdict, with_loss
+from itr.jobs.commands.losses_cli import loss_choices, model_names, table, verdict, with_loss
 from itr.jobs.train import train
 from itr.models.compatibility import judge, notes
 from itr.training.config import check_config

@@ -11,6 +11,7 @@ import pytest
 
 from itr.errors import CheckpointError, ConfigError
 from itr.evaluation.predictions import read_predictions
+from itr.jobs.commands.ask_cli import ask
 from itr.jobs.evaluate import evaluate
 from itr.jobs.train import train
 from tests.conftest import compose
@@ -143,3 +144,37 @@ def test_text_assignment_on_pairs_and_nlvr2_from_it(world: Path, tmp_path: Path)
         )
     )
     assert results["test/consistency"] <= results["test/accuracy"]
+
+
+def test_one_text_about_a_picture(
+    run: tuple[str, Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, root, _ = run
+    picture = next(iter(sorted(root.rglob("*.jpg")) + sorted(root.rglob("*.png"))))
+    out = tmp_path / "seen.png"
+    more = ["--second", str(picture)] if task == "nlvr2" else []
+    more += ["--out", str(out)] if task == "grounding" else []
+    assert ask([str(root / "run"), str(picture), "What is left?", "--device", "cpu", *more]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    if task == "grounding":
+        assert lines[0].startswith("box (x, y, width, height): ") and out.is_file()
+        return
+    shown = {line.split(maxsplit=1)[1]: float(line.split()[0]) for line in lines}
+    known = {
+        "vqa": {"yes", "red", "man", "no"},
+        "entailment": {"contradiction", "neutral", "entailment"},
+        "nlvr2": {"false", "true"},
+    }[task]
+    assert set(shown) <= known and sum(shown.values()) == pytest.approx(1, abs=0.001)
+    assert list(shown.values()) == sorted(shown.values(), reverse=True)
+
+
+def test_pictures_that_do_not_fit_are_refused(
+    run: tuple[str, Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, root, _ = run
+    picture = next(iter(sorted(root.rglob("*.jpg")) + sorted(root.rglob("*.png"))))
+    second = [] if task == "nlvr2" else ["--second", str(picture)]
+    assert ask([str(root / "run"), str(picture), "What?", "--device", "cpu", *second]) == 2
+    assert "--second" in capsys.readouterr().err
+    assert ask([str(root / "run"), str(root / "absent.jpg"), "What?", "--device", "cpu"]) == 2

@@ -19,8 +19,8 @@ from PIL import Image
 from itr.batch import Batch
 from itr.data.images.transforms import Choices, transform
 from itr.evaluation.query_log import read_queries
+from itr.jobs.commands.gallery_cli import main
 from itr.jobs.evaluate import evaluate
-from itr.jobs.gallery_cli import main
 from itr.jobs.load_checkpoint import load_checkpoint
 from itr.models.base import Encoded
 from itr.official.__main__ import main as official

@@ -1,0 +1,1 @@
+"""Commands of `itr` that work with a trained model: gallery, search, embed, ask, losses."""
