@@ -12,8 +12,10 @@ import torch
 from itr import checkpoint
 from itr.errors import CheckpointError
 from itr.jobs.init_weights import initialize_from
+from itr.jobs.train import train
 from itr.models.build import model_meta
 from itr.official import albef as official
+from tests.conftest import compose
 from tests.models.tiny import Steps, build_task, item_batch
 
 HEADS = ("head", "assignment_head", "itm_head", "vision_proj", "text_proj", "temperature")
@@ -173,3 +175,63 @@ def test_a_larger_image_resizes_both_position_embeddings(tmp_path: Path) -> None
     model, said = started("vqa", path, image=image)
     assert model.vision.pos_embed.shape == model.twin["vision"].pos_embed.shape == (1, 37, 12)
     assert "resized (2): " in said and "model.init: ignored (" not in said
+
+
+# From files on disk to results
+
+SMALL = (
+    "model=albef",
+    "data=scenes",
+    "data.prepare.train=60",
+    "data.prepare.val=20",
+    "data.prepare.test=20",
+    "batch_size=20",
+    "trainer.max_steps=2",
+    "model.image.size=32",
+    "model.image.patch=16",
+    "model.image.width=32",
+    "model.image.depth=1",
+    "model.text.width=32",
+    "model.text.depth=2",
+    "model.text.fusion_layer=1",
+    "model.text.mlp_width=32",
+    "tracker=none",
+    "device=cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def here(world: Path) -> tuple[str, ...]:
+    return (*SMALL, f"data.root={world / 'data'}", f"data.cache={world / 'cache'}")
+
+
+@pytest.fixture(scope="module")
+def pretrained(here: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "pretrained"
+    train(compose("train", [*here, "task=pretrain", "rerank.k=10", f"out={out}"]))
+    return out
+
+
+@pytest.mark.parametrize("task", ["vqa", "entailment", "assignment", "nlvr2", "grounding"])
+def test_a_run_of_every_task_starts_from_a_run_of_pretraining(
+    task: str, here: tuple[str, ...], pretrained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    options = {"vqa": ("task.k=5", "model.answer_depth=1")}.get(task, ())
+    given = [*here, f"task={task}", f"model.init={pretrained}", f"out={out}", *options]
+    train(compose("train", given))
+    said = " ".join((out / "train.log").read_text().split())
+    loaded = said.split("model.init: loaded ")[1]
+    assert "from weights of other names" in loaded or task in ("entailment", "grounding"), said
+    path = out / "checkpoints" / "best.safetensors"
+    assert checkpoint.read_meta(path)["model_config"]["task"] == task
+
+
+def test_a_run_that_cannot_start_from_a_run_says_so(
+    here: tuple[str, ...], pretrained: Path, tmp_path: Path
+) -> None:
+    first = [*here, "task=entailment", f"model.init={pretrained}", f"out={tmp_path / 'first'}"]
+    train(compose("train", first))
+    given = [*here, "task=vqa", "task.k=5", f"out={tmp_path / 'second'}"]
+    with pytest.raises(CheckpointError, match=r"task=entailment.*task=vqa"):
+        train(compose("train", [*given, f"model.init={tmp_path / 'first'}"]))

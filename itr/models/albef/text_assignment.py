@@ -119,7 +119,8 @@ class ALBEFAssignment(ALBEFEncoders):
         From the similarity of ``images`` [B, N, Dv]; 0 where ``ids`` [B] are equal.
         """
         with torch.autocast(images.device.type, enabled=False):
-            features = F.normalize(self.vision_proj(images[:, 0].float()), dim=1)
+            first = images.detach()[:, 0].float()  # a view of it would still require gradients
+            features = F.normalize(self.vision_proj(first), dim=1)
             logits = features @ features.t() / self.config.temperature
         same = ids[:, None] == ids[None, :]
         return negative_weights(logits, same, self.config.negative_floor)
