@@ -28,6 +28,12 @@ class Clock:
         """Fraction of the planned updates that are done, in [0, 1]."""
         return min(1.0, self.updates / self.total_updates) if self.total_updates else 0.0
 
+    @property
+    def batches_of_update(self) -> int:
+        """Micro-batches of the current update: ``accumulate``, or fewer at an epoch's end."""
+        first = self.batch - self.batch % self.accumulate
+        return min(self.accumulate, self.batches_per_epoch - first)
+
     def state_dict(self) -> dict[str, int]:
         """All counters, for a checkpoint."""
         return dataclasses.asdict(self)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import timm
-import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from itr.errors import ConfigError
 from itr.nn.position import resize_positions
 from itr.options import configured, option
+from itr.weights_file import load_weights_file
 
 POSITIONS = "pos_embed"  # [1, 1 + N, D], the class token first
 
@@ -88,8 +88,7 @@ def load_vit_weights(vit: VisionTransformer, name: str) -> None:
 def _weights(name: str) -> dict[str, Tensor]:
     try:
         if Path(name).expanduser().is_file():
-            payload = torch.load(Path(name).expanduser(), map_location="cpu", weights_only=True)
-            return payload.get("model", payload)
+            return load_weights_file(Path(name).expanduser())
         return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
     except Exception as error:  # hub, file formats and timm raise many types
         reason = (str(error).strip() or repr(error)).splitlines()[0]

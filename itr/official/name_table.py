@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from itr.errors import CheckpointError
 from itr.nn.clip.jit_archive import is_jit_archive, read_jit_archive
 from itr.view import Facts
+from itr.weights_file import load_torch
 
 SHOWN = 8  # names per log line
 # Options of a text encoder that its weights do not determine: model option -> argument of `read`.
@@ -144,17 +144,7 @@ def load_pickle(path: Path) -> Any:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: file not found; expected an authors' checkpoint (.pth)")
-    if is_jit_archive(path):
-        return read_jit_archive(path)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises nearly anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(
-            f"{path}: cannot be read as a PyTorch checkpoint ({type(error).__name__}: {reason}); "
-            "it is truncated, in another format, or holds objects other than tensors and numbers"
-        ) from error
+    return read_jit_archive(path) if is_jit_archive(path) else load_torch(path)
 
 
 def without_prefix(state: Mapping[str, Tensor], prefix: str = "module.") -> dict[str, Tensor]:

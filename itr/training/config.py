@@ -112,6 +112,7 @@ class TrainConfig:
     overwrite: bool = option()
     batch_size: int = option(at_least=1)
     accumulate: int = option(at_least=1)
+    accumulate_rest: str = option(choices=("mean", "scaled"))
     grad_cache: int | None = option(at_least=1)
     precision: str = option(choices=PRECISIONS)
     select_on: str = option(choices=("val", "test"))

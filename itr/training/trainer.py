@@ -166,7 +166,9 @@ class Trainer:
             total, terms = self.step.forward(batch, self.clock, self.draws)
             accepted = self.guard is None or self.guard.accepts(total)
             if accepted:
-                self.step.backward(total, self.clock.accumulate)
+                mean = self.config.accumulate_rest == "mean"
+                batches = self.clock.batches_of_update if mean else self.clock.accumulate
+                self.step.backward(total, batches)
         self.clock.forwards += 1
         self.clock.batch += 1
         if accepted:

@@ -214,3 +214,20 @@ def test_a_device_that_is_not_there_is_named(tiny: list[str]) -> None:
         pytest.skip("this machine has one")
     with pytest.raises(ConfigError, match="device=cuda: no CUDA device is visible"):
         train(compose("train", [*tiny, "device=cuda"]))
+
+
+@pytest.mark.parametrize(("rest", "factor"), [("mean", 1.0), ("scaled", 0.5)])
+def test_the_last_update_of_an_epoch_is_the_mean_of_its_batches(
+    rest: str, factor: float, tiny: list[str], tmp_path: Path
+) -> None:
+    """Ten batches, weights that never move: updates of 4 + 4 + 2 batches, or of 2 each."""
+    still = ["optim.schedule.kind=constant", "optim.lr=0", "optim.weight_decay=0"]
+    still += ["optim.max_norm=null", "model.graph.warmup=null", "trainer.log_every=1"]
+    still += ["trainer.epochs=1", f"accumulate_rest={rest}"]
+    norms = {}
+    for size in (4, 2):
+        out = tmp_path / str(size)
+        train(compose("train", [*tiny, *still, f"out={out}", f"accumulate={size}"]))
+        norms[size] = logged(out, "train/grad_norm")
+    assert [len(norms[4]), len(norms[2])] == [3, 5]
+    assert norms[4][-1] == pytest.approx(factor * norms[2][-1], rel=1e-5)

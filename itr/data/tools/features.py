@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,9 +26,10 @@ from itr.data.records import Record, Split
 from itr.data.splits import split_roles
 from itr.data.tools.write_precomp import RegionSource, write_precomp
 from itr.data.tools.writers import WriteOptions
-from itr.errors import ConfigError, DataError, first_of, nearest
+from itr.errors import CheckpointError, ConfigError, DataError, first_of, nearest
 from itr.files import atomic_folder, explain_write_error
 from itr.view import PixelView, View
+from itr.weights_file import load_weights_file
 
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
 
@@ -192,17 +192,10 @@ def _create(make: Callable[..., Any], name: str, pretrained: bool, options: dict
 
 
 def _load(model: nn.Module, path: Path) -> None:
-    tensors: Any
     try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  torch raises many types
-        raise DataError(f"--weights {path}: cannot be read ({error})") from error
-    for key in ("state_dict", "model"):
-        tensors = tensors.get(key, tensors)
-    missing, _ = model.load_state_dict(tensors, strict=False)
+        missing, _ = model.load_state_dict(load_weights_file(path), strict=False)
+    except (CheckpointError, RuntimeError) as error:  # RuntimeError: other sizes
+        raise DataError(f"--weights {path}: {error}") from error
     if missing:
         raise DataError(
             f"--weights {path}: {len(missing)} tensors of the backbone are missing: "

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, BertConfig, BertModel, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
+from transformers import BertConfig, BertModel, PreTrainedModel
 
 from itr.errors import ConfigError
-from itr.hub import local_or_hub
+from itr.nn.bert.pretrained import load_pretrained
 from itr.options import configured, option
 from itr.view import Facts
-
-disable_progress_bar()  # it would interfere with our progress bar
 
 SIZES = {  # options that define the architecture: ours -> `BertConfig`
     "width": "hidden_size",
@@ -66,42 +60,11 @@ def load_bert(
 ) -> Any:
     """Load pretrained weights by Hugging Face name or local directory, in float32.
 
-    ``architecture`` is a BERT class of the library. Local files are tried first, then the hub.
-    Raises ConfigError if ``name`` cannot be loaded or is not a BERT.
+    ``architecture`` is a BERT class of the library. Raises ConfigError if ``name`` cannot be
+    loaded, is not a BERT, or lacks weights.
     """
-    try:
-        return _load(name, dropout, architecture, local_files_only=True)
-    except OSError as error:
-        if Path(name).expanduser().is_dir():
-            raise _unusable(name, error) from error
-    try:
-        source = local_or_hub(name, "model.text.name")
-        return _load(source, dropout, architecture, local_files_only=False)
-    except OSError as error:
-        raise _unusable(name, error) from error
-
-
-def _load(
-    name: str, dropout: float, architecture: type[PreTrainedModel], local_files_only: bool
-) -> Any:
-    source = str(Path(name).expanduser()) if name.startswith("~") else name
-    try:
-        kind = AutoConfig.from_pretrained(source, local_files_only=local_files_only).model_type
-        if kind != "bert":
-            raise ConfigError(f"model.text.name={name}: it is a '{kind}'; expected a 'bert'")
-        return architecture.from_pretrained(
-            source, dtype=torch.float32, local_files_only=local_files_only, **_options(dropout)
-        )
-    except (ValueError, RuntimeError, SafetensorError) as error:
-        raise _unusable(name, error) from error
-
-
-def _unusable(name: str, error: Exception) -> ConfigError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ConfigError(
-        f"model.text.name={name}: no BERT could be loaded ({reason}); pass a local directory "
-        "(config.json, model.safetensors) or a Hugging Face name, or model.pretrained=false for "
-        "random weights of the sizes in model.text"
+    return load_pretrained(
+        name, "model.text.name", "bert", architecture, BertConfig, **_options(dropout)
     )
 
 

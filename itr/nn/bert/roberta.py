@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import AutoConfig, RobertaConfig, RobertaModel
+from transformers import RobertaConfig, RobertaModel
 
 from itr.errors import ConfigError
-from itr.hub import local_or_hub
 from itr.nn.bert.bert import TextConfig, library_sizes
+from itr.nn.bert.pretrained import load_pretrained
 from itr.options import configured, option
 
 
@@ -56,28 +55,14 @@ def build_roberta(text: RobertaTextConfig, pretrained: bool, vocabulary: int) ->
 
 
 def _load(text: RobertaTextConfig, options: dict[str, Any]) -> RobertaModel:
-    remedy = (
-        "pass a local directory (config.json, model.safetensors) or a Hugging Face name, or "
-        "model.pretrained=false for random weights of the sizes in model.text"
-    )
     if text.tokenizer is not None and text.tokenizer.endswith("-from-captions"):
         raise ConfigError(
             f"model.text.tokenizer={text.tokenizer}: a vocabulary built from captions does not fit "
             "pretrained weights; pass model.pretrained=false, or leave model.text.tokenizer=null"
         )
-    try:
-        source = local_or_hub(text.name, "model.text.name")
-        kind = AutoConfig.from_pretrained(source).model_type
-        if kind != "roberta":
-            raise ConfigError(
-                f"model.text.name={text.name}: it is a '{kind}'; expected a 'roberta'; {remedy}"
-            )
-        return RobertaModel.from_pretrained(source, dtype=torch.float32, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"model.text.name={text.name}: no RoBERTa could be loaded ({reason}); {remedy}"
-        ) from error
+    return load_pretrained(
+        text.name, "model.text.name", "roberta", RobertaModel, RobertaConfig, **options
+    )
 
 
 def roberta_states(roberta: RobertaModel, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ code in it; here they are replaced by placeholders, and only tensors are read.
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from itr.errors import CheckpointError
+from itr.weights_file import require_modest_zip
 
 DTYPES = {
     "DoubleStorage": torch.float64,
@@ -67,15 +69,20 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+    if math.prod(size) > storage.numel():  # a stride of 0 repeats one number
+        raise pickle.UnpicklingError(f"a tensor of {tuple(size)} from {storage.numel()} numbers")
     return torch.as_strided(storage, tuple(size), tuple(stride), offset).clone()
 
 
 def is_jit_archive(path: Path) -> bool:
     """Whether ``path`` is a zip file that contains TorchScript code."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+    try:
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False  # the reader of weights says what is wrong
 
 
 def read_jit_archive(path: Path) -> dict[str, Tensor]:
@@ -84,6 +91,7 @@ def read_jit_archive(path: Path) -> dict[str, Tensor]:
     Raises CheckpointError if it is damaged or holds anything but modules and tensors.
     """
     try:
+        require_modest_zip(path)
         with zipfile.ZipFile(path) as archive:
             folder = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
             root = _Unpickler(archive, folder.removesuffix("/data.pkl")).load()

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from itr.errors import CheckpointError, ConfigError
-from itr.hub import local_or_hub
+from itr.nn.bert.pretrained import load_pretrained
 from itr.nn.clip.jit_archive import is_jit_archive, read_jit_archive
 from itr.nn.clip.towers import CLIPVisionTransformer
 from itr.nn.position import resize_positions
 from itr.options import configured, option
+from itr.weights_file import load_weights_file, require_weights
 
 HUGGING_FACE = (  # names of transformers -> OpenAI's
     ("embeddings.class_embedding", "class_embedding"),
@@ -136,32 +136,19 @@ def clip_vision_weights(name: str) -> dict[str, Tensor]:
 
 def _from_file(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        state = load_file(path)
-    elif is_jit_archive(path):
-        state = read_jit_archive(path)
+        state = load_weights_file(path)
     else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # damaged pickles raise many types
-            raise CheckpointError(
-                f"{path}: neither an OpenAI archive nor a state dict ({type(error).__name__}); it "
-                "is truncated or holds objects other than tensors"
-            ) from error
+        require_weights(path)
+        state = read_jit_archive(path) if is_jit_archive(path) else load_weights_file(path)
     prefix = "visual."
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _from_hub(name: str) -> dict[str, Tensor]:
-    try:
-        state = CLIPVisionModel.from_pretrained(local_or_hub(name, "model.image.name")).state_dict()
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"model.image.name={name}: no CLIP could be loaded ({reason}); pass a local directory, "
-            "OpenAI's ViT-B-16.pt or a Hugging Face name, or model.pretrained=false for random "
-            "weights of the sizes in model.image"
-        ) from error
-    return from_hugging_face(state)
+    model = load_pretrained(
+        name, "model.image.name", "clip_vision_model", CLIPVisionModel, CLIPVisionConfig
+    )
+    return from_hugging_face(model.state_dict())
 
 
 def from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

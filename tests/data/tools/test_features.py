@@ -83,7 +83,7 @@ def test_errors_are_explained_and_leave_nothing_behind(root, tmp_path, capsys):
 
     fails("nearest: resnet", "--backbone", "resnet1O1")
     (tmp_path / "no.safetensors").write_bytes(b"")
-    fails("no.safetensors: cannot be read", "--backbone", "resnet18", "--weights",
+    fails("no.safetensors: an empty file", "--backbone", "resnet18", "--weights",
           str(tmp_path / "no.safetensors"))  # fmt: skip
     fails("no dataset with images", "--backbone", "resnet18", "--images", str(root / "val2014"))
     picture = next((root / "val2014").iterdir())
