@@ -215,6 +215,43 @@ class PairedTest:
         return self.b - self.a
 
 
+def compare_predictions(
+    a: Predictions, b: Predictions, seed: int = 0, resamples: int = 10_000
+) -> dict[str, PairedTest]:
+    """Test run B against run A: the accuracy over all items, and over each subset.
+
+    Two-sided sign-flip permutation test that exchanges A and B by image, with its items (with one
+    item per image and scores of 0 and 1, this is McNemar's test). Raises DataError if the two runs
+    have different items, or if none has a known answer.
+    """
+    if (a.task, a.ids, a.image_ids, a.texts) != (b.task, b.ids, b.image_ids, b.texts):
+        raise DataError(
+            f"the two runs have different items ({len(a.ids)} of task={a.task} and {len(b.ids)} of "
+            f"task={b.task}, or in another order); evaluate both on the same files and split"
+        )
+    known = np.isfinite(a.scores) & np.isfinite(b.scores)
+    if not known.any():
+        raise DataError("no item has a published answer, so that nothing can be compared")
+    tests = {}
+    for subset in (None, *dict.fromkeys(name for name in a.subsets if name is not None)):
+        members = known & np.array([subset in (None, name) for name in a.subsets])
+        if members.any():
+            name = "accuracy" if subset is None else f"{subset} accuracy"
+            tests[name] = _paired_means(a, b, members, np.random.default_rng(seed), resamples)
+    return tests
+
+
+def _paired_means(
+    a: Predictions, b: Predictions, members: np.ndarray, rng: np.random.Generator, resamples: int
+) -> PairedTest:
+    first, second = a.scores[members], b.scores[members]
+    _, owner = np.unique(np.array(a.image_ids)[members], return_inverse=True)
+    gain = 100 * np.bincount(owner, weights=second - first) / len(first)
+    p = _sign_flips(gain[:, None], rng, resamples)[0]
+    wins, losses = int((second > first).sum()), int((second < first).sum())
+    return PairedTest(100 * float(first.mean()), 100 * float(second.mean()), wins, losses, float(p))
+
+
 def compare_ranks(
     a: Ranks, b: Ranks, text_to_image: np.ndarray, seed: int = 0, resamples: int = 10_000
 ) -> dict[str, PairedTest]:

@@ -100,7 +100,12 @@ def _columns(results: Mapping[str, Any], prefixes: Sequence[str]) -> list[tuple[
     known: ColumnSet = columns_of(_protocol(results))
     if known.main != ACCURACY:
         known = columns_of("entailment")
-    return [c for c in known.columns if any(f"{prefix}{c[0]}" in results for prefix in prefixes)]
+    return [
+        column
+        for column in known.columns
+        if "/" not in column[0]  # subsets have lines of their own
+        and any(f"{prefix}{column[0]}" in results for prefix in prefixes)
+    ]
 
 
 def _cell(value: Any) -> str:

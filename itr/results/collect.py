@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,13 @@ import numpy as np
 import yaml
 
 from itr.errors import DataError
+from itr.evaluation.predictions import predictions_path, read_predictions
 from itr.evaluation.protocols import PROTOCOLS
 from itr.evaluation.query_log import QueryLog, query_log_path, read_queries
-from itr.evaluation.statistics import Interval, named_intervals, spread
+from itr.evaluation.statistics import Interval, item_intervals, named_intervals, spread
 from itr.results.results_file import RESULTS, read_results
 from itr.results.row_labels import option_labels, training_length
-from itr.tasks.columns import columns_of
+from itr.tasks.columns import TASKS, columns_of
 
 SKIPPED_FOLDERS = ("wandb", "checkpoints")  # of a run; they contain no other run
 # Besides the configuration without its seed, the fields that the seeds of one row share.
@@ -177,6 +179,8 @@ def _measured_on(results: Mapping[str, Any], split: str) -> list[_Measured]:
         if words[0] != split or words[-1] not in INDICATORS:
             continue
         inner = words[1:-1]
+        if first in TASKS and inner:
+            continue  # a subset, which is a column of its task
         protocol = next((word for word in inner if word in PROTOCOLS), first)
         variant = "/".join(word for word in inner if word not in PROTOCOLS)
         measured[_Measured("".join(f"{word}/" for word in words[:-1]), protocol, variant)] = None
@@ -235,6 +239,8 @@ def _intervals(
     row: ResultRow, read: dict[Path, QueryLog | None], resamples: int
 ) -> dict[str, Interval]:
     """Intervals of the mean over seeds; empty if a run has no query log. ``read`` caches logs."""
+    if row.protocol in TASKS:
+        return _item_intervals(row, resamples)
     name = "/".join(word for word in (row.variant, row.protocol) if word)
     logs: list[QueryLog] = []
     for run in row.runs:
@@ -247,6 +253,20 @@ def _intervals(
         return {}
     intervals = named_intervals([log.all_ranks for log in logs], name, owner, fold, resamples)
     return {metric: value for metric, value in intervals.items() if metric in row.values}
+
+
+def _item_intervals(row: ResultRow, resamples: int) -> dict[str, Interval]:
+    """That of the accuracy, the mean over seeds; empty if a run has no predictions."""
+    folders = [run.folder for run in row.runs if run.folder is not None]
+    files = [folder for folder in folders if predictions_path(folder, row.split).is_file()]
+    if len(files) < len(row.runs):
+        return {}
+    seeds = [read_predictions(folder, row.split) for folder in files]
+    if any(each.ids != seeds[0].ids for each in seeds):
+        return {}
+    mean = dataclasses.replace(seeds[0], scores=np.mean([each.scores for each in seeds], axis=0))
+    owners = np.array(mean.image_ids)
+    return item_intervals(row.split, mean, owners, resamples).get(f"{row.split}/", {})
 
 
 def _read_log(folder: Path, split: str, read: dict[Path, QueryLog | None]) -> QueryLog | None:

@@ -8,9 +8,10 @@ import numpy as np
 from rich.table import Table
 
 from itr.errors import DataError
+from itr.evaluation.predictions import predictions_path, read_predictions
 from itr.evaluation.query_log import QueryLog, query_log_path, read_queries
 from itr.evaluation.ranks import Ranks
-from itr.evaluation.statistics import PairedTest, compare_ranks, holm
+from itr.evaluation.statistics import PairedTest, compare_predictions, compare_ranks, holm
 from itr.results.terminal_tables import plain_table
 
 HEADINGS = {"rsum": "rSum", "i2t_rank": "i2t mean rank", "t2i_rank": "t2i mean rank"}
@@ -27,6 +28,9 @@ def compare(
     assumed to be in the same order. Raises DataError if a run has no query log, if the two have
     different queries or candidates, or if one was not evaluated with ``protocol``.
     """
+    if all(predictions_path(folder, split).is_file() for folder in (a, b)):
+        items = read_predictions(a, split), read_predictions(b, split)
+        return protocol or items[0].task, compare_predictions(*items)
     first, second = read_queries(a, split), read_queries(b, split)
     numbered = any(_has_no_ids(log) for log in (first, second))
     for name in IDENTICAL[:1] if numbered else IDENTICAL:
@@ -72,7 +76,7 @@ def comparison_table(title: str, names: tuple[str, str], tests: dict[str, Paired
     for name, pair in tests.items():
         direction, _, k = name.partition("_r")
         table.add_row(
-            HEADINGS.get(name, f"{direction} R@{k}"),
+            HEADINGS.get(name, f"{direction} R@{k}" if k else name),
             f"{pair.a:.2f}",
             f"{pair.b:.2f}",
             f"{pair.difference:+.2f}",
@@ -84,11 +88,11 @@ def comparison_table(title: str, names: tuple[str, str], tests: dict[str, Paired
     table.caption = (
         f"A: {names[0]}\nB: {names[1]}\n"
         "wins, losses: queries that only B, or only A, answers correctly (ranks: better, worse)\n"
-        "p: sign-flip permutation over images with their captions; ranks: Wilcoxon\n"
+        "p: sign-flip permutation over images with their texts; ranks: Wilcoxon\n"
         f"Holm: p corrected for all {len(tests)} tests; * below 0.05"
     )
     omitted = [heading for name, heading in HEADINGS.items() if name not in tests]
-    if omitted:
+    if omitted and "rsum" in tests:
         table.caption += (
             f"\n{', '.join(omitted)}: omitted, some matches are not among the re-ranked candidates"
         )

@@ -87,6 +87,7 @@ def load_published(path: Path = FILE) -> PublishedResults:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         rows = [_row(path, number, row) for number, row in enumerate(content["rows"], start=1)]
         rows += [_cxc(row) for row in content["cxc"]]
+        rows += [_accuracy(row) for row in content["accuracies"]]
         for row in content["classification"]:
             rows += _classification(row)
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
@@ -107,6 +108,14 @@ def load_published(path: Path = FILE) -> PublishedResults:
     return PublishedResults(
         content["sources"], tuple(rows), tuple(content["misprints"]), content["authors"]
     )
+
+
+def _accuracy(row: dict[str, Any]) -> PublishedRow:
+    """Accuracies of a task other than retrieval: ``accuracy``, and those of named subsets."""
+    names = ("accuracy", "testA/accuracy", "testB/accuracy")
+    facts = {key: value for key, value in row.items() if key not in names}
+    more = {name: row[name] for name in names if name in row}
+    return PublishedRow(backbone="ViT-B/16, BERT-base", ensemble=1, more=more, **facts)
 
 
 def _cxc(row: dict[str, Any]) -> PublishedRow:

@@ -69,7 +69,9 @@ TASKS = {
     ),
     "nlvr2": _accuracies(("consistency", "consistency")),
     "assignment": _accuracies(),
-    "grounding": _accuracies(("pointing", "pointing game")),
+    "grounding": _accuracies(
+        ("testA/accuracy", "testA"), ("testB/accuracy", "testB"), ("pointing", "pointing game")
+    ),
 }
 
 

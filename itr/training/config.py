@@ -11,7 +11,13 @@ from itr.data.layouts.registry import DataConfig
 from itr.errors import ConfigError
 from itr.evaluation.rerank import RerankConfig, check_rerank
 from itr.instantiate import check
-from itr.models.build import build_slots, check_weights, model_class, model_config
+from itr.models.build import (
+    build_slots,
+    check_weights,
+    model_class,
+    model_config,
+    with_task_loss,
+)
 from itr.options import configured, option
 from itr.results.trackers.config import TrackerConfig
 from itr.tasks.known_tasks import build_task
@@ -127,7 +133,7 @@ def check_workers(workers: int | str) -> None:
 
 def check_config(values: Mapping[str, Any]) -> TrainConfig:
     """The configuration as an object. Raises ConfigError naming every key that is wrong."""
-    config: TrainConfig = check(values, TrainConfig, "")
+    config: TrainConfig = check(with_task_loss(values), TrainConfig, "")
     check_workers(config.runtime.num_workers)
     world = parallel.planned_world_size(config.devices, config.nodes)
     if config.batch_size % world:

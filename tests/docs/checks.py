@@ -113,7 +113,7 @@ def check_values(config_name: str, config: DictConfig, overrides: Sequence[str])
     options: EvalConfig = check(keep_typed_options(values, list(overrides)), EvalConfig, "")
     check_options(options)
     data = {key: value for key, value in options.data.items() if value is not None}
-    if options.task.name == "zeroshot":
+    if options.task.get("name") == "zeroshot":
         check(data, ClassificationConfig, "data")
     elif "name" in data:
         check(data, DataConfig, "data")
@@ -159,7 +159,8 @@ def contexts(model: str | None, words: Sequence[str]) -> list[tuple[str, list[st
     launcher = ("train", ["hydra/launcher=slurm"])
     evaluation = ("eval", ["checkpoint=RUN_DIR"])
     zeroshot = ("eval", ["task=zeroshot", "data=imagefolder", "checkpoint=X", "data.root=DIR"])
-    return [*train, launcher, evaluation, zeroshot, ("train", ["loss=triplet"])]
+    tasks = [("train", ["model=albef", f"task={name}"]) for name in ("vqa", "grounding")]
+    return [*train, launcher, evaluation, zeroshot, ("train", ["loss=triplet"]), *tasks]
 
 
 def _is_sweep_option(words: Sequence[str]) -> bool:

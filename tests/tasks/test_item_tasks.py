@@ -14,6 +14,7 @@ from itr.evaluation.predictions import read_predictions
 from itr.jobs.commands.ask_cli import ask
 from itr.jobs.evaluate import evaluate
 from itr.jobs.train import train
+from itr.results.__main__ import main as itr_results
 from tests.conftest import compose
 from tests.data.item_files import (
     write_nlvr2,
@@ -178,3 +179,16 @@ def test_pictures_that_do_not_fit_are_refused(
     assert ask([str(root / "run"), str(picture), "What?", "--device", "cpu", *second]) == 2
     assert "--second" in capsys.readouterr().err
     assert ask([str(root / "run"), str(root / "absent.jpg"), "What?", "--device", "cpu"]) == 2
+
+
+def test_a_paired_test_of_two_runs_and_their_table(
+    run: tuple[str, Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, root, results = run
+    evaluated = [f"checkpoint={root / 'run'}", "split=val", "device=cpu", f"out={tmp_path / 'a'}"]
+    accuracy = evaluate(compose("eval", evaluated))["val/accuracy"]
+    assert itr_results(["compare", str(tmp_path / "a"), str(tmp_path / "a"), "--split=val"]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith(" accuracy"))
+    assert line.split()[1:4] == [f"{accuracy:.2f}", f"{accuracy:.2f}", "+0.00"]
+    assert itr_results([str(tmp_path / "a"), "--split=val"]) == 0
+    assert f"{accuracy:.1f}" in capsys.readouterr().out
