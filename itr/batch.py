@@ -38,6 +38,9 @@ class Batch:
     region_rows: Tensor | None = None  # [B, R] int64: rows of a region array cached on the device
     guides: Tensor | None = None  # [B, G] float32: one additional vector per image
     pixels: Tensor | None = None  # [B, 3, S, S] float32, normalized; before `finish`: uint8
+    # [B] int64, in the evaluation of items only: pair b has image ``pixels[image_of[b]]``, so that
+    # ``pixels`` [U, 3, S, S] hold an image once. None: ``pixels[b]``.
+    image_of: Tensor | None = None
 
     # Captions
     tokens: Tensor | None = None  # [B, L] int64, padded with the tokenizer's pad id

@@ -70,6 +70,7 @@ class GroundingEvaluator(ItemEvaluator):
 
     protocol = "grounding"
     needs_gradient = True
+    share_images = True
 
     def __init__(self, data: Split, settings: EvaluationSettings, config: GroundingConfig):
         super().__init__(data, settings)

@@ -38,6 +38,7 @@ class ItemEvaluator(SplitEvaluator):
 
     protocol: str  # name of the task, which takes the place of a protocol in results
     needs_gradient = False  # whether a prediction needs a backward pass
+    share_images = False  # whether `outputs` takes a batch with `Batch.image_of`
 
     def __init__(self, data: Split, settings: EvaluationSettings):
         if data.n_captions == 0:
@@ -95,6 +96,7 @@ class ItemEvaluator(SplitEvaluator):
             self.batches(),
             settings.workers,
             finish_on_device=settings.device.type == "cuda",
+            share_images=self.share_images,
         )
         with self._mode(model), stop_all_ranks():
             for number, batch in enumerate(batches):

@@ -81,6 +81,8 @@ class AssignmentTask(ItemTask):
 class StatementEvaluator(ItemEvaluator):
     """The most probable class of every statement, the first one of equals."""
 
+    share_images = True
+
     def __init__(
         self, data: Split, settings: EvaluationSettings, task: str, classes: tuple[str, ...]
     ):

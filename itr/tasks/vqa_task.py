@@ -134,6 +134,7 @@ class VqaEvaluator(ItemEvaluator):
     """Answers every question from the list, and scores the answers as VQA's evaluator does."""
 
     protocol = "vqa"
+    share_images = True
 
     def __init__(
         self, data: Split, settings: EvaluationSettings, config: VqaConfig, answers: list[str]

@@ -117,10 +117,10 @@ def test_several_questions_of_one_image() -> None:
     assert given.pixels is not None
     rows, seen = torch.tensor([1, 0, 1, 1]), []
     model.vision.norm_pre.register_forward_hook(lambda _m, _i, output: seen.append(len(output)))
-    few = Batch(**{**vars(given), "pixels": given.pixels[:2]})
+    few = Batch(**{**vars(given), "pixels": given.pixels[:2], "image_of": rows})
     each = Batch(**{**vars(given), "pixels": given.pixels[rows]})
     with torch.inference_mode():
-        together, _ = model.encode_questions(few, image_of=rows)
+        together, _ = model.encode_questions(few)
         torch.testing.assert_close(together, model.encode_questions(each)[0], rtol=1e-4, atol=1e-6)
     assert seen == [2, 4]
 
@@ -413,8 +413,8 @@ def test_maps_of_several_texts_of_one_image(mode: str) -> None:
     each = model.grounding_maps(
         Batch(**{**vars(given), "pixels": given.pixels[rows]}), mode, block=None
     )
-    few = Batch(**{**vars(given), "pixels": given.pixels[:2]})
-    together = model.grounding_maps(few, mode, image_of=rows)
+    few = Batch(**{**vars(given), "pixels": given.pixels[:2], "image_of": rows})
+    together = model.grounding_maps(few, mode)
     assert together.shape == (4, 4, 4) and float(together.min()) >= 0.0
     images = Batch(image_id=given.image_id, pixels=given.pixels[rows])
     assert torch.equal(model.heat(images, given, mode), each)

@@ -9,11 +9,20 @@ import pytest
 import torch
 
 from itr import checkpoint
+from itr.data.text.tokenizer import Tokenizer
+from itr.jobs.evaluate import evaluate
+from itr.jobs.train import train
 from itr.models.build import restore
+from itr.official import albef as official_albef
 from itr.official.__main__ import main as official
 from itr.official.load import recognize
 from itr.official.name_table import load_pickle
-from tests.conftest import ROOT
+from itr.tasks.grounding_task import GroundingEvaluator
+from itr.tasks.statement_tasks import StatementEvaluator
+from itr.tasks.vqa_task import VqaEvaluator
+from tests.conftest import ROOT, compose
+from tests.models.test_albef_starts import SMALL
+from tests.official.test_official_files import save_tokenizer
 
 GOLDEN = ROOT / "tests" / "golden" / "albef"
 FILES = {
@@ -68,3 +77,41 @@ def test_a_classifier_of_other_classes_is_no_file_of_theirs(
     torch.save(payload, tmp_path / "theirs.pth")
     assert official(["inspect", str(tmp_path / "theirs.pth"), *HEADS]) != 0
     assert "not a checkpoint of a known method's authors" in capsys.readouterr().err
+
+
+# Evaluated as they are
+
+EVALUATORS = {
+    "vqa": VqaEvaluator,
+    "entailment": StatementEvaluator,
+    "nlvr2": StatementEvaluator,
+    "grounding": GroundingEvaluator,
+}
+
+
+@pytest.mark.parametrize("task", EVALUATORS)
+def test_an_authors_file_of_a_task_is_evaluated_as_its_run(
+    task: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its task on the command line, if the weights tell it; and a picture of several items
+    is encoded once, which changes nothing."""
+    places = [f"data.root={world / 'data'}", f"data.cache={world / 'cache'}"]
+    out = tmp_path / "run"
+    options = {"vqa": ["task.k=7", "model.answer_depth=2"]}.get(task, [])
+    train(compose("train", [*SMALL, *places, f"task={task}", f"out={out}", *options]))
+    best = out / "checkpoints" / "best.safetensors"
+    meta = checkpoint.read_meta(best)
+    model = restore(best, meta)
+    torch.save(official_albef.export(model), tmp_path / "theirs.pth")
+    folder = save_tokenizer(Tokenizer.from_json(meta["tokenizer"]), tmp_path / "tokenizer")
+    ours = evaluate(compose("eval", [f"checkpoint={out}", "device=cpu"]))
+    heads = f"model.text.heads={model.config.text.heads}"
+    image_heads = f"model.image.heads={model.config.image.heads}"
+    named = {"vqa": ["task=vqa", "task.k=7"], "grounding": ["task=grounding"]}.get(task, [])
+    data = [option for option in SMALL if option.startswith("data")]
+    given = ["model=albef", f"checkpoint={tmp_path / 'theirs.pth'}", "device=cpu", *data, *places]
+    given += [heads, image_heads, f"model.text.tokenizer={folder}", *named]
+    monkeypatch.setattr(EVALUATORS[task], "share_images", False)
+    theirs = evaluate(compose("eval", given))
+    accuracies = {key: value for key, value in ours.items() if "accuracy" in key}
+    assert accuracies and {key: theirs[key] for key in accuracies} == accuracies

@@ -24,18 +24,23 @@ def item_batches(
     batches: list[np.ndarray],
     num_workers: int = 0,
     finish_on_device: bool = False,
+    share_images: bool = False,
 ) -> Iterator[Batch]:
     """A batch of each of ``batches``, which hold indices of captions; every W-th on each rank.
 
     Pictures are processed as ``view`` requires for evaluation; a batch of pairs of pictures also
-    has ``second_pixels``.
+    has ``second_pixels``. With ``share_images`` a batch holds a picture of several items once, and
+    ``image_of`` says which one is whose; not for pairs.
     """
     pixels = Pixels(split, view.pixels_eval, finish_on_device)
     second, padder = second_images(split), CaptionPadder(tokens, view.text_eval)
 
     def assemble(captions: np.ndarray) -> Batch:
         images = split.text_to_image[captions]
-        if second is None:
+        if share_images and second is None:
+            once, rows = np.unique(images, return_inverse=True)
+            fields = pixels.fields(once) | {"image_of": torch.from_numpy(rows)}
+        elif second is None:
             fields = pixels.fields(images)
         else:
             fields = pixels.pair_fields(images, second[captions])

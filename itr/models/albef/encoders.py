@@ -145,8 +145,8 @@ def fused_states(
 ) -> Tensor:
     """Texts that have seen their images [B, L, D], or with ``first_only`` [B, 1, D].
 
-    ``owner`` is a model or its twin. ``image_of`` [B] are rows of ``pixels`` [U, 3, H, W] (default:
-    row b): each image is encoded and projected once.
+    ``owner`` is a model or its twin. ``image_of`` [B] are rows of ``pixels`` [U, 3, H, W] (None:
+    row b), each of which is encoded and projected once.
     """
     states = text_states(owner.get_submodule("text"), tokens, mask)
     fusion = owner.get_submodule("fusion")

@@ -22,4 +22,5 @@ class ALBEFEntailment(ALBEFClassifier):
     def first_words(self, owner: nn.Module, batch: Batch) -> Tensor:
         """State [B, D] of the first word after it has seen the image."""
         assert batch.pixels is not None
-        return fused_states(owner, batch.pixels, *self.words_of(batch), first_only=True)[:, 0]
+        given = (batch.pixels, *self.words_of(batch))
+        return fused_states(owner, *given, first_only=True, image_of=batch.image_of)[:, 0]

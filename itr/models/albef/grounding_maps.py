@@ -24,37 +24,28 @@ HEAT_LAYER = 2  # the paper looks at the third fusion layer
 MODES = ("itm", "itc")
 
 
-def match_maps(
-    model: ALBEF,
-    batch: Batch,
-    mode: str = "itm",
-    block: int | None = None,
-    image_of: Tensor | None = None,
-) -> Tensor:
+def match_maps(model: ALBEF, batch: Batch, mode: str = "itm", block: int | None = None) -> Tensor:
     """Maps [P, g, g] of the texts of ``batch`` on its images.
 
     ``itm``: from the cross-attention of BERT layer ``block`` (default: the third fusion layer) and
     the match logit; ``itc``: from the self-attention of block ``block`` of the vision transformer
-    (default: that of the same number) and the cosine. ``image_of`` [P] are rows of the images
-    (default: row p); with ``itm`` each image is encoded once. Raises ConfigError for a mode or
-    block that does not exist.
+    (default: that of the same number) and the cosine. With ``itm``, an image of several texts
+    (``batch.image_of``) is encoded once. Raises ConfigError for a mode or block that does not
+    exist.
     """
     assert batch.token_mask is not None and batch.pixels is not None
     if mode not in MODES:
         raise ConfigError(f"mode={mode}: expected one of {', '.join(MODES)}")
     if mode == "itm":
-        seen = word_trace(model, batch, batch, block, image_of)
-        return caption_maps(seen.evidence, batch.token_mask)
-    pixels = batch.pixels if image_of is None else batch.pixels.index_select(0, image_of)
+        return caption_maps(word_trace(model, batch, batch, block).evidence, batch.token_mask)
+    pixels = batch.pixels
+    if batch.image_of is not None:  # each text has a gradient of its own
+        pixels = pixels.index_select(0, batch.image_of)
     return class_maps(patch_trace(model, replace(batch, pixels=pixels), block).evidence)
 
 
 def word_trace(
-    model: ALBEF,
-    images: Batch,
-    texts: Batch,
-    block: int | None = None,
-    image_of: Tensor | None = None,
+    model: ALBEF, images: Batch, texts: Batch, block: int | None = None
 ) -> AttentionTrace:
     """Cross-attention [P, H, L, N] of BERT layer ``block`` and the gradient of the match logits."""
     start = model.config.text.fusion_layer
@@ -72,7 +63,8 @@ def word_trace(
     attention = model.fusion.get_submodule(f"layers.{block - start}.image")
 
     def match() -> Tensor:  # computes all words, so that the last layer attends with each
-        return model.itm_head(model.fusion(states, mask, fused, image_of)[:, 0])[:, 1].sum()
+        fusion = model.fusion(states, mask, fused, images.image_of)
+        return model.itm_head(fusion[:, 0])[:, 1].sum()
 
     return trace_attention(attention, match)
 

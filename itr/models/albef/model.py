@@ -275,12 +275,6 @@ class ALBEF(ALBEFEncoders, RetrievalModel):
         """Heat maps [P, g, g] of pairs, by default of the third fusion layer (`match_maps`)."""
         return self.grounding_maps(replace(texts, pixels=images.pixels), mode, block)
 
-    def grounding_maps(
-        self,
-        batch: Batch,
-        mode: str = "itm",
-        block: int | None = None,
-        image_of: Tensor | None = None,
-    ) -> Tensor:
+    def grounding_maps(self, batch: Batch, mode: str = "itm", block: int | None = None) -> Tensor:
         """Maps [B, g, g] of what the texts of ``batch`` refer to; see `match_maps`."""
-        return match_maps(self, batch, mode, block, image_of)
+        return match_maps(self, batch, mode, block)

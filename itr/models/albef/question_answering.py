@@ -108,16 +108,12 @@ class ALBEFQuestionAnswering(ALBEFEncoders):
 
     # Answering
 
-    def encode_questions(
-        self, batch: Batch, image_of: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """States [B, L, D] of questions that have seen their images, and their mask [B, L].
-
-        ``image_of`` [B] are rows of the images (default: row b); each image is encoded once.
-        """
+    def encode_questions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """States [B, L, D] of questions that have seen their images, and their mask [B, L]."""
         assert batch.pixels is not None
         tokens, mask = self.words_of(batch)
-        return fused_states(self, batch.pixels, tokens, mask, image_of=image_of), mask
+        states = fused_states(self, batch.pixels, tokens, mask, image_of=batch.image_of)
+        return states, mask
 
     def rank_answers(
         self,
