@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from itr.errors import CheckpointError, ConfigError
+from itr.errors import CheckpointError, ConfigError, Stopped
 from itr.evaluation.predictions import read_predictions
 from itr.jobs.commands.ask_cli import ask
 from itr.jobs.evaluate import evaluate
+from itr.jobs.launch.workers import launch
 from itr.jobs.train import train
 from itr.results.__main__ import main as itr_results
-from tests.conftest import compose
+from tests.conftest import compose, signal_at_update
 from tests.data.item_files import (
     write_nlvr2,
     write_refcoco,
@@ -39,21 +42,34 @@ def overrides(task: str, root: Path, *more: str) -> list[str]:
         "model=albef", f"task={task}", f"data={data}", f"data.root={root}", *options,
         *SIZES["albef"], "model.pretrained=false", "model.image.heads=2",
         "model.text.tokenizer=wordpiece",
-        "batch_size=4", "trainer.max_steps=2", f"data.cache={root / 'cache'}", "tracker=none",
+        "batch_size=4", "trainer.max_steps=4", "trainer.log_every=1", "tracker=none",
+        f"data.cache={root / 'cache'}",
         "device=cpu", "runtime.estimate=false", f"out={root / 'run'}", *more,
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=TASKS)
-def run(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict[str, Any]]:
-    """A finished run of each task, and its results."""
-    root = tmp_path_factory.mktemp(request.param)
-    TASKS[request.param][1](root)
-    return request.param, root, train(compose("train", overrides(request.param, root)))
+Run = tuple[str, Path, dict[str, Any]]  # task, folder of its files and of its run, results
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """A finished run of each task."""
+    done = {}
+    for task in TASKS:
+        root = tmp_path_factory.mktemp(task)
+        TASKS[task][1](root)
+        done[task] = (task, root, train(compose("train", overrides(task, root))))
+    return done
+
+
+@pytest.fixture(params=TASKS)
+def run(request: Any, runs: dict[str, Run]) -> Run:
+    """One run after the other."""
+    return runs[request.param]
 
 
 def test_a_run_selects_on_accuracy_and_leaves_predictions(
-    run: tuple[str, Path, dict[str, Any]],
+    run: Run,
 ) -> None:
     task, root, results = run
     assert results["task"] == task and results["test/protocol"] == task
@@ -68,7 +84,7 @@ def test_a_run_selects_on_accuracy_and_leaves_predictions(
         assert results["test/accuracy"] == pytest.approx(100 * predictions.scores.mean())
 
 
-def test_eval_gives_the_same_numbers(run: tuple[str, Path, dict[str, Any]]) -> None:
+def test_eval_gives_the_same_numbers(run: Run) -> None:
     task, root, results = run
     evaluated = evaluate(
         compose(
@@ -148,7 +164,7 @@ def test_text_assignment_on_pairs_and_nlvr2_from_it(world: Path, tmp_path: Path)
 
 
 def test_one_text_about_a_picture(
-    run: tuple[str, Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task, root, _ = run
     picture = next(iter(sorted(root.rglob("*.jpg")) + sorted(root.rglob("*.png"))))
@@ -170,9 +186,7 @@ def test_one_text_about_a_picture(
     assert list(shown.values()) == sorted(shown.values(), reverse=True)
 
 
-def test_pictures_that_do_not_fit_are_refused(
-    run: tuple[str, Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pictures_that_do_not_fit_are_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     task, root, _ = run
     picture = next(iter(sorted(root.rglob("*.jpg")) + sorted(root.rglob("*.png"))))
     second = [] if task == "nlvr2" else ["--second", str(picture)]
@@ -182,7 +196,7 @@ def test_pictures_that_do_not_fit_are_refused(
 
 
 def test_a_paired_test_of_two_runs_and_their_table(
-    run: tuple[str, Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task, root, results = run
     evaluated = [f"checkpoint={root / 'run'}", "split=val", "device=cpu", f"out={tmp_path / 'a'}"]
@@ -192,3 +206,56 @@ def test_a_paired_test_of_two_runs_and_their_table(
     assert line.split()[1:4] == [f"{accuracy:.2f}", f"{accuracy:.2f}", "+0.00"]
     assert itr_results([str(tmp_path / "a"), "--split=val"]) == 0
     assert f"{accuracy:.1f}" in capsys.readouterr().out
+
+
+def evaluate_all(jobs: dict[str, Any]) -> dict[str, Any]:
+    """One evaluation after the other in the same processes."""
+    return {name: evaluate(values) for name, values in jobs.items()}
+
+
+def test_two_processes_predict_each_item_once(runs: dict[str, Run], tmp_path: Path) -> None:
+    def jobs(name: str) -> dict[str, Any]:
+        return {
+            task: compose(
+                "eval",
+                [
+                    f"checkpoint={root / 'run'}",
+                    "split=val",
+                    "device=cpu",
+                    "runtime.eval_batch_size=2",
+                    f"out={tmp_path / name / task}",
+                ],
+            )
+            for task, root, _ in runs.values()
+        }
+
+    one = evaluate_all(jobs("one"))
+    two = launch(evaluate_all, jobs("two"), 2, 1, cuda=False)
+    for task in TASKS:
+        assert two[task]["val/accuracy"] == one[task]["val/accuracy"]
+        found, alone = (read_predictions(tmp_path / name / task, "val") for name in ("two", "one"))
+        assert found.ids == alone.ids and found.predicted == alone.predicted
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_stopped_run_of_a_task_resumes_exactly(
+    runs: dict[str, Run], task: str, tmp_path: Path
+) -> None:
+    undisturbed, out = runs[task][1] / "run", tmp_path / "stopped"
+    same = [*overrides(task, runs[task][1]), f"out={out}"]
+    with signal_at_update(2), pytest.raises(Stopped):
+        train(compose("train", same))
+    train(compose("train", [*same, "resume=auto"]))
+    files = [folder / "checkpoints" / "last.safetensors" for folder in (undisturbed, out)]
+    first, second = (load_file(file) for file in files)
+    assert set(first) == set(second)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    losses = [
+        [
+            line["train/loss"]
+            for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+            if "train/loss" in line
+        ]
+        for folder in (undisturbed, out)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
