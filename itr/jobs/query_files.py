@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from itr.data.layouts.registry import DataConfig
 from itr.evaluation.evaluator import Evaluator
+from itr.evaluation.predictions import Predictions
+from itr.files import atomic_write, explain_write_error
+from itr.results.gallery.item_page import SOURCE
+from itr.tasks.task import Task
 
 
 def save_queries(
@@ -35,6 +40,22 @@ def save_queries(
         "data": dataclasses.asdict(dataclasses.replace(data, root=root)),
     }
     evaluator.query_log.save(folder, split, metadata)
+
+
+def save_predictions(
+    task: Task, predictions: Predictions, folder: Path, split: str, data: DataConfig
+) -> list[str]:
+    """Write the predictions, where their pictures are, and what a server of the task wants.
+
+    Returns lines about the latter. Raises TrainingError if a file cannot be written.
+    """
+    predictions.save(folder, split)
+    root = str(Path(data.root).expanduser().absolute())  # a gallery may be made from elsewhere
+    path = folder / SOURCE.format(split=split)
+    node = dataclasses.asdict(dataclasses.replace(data, root=root))
+    with explain_write_error(path, "the data of the predictions"), atomic_write(path) as file:
+        file.write(json.dumps(node).encode())
+    return task.submit(predictions, folder, split)
 
 
 def _with_absolute_paths(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from itr.evaluation.split_evaluator import SplitEvaluator
 from itr.jobs import run_dir
 from itr.jobs.assemble import RunComponents, assemble_run, prepare_data
 from itr.jobs.launch.workers import launch
-from itr.jobs.query_files import save_queries
+from itr.jobs.query_files import save_predictions, save_queries
 from itr.jobs.recipe_notes import departures, precision_line
 from itr.jobs.training_results import RunIdentity, SelectedCheckpoint, TrainingResults
 from itr.models import compatibility
@@ -205,9 +205,8 @@ class TrainingJob:
             if isinstance(evaluator, Evaluator):
                 save_queries(evaluator, self.folder, "test", results, data)
             if evaluator.predictions is not None:
-                evaluator.predictions.save(self.folder, "test")
-                task = self.components.task
-                for line in task.submit(evaluator.predictions, self.folder, "test"):
+                task, predictions = self.components.task, evaluator.predictions
+                for line in save_predictions(task, predictions, self.folder, "test", data):
                     log.info("%s", line)
             write_results(self.folder, results)
 

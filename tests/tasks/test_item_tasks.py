@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html.parser
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from itr.errors import CheckpointError, ConfigError, Stopped
 from itr.evaluation.predictions import read_predictions
 from itr.jobs.commands.ask_cli import ask
+from itr.jobs.commands.gallery_cli import main as gallery
 from itr.jobs.evaluate import evaluate
 from itr.jobs.launch.workers import launch
 from itr.jobs.train import train
@@ -259,3 +261,15 @@ def test_a_stopped_run_of_a_task_resumes_exactly(
         for folder in (undisturbed, out)
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_the_gallery_shows_items(run: Run, tmp_path: Path) -> None:
+    task, root, results = run
+    out = tmp_path / "page.html"
+    assert gallery([str(root / "run"), "--out", str(out), "--queries", "3"]) == 0
+    page = out.read_text()
+    html.parser.HTMLParser().feed(page)
+    assert page.count("<article") >= 3 and "data:image/jpeg" in page and "http" not in page
+    assert (task == "grounding") == ('class="predicted"' in page)
+    if "test/accuracy" in results:
+        assert f"{results['test/accuracy']:.2f} %" in page

@@ -13,6 +13,11 @@ from itr.errors import TrainingError
 from itr.jobs.load_checkpoint import load_checkpoint
 from itr.models.base import RetrievalModel
 from itr.results.gallery.evaluated_run import open_run
+from itr.results.gallery.item_page import (
+    build_item_page,
+    has_predictions,
+    open_predicted_run,
+)
 from itr.results.gallery.page import build_page
 
 
@@ -27,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--protocol", help="default: the first one evaluated")
     parser.add_argument("--out", type=Path, help="default: RUN/gallery-<split>.html")
     parser.add_argument(
-        "--queries", type=int, default=8, help="queries per section and direction (default: 8)"
+        "--queries", type=int, default=8, help="queries (or items) per section (default: 8)"
     )
     parser.add_argument(
         "--heat", type=int, default=6, help="captions with heat maps (default: 6; 0: none)"
@@ -37,8 +42,12 @@ def main(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_args(arguments)
     out = options.out or options.run / f"gallery-{options.split}.html"
-    run = open_run(options.run, options.split, options.protocol)
-    page = build_page(run, _load, options.queries, options.heat, options.seed)
+    if has_predictions(options.run, options.split):
+        predicted = open_predicted_run(options.run, options.split)
+        page = build_item_page(predicted, options.queries, options.seed)
+    else:
+        run = open_run(options.run, options.split, options.protocol)
+        page = build_page(run, _load, options.queries, options.heat, options.seed)
     try:
         out.write_text(page, encoding="utf-8")
     except OSError as error:

@@ -56,7 +56,7 @@ def evaluate_items(
     metrics = evaluator.run(model, progress, with_query_log=True)
     origin = {**loaded.origin, "data": data.name, "task": task.name}
     metrics["data_hash"] = content_hash(split)
-    items = EvaluatedItems(task, evaluator.predictions, split.text_to_image)
+    items = EvaluatedItems(task, evaluator.predictions, split.text_to_image, data)
     return EvaluationOutcome(config.checkpoints[0], config.split, origin, metrics, items=items)
 
 

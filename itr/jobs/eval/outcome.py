@@ -13,6 +13,7 @@ from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.predictions import Predictions
 from itr.evaluation.query_log import QueryLog
 from itr.evaluation.statistics import Interval, item_intervals, prefixed_intervals
+from itr.jobs.query_files import save_predictions
 from itr.tasks.task import Task
 
 ECCV = (("map_at_r", "mAP@R"), ("rprecision", "R-P"), ("r1", "R@1"))
@@ -35,13 +36,13 @@ class EvaluatedItems:
     task: Task
     predictions: Predictions | None
     owners: np.ndarray  # [Q] index of each item's image
+    data: DataConfig
 
     def write(self, folder: Path, split: str) -> list[str]:
         """Write the predictions and what a submission needs; returns lines about the latter."""
         if self.predictions is None:
             return []
-        self.predictions.save(folder, split)
-        return self.task.submit(self.predictions, folder, split)
+        return save_predictions(self.task, self.predictions, folder, split, self.data)
 
 
 @dataclass
