@@ -8,7 +8,13 @@ from pathlib import Path
 
 from itr.data.config import DataConfig
 from itr.data.downstream import nlvr2, refcoco, snli_ve, vqa
-from itr.data.downstream.rows import ItemFiles, Rows, make_split, with_known_answers
+from itr.data.downstream.rows import (
+    ItemFiles,
+    Rows,
+    make_split,
+    paused_collection,
+    with_known_answers,
+)
 from itr.data.layout import data_root
 from itr.data.layouts.json_annotations import MissingImagesError
 from itr.data.layouts.registry import open_split
@@ -38,6 +44,7 @@ PAIRS_ONLY = (
 )
 
 
+@paused_collection()
 def open_items(data: DataConfig, task: str, split: str) -> Split:
     """Open a split of ``data`` for ``task``, with an item per caption.
 
