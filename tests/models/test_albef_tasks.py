@@ -385,6 +385,58 @@ def test_files_of_every_task_are_told_apart_and_written_back(task: str, tmp_path
     assert all(torch.equal(own[name], theirs[name]) for name in own)
 
 
+@pytest.mark.parametrize("task", ["vqa", "entailment", "nlvr2"])
+def test_files_without_copies_and_with_other_nestings(task: str, tmp_path: Any) -> None:
+    model = build_task(task)
+    whole = official.official_state(model)
+    part = {f"module.{k}": v for k, v in whole.items() if "_m." not in k}
+    for name, payload in (("bare", part), ("file", {"model": part})):
+        torch.save(payload, tmp_path / f"{name}.pth")
+        imported = official.read(tmp_path / f"{name}.pth", {"heads": 2, "image_heads": 3})
+        assert imported.config.task == task and imported.config.distill
+        assert torch.equal(imported.state["twin.vision.norm.bias"], model.vision.norm.bias)
+    options = {"distill": False, "alpha": 0.25}
+    torch.save({"model": part, "config": options}, tmp_path / "hard.pth")
+    hard = official.read(tmp_path / "hard.pth", {"heads": 2, "image_heads": 3})
+    assert not hard.config.distill and hard.config.distill_weight == 0.25
+    assert not any(name.startswith("twin.") for name in hard.state)
+
+
+@pytest.mark.parametrize("task", ["entailment", "nlvr2", "vqa"])
+def test_one_batch_can_be_learned(task: str) -> None:
+    model, given = build_task(task, distill_weight=0.1, momentum=0.9), item_batch(task, 12)
+    if task == "vqa":  # one answer each
+        first = torch.tensor(given.answer_counts).cumsum(0) - torch.tensor(given.answer_counts)
+        given.answer_tokens, given.answer_mask = (
+            given.answer_tokens[first],
+            given.answer_mask[first],
+        )
+        given.answer_weights, given.answer_counts = torch.ones(12), (1,) * 12
+    with torch.no_grad():  # wide enough for narrow layers
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "embeddings" not in name:
+                parameter.mul_(4.0)
+    optimizer, right = torch.optim.AdamW(model.parameters(), 3e-3), False
+    for step in range(1, 241):
+        model.train().before_step(Clock())
+        optimizer.zero_grad()
+        total(model, given).backward()
+        optimizer.step()
+        if step % 30 == 0 and (right := _answered(model.eval(), given)):
+            break
+    assert right
+
+
+@torch.inference_mode()
+def _answered(model: Any, given: Batch) -> bool:
+    """Whether every item of ``given`` is answered as it should be; questions have one answer."""
+    if given.answer_tokens is None:
+        return torch.equal(model.logits(given).argmax(dim=1), given.labels)
+    answers = AnswerList.of(given.answer_tokens, given.answer_mask)
+    best, _ = model.rank_answers(*model.encode_questions(given), answers, len(answers))
+    return torch.equal(answers.tokens[best[:, 0]], answers.tokens)
+
+
 def test_views() -> None:
     views = {task: build_task(task).view for task in TASKS}
     assert {task: view.unit for task, view in views.items()} == {
