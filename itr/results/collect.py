@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ INDICATORS = ("i2t_r1", "rsum", "top1", "accuracy")  # every protocol reports at
 PROTOCOL_FIELDS = ("n_images", "n_captions", "captions", "folds", "within_modality",
                    "directions_skipped")  # fmt: skip
 MEMBER_FIELDS = ("model", "loss", "select_on", "trained_on", "seed")  # one per ensemble member
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ class ResultRow:
 def find_results(paths: Iterable[Path]) -> list[StoredRun]:
     """Read every results.json in or below ``paths``, sorted by folder.
 
-    Raises DataError for a path that does not exist, for a malformed file, and if there are none.
+    A folder whose files cannot be read is left out with a warning that names it. Raises DataError
+    for a path that does not exist, and if nothing can be read.
     """
     folders: dict[Path, None] = {}
     for path in paths:
@@ -132,12 +135,27 @@ def find_results(paths: Iterable[Path]) -> list[StoredRun]:
             f"{', '.join(map(str, paths))}: no {RESULTS} in this folder or below; train first "
             "(python train.py), or evaluate with out=DIR"
         )
-    return [StoredRun(f.name, read_results(f), _read_config(f), f) for f in folders]
+    runs, faults = list[StoredRun](), list[str]()
+    for folder in folders:
+        try:
+            run = StoredRun(folder.name, read_results(folder), _read_config(folder), folder)
+            runs.append(run)
+        except DataError as error:
+            faults.append(str(error))
+    for fault in faults if runs else ():
+        log.warning("%s; this run is left out", fault)
+    if not runs:
+        raise DataError("\n".join(faults))
+    return runs
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); evaluate the run again") from error
+    return config if isinstance(config, dict) else {}
 
 
 def collect(

@@ -54,11 +54,12 @@ class AlbefListsLayout:
         """Read one list. Opens no image."""
         key = resolve_split(split, list(self.files), str(self.path))
         path = self.files[key]
-        records, notes = _read_records(path)
+        records, id_notes = _read_records(path)
+        notes = list(id_notes)
         return Split(
             key,
             self.name,
-            resolve_image_paths(path, records, self.images),
+            resolve_image_paths(path, records, self.images, notes=notes),
             decoder=self.decoder,
             source=str(path),
             notes=(*self.notes, *notes),

@@ -51,11 +51,12 @@ class CocoLayout:
         """Read one split; the year may be omitted if only one year is there. Opens no image."""
         key = resolve_split(split, list(self.files), str(self.path))
         path = self.files[key]
-        records, notes = _read_records(path)
+        records, id_notes = _read_records(path)
+        notes, folders = list(id_notes), (key, *_folders_of(path, key))
         return Split(
             key,
             self.name,
-            resolve_image_paths(path, records, self.images, (key, *_folders_of(path, key))),
+            resolve_image_paths(path, records, self.images, folders, notes=notes),
             decoder=self.decoder,
             source=str(path),
             notes=(*self.notes, *notes),

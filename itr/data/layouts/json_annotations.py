@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from itr.data.ids import NAME
+from itr.data.layouts.image_folder import ImageFolder
 from itr.data.records import Record
 from itr.errors import DataError, first_of
 
@@ -85,6 +85,7 @@ def resolve_image_paths(
     images: str | None,
     folders: Sequence[str] = (),
     option: str = "data.images",
+    notes: list[str] | None = None,
 ) -> list[Record]:
     """``records`` of annotation file ``path`` with absolute image paths.
 
@@ -94,13 +95,17 @@ def resolve_image_paths(
         images: the image folder (``data.images``); None: search beside ``path``.
         folders: further folder names to search.
         option: the option that names the folder, for messages.
+        notes: log lines are added here.
 
     Raises MissingImagesError that counts and names missing images.
     """
     sample = [str(records[n].image) for n in (0, len(records) // 2, -1)]
     base = _image_folder(path, sample, images, folders, option)
-    _require_images(path, base, records, option)
-    return [dataclasses.replace(r, image=str(base / str(r.image))) for r in records]
+    names = _require_images(path, base, records, option, notes)
+    return [
+        dataclasses.replace(record, image=str(base / name))
+        for record, name in zip(records, names, strict=True)
+    ]
 
 
 def _image_folder(
@@ -117,34 +122,39 @@ def _image_folder(
     for base in candidates:
         if any((base / name).is_file() for name in sample):
             return base
+    for base in candidates:
+        folder = ImageFolder(base)
+        if any(folder.find(name) is not None for name in sample):
+            return base
     # They are missing: take a folder of the right structure for the error message.
     first = sample[0]
     return next((base for base in candidates if (base / first).parent.is_dir()), candidates[0])
 
 
-def _require_images(path: Path, base: Path, records: Sequence[Record], option: str) -> None:
-    """Raise MissingImagesError if an image is missing. Lists each folder once, tests no file."""
-    names: dict[str, set[str]] = {}
-    missing = []
+def _require_images(
+    path: Path, base: Path, records: Sequence[Record], option: str, notes: list[str] | None
+) -> list[str]:
+    """The name of each image as it is on disk. Raises MissingImagesError if one is missing."""
+    folder, missing, names = ImageFolder(base), list[str](), list[str]()
+    other: dict[str, str] = {}
     for record in records:
-        folder, name = os.path.split(str(record.image))
-        if folder not in names:
-            names[folder] = _file_names(base / folder)
-        if name not in names[folder]:
-            missing.append(str(record.image))
+        name = str(record.image)
+        found = folder.find(name)
+        if found is None:
+            missing.append(name)
+        elif found != name:
+            other[name] = found
+        names.append(found or name)
     if missing:
         raise MissingImagesError(
             f"{path}: {len(missing)} of {len(records)} images are missing below {base}: "
             f"{first_of(missing)}. Put them there, or pass {option}=DIR",
             all_missing=len(missing) == len(records),
         )
-
-
-def _file_names(folder: Path) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+    if other and notes is not None:
+        name = next(iter(other))
+        notes.append(
+            f"{path}: {len(other)} image names are spelled differently on disk (Unicode form, case "
+            f"or separators), e.g. {ascii(name)}: {ascii(other[name])}"
+        )
+    return names

@@ -52,13 +52,14 @@ class KarpathyLayout:
         """Read one split. Opens no image."""
         splits, id_notes = self._records()
         key = resolve_split(split, splits, str(self.path))
+        notes: list[str] = []
         return Split(
             key,
             self.name,
-            resolve_image_paths(self.path, splits[key], self.images),
+            resolve_image_paths(self.path, splits[key], self.images, notes=notes),
             decoder=self.decoder,
             source=str(self.path),
-            notes=(*self.notes, *id_notes),
+            notes=(*self.notes, *id_notes, *notes),
         )
 
     def _records(self) -> tuple[dict[str, list[Record]], tuple[str, ...]]:

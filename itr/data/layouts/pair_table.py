@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from itr.data.config import DataConfig
-from itr.data.layout import LayoutSpec, data_root, find_dataset_files
+from itr.data.layout import LayoutSpec, data_root, find_dataset_files, list_folder
 from itr.data.layouts.delimited import Oddities
 from itr.data.layouts.json_annotations import (
     require_unique_images,
@@ -31,7 +31,7 @@ from itr.data.splits import (
     resolve_split,
     role_of,
 )
-from itr.errors import DataError
+from itr.errors import DataError, nearest
 
 ENDING = "|".join(map(re.escape, ENDINGS))
 # Tables without a split in their names, preferred ones first: those that Flickr8K and Flickr30K
@@ -71,10 +71,11 @@ class TableLayout:
         splits, found = self._records()
         key = resolve_split(split, splits, str(self.path), self._advice(split))
         path = self.files.get(key, self.path)
-        records = resolve_image_paths(path, splits[key], self.images)
+        spellings: list[str] = []
+        records = resolve_image_paths(path, splits[key], self.images, notes=spellings)
         texts = [record.extra.get(SECOND) for record in records]
         second = [text for text in texts if text is not None]
-        notes = (*self.notes, *found.get(path, ()))
+        notes = (*self.notes, *found.get(path, ()), *spellings)
         if 0 < len(second) < len(texts):
             note = f"{len(texts) - len(second)} of {len(texts)} images of {key} have no"
             notes = (*notes, f"{path}: {note} {self.second_key}; the column is ignored")
@@ -132,8 +133,17 @@ def find(data: DataConfig) -> TableLayout | None:
     if paths:
         files = {role: Path(file).expanduser() for role, file in paths.items()}
         for role, path in files.items():
+            if path.is_dir():
+                raise DataError(
+                    f"data.{role}={paths[role]}: is a folder; pass the table in it, or "
+                    f"data.root={paths[role]} to search it for any layout"
+                )
             if not path.is_file():
-                raise DataError(f"data.{role}={paths[role]}: no such file; pass data.{role}=FILE")
+                there = f"; {path.parent} holds {list_folder(path.parent)}"
+                raise DataError(
+                    f"data.{role}={paths[role]}: no such file{nearest(path.name, _names(path))}"
+                    f"{there if path.parent.is_dir() else ''}. Pass data.{role}=FILE"
+                )
     else:
         tables = find_dataset_files([data_root(data)], FILE_NAME, data.name)
         if tables is None:
@@ -145,6 +155,11 @@ def find(data: DataConfig) -> TableLayout | None:
                 notes = (*notes, f"{path}: is not read, since {files['train'].name} is there")
     options = (data.columns or {}, data.second_key, data.held_out, data.images, data.decoder)
     return TableLayout(files.get("train", next(iter(files.values()))), files, *options, notes)
+
+
+def _names(path: Path) -> list[str]:
+    """The names of the files beside ``path``."""
+    return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
 
 
 @functools.lru_cache(maxsize=3)

@@ -23,7 +23,7 @@ from itr.data.layouts.noisy_pairs import mismatch
 from itr.data.layouts.second_text_file import join_second
 from itr.data.layouts.shards import reader as shards
 from itr.data.records import OTHER_CAPTION, Record, Split
-from itr.data.splits import ROLES, unused_splits
+from itr.data.splits import ROLES, role_of, unused_splits
 from itr.errors import ConfigError, DataError, first_of, nearest
 from itr.options import faults
 from itr.plugins import layout_modules
@@ -37,6 +37,14 @@ __all__ = [
     "read_split",
     "require_enough_shards",
 ]
+
+
+# Images of Karpathy's splits, by dataset and role.
+KNOWN_SIZES = {
+    "f30k": {"train": 29_000, "val": 1_014, "test": 1_000},
+    "coco": {"train": 113_287, "val": 5_000, "test": 5_000},
+}
+SCAN_TEST = 1_000  # images of SCAN's split test for COCO; its testall has 5,000
 
 
 def _layout_modules() -> dict[str, Any]:
@@ -83,6 +91,8 @@ def open_split(data: DataConfig, split: str, kind: str, second: bool = False) ->
     if split == "train":  # logged once per run, not once per split
         unused = _unused_note(layout, data)
         opened = dataclasses.replace(opened, notes=(*opened.notes, *notes, *unused))
+    if shortfall := compare_with_published(opened, data.name, split):
+        opened = dataclasses.replace(opened, notes=(*opened.notes, shortfall))
     if data.unique_captions:
         opened = _without_repeats(opened)
     if second:
@@ -93,6 +103,27 @@ def open_split(data: DataConfig, split: str, kind: str, second: bool = False) ->
             limit = int(data.max_broken * opened.n_images)
             opened.broken_limit = max(opened.broken_limit, limit)
     return opened
+
+
+def compare_with_published(split: Split, dataset: str | None, role: str) -> str:
+    """What a split lacks of the images of a published dataset; empty if it is complete.
+
+    Splits that are not Karpathy's, such as ``val2017``, and those that are cut on purpose are not
+    compared.
+    """
+    expected = KNOWN_SIZES.get(dataset or "", {}).get(role_of(role))
+    if expected is None or role_of(role) not in ROLES or "+" in split.name:
+        return ""
+    if split.layout == "precomp":
+        cut = any("max_dev_captions" in note for note in split.notes)
+        expected = SCAN_TEST if split.name == "test" and dataset == "coco" else expected
+        expected = split.n_images if cut else expected
+    if split.n_images >= expected:
+        return ""
+    return (
+        f"{split.source}: {split.n_images:,} images; this split of {dataset} has {expected:,}: the "
+        "dataset is incomplete, or is not Karpathy's split"
+    )
 
 
 def require_enough_shards(
@@ -239,6 +270,15 @@ def _check_options(data: DataConfig, kind: str) -> None:
         raise ConfigError(
             f"data.layout={data.layout}: unknown{nearest(data.layout, LAYOUTS)} (known: "
             f"{', '.join(LAYOUTS)})"
+        )
+    named = "table" if data.table is not None else "shards" if data.shards is not None else None
+    if kind == "regions" and named is not None:
+        FINDERS[named](data)  # raises for a file that does not exist
+        value = data.table if named == "table" else data.shards
+        raise ConfigError(
+            f"data.{'train' if named == 'table' else named}={value}: holds images, but the model "
+            "reads region features; extract them (itr data features --help) and pass data.root=DIR "
+            "of the result alone, or use a model that reads images"
         )
     if data.layout != "auto" and KINDS[data.layout] != kind:
         fitting = [name for name, layout_kind in KINDS.items() if layout_kind == kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,8 @@ def _image_path(where: str, row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: '{column}' is {describe_value(value)}; expected an image path")
-    return value.strip()
+    path = value.strip()
+    return os.path.normpath(path) if path.startswith("./") or "/./" in path else path
 
 
 def _captions(where: str, row: Mapping[str, Any], column: str) -> list[str]:

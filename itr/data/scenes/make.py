@@ -61,9 +61,10 @@ def prepare(
 ) -> Path:
     """The folder of the dataset below ``parent``; generated if it does not exist.
 
-    ``train``, ``val`` and ``test`` are numbers of images. The folder is written under a temporary
-    name and renamed; if two processes generate it at once, the second discards its copy. Raises
-    ConfigError for invalid sizes, DataError if the folder contains something else.
+    ``train``, ``val`` and ``test`` are numbers of images. If ``parent`` is such a dataset itself,
+    of any size, it is used as it is. The folder is written under a temporary name and renamed; if
+    two processes generate it at once, the second discards its copy. Raises ConfigError for invalid
+    sizes, DataError if the folder contains something else.
     """
     sizes = {"train": train, "val": val, "test": test}
     folder = folder_of(parent, train, val, test, seed)
@@ -76,10 +77,20 @@ def prepare(
         "regions": [REGIONS, WIDTH],
         "mismatched_raw_text": MISMATCHED,
     }
+    if _is_scenes(Path(parent).expanduser()):
+        return Path(parent).expanduser()
     if not folder.exists():
         _make(folder, sizes, seed, manifest)
     _check(folder, manifest)
     return folder
+
+
+def _is_scenes(folder: Path) -> bool:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("name") == "scenes"
 
 
 def folder_of(parent: str | Path, train: int, val: int, test: int, seed: int) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from itr.data.layouts.shards.members import TEXT
 from itr.data.layouts.shards.tar import TarReader, TarSample, UnusableSample, parse_sample
 from itr.data.packed_strings import PackedStrings
 from itr.errors import DataError
@@ -91,9 +92,11 @@ def _build(path: Path, size: int, second_key: str) -> ShardIndex:
     examples: dict[str, str] = {}
     with path.open("rb") as file:
         reader = TarReader(file, size)
-        for members in reader:
+        groups = list(reader)
+        needs_text = any(TEXT in members.members for members in groups)
+        for members in groups:
             try:
-                samples.append(parse_sample(file, members, second_key))
+                samples.append(parse_sample(file, members, second_key, needs_text))
             except UnusableSample as error:
                 broken[str(error)] += 1
                 examples.setdefault(str(error), members.key.strip("/"))

@@ -159,11 +159,14 @@ class TarReader:
         self.fault, self.unread = fault, self.size - read
 
 
-def parse_sample(file: IO[bytes], sample: SampleMembers, second_key: str) -> TarSample:
+def parse_sample(
+    file: IO[bytes], sample: SampleMembers, second_key: str, needs_text: bool = False
+) -> TarSample:
     """Read ``sample`` of the open tar ``file``. Raises UnusableSample with the reason.
 
     The caption is ``.txt``, unless the .json lists ``captions`` (with ``caption_ids``) or is a list
-    of captions. Without a ``.txt``, it is ``caption`` or ``text`` of the .json.
+    of captions. Without a ``.txt``, it is ``caption`` or ``text`` of the .json,
+    unless the tar ``needs_text``: other samples have one.
     """
     if sample.fault:
         raise UnusableSample(sample.fault)
@@ -181,7 +184,7 @@ def parse_sample(file: IO[bytes], sample: SampleMembers, second_key: str) -> Tar
     second, image_id = meta.get(second_key), meta.get("image_id")
     if second is not None and (not isinstance(second, str) or not second.strip()):
         raise UnusableSample(f"an empty {second_key}")
-    captions, ids = _captions(file, sample, meta), meta.get("caption_ids")
+    captions, ids = _captions(file, sample, meta, needs_text), meta.get("caption_ids")
     if ids is None:
         ids = [-1] * len(captions)
     if not isinstance(ids, list) or len(ids) != len(captions):
@@ -224,7 +227,9 @@ def _read_json(file: IO[bytes], sample: SampleMembers) -> dict[str, Any]:
     return meta
 
 
-def _captions(file: IO[bytes], sample: SampleMembers, meta: dict[str, Any]) -> list[str]:
+def _captions(
+    file: IO[bytes], sample: SampleMembers, meta: dict[str, Any], needs_text: bool
+) -> list[str]:
     """The captions of a sample. Raises UnusableSample if there are none."""
     captions = meta.get("captions")
     if TEXT in sample.members:
@@ -232,6 +237,8 @@ def _captions(file: IO[bytes], sample: SampleMembers, meta: dict[str, Any]) -> l
         if not text:
             raise UnusableSample("an empty text")
         captions = [text] if captions is None else captions
+    elif needs_text:
+        raise UnusableSample("no .txt")
     elif captions is None:
         captions = next((meta[key] for key in CAPTION_KEYS if meta.get(key) is not None), None)
         if captions is None:

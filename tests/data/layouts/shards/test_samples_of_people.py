@@ -125,6 +125,7 @@ CAPTIONS = {
     "captions": (None, {"captions": ["a", "b"]}, ("a", "b")),
     "caption": (None, {"caption": "a"}, ("a",)),
     "text": (None, {"text": ["a", "b"]}, ("a", "b")),
+    "one text in JSON": (None, {"captions": "a"}, ("a",)),
     "the .txt wins": (b"t", {"caption": "a"}, ("t",)),
     "captions win": (b"t", {"captions": ["a", "b"]}, ("a", "b")),
 }
