@@ -57,8 +57,10 @@ def tokens_of(case: Case, texts: list[str], step: int | None = None) -> tuple[Te
 
 
 def check_heads(case: Case, model, batch: Batch) -> None:
-    """Logits of model and teacher in the first step."""
+    """Logits of model and teacher, if there is one, in the first step."""
     case.check("out.logits_step0", model.logits(batch))
+    if model.twin is None:
+        return
     with torch.no_grad():
         teacher = model.twin["head"](model.first_words(model.twin, batch))
     case.check("out.logits_m_step0", teacher)
