@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from itr.errors import ConfigError, DataError
-from itr.results.collect import StoredRun
+from itr.results.collect import INDICATORS, StoredRun
 
 
 def runs_of_group(project: str, group: str) -> list[StoredRun]:
@@ -30,7 +30,7 @@ def runs_of_group(project: str, group: str) -> list[StoredRun]:
             f"--wandb {group}: the runs of {project} cannot be read ({reason}); run `wandb login` "
             "(or set WANDB_API_KEY) and pass --project ENTITY/PROJECT, or pass run directories"
         ) from error
-    with_results = [run for run in read if any(key.endswith("rsum") for key in run.results)]
+    with_results = [run for run in read if any(key.endswith(INDICATORS) for key in run.results)]
     if not with_results:
         raise DataError(
             f"--wandb {group}: {len(read)} finished runs in {project}, none with results; check "

@@ -18,6 +18,7 @@ from itr.sweep.grid import SweepJob
 from itr.sweep.process_pool import GRACE, POLL, ProcessPool, Slot, lock_job
 from itr.sweep.seed_table import DONE, FAILED, MISSING, PRUNED, RUNNING, JobOutcome, write_report
 from itr.sweep.spec import Sweep
+from itr.tasks.columns import columns_of
 
 
 class Interrupt:
@@ -106,8 +107,9 @@ class Runner:
         code = self.pool.run(outcome.job, slot, lock, prune)
         outcome.seconds += time.monotonic() - began
         if self._take_results(outcome):
-            rsum = outcome.results.get("test/rsum")
-            number = "" if rsum is None else f"test rSum {rsum:.1f}  "
+            main = columns_of(str(outcome.results.get("test/protocol")))
+            value = outcome.results.get(f"test/{main.main}")
+            number = "" if value is None else f"test {main.heading(main.main)} {value:.1f}  "
             self.display.event("done", outcome, number + duration(outcome.seconds), "green")
         elif pruned:
             outcome.state = PRUNED

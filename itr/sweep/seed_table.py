@@ -17,11 +17,13 @@ from itr.files import atomic_write, explain_write_error
 from itr.results.terminal_tables import plain_table
 from itr.sweep.grid import SEED, SweepJob
 from itr.sweep.spec import Sweep
+from itr.tasks.columns import ACCURACY, RETRIEVAL, columns_of
 
 RECALLS = tuple(
     (f"{way}_{key}", f"{way} R@{key[1:]}") for way in ("i2t", "t2i") for key in ("r1", "r5", "r10")
 )
-HEADINGS = (*RECALLS, ("rsum", "rSum"))
+RETRIEVAL_HEADINGS = (*RECALLS, ("rsum", "rSum"))
+Headings = tuple[tuple[str, str], ...]  # metric, heading
 DONE, FAILED, RUNNING, MISSING, PRUNED = "done", "failed", "running", "missing", "pruned"
 
 
@@ -69,6 +71,21 @@ class SeedRow:
         return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
+def metric_headings(outcomes: Iterable[JobOutcome]) -> Headings:
+    """The metrics of the test split, as the tasks of the runs have them; recalls without a run."""
+    tasks = dict.fromkeys(str(o.results.get("test/protocol")) for o in outcomes if o.results)
+    found: dict[str, str] = {}
+    for task in tasks or ("full",):
+        known = columns_of(task)
+        found |= dict(RETRIEVAL_HEADINGS if known.main == RETRIEVAL.main else known.columns)
+    return tuple(found.items())
+
+
+def all_outcomes(rows: Iterable[SeedRow]) -> list[JobOutcome]:
+    """The jobs of all ``rows``."""
+    return [outcome for row in rows for outcome in row.outcomes]
+
+
 def make_rows(outcomes: Iterable[JobOutcome]) -> list[SeedRow]:
     """One row for each combination of values without the seed, in the order of the jobs."""
     rows: dict[str, SeedRow] = {}
@@ -86,14 +103,14 @@ def headings(sweep: Sweep, searched: bool) -> list[str]:
     return [*keys, "runs", *(["value"] if searched else [])]
 
 
-def cells(sweep: Sweep, row: SeedRow, searched: bool) -> list[str]:
-    """The cells of one row: `headings`, then the recalls of the test split."""
+def cells(sweep: Sweep, row: SeedRow, searched: bool, metrics: Headings) -> list[str]:
+    """The cells of one row: `headings`, then ``metrics`` of the test split."""
     names = [str(row.choices[key]) for key in sweep.varied if key != SEED]
     done = sum(outcome.state == DONE for outcome in row.outcomes)
     runs = row.state if done != len(row.outcomes) else str(done)
     value = row.outcomes[0].value
     objective = ["" if value is None else f"{value:.4g}"] if searched else []
-    return [*names, runs, *objective, *(row.cell(f"test/{key}") for key, _ in HEADINGS)]
+    return [*names, runs, *objective, *(row.cell(f"test/{key}") for key, _ in metrics)]
 
 
 def table(sweep: Sweep, rows: Sequence[SeedRow], title: str, searched: bool = False) -> Table:
@@ -101,11 +118,12 @@ def table(sweep: Sweep, rows: Sequence[SeedRow], title: str, searched: bool = Fa
     grid = plain_table(title)
     for heading in headings(sweep, searched):
         grid.add_column(short(heading, sweep.varied), overflow="fold", vertical="bottom")
-    for _, heading in HEADINGS:
+    metrics = metric_headings(all_outcomes(rows))
+    for _, heading in metrics:
         name = heading.replace(" ", "\n")
         grid.add_column(name, justify="right", vertical="bottom", no_wrap=True)
     for row in rows:
-        grid.add_row(*(cell.replace(" ± ", "\n±") for cell in cells(sweep, row, searched)))
+        grid.add_row(*(cell.replace(" ± ", "\n±") for cell in cells(sweep, row, searched, metrics)))
     grid.caption = "\n".join(remarks(rows))
     return grid
 
@@ -122,7 +140,7 @@ def short(key: str, keys: Sequence[str]) -> str:
 
 def remarks(rows: Sequence[SeedRow]) -> list[str]:
     """Notes below the table: the test split, the averaging, the jobs that failed and why."""
-    outcomes = [outcome for row in rows for outcome in row.outcomes]
+    outcomes = all_outcomes(rows)
     done = [outcome for outcome in outcomes if outcome.state == DONE]
     lines = []
     sizes = {
@@ -130,8 +148,10 @@ def remarks(rows: Sequence[SeedRow]) -> list[str]:
         for o in done
     }
     for data, images, captions in sorted(sizes, key=str):
-        lines.append(f"test split of {data}: {images} images, {captions} captions")
-    if any(len(row.numbers("test/rsum")) > 1 for row in rows):
+        texts = "" if captions is None else f", {captions} captions"
+        lines.append(f"test split of {data}: {images} images{texts}")
+    metrics = metric_headings(outcomes)
+    if any(len(row.numbers(f"test/{key}")) > 1 for row in rows for key, _ in metrics):
         lines.append("mean ± standard deviation (n - 1) over seeds")
     if any(outcome.results.get("select_on") == "test" for outcome in done):
         lines.append("some checkpoints were selected on the TEST split: optimistic")
@@ -143,12 +163,13 @@ def remarks(rows: Sequence[SeedRow]) -> list[str]:
 
 def markdown(sweep: Sweep, rows: Sequence[SeedRow], searched: bool) -> str:
     """The rows as a Markdown page."""
-    names = [*headings(sweep, searched), *(heading for _, heading in HEADINGS)]
+    metrics = metric_headings(all_outcomes(rows))
+    names = [*headings(sweep, searched), *(heading for _, heading in metrics)]
     lines = [f"# {sweep.name}", ""]
     if sweep.description:
         lines += [sweep.description.strip(), ""]
     lines += [_line(names), "|" + "---|" * len(names)]
-    lines += [_line(cells(sweep, row, searched)) for row in rows]
+    lines += [_line(cells(sweep, row, searched, metrics)) for row in rows]
     lines += ["", *(f"* {remark}" for remark in remarks(rows))]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -165,15 +186,16 @@ def write_report(
     Raises TrainingError if a file cannot be written.
     """
     rows = sorted_rows(outcomes, sweep.maximize) if searched else make_rows(outcomes)
-    runs = [_flat(outcome) for outcome in outcomes]
+    metrics = metric_headings(outcomes)
+    runs = [_flat(outcome, metrics) for outcome in outcomes]
     summary = [
         {
             **row.choices,
             "state": row.state,
-            "n": len(row.numbers("test/rsum")),
+            "n": max(len(row.numbers(f"test/{key}")) for key, _ in metrics),
             **{
                 f"test/{key}": _moments(row.numbers(f"test/{key}"))
-                for key, _ in HEADINGS
+                for key, _ in metrics
                 if row.numbers(f"test/{key}")
             },
         }
@@ -207,8 +229,9 @@ def _moments(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": statistics.fmean(values), "deviation": deviation}
 
 
-def _flat(outcome: JobOutcome) -> dict[str, Any]:
+def _flat(outcome: JobOutcome, metrics: Headings) -> dict[str, Any]:
     numbers: Mapping[str, Any] = outcome.results
+    selecting = [key for key, _ in metrics if key in (RETRIEVAL.main, ACCURACY)]
     return {
         **outcome.job.choices,
         "state": outcome.state,
@@ -217,8 +240,8 @@ def _flat(outcome: JobOutcome) -> dict[str, Any]:
         "hash": outcome.job.key,
         "attempts": outcome.attempts,
         "value": outcome.value,
-        **{f"test/{key}": numbers.get(f"test/{key}") for key, _ in HEADINGS},
-        "val/rsum": numbers.get("val/rsum"),
+        **{f"test/{key}": numbers.get(f"test/{key}") for key, _ in metrics},
+        **{f"val/{key}": numbers.get(f"val/{key}") for key in selecting},
         "train_seconds": numbers.get("train_seconds"),
     }
 

@@ -19,6 +19,10 @@ class ColumnSet:
         """Names of the metrics, as in the results."""
         return tuple(metric for metric, _ in self.columns)
 
+    def heading(self, metric: str) -> str:
+        """The heading of ``metric``."""
+        return dict(self.columns)[metric]
+
     @property
     def headings(self) -> tuple[str, ...]:
         """Column headings."""
