@@ -47,7 +47,9 @@ class PackedStrings(Sequence[str]):
         """A copy with U+FFFD for half characters (lone surrogates), and the rows that had any."""
         first, last = int(self.offsets[0]), int(self.offsets[-1])
         block = self.block[first:last]
-        half = np.flatnonzero((block[:-2] == 0xED) & (block[1:-1] >= 0xA0)) if len(block) else []
+        half = np.zeros(0, np.int64)
+        if len(block):
+            half = np.flatnonzero((block[:-2] == 0xED) & (block[1:-1] >= 0xA0))
         if not len(half):
             return self, np.zeros(0, np.int64)
         block = block.copy()

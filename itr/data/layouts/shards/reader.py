@@ -139,6 +139,8 @@ def find(data: DataConfig) -> ShardsLayout | None:
 
     Raises DataError if ``data.shards`` matches no tar.
     """
+    path: Path
+    found: SplitTars | None
     if data.shards is not None:
         path, found = first_folder(data.shards), tars_of(data.shards)
     else:
