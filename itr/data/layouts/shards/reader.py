@@ -17,7 +17,7 @@ from itr.data.config import DataConfig
 from itr.data.layout import LayoutSpec, data_root
 from itr.data.layouts.shards.build_index import index_shards
 from itr.data.layouts.shards.damage import ShardDamage
-from itr.data.layouts.shards.find_tars import first_folder, tars_below, tars_of
+from itr.data.layouts.shards.find_tars import SplitTars, first_folder, tars_below, tars_of
 from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Split
 from itr.data.splits import ROLES, held_out_count, held_out_roles, resolve_split, role_of
