@@ -24,6 +24,7 @@ from rich.progress import track
 
 from itr.data.images.decode import JPEG, PNG, decode, image_name, read_bytes
 from itr.data.layouts.shards.samples import ShardSamples
+from itr.data.parquet_images import ParquetImage
 from itr.data.records import Slice, Split
 from itr.errors import DataError, first_of
 from itr.files import atomic_write_or_warn, open_regular
@@ -108,6 +109,8 @@ def _check_decoding(image: Any, decoder: str) -> str:
 
 def _check_ends(image: Any, decoder: str) -> str:
     """Check the first and last bytes; decode the image only if they are not as expected."""
+    if isinstance(image, ParquetImage):
+        return _check_decoding(image, decoder)
     try:
         first, path = (image.offset, image.path) if isinstance(image, Slice) else (0, str(image))
         with open_regular(path) as file:

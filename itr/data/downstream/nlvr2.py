@@ -26,6 +26,7 @@ FILES = {  # split -> ALBEF's list, official file
     "test_p": ("nlvr_test.json", "test1.json"),
     "test_u": ("nlvr_test2.json", "test2.json"),
 }
+PEEK = 1 << 12  # bytes in which an entry names its fields
 FOLDERS = ("", "data", "annotations", "albef", "nlvr2", "nlvr2/data", "nlvr")
 ALIASES: dict[str, str] = {
     "val": "dev",
@@ -75,11 +76,22 @@ def find(data: DataConfig) -> Nlvr2Files:
     root = data_root(data)
     files = {}
     for split, names in FILES.items():
-        if path := find_file(root, *names, folders=FOLDERS):
+        path = find_file(root, *names, folders=FOLDERS)
+        if path is not None and _may_hold_pairs(path):
             files[split] = path
     if not files:
         raise no_files(data, "nlvr2", " or ".join(FILES["train"]))
     return Nlvr2Files(files)
+
+
+def _may_hold_pairs(path: Path) -> bool:
+    """Whether ``path`` is no list of image-caption pairs, which may have the same name."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(PEEK)
+    except OSError:
+        return True
+    return not start.lstrip().startswith(b"[") or b'"identifier"' in start or b'"images"' in start
 
 
 def parse_label(where: str, value: Any) -> int | None:

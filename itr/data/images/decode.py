@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from itr.data.parquet_images import ParquetImage, read_image
 from itr.data.records import Slice
 from itr.errors import DataError
 from itr.files import open_regular
@@ -38,6 +39,8 @@ def read_bytes(image: int | str | Slice) -> bytes:
     """The encoded image. Raises DataError, naming the file, if it cannot be read."""
     if isinstance(image, int):
         raise DataError(f"image {image} is a row of a region array; expected an image file")
+    if isinstance(image, ParquetImage):
+        return read_image(image)
     try:
         path = image if isinstance(image, str) else image.path
         with open_regular(path) as file:
@@ -53,6 +56,8 @@ def read_bytes(image: int | str | Slice) -> bytes:
 
 def image_name(image: int | str | Slice) -> str:
     """The file, and position in it, of an image; for messages."""
+    if isinstance(image, ParquetImage):
+        return f"{image.path}, row {image.offset}"
     if isinstance(image, Slice):
         return f"{image.path}, {image.size} bytes from {image.offset}"
     return str(image)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.ids import NAME
-from itr.data.layouts.image_folder import ImageFolder
+from itr.data.image_folder import ImageFolder
 from itr.data.records import Record
 from itr.errors import DataError, first_of
 

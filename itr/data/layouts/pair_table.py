@@ -21,8 +21,8 @@ from itr.data.layouts.json_annotations import (
     resolve_image_paths,
 )
 from itr.data.layouts.table_rows import SECOND, read_entries
-from itr.data.layouts.tabular import ENDINGS
-from itr.data.records import Record, Split
+from itr.data.layouts.tabular import ENDINGS, parts_of
+from itr.data.records import Record, Slice, Split
 from itr.data.splits import (
     PATTERN,
     ROLES,
@@ -36,10 +36,11 @@ from itr.errors import DataError, nearest
 ENDING = "|".join(map(re.escape, ENDINGS))
 # Tables without a split in their names, preferred ones first: those that Flickr8K and Flickr30K
 # are published with, and NAME_caps.tsv.
-WHOLE = ("pairs", "captions", "caps", "token", "results")
+WHOLE = ("pairs", "metadata", "captions", "caps", "token", "results")
 FILE_NAME = re.compile(
     r"(?:(?P<name>.+?)[-_.])??(?P<split>"
-    rf"(?:{PATTERN}|pairs)(?=(?:_caps|_captions)?(?:{ENDING})$)"
+    rf"(?:{PATTERN}|pairs)(?=(?:_caps|_captions)?(?:-00000-of-\d{{5}})?(?:{ENDING})$)"
+    rf"|(?<![-_.])(?:{PATTERN})(?=\.json$)|metadata(?=(?:{ENDING})$)"
     r"|captions(?=\.txt$)|caps(?=\.tsv$)|token(?=(?:\.txt)?$)|results(?=\.csv$))"
     r".*",
     re.IGNORECASE,
@@ -72,7 +73,9 @@ class TableLayout:
         key = resolve_split(split, splits, str(self.path), self._advice(split))
         path = self.files.get(key, self.path)
         spellings: list[str] = []
-        records = resolve_image_paths(path, splits[key], self.images, notes=spellings)
+        records = splits[key]
+        if not isinstance(records[0].image, Slice):  # images in the table need no file
+            records = resolve_image_paths(path, records, self.images, notes=spellings)
         texts = [record.extra.get(SECOND) for record in records]
         second = [text for text in texts if text is not None]
         notes = (*self.notes, *found.get(path, ()), *spellings)
@@ -102,10 +105,16 @@ class TableLayout:
         splits: dict[str, list[Record]] = {}
         notes: dict[Path, tuple[str, ...]] = {}
         for split, path in self.files.items():
-            stat = path.stat()
-            records, notes[path] = _read_records(
-                path, split, columns, stat.st_size, stat.st_mtime_ns
-            )
+            stats = tuple((s.st_size, s.st_mtime_ns) for s in map(Path.stat, parts_of(path)))
+            records, notes[path] = _read_records(path, split, columns, stats)
+            named = role_of(next(iter(records)))
+            others = {role_of(other) for other in self.files if other != split}
+            if len(records) == 1 and named != role_of(split) and named in others:
+                # The hub's files of one split may say "train" in a column that means nothing.
+                ((column, only),) = records.items()
+                note = f"{path}: its column split says '{column}' in every row"
+                notes[path] = (*notes[path], f"{note}; the name of the file counts: {split}")
+                records = {split: only}
             if common := splits.keys() & records.keys():
                 raise DataError(
                     f"{path}: holds split '{min(common)}', which also has a table of its own; "
@@ -145,7 +154,8 @@ def find(data: DataConfig) -> TableLayout | None:
                     f"{there if path.parent.is_dir() else ''}. Pass data.{role}=FILE"
                 )
     else:
-        tables = find_dataset_files([data_root(data)], FILE_NAME, data.name)
+        root = data_root(data)
+        tables = find_dataset_files([root, root / "data"], FILE_NAME, data.name)
         if tables is None:
             return None
         files, notes = dict(tables.by_split), tables.notes
@@ -164,7 +174,7 @@ def _names(path: Path) -> list[str]:
 
 @functools.lru_cache(maxsize=3)
 def _read_records(
-    path: Path, split: str, columns: tuple[tuple[str, str], ...], size: int, mtime_ns: int
+    path: Path, split: str, columns: tuple[tuple[str, str], ...], stats: tuple[tuple[int, int], ...]
 ) -> tuple[dict[str, list[Record]], tuple[str, ...]]:
     """Records by split, and notes; rows without a split belong to ``split``."""
     oddities = Oddities()
@@ -196,4 +206,4 @@ def _hold_out(
 
 
 def _path_hash(record: Record) -> bytes:
-    return hashlib.sha1(str(record.image).encode()).digest()
+    return hashlib.sha1(str(record.extra.get("file", record.image)).encode()).digest()

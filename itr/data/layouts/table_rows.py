@@ -12,18 +12,21 @@ from itr.data.ids import Ids, id_key, is_missing, number_ids, require_id
 from itr.data.layout import coco_id
 from itr.data.layouts.delimited import Oddities
 from itr.data.layouts.json_annotations import describe_value
-from itr.data.layouts.tabular import read_rows
+from itr.data.layouts.tabular import StoredImage, read_rows
+from itr.data.parquet_images import ParquetImage
 from itr.data.records import Record
 from itr.data.splits import split_key
 from itr.errors import ConfigError, DataError
 
+CHATS = ("conversations", "messages")  # lists of turns, the answers of which are captions
+ANSWERS = ("gpt", "assistant")
 # Common names of each column; the first one in the table is used. data.columns adds others.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "image": (
         *("image", "filepath", "image_path", "file_name", "filename", "file", "path"),
         *("image_name", "image_file"),
     ),
-    "caption": ("caption", "captions", "text", "title", "comment", "raw"),
+    "caption": ("caption", "captions", "text", "title", "comment", "raw", *CHATS),
     "image_id": ("image_id", "imgid", "cocoid", "img_id"),
     "caption_id": ("caption_id", "sentid"),
     "split": ("split",),
@@ -80,9 +83,15 @@ def _images_of_rows(
         if columns is None:
             columns = _choose_columns(path, row, names)
         row_split = splits.of(where, row.get(columns["split"])) if "split" in columns else split
-        file = _image_path(where, row, columns["image"])
+        stored = row.get(columns["image"])
+        if isinstance(stored, StoredImage):
+            file = stored.name or f"{Path(stored.path).name}, row {stored.row}"
+        else:
+            file, stored = _image_path(where, row, columns["image"]), None
         texts = _captions(where, row, columns["caption"])
-        image = images.setdefault((row_split, file), {"where": where, "texts": [], "indices": []})
+        image = images.setdefault(
+            (row_split, file), {"where": where, "texts": [], "indices": [], "stored": stored}
+        )
         image["texts"].extend(texts)
         image["indices"].extend(range(len(caption_ids), len(caption_ids) + len(texts)))
         caption_id = _id(where, row, columns.get("caption_id")) if len(texts) == 1 else None
@@ -125,7 +134,16 @@ def _make_record(
 ) -> Record:
     extra = ids.extra(index) | ({} if image[SECOND] is None else {SECOND: image[SECOND]})
     numbers = tuple(caption_ids[n] for n in image["indices"])
-    return Record(ids.numbers[index], file, tuple(image["texts"]), numbers, extra)
+    place: str | ParquetImage = file
+    if image["stored"] is not None:  # numbered files of a split may repeat a name
+        place, extra = (
+            ParquetImage(image["stored"].path, image["stored"].row, 0),
+            {
+                **extra,
+                "file": file,
+            },
+        )
+    return Record(ids.numbers[index], place, tuple(image["texts"]), numbers, extra)
 
 
 def _id(where: str, row: Mapping[str, Any], column: str | None) -> Any:
@@ -163,6 +181,10 @@ def _image_path(where: str, row: Mapping[str, Any], column: str) -> str:
 def _captions(where: str, row: Mapping[str, Any], column: str) -> list[str]:
     value = row.get(column)
     texts = []
+    if column in CHATS and isinstance(value, list):
+        turns = [turn for turn in value if isinstance(turn, dict)]
+        said = [t for t in turns if t.get("from", t.get("role")) in ANSWERS]
+        value = [turn.get("value", turn.get("content")) for turn in said]
     for text in value if isinstance(value, list) and value else [value]:
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{where}: '{column}' is {describe_value(text)}; expected a caption")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import TextIO
+from typing import Any, NamedTuple, TextIO
 
 from itr.data.layouts.delimited import Oddities, Rows, delimited_rows
-from itr.errors import DataError
+from itr.data.layouts.json_annotations import describe_value, load_json
+from itr.data.parquet_images import image_column
+from itr.errors import DataError, first_of
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")  # of tables that are read and written
-READABLE = (*ENDINGS, ".txt", ".token")  # of tables that are read
+PART = re.compile(r"(?P<name>.+)-00000-of-(?P<count>\d{5})\.parquet")  # the first of several files
+READABLE = (*ENDINGS, ".txt", ".token", ".json")  # of tables that are read
 
 
 def read_rows(path: Path, oddities: Oddities | None = None) -> Rows:
@@ -23,8 +27,12 @@ def read_rows(path: Path, oddities: Oddities | None = None) -> Rows:
     ending = path.suffix.lower()
     if ending not in READABLE:
         raise DataError(f"{path}: unknown table format; expected {', '.join(READABLE)}")
+    if ending == ".json":
+        yield from _json_list_rows(path)
+        return
     if ending == ".parquet":
-        yield from _parquet_rows(path)
+        for part in parts_of(path):
+            yield from _parquet_rows(part)
         return
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -50,6 +58,56 @@ def _json_rows(path: Path, file: TextIO, oddities: Oddities) -> Rows:
         yield where, row
 
 
+def parts_of(path: Path) -> list[Path]:
+    """All files of a table that the hub has split, by its first one; otherwise ``path`` alone.
+
+    Raises DataError that names the files that are missing.
+    """
+    match = PART.fullmatch(path.name)
+    if match is None:
+        return [path]
+    count = int(match["count"])
+    parts = [
+        path.with_name(f"{match['name']}-{n:05d}-of-{count:05d}{path.suffix}") for n in range(count)
+    ]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise DataError(
+            f"{path}: {len(missing)} of its {count} files are missing: {first_of(missing)}; "
+            "download them, too"
+        )
+    return parts
+
+
+class StoredImage(NamedTuple):
+    """An image inside a Parquet file: its row, and its file name if the file gives one."""
+
+    path: str
+    row: int
+    name: str | None
+
+
+def _image_names(file: Any, column: str | None) -> list[str | None]:
+    """``path`` of the images in ``column``, read without the images; None where there is none."""
+    rows = file.metadata.num_rows
+    leaf = f"{column}.path"
+    if column is None or leaf not in [file.schema.column(n).path for n in range(len(file.schema))]:
+        return [None] * rows
+    return [value and value.get("path") for value in file.read([leaf]).column(column).to_pylist()]
+
+
+def _json_list_rows(path: Path) -> Rows:
+    content = load_json(path)
+    if not isinstance(content, list) or not content:
+        raise DataError(
+            f"{path}: holds {describe_value(content)}; expected a list of objects with 'image' and "
+            "'caption'"
+        )
+    for number, row in enumerate(content):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: [{number}]: is {describe_value(row)}; expected an object")
+        yield f"{path}: [{number}]", row
+
+
 def _parquet_rows(path: Path) -> Rows:
     import pyarrow as pa  # imported here because it is slow and few tables need it
     import pyarrow.parquet as pq
@@ -57,8 +115,13 @@ def _parquet_rows(path: Path) -> Rows:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches():
+            images = image_column(str(path))  # left in the file
+            columns = [name for name in file.schema_arrow.names if name != images]
+            names = _image_names(file, images)
+            for batch in file.iter_batches(columns=columns):
                 for row in batch.to_pylist():
+                    if images is not None:
+                        row[images] = StoredImage(str(path), number, names[number])
                     yield f"{path}, row {number}", row
                     number += 1
     except (pa.ArrowException, OSError) as error:

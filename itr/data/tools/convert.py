@@ -200,7 +200,7 @@ def _source_config(args: argparse.Namespace) -> DataConfig:
         second_key=args.second_key,
         held_out=args.held_out,
     )
-    if path.suffix in READABLE:
+    if path.suffix in READABLE and not (path.suffix == ".json" and path.name.startswith(PREFIX)):
         return dataclasses.replace(data, train=str(path), layout="table")
     if path.suffix == ".tar" or "{" in path.name:
         return dataclasses.replace(data, shards=args.source, layout="shards")
