@@ -257,7 +257,7 @@ def _join(
 
 def _read_entries(path: Path, oddities: Oddities) -> Iterator[SecondTextEntry]:
     """The entries of the file that have a caption."""
-    if path.suffix.lower() in READABLE:
+    if path.suffix.lower() in READABLE and path.suffix.lower() != ".json":
         yield from _read_table(path, oddities)
         return
     try:
