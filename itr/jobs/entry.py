@@ -51,9 +51,9 @@ class EntryPoint:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         assert isinstance(values, dict)
         values = {str(key): value for key, value in values.items()}
-        if self.prepare is not None:
-            values = locate(self.prepare)(values, list(HydraConfig.get().overrides.task))
         try:
+            if self.prepare is not None:
+                values = locate(self.prepare)(values, list(HydraConfig.get().overrides.task))
             results = locate(self.job)(values)
         except Stopped as stopped:  # this ends a whole multirun
             _warn(stopped.message)

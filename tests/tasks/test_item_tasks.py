@@ -20,7 +20,7 @@ from itr.jobs.evaluate import evaluate
 from itr.jobs.launch.workers import launch
 from itr.jobs.train import train
 from itr.results.__main__ import main as itr_results
-from tests.conftest import compose, signal_at_update
+from tests.conftest import call_here, compose, signal_at_update
 from tests.data.item_files import (
     write_nlvr2,
     write_refcoco,
@@ -273,3 +273,17 @@ def test_the_gallery_shows_items(run: Run, tmp_path: Path) -> None:
     assert (task == "grounding") == ('class="predicted"' in page)
     if "test/accuracy" in results:
         assert f"{results['test/accuracy']:.2f} %" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=hrem", "task=vqa"], "task=vqa: HREM does not support this task"),
+        (["model=albef", "task=vqa", "loss=triplet"], "loss=triplet: task=vqa compares no scores"),
+        (["model=albef", "task=vqa", "data=f30k", "data.root=."], "holds no items of task=vqa"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(arguments: list[str], message: str) -> None:
+    ended = call_here("train.py", *arguments, "tracker=none", "device=cpu")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ") and message in ended.stderr, ended.stderr
