@@ -53,6 +53,10 @@ def run(function: Function, arguments: Sequence[str] | None = None) -> int:
     refuses (a full disk, a folder that cannot be written, no memory) becomes a sentence, too (2).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout is None or arguments is None:  # in a process of its own
+        from itr.terminal import repair_streams
+
+        repair_streams()
     try:
         try:
             return function(given) or 0
@@ -101,11 +105,11 @@ def explain_system_error(error: OSError | MemoryError | RecursionError) -> str:
 
 def print_error(message: str) -> None:
     """Print ``error: message`` on the standard error, as wide as the terminal."""
-    from rich.console import Console  # slow to import, and most commands print no error
+    from itr.terminal import OutputConsole, printable  # slow, and most commands print no error
 
-    console = Console(stderr=True)
+    console = OutputConsole(stderr=True)
     console.print("error:", style="bold red", end=" ")
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(message), markup=False, highlight=False, soft_wrap=True)
 
 
 Commands = Mapping[str, tuple[str, str]]  # command -> ("module:function", what it does)

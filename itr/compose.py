@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itr.errors import ConfigError
+from itr.hydra_words import expand_paths, readable
 from itr.options import CONF as CONF
 
 if TYPE_CHECKING:
@@ -44,11 +45,11 @@ def compose_values(
     from itr.override_errors import explain, explain_value
 
     try:
-        config = compose(name, overrides)
+        config = compose(name, readable(overrides))
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=require_values)
     except HydraException as error:
         raise ConfigError(explain(error, name, list(overrides))) from error
     except OmegaConfBaseException as error:
         raise ConfigError(explain_value(error)) from error
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return expand_paths({str(key): value for key, value in values.items()})

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from itr.errors import Stopped
+from itr.errors import ConfigError, Stopped
 
 GatherGradient = Literal["none", "local", "full"]
 T = TypeVar("T")
@@ -27,12 +27,18 @@ _single_process = False
 
 def is_launched() -> bool:
     """Whether a launcher started this process (torchrun and Slurm jobs set these variables)."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return False
+    alone = os.environ["WORLD_SIZE"] == "1" and "MASTER_ADDR" not in os.environ
+    return not alone  # a shell inside a job that was given one device
 
 
 def planned_world_size(devices: int, nodes: int) -> int:
     """The world size of this training: the launcher's, or ``devices * nodes`` without one."""
-    return int(os.environ["WORLD_SIZE"]) if is_launched() else devices * nodes
+    if not is_launched():
+        return devices * nodes
+    _check_environment()
+    return int(os.environ["WORLD_SIZE"])
 
 
 def local_rank() -> int:
@@ -56,11 +62,32 @@ def init(cuda: bool, timeout: float) -> None:
         return
     if cuda:
         torch.cuda.set_device(local_rank())
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout)
-    )
+    _check_environment()
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout)
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"RANK={os.environ['RANK']} WORLD_SIZE={os.environ['WORLD_SIZE']}: the other processes "
+            f"were not found within runtime.collective_timeout={timeout:g} seconds ({reason}); "
+            "start all of them with torchrun, or unset RANK and WORLD_SIZE to train alone"
+        ) from error
     _preparation_group = dist.new_group(backend="gloo", timeout=PREPARATION_TIMEOUT)
     atexit.register(shutdown)
+
+
+def _check_environment() -> None:
+    """Raises ConfigError if the variables of a launcher are incomplete or no numbers."""
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        value = os.environ.get(name, "")
+        if not value or (name != "MASTER_ADDR" and not value.isdecimal()):
+            raise ConfigError(
+                f"{name}={value or '(not set)'}: RANK and WORLD_SIZE are set, so a launcher is "
+                "expected to set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; start with "
+                "torchrun, or unset RANK and WORLD_SIZE to train alone"
+            )
 
 
 def shutdown() -> None:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from itr import help as help_pages
-from itr.command import INTERRUPTED, USER_ERROR, command, print_error
+from itr.command import INTERRUPTED, USER_ERROR, command, explain_system_error, print_error
 from itr.compose import CONF
 from itr.errors import Stopped, UserError
+from itr.hydra_words import expand_paths, readable
 from itr.override_errors import check_groups, explain, explain_value
 
 if TYPE_CHECKING:
@@ -46,11 +48,12 @@ class EntryPoint:
     def __call__(self, config: DictConfig) -> float | None:
         """Run the job; Hydra calls this once for each job of a multirun."""
         from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
         from omegaconf import OmegaConf
 
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         assert isinstance(values, dict)
-        values = {str(key): value for key, value in values.items()}
+        values = expand_paths({str(key): value for key, value in values.items()})
         try:
             if self.prepare is not None:
                 values = locate(self.prepare)(values, list(HydraConfig.get().overrides.task))
@@ -61,8 +64,21 @@ class EntryPoint:
         except UserError as error:  # the other jobs of a multirun still run
             self.fail(str(error))
             return None
+        except Exception as error:
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                raise
+            self._crashed(error)
+            return None
         self.finished.append((str(results.get("run", len(self.finished))), results))
         return selected_metric(results, self.split)
+
+    def _crashed(self, error: Exception) -> None:
+        """Report a job that failed with a bug or a system error; the others still run."""
+        if isinstance(error, OSError | MemoryError | RecursionError):
+            self.fail(explain_system_error(error))
+        else:
+            traceback.print_exception(error)
+            self.fail(f"this job crashed ({type(error).__name__}: {error}); see above")
 
     def fail(self, message: str) -> None:
         """Print and record why a job, or the command, failed."""
@@ -93,6 +109,7 @@ def run(entry: EntryPoint, arguments: Sequence[str]) -> None:
     if help_pages.wanted(arguments):
         print(help_pages.help_text(entry.name, arguments))
         return
+    arguments = readable(arguments)
     check_groups(entry.name, arguments)
     import hydra
     from hydra.errors import HydraException
@@ -125,24 +142,24 @@ def run(entry: EntryPoint, arguments: Sequence[str]) -> None:
 def _print_table(finished: Sequence[tuple[str, Values]]) -> None:
     if len(finished) < 2:
         return
-    from rich.console import Console
-
     from itr import parallel
     from itr.results.accuracy_tables import runs_tables
+    from itr.terminal import OutputConsole
 
     if parallel.rank() == 0:
         for table in runs_tables(list(finished)):
-            Console().print(table)
+            OutputConsole().print(table)
 
 
 def _warn(message: str) -> None:
-    from rich.console import Console
-
     from itr import parallel
+    from itr.terminal import OutputConsole, printable
 
     if parallel.rank() == 0:
-        console = Console(stderr=True)
-        console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        console = OutputConsole(stderr=True)
+        console.print(
+            printable(message), style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 @command

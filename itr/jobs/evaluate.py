@@ -6,8 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from itr import parallel
 from itr.evaluation.query_log import QueryLog
 from itr.evaluation.score_matrices import evaluate_file
@@ -26,6 +24,7 @@ from itr.results.accuracy_tables import results_tables
 from itr.results.results_file import write_results
 from itr.tasks.known_tasks import build_task
 from itr.tasks.retrieval import RetrievalTask
+from itr.terminal import OutputConsole
 from itr.training.console import ProgressDisplay, close_log, open_log
 from itr.training.device import resolve_device
 from itr.training.process_setup import set_threads
@@ -49,7 +48,7 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     if config.task.get("name") != "zeroshot" and config.scores is None:  # what processes can share
         parallel.init(cuda, config.runtime.collective_timeout)
     set_threads(config.runtime.threads)
-    console = Console(quiet=parallel.rank() > 0)
+    console = OutputConsole(quiet=parallel.rank() > 0)
     open_log(None, console)
     try:
         outcome = _run(config, console)
@@ -69,7 +68,7 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def _run(config: EvalConfig, console: Console) -> EvaluationOutcome:
+def _run(config: EvalConfig, console: OutputConsole) -> EvaluationOutcome:
     if config.task.get("name") == "zeroshot":
         with ProgressDisplay(console, 0, training=False) as display:
             origin, metrics = classify(config, display.evaluation)

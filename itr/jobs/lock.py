@@ -10,6 +10,7 @@ from typing import IO
 from filelock import lock_descriptor
 
 from itr.errors import ConfigError
+from itr.training.console import log
 
 LOCK = "run.lock"
 
@@ -17,20 +18,28 @@ LOCK = "run.lock"
 class RunLock:
     """Holds ``folder``/run.lock. A context manager; the file names its holder and is not deleted.
 
-    Raises ConfigError, naming the holder, if another process has the lock.
+    Raises ConfigError, naming the holder, if another process has the lock, and if ``folder`` cannot
+    be written. Where a file system has no locks, a warning says so.
     """
 
     def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.handle: IO[str] = open(folder / LOCK, "a+")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.handle: IO[str] = open(folder / LOCK, "a+")
+        except OSError as error:
+            raise ConfigError(
+                f"{folder}: cannot be written ({error.strerror}); choose another folder with "
+                "out=DIR, or have its permissions changed"
+            ) from error
         try:
             locked = lock_descriptor(self.handle.fileno(), blocking=False)
-        except OSError as error:
-            self.handle.close()
-            raise ConfigError(
-                f"{folder}: cannot be locked ({error}); choose a folder on another disk with "
-                "out=DIR"
-            ) from error
+        except OSError as error:  # some network file systems have no locks
+            log.warning(
+                "%s: cannot be locked (%s); nothing stops a second job from training there",
+                folder,
+                error.strerror,
+            )
+            return
         if not locked:
             self.handle.seek(0)
             holder = self.handle.read().strip() or "another process"

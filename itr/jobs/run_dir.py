@@ -328,12 +328,20 @@ def environment() -> dict[str, Any]:
     versions["platform"] = f"{platform.system()} {platform.machine()}"
     versions["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     versions["threads"] = torch.get_num_threads()
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    versions["commit"] = git.stdout.strip() or None
+    versions["commit"] = _commit()
     return versions
+
+
+def _commit() -> str | None:
+    """The commit of this code; None without git or outside a repository."""
+    try:
+        git = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return git.stdout.strip() or None

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from itr import checkpoint, parallel
 from itr.errors import Stopped
 from itr.evaluation.evaluator import Evaluator
@@ -26,6 +24,7 @@ from itr.results.gallery.thumbnails import Thumbnails
 from itr.results.hard_queries import COLUMNS, hard_queries
 from itr.results.results_file import write_results
 from itr.results.trackers.tracker import NullTracker, Tracker, open_tracker
+from itr.terminal import OutputConsole
 from itr.training import checkpointing
 from itr.training.config import TrainConfig, check_config
 from itr.training.console import ProgressDisplay, close_log, log, open_log
@@ -55,7 +54,7 @@ def train(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(config: TrainConfig, values: dict[str, Any], stop: StopRequest) -> dict[str, Any]:
-    console = Console(quiet=parallel.rank() > 0)
+    console = OutputConsole(quiet=parallel.rank() > 0)
     folder, finished = parallel.broadcast_from_rank0(lambda: run_dir.open_run(values))
     if finished is not None:
         console.print(f"{folder} is already finished; pass overwrite=true to train it again")
@@ -83,7 +82,7 @@ def _train(config: TrainConfig, values: dict[str, Any], stop: StopRequest) -> di
         close_log()
 
 
-def _print_results(console: Console, results: dict[str, Any], folder: Path) -> None:
+def _print_results(console: OutputConsole, results: dict[str, Any], folder: Path) -> None:
     for table in results_tables(results, str(folder)):
         console.print(table)
 
@@ -98,7 +97,7 @@ class TrainingJob:
     components: RunComponents
     stop: StopRequest
 
-    def run(self, console: Console) -> dict[str, Any]:
+    def run(self, console: OutputConsole) -> dict[str, Any]:
         """Train, evaluate the selected checkpoint on the test split, write the results."""
         last: Path | None = None
         if self.config.resume == "auto":

@@ -110,7 +110,7 @@ class TrainConfig:
     tracker: TrackerConfig = option()
     rerank: RerankConfig = option()
     out: str | None = option()
-    seed: int = option()
+    seed: int = option(at_least=0, below=2**63)
     device: str = option()
     devices: int = option(at_least=1)
     nodes: int = option(at_least=1)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,6 +24,8 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from itr.terminal import ConsoleHandler, PrintableFormatter
+
 log = logging.getLogger("itr")
 LINE_EVERY = 10.0  # seconds between progress lines without a terminal
 MIN_BAR = 8  # characters
@@ -36,13 +37,13 @@ def open_log(path: Path | None, console: Console) -> None:
     close_log()
     log.setLevel(logging.INFO)
     log.propagate = False
-    screen = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
+    screen = ConsoleHandler(console)
     screen.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(screen)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path)
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        file.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(file)
 
 

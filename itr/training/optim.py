@@ -61,7 +61,7 @@ class OptimConfig:
     """AdamW (decoupled weight decay) and the clipping of the global gradient norm."""
 
     name: str = option(choices=("adamw",))
-    lr: float = option()
+    lr: float = option(at_least=0)
     weight_decay: float = option()
     betas: list[float] = option()
     eps: float = option()

@@ -15,13 +15,14 @@ MODES = ("auto", "online", "offline", "disabled")
 class TrackerConfig:
     """The keys of ``conf/tracker``.
 
-    ``mode=auto`` means online if a key is configured, else offline. The environment variable
-    WANDB_MODE takes precedence over ``auto``.
+    ``mode=auto`` is what wandb's own settings and environment say (``wandb offline``, ``wandb
+    disabled``, WANDB_MODE), otherwise online if a key is configured, else offline. ``project`` and
+    ``entity`` take precedence over those settings if they are given.
     """
 
     name: str = option(choices=NAMES)
     mode: str = option(choices=MODES)
-    project: str = option()
+    project: str | None = option()
     entity: str | None = option()
     group: str | None = option()
     tags: list[str] = option()

@@ -14,11 +14,13 @@ from urllib.parse import urlsplit
 from PIL.Image import Image
 
 from itr.errors import ConfigError
-from itr.results.trackers.config import TrackerConfig
+from itr.results.trackers.config import MODES, TrackerConfig
 
 log = logging.getLogger("itr")
 TRAIN, EVAL = "train", "eval"  # job types
 STAGING = "WANDB_DATA_DIR"  # environment variable: folder of files that wait for upload
+FORMER_MODES = {"dryrun": "offline", "run": "online"}
+PROJECT = "itr"  # where neither the configuration nor wandb names one
 INIT_TIMEOUT = 30.0  # seconds to wait for the network
 
 
@@ -168,7 +170,7 @@ def resolve_mode(mode: str, wandb: Any) -> str:
     Raises ConfigError for ``online`` without a key.
     """
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE", mode)
+        mode = own_mode(wandb) or mode
     if mode in ("offline", "disabled"):
         return mode
     if has_key(wandb):
@@ -181,12 +183,45 @@ def resolve_mode(mode: str, wandb: Any) -> str:
     return "offline"
 
 
-def has_key(wandb: Any) -> bool:
-    """Whether there is a key in the environment, in wandb's settings or in the netrc file."""
+def own_mode(wandb: Any) -> str | None:
+    """What wandb's environment and settings files say; None if they say nothing.
+
+    ``wandb offline`` and ``wandb disabled`` write settings files; ``dryrun`` and ``run`` are former
+    names of modes.
+    """
+    mode = os.environ.get("WANDB_MODE", "").strip().lower()
+    if not mode and os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes"):
+        mode = "disabled"
+    if not mode:
+        settings = _settings(wandb)
+        mode = str(getattr(settings, "mode", None) or "")
+        mode = "" if mode == "online" else mode  # wandb's default
+    mode = FORMER_MODES.get(mode, mode)
+    return mode if mode in MODES and mode != "auto" else None
+
+
+def own_project() -> str | None:
+    """The project in wandb's environment and settings files."""
     try:
-        settings = wandb.setup(wandb.Settings(silent=True)).settings
+        settings = _settings(importlib.import_module("wandb"))
+    except ImportError:
+        settings = None
+    return os.environ.get("WANDB_PROJECT") or getattr(settings, "project", None) or None
+
+
+def _settings(wandb: Any) -> Any:
+    """wandb's settings from its files and environment; None if they cannot be read."""
+    try:
+        return wandb.setup(wandb.Settings(silent=True)).settings
     except Exception as error:  # an offline run may still work
         log.warning("the settings of Weights & Biases cannot be read (%s)", error)
+        return None
+
+
+def has_key(wandb: Any) -> bool:
+    """Whether there is a key in the environment, in wandb's settings or in the netrc file."""
+    settings = _settings(wandb)
+    if settings is None:
         return False
     if os.environ.get("WANDB_API_KEY") or settings.api_key or settings.identity_token_file:
         return True
@@ -221,7 +256,7 @@ def describe(config: TrackerConfig, values: Mapping[str, Any]) -> dict[str, Any]
     tags += [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",")]
     group = "-".join(word for word in (model, data, task) if word)
     return {
-        "project": config.project,
+        "project": config.project or own_project() or PROJECT,
         "entity": config.entity,
         "group": config.group or group or None,
         "tags": list(dict.fromkeys(tag for tag in tags if tag)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import struct
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from itr.results.trackers.config import TrackerConfig
 from itr.results.trackers.metrics_file import MetricsFile
 from itr.results.trackers.tracker import open_tracker
 from itr.results.trackers.wandb_backend import resolve_mode, summary_statistic
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, ROOT
 
 CONFIG = {
     "model": {"name": "hrem", "embed_size": 8},
@@ -316,3 +317,36 @@ def test_unknown_options_list_the_known_ones():
         check({"mode": "on"}, TrackerConfig, "tracker")
     with pytest.raises(ConfigError, match="tracker.name=tb: .*wandb"):
         check({"name": "tb"}, TrackerConfig, "tracker")
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings", "mode", "project"),
+    [
+        ({}, "", "offline", "itr"),  # no key
+        ({"WANDB_API_KEY": "0" * 40}, "", "online", "itr"),
+        ({"WANDB_API_KEY": "0" * 40}, "mode = offline", "offline", "itr"),
+        ({"WANDB_API_KEY": "0" * 40}, "mode = disabled", "disabled", "itr"),
+        ({"WANDB_API_KEY": "0" * 40, "WANDB_MODE": "dryrun"}, "", "offline", "itr"),
+        ({"WANDB_PROJECT": "mine"}, "", "offline", "mine"),
+        ({}, "project = theirs", "offline", "theirs"),
+    ],
+)
+def test_what_wandb_itself_says_holds(
+    environment: dict[str, str], settings: str, mode: str, project: str, tmp_path: Path
+) -> None:
+    """In a process of its own, because wandb reads its settings once."""
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text(f"[default]\n{settings}\n")
+    code = (
+        "import wandb; from itr.results.trackers import wandb_backend as b;"
+        "print(b.resolve_mode('auto', wandb), b.own_project() or b.PROJECT)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert process.stdout.split() == [mode, project]

@@ -1,0 +1,99 @@
+"""Prints: text from outside is escaped; a lost reader or a small alphabet ends nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import unicodedata
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+WIDE = 500  # columns without a terminal: no path is broken into two lines
+
+
+def printable(text: str) -> str:
+    r"""``text`` with control characters and half surrogate pairs as ``\x1b`` and ``\ud83d``.
+
+    Line ends and tabs stay. A file name could otherwise move the cursor or hide what follows it.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs", "Co", "Cf") else _escaped(c)
+        for c in text
+    )
+
+
+def _escaped(character: str) -> str:
+    number = ord(character)
+    if number < 0x100:
+        return f"\\x{number:02x}"
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def repair_streams() -> None:
+    """Make the standard streams safe to print on.
+
+    A closed one (``>&-``) becomes the null device, before a file of ours takes its number. What a
+    terminal's alphabet lacks (ASCII, Latin-1) is replaced.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8", errors="backslashreplace"))
+        elif name != "stdin" and hasattr(stream, "reconfigure"):
+            with contextlib.suppress(ValueError, OSError):
+                stream.reconfigure(errors="backslashreplace")
+
+
+class OutputConsole(Console):
+    """The standard output of a job that goes on when nobody reads it any more.
+
+    Without a terminal lines are as long as they are.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if not self.is_terminal and "COLUMNS" not in os.environ:
+            self.width = WIDE
+
+    def on_broken_pipe(self) -> None:
+        """Go quiet, instead of ending the process as the library does."""
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):
+            descriptor = self.file.fileno()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except (OSError, ValueError):  # the terminal is gone, or the file is closed
+            del self._buffer[:]
+            self.on_broken_pipe()
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints log messages on a console: no padding, no markup, escaped."""
+
+    def __init__(self, console: Console):
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        style = "yellow" if record.levelno == logging.WARNING else ""
+        text = Text(printable(self.format(record)), style=style)
+        self.console.print(text, soft_wrap=not self.console.is_terminal)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Escapes control characters, so that a log file can be shown on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The escaped line."""
+        return printable(super().format(record))
