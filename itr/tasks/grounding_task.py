@@ -14,6 +14,7 @@ from itr.data.items import Box, Expression
 from itr.data.loading.loader import ItemFields
 from itr.data.records import Split
 from itr.data.text.tokenizer import Tokenizer
+from itr.errors import DataError
 from itr.evaluation.grounding_boxes import (
     CORRECT_IOU,
     ChosenBox,
@@ -76,6 +77,12 @@ class GroundingEvaluator(ItemEvaluator):
         super().__init__(data, settings)
         self.config = config
         self.expressions = [item for item in data.items or () if isinstance(item, Expression)]
+        if config.proposals == "file" and not any(item.proposals for item in self.expressions):
+            raise DataError(
+                f"{data.source}: no expression of split {data.name} has proposals, so that no box "
+                "can be chosen; put a detector's boxes beside it (dets.json: image id -> boxes), or "
+                "pass task.proposals=map or task.proposals=grid"
+            )
 
     def outputs(self, model: ALBEF, batch: Batch, number: int) -> dict[str, Tensor]:
         """Maps [B, g, g]."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from itr.errors import CheckpointError, ConfigError, Stopped
+from itr.errors import CheckpointError, ConfigError, DataError, Stopped
 from itr.evaluation.predictions import read_predictions
 from itr.jobs.commands.ask_cli import ask
 from itr.jobs.commands.gallery_cli import main as gallery
@@ -287,3 +287,13 @@ def test_what_does_not_fit_is_one_sentence(arguments: list[str], message: str) -
     ended = call_here("train.py", *arguments, "tracker=none", "device=cpu")
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: ") and message in ended.stderr, ended.stderr
+
+
+def test_grounding_without_proposals(tmp_path: Path) -> None:
+    write_refcoco(tmp_path)
+    (tmp_path / "dets.json").unlink()
+    with pytest.raises(DataError, match=r"no expression of split val has proposals.*=map"):
+        train(compose("train", overrides("grounding", tmp_path)))
+    results = train(compose("train", overrides("grounding", tmp_path, "task.proposals=map")))
+    assert "not comparable" in results["test/remark"]
+    assert 0 <= results["test/testA/pointing"] <= 100
