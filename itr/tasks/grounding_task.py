@@ -80,8 +80,8 @@ class GroundingEvaluator(ItemEvaluator):
         if config.proposals == "file" and not any(item.proposals for item in self.expressions):
             raise DataError(
                 f"{data.source}: no expression of split {data.name} has proposals, so that no box "
-                "can be chosen; put a detector's boxes beside it (dets.json: image id -> boxes), or "
-                "pass task.proposals=map or task.proposals=grid"
+                "can be chosen; put a detector's boxes beside it (dets.json: image id -> boxes), "
+                "or pass task.proposals=map or task.proposals=grid"
             )
 
     def outputs(self, model: ALBEF, batch: Batch, number: int) -> dict[str, Tensor]:
