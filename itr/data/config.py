@@ -34,7 +34,7 @@ class DataConfig:
     second_text: str | None = option()
     shards: Any = option()
     second_key: str = option()
-    held_out: float | None = option(at_least=0)
+    held_out: int | float | str | None = option(at_least=0)
     max_broken: float = option(at_least=0, at_most=1)
     noise: float = option(at_least=0, at_most=1)
     noise_file: str | None = option()

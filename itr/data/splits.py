@@ -24,7 +24,8 @@ PATTERN = rf"(?:{'|'.join(sorted(ROLE_OF_WORD, key=len, reverse=True))})(?:20\d\
 YEAR = re.compile(r"[_-]?\d+$")
 TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 NESTED = {"test": "testall"}  # a split that is contained in another one
-HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 1000  # what data.held_out=null holds out
+AUTO = "auto"  # of data.held_out, as None
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 1000  # what data.held_out=auto holds out
 
 
 def role_of(split: str) -> str:
@@ -113,30 +114,34 @@ def unused_splits(known: Iterable[str], chosen: Mapping[str, str]) -> list[str]:
     return [name for name in names if name not in used]
 
 
-def held_out_roles(known: Iterable[str], held_out: float | None) -> list[str]:
+def held_out_roles(known: Iterable[str], held_out: float | str | None) -> list[str]:
     """The roles to hold out of the training split of a dataset with the splits ``known``.
 
-    With ``held_out=None``, nothing is held out beside a split that exists. Otherwise, all missing
-    ones are.
+    With ``held_out`` None or ``auto``, nothing is held out beside a split that exists. Otherwise,
+    all missing ones are.
     """
     names = list(known)
     if not match_split("train", names) or held_out == 0:
         return []
     missing = [role for role in ROLES[1:] if not match_split(role, names)]
-    return missing if held_out is not None or len(names) == 1 else []
+    return missing if held_out not in (None, AUTO) or len(names) == 1 else []
 
 
-def held_out_count(held_out: float | None, total: int, roles: Sequence[str], where: str) -> int:
+def held_out_count(
+    held_out: float | str | None, total: int, roles: Sequence[str], where: str
+) -> int:
     """How many of ``total`` images (or samples) of ``where`` are held out for each of ``roles``.
 
     Raises ConfigError if nothing is left for training.
     """
-    if held_out is None:
+    if held_out in (None, AUTO):
         count = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * total)))
+    elif held_out is None or isinstance(held_out, str):
+        raise ConfigError(f"data.held_out={held_out}: expected a number, or {AUTO}")
     else:
         count = int(held_out) if held_out >= 1 else max(1, round(held_out * total))
     if count * len(roles) >= total:
-        shown = "null" if held_out is None else f"{held_out:g}"
+        shown = AUTO if held_out is None or isinstance(held_out, str) else f"{held_out:g}"
         raise ConfigError(
             f"data.held_out={shown}: {' and '.join(roles)} would take all {total} images of "
             f"{where}; pass a smaller data.held_out, or data.held_out=0 to hold out nothing"

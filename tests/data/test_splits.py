@@ -73,7 +73,7 @@ def test_tars_below_the_root_and_a_test_set_alone(tmp_path):
     assert [open_split(found, part, "pixels").n_images for part in ("train", "val")] == [1, 1]
     for shards in (tmp_path / "b", tmp_path / "b" / "test"):
         make_tars(tmp_path / "b", ("test/0.tar",))
-        alone = DataConfig("x", "", shards=str(shards), held_out=None)
+        alone = DataConfig("x", "", shards=str(shards), held_out="auto")
         assert open_split(alone, "test", "pixels").n_images == 1
         with pytest.raises(DataError, match="no split 'train'.*its splits: test"):
             open_split(alone, "train", "pixels")
@@ -129,7 +129,7 @@ def write_column(root, values):
     worlds.write_image_files(root, items := make_items((len(values), 0, 0), captions=1))
     rows = [f"{i.file},a cat,{value}\n" for i, value in zip(items, values, strict=True)]
     (root / "pairs.csv").write_text("image,caption,split\n" + "".join(rows))
-    return DataConfig("t", "", train=str(root / "pairs.csv"), held_out=None)
+    return DataConfig("t", "", train=str(root / "pairs.csv"), held_out="auto")
 
 
 @pytest.mark.parametrize("words", itertools.zip_longest(*WORDS.values(), fillvalue="test"))
@@ -160,7 +160,7 @@ def test_what_data_held_out_null_holds_out(tmp_path):
     assert any("2 of 40 images" in note for note in splits[0].notes)
     for number in range(40):
         make_tars(tmp_path / "wds", [f"{number}.tar"])
-    shards = DataConfig("x", "", shards=str(tmp_path / "wds"), held_out=None)
+    shards = DataConfig("x", "", shards=str(tmp_path / "wds"), held_out="auto")
     assert [open_split(shards, part, "pixels").n_images for part in PARTS] == [36, 2, 2]
 
 

@@ -56,7 +56,7 @@ class TableLayout:
     files: dict[str, Path]
     columns: dict[str, str] = field(default_factory=dict)
     second_key: str = "synthetic_caption"
-    held_out: float | None = 0
+    held_out: float | str | None = 0
     images: str | None = None
     decoder: str = "torchvision"
     notes: tuple[str, ...] = ()
@@ -189,7 +189,7 @@ def _read_records(
 
 
 def _hold_out(
-    train: list[Record], roles: list[str], held_out: float | None, where: str
+    train: list[Record], roles: list[str], held_out: float | str | None, where: str
 ) -> dict[str, list[Record]]:
     """Split ``train`` into train and ``roles``, in the order of a hash of the image paths.
 

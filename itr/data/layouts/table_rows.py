@@ -24,7 +24,7 @@ ANSWERS = ("gpt", "assistant")
 COLUMNS: dict[str, tuple[str, ...]] = {
     "image": (
         *("image", "filepath", "image_path", "file_name", "filename", "file", "path"),
-        *("image_name", "image_file"),
+        *("image_name", "image_file", "jpg", "png", "webp"),
     ),
     "caption": ("caption", "captions", "text", "title", "comment", "raw", *CHATS),
     "image_id": ("image_id", "imgid", "cocoid", "img_id"),

@@ -34,7 +34,7 @@ class ShardsLayout:
     path: Path
     tars: dict[str, list[Path]]
     second_key: str = "synthetic_caption"
-    held_out: float | None = 0
+    held_out: float | str | None = 0
     max_broken: float = 0.01
     cache: str | Path | None = None
     decoder: str = "torchvision"
@@ -158,7 +158,7 @@ def find(data: DataConfig) -> ShardsLayout | None:
 
 
 def _held_out_span(
-    split: str, total: int, held_out: float | None, roles: Sequence[str], source: str
+    split: str, total: int, held_out: float | str | None, roles: Sequence[str], source: str
 ) -> slice:
     """Samples of ``split``: those of ``roles`` are the last ones, in their order."""
     size = held_out_count(held_out, total, roles, source)
