@@ -37,6 +37,7 @@ def _target(node: Mapping[str, Any]) -> type[Model]:
 
 
 NO_LOSS = "none"  # name of the loss of a model without slots
+MAX_LAYERS = 1000  # layers or heads of a model in a file
 GENERIC_LOSSES = "loss=triplet, distance_triplet, uto, infonce and sigmoid fill any slot"
 
 
@@ -122,6 +123,20 @@ def model_meta(model: Model) -> dict[str, Any]:
     }
 
 
+def _require_few_layers(path: Path, node: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises CheckpointError for layers that no file could hold: building them would take hours."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            _require_few_layers(path, value, f"{prefix}{key}.")
+        elif key.rpartition("_")[2] in ("depth", "layers", "layer", "heads") and (
+            isinstance(value, int) and value > MAX_LAYERS
+        ):
+            raise CheckpointError(
+                f"{path}: its header says model.{prefix}{key}={value}; expected at most "
+                f"{MAX_LAYERS}. The file is damaged or forged; use another checkpoint"
+            )
+
+
 def restore(path: Path, meta: Mapping[str, Any], verify: bool = True) -> Model:
     """Rebuild the model of one of our checkpoints and load its weights strictly.
 
@@ -130,6 +145,7 @@ def restore(path: Path, meta: Mapping[str, Any], verify: bool = True) -> Model:
     weights do not fit, or are damaged.
     """
     node = {**meta["model_config"], "_target_": meta["model_target"]}
+    _require_few_layers(path, node)
     if "pretrained" in node:
         node["pretrained"] = False
     try:

@@ -114,3 +114,9 @@ def test_places_to_write_are_the_users_own(tmp_path: Path) -> None:
     stored["noise_file"] = str(tmp_path / "noise.npy")
     data = data_of_checkpoint(tmp_path / "evil.safetensors", stored, {"cache": "mine"})
     assert (data.cache, data.noise_file) == ("mine", stored["noise_file"])
+
+
+def test_layers_that_no_file_holds_are_not_built(tmp_path: Path) -> None:
+    path = forged(tmp_path / "evil.safetensors", {"text": {"depth": 10**8}})
+    with pytest.raises(CheckpointError, match=r"model\.text\.depth=100000000; expected at most"):
+        load_checkpoint(path)
