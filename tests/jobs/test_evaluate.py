@@ -283,7 +283,7 @@ def test_folders_without_pictures(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    for place, told in (("empty", ".jpg"), ("no", "no such folder")):
+    for place, told in (("empty", "contains no images"), ("no", "no such folder")):
         assert search([str(runs[0]), "a", "--images", str(tmp_path / place)]) == 2
         assert told in " ".join(capsys.readouterr().err.split())
 
