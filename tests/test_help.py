@@ -107,7 +107,6 @@ def test_help_into_a_closed_pipe() -> None:
         ("train.py", "loss=null", ("pass loss=", "triplet")),
         ("train.py", "tracker=wandbb", ("nearest: wandb",)),
         ("train.py", "model.graph.topk_=3", ("nearest: model.graph.topk",)),
-        ("train.py", 'out=a"b', ("out=", '\\"b')),
         ("eval.py", "model.queue_size=3", ("model=NAME",)),
         ("eval.py", "data.rot=x", ("nearest: data.root",)),
     ],
