@@ -6,21 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from itr.errors import ConfigError, nearest
-from itr.instantiate import check
-from itr.tasks.grounding_task import GroundingTask
-from itr.tasks.retrieval import RetrievalTask
-from itr.tasks.statement_tasks import AssignmentTask, EntailmentTask, Nlvr2Task
+from itr.instantiate import check, locate
 from itr.tasks.task import Task
-from itr.tasks.vqa_task import VqaTask
 
-TASKS: dict[str, type[Task]] = {
-    "retrieval": RetrievalTask,
-    "pretrain": RetrievalTask,
-    "vqa": VqaTask,
-    "entailment": EntailmentTask,
-    "nlvr2": Nlvr2Task,
-    "assignment": AssignmentTask,
-    "grounding": GroundingTask,
+TASKS = {  # by name: most tasks import their models, and those take seconds to import
+    "retrieval": "itr.tasks.retrieval.RetrievalTask",
+    "pretrain": "itr.tasks.retrieval.RetrievalTask",
+    "vqa": "itr.tasks.vqa_task.VqaTask",
+    "entailment": "itr.tasks.statement_tasks.EntailmentTask",
+    "nlvr2": "itr.tasks.statement_tasks.Nlvr2Task",
+    "assignment": "itr.tasks.statement_tasks.AssignmentTask",
+    "grounding": "itr.tasks.grounding_task.GroundingTask",
 }
 
 
@@ -32,5 +28,5 @@ def build_task(node: Mapping[str, Any]) -> Task:
             f"task={name}: cannot be trained{nearest(name, TASKS)}; expected one of "
             f"{', '.join(TASKS)}"
         )
-    cls = TASKS[name]
+    cls = locate(TASKS[name], "task")
     return cls(check(node, cls.Config, "task"))
