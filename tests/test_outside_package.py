@@ -300,7 +300,7 @@ def test_what_a_module_imports_is_no_target() -> None:
 def test_trust_ends_with_its_context(harmful: Path) -> None:
     node = {"_target_": "harmfulpack.Model"}
     with plugins.trust_targets({"model": [{"inner": node}]}):
-        with pytest.raises(ConfigError, match="not a RetrievalModel"):
+        with pytest.raises(ConfigError, match="not a Model"):
             model_class(node)
     assert harmful.exists()
     with pytest.raises(ConfigError, match=plugins.PLUGINS):

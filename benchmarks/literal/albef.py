@@ -19,6 +19,7 @@ from itr.data.loading.eval_batches import image_batches
 from itr.data.records import Split
 from itr.data.text.token_table import TokenTable
 from itr.models.albef import ALBEF
+from itr.models.albef.config import RANKED_LENGTH
 from itr.nn.bert.fusion import BertAttention, FusionBert, FusionLayer
 
 HIDDEN = -10000.0
@@ -175,7 +176,7 @@ class Literal:
 
     def all_words(self, tokens: TokenTable) -> tuple[Tensor, Tensor]:
         """States [C, L, D] and masks of all captions, all of one length."""
-        length = self.model.config.eval_length
+        length = self.model.config.eval_length or RANKED_LENGTH
         ids = np.zeros((len(tokens), length), dtype=np.int64)
         mask = torch.zeros(ids.shape, dtype=torch.bool)
         for row in range(len(tokens)):

@@ -16,6 +16,7 @@ from itr.instantiate import build, check, locate
 from itr.losses.score import ScoreLoss
 from itr.models.base import Model
 from itr.models.compatibility import judge
+from itr.plugins import trust_targets
 from itr.view import Facts
 
 
@@ -160,7 +161,7 @@ def restore(path: Path, meta: Mapping[str, Any], verify: bool = True) -> Model:
     return model
 
 
-# Tasks whose models compare no scores: terms without slots
+# Models of tasks that compare no scores have terms, but no slots
 
 
 def refuse_loss(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -168,7 +169,8 @@ def refuse_loss(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, A
 
     Raises ConfigError for ``loss=NAME`` among the ``overrides`` of the command line.
     """
-    cls = model_class(values["model"])
+    with trust_targets(values):  # Hydra composed them from the user's own configuration
+        cls = model_class(values["model"])
     chosen = [override for override in overrides if override.lstrip("+").startswith("loss")]
     if not cls.slot_names and chosen:
         raise ConfigError(

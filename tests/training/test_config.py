@@ -13,6 +13,7 @@ from itr.data.packed_strings import PackedStrings
 from itr.data.records import Record, Split
 from itr.errors import ConfigError
 from itr.jobs.run_dir import config_hash, identity
+from itr.models.build import NO_LOSS, model_class
 from itr.training.config import check_config, check_workers
 from itr.training.process_setup import MAX_AUTO_WORKERS, resolve_num_workers
 from tests.conftest import CONF, compose
@@ -26,11 +27,11 @@ LOSSES = ["hrem"] + sorted(
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_is_picked_by_its_triple_and_passes_the_checks(recipe: str) -> None:
-    model, data, task = recipe.split("_")
-    values = compose("train", [f"model={model}", f"data={data}", f"task={task}"])
+    model, *data, task = recipe.split("_")
+    values = compose("train", [f"model={model}", f"data={'_'.join(data)}", f"task={task}"])
     config = check_config(values)
     assert config.recipe.name == recipe
-    assert config.loss.name == model
+    assert config.loss.name == (model if model_class(values["model"]).slot_names else NO_LOSS)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
