@@ -17,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-Box = tuple[float, float, float, float]
+from itr.data.items import Box
 
 CORRECT_IOU = 0.5
 AREA_POWER = 0.5  # of a box; its evidence is divided by the area to this power

@@ -6,6 +6,7 @@ Q items.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from itr.errors import DataError
 from itr.files import atomic_write, explain_write_error
 
 FILE = "predictions-{split}.jsonl"
+ACCURACY = "accuracy"  # the main metric of every task with items
 
 
 @dataclass
@@ -31,6 +33,18 @@ class Predictions:
     scores: np.ndarray  # [Q] float64
     subsets: list[str | None]  # of a split that has several, such as testA
     details: list[dict[str, Any]] = field(default_factory=list)  # probabilities and the like
+
+    def scored(self) -> Iterator[tuple[str | None, np.ndarray]]:
+        """(None, which items [Q] have a known answer), then the same for each subset.
+
+        A subset without such items is left out, and so is the whole.
+        """
+        known = np.isfinite(self.scores)
+        names = (name for name in dict.fromkeys(self.subsets) if name is not None)
+        for subset in (None, *names):
+            members = known & np.array([subset in (None, name) for name in self.subsets], bool)
+            if members.any():
+                yield subset, members
 
     def save(self, folder: Path, split: str) -> Path:
         """Write one JSON object per item to ``folder``; returns the path.

@@ -8,14 +8,14 @@ independent would make the intervals too narrow. The candidates are not resample
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from itr.errors import DataError
 from itr.evaluation.metrics import RECALLS
-from itr.evaluation.predictions import Predictions
+from itr.evaluation.predictions import ACCURACY, Predictions
 from itr.evaluation.ranks import Ranks
 
 RESAMPLES = 2000
@@ -118,16 +118,10 @@ def item_intervals(
     ``owners`` [Q] are the images of the items; an image is drawn with all its items. Items without
     a known answer do not count.
     """
-    known = np.isfinite(predictions.scores)
     found = {}
-    names = [name for name in dict.fromkeys(predictions.subsets) if name is not None]
-    for subset in (None, *names):
-        members = known.copy()
-        if subset is not None:
-            members &= np.array([name == subset for name in predictions.subsets])
-        if members.any():
-            interval = _mean_interval(predictions.scores[members], owners[members], resamples)
-            found[f"{split}/{subset}/" if subset else f"{split}/"] = {"accuracy": interval}
+    for subset, members in predictions.scored():
+        interval = _mean_interval(predictions.scores[members], owners[members], resamples)
+        found[f"{split}/{subset}/" if subset else f"{split}/"] = {ACCURACY: interval}
     return found
 
 
@@ -229,15 +223,12 @@ def compare_predictions(
             f"the two runs have different items ({len(a.ids)} of task={a.task} and {len(b.ids)} of "
             f"task={b.task}, or in another order); evaluate both on the same files and split"
         )
-    known = np.isfinite(a.scores) & np.isfinite(b.scores)
-    if not known.any():
-        raise DataError("no item has a published answer, so that nothing can be compared")
     tests = {}
-    for subset in (None, *dict.fromkeys(name for name in a.subsets if name is not None)):
-        members = known & np.array([subset in (None, name) for name in a.subsets])
-        if members.any():
-            name = "accuracy" if subset is None else f"{subset} accuracy"
-            tests[name] = _paired_means(a, b, members, np.random.default_rng(seed), resamples)
+    for subset, members in replace(a, scores=a.scores + b.scores).scored():  # NaN in either
+        name = ACCURACY if subset is None else f"{subset} {ACCURACY}"
+        tests[name] = _paired_means(a, b, members, np.random.default_rng(seed), resamples)
+    if not tests:
+        raise DataError("no item has a published answer, so that nothing can be compared")
     return tests
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from itr.evaluation.statistics import Interval
 from itr.results.terminal_tables import plain_table, results_table, runs_table, selected_on_test
-from itr.tasks.columns import ACCURACY, ColumnSet, columns_of
+from itr.tasks.columns import ACCURACIES, ACCURACY, ColumnSet, columns_of
 
 Runs = Sequence[tuple[str, Mapping[str, Any]]]
 
@@ -41,7 +41,7 @@ def accuracy_table(
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("95 % from - to", justify="right", no_wrap=True)
     for prefix in prefixes:
-        interval = intervals.get(prefix, {}).get("accuracy")
+        interval = intervals.get(prefix, {}).get(ACCURACY)
         table.add_row(
             prefix.rstrip("/"),
             str(results.get(f"{prefix}n_items", "")),
@@ -87,7 +87,7 @@ def _accuracies(task: str, runs: Runs) -> Table:
 
 def accuracy_prefixes(results: Mapping[str, Any]) -> list[str]:
     """The prefix of every ``accuracy`` key: "val/", "test/", "test/testA/", ..."""
-    return [key.removesuffix("accuracy") for key in results if key.split("/")[-1] == "accuracy"]
+    return [key.removesuffix(ACCURACY) for key in results if key.split("/")[-1] == ACCURACY]
 
 
 def _protocol(results: Mapping[str, Any]) -> str:
@@ -99,7 +99,7 @@ def _columns(results: Mapping[str, Any], prefixes: Sequence[str]) -> list[tuple[
     """The columns of the task that have a value in some line."""
     known: ColumnSet = columns_of(_protocol(results))
     if known.main != ACCURACY:
-        known = columns_of("entailment")
+        known = ACCURACIES
     return [
         column
         for column in known.columns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from itr.evaluation.predictions import ACCURACY
 from itr.evaluation.protocols import PROTOCOLS
 
 
@@ -53,12 +54,13 @@ ZEROSHOT = ColumnSet(
     (("top1", "top-1"), ("mean_per_class", "mean per class"), ("reported", "as papers report")),
     main="top1",
 )
-ACCURACY = "accuracy"  # the main metric of every task with items
 
 
 def _accuracies(*others: tuple[str, str]) -> ColumnSet:
-    return ColumnSet(((ACCURACY, "accuracy"), *others), main=ACCURACY)
+    return ColumnSet(((ACCURACY, ACCURACY), *others), main=ACCURACY)
 
+
+ACCURACIES = _accuracies()  # of a task that is not among TASKS
 
 # Of tasks with items, whose name takes the place of a protocol.
 TASKS = {
@@ -72,7 +74,7 @@ TASKS = {
         ("accuracy_contradiction", "contradiction"),
     ),
     "nlvr2": _accuracies(("consistency", "consistency")),
-    "assignment": _accuracies(),
+    "assignment": ACCURACIES,
     "grounding": _accuracies(
         ("testA/accuracy", "testA"), ("testB/accuracy", "testB"), ("pointing", "pointing game")
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,7 @@ class GroundingEvaluator(ItemEvaluator):
                 "or pass task.proposals=map or task.proposals=grid"
             )
 
-    def outputs(self, model: ALBEF, batch: Batch, number: int) -> dict[str, Tensor]:
+    def outputs(self, model: ALBEF, batch: Batch) -> dict[str, Tensor]:
         """Maps [B, g, g]."""
         return {"maps": match_maps(model, batch, self.config.map, self.config.block)}
 
@@ -140,19 +141,13 @@ class GroundingEvaluator(ItemEvaluator):
 
     def metrics(self, outputs: Outputs, predictions: Predictions) -> dict[str, Any]:
         """Accuracy at IoU 0.5 over expressions, the pointing game, and what was left out."""
-        details, subsets = predictions.details, predictions.subsets
         found: dict[str, Any] = {**accuracies(predictions), "proposals": self.config.proposals}
         found["map"] = self.config.map
-        for subset in (None, *dict.fromkeys(name for name in subsets if name is not None)):
-            pointed = [
-                detail["pointing"]
-                for detail, name in zip(details, subsets, strict=True)
-                if "pointing" in detail and subset in (None, name)
-            ]
-            if pointed:
-                key = "pointing" if subset is None else f"{subset}/pointing"
-                found[key] = 100.0 * float(np.mean(pointed))
-        counts = Counter(key for detail in details for key in detail)
+        pointed = np.array([d.get("pointing", np.nan) for d in predictions.details], float)
+        for subset, members in dataclasses.replace(predictions, scores=pointed).scored():
+            key = "pointing" if subset is None else f"{subset}/pointing"
+            found[key] = 100.0 * float(pointed[members].mean())
+        counts = Counter(key for detail in predictions.details for key in detail)
         for key in ("without_proposals", "without_evidence"):
             found[f"n_{key}"] = counts[key]
         if self.config.proposals != "file":

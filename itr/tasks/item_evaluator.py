@@ -17,17 +17,16 @@ from torch import Tensor
 from itr.batch import Batch
 from itr.data.loading.item_batches import consecutive, item_batches
 from itr.data.records import Split
+from itr.data.splits import ROLES, role_of
 from itr.errors import DataError
 from itr.evaluation.encode import AUTOCAST, Progress, eval_mode
-from itr.evaluation.predictions import Predictions
+from itr.evaluation.predictions import ACCURACY, Predictions
 from itr.evaluation.split_evaluator import SplitEvaluator
 from itr.models.base import Model
 from itr.parallel import all_gather_objects, stop_all_ranks, world_size
-from itr.tasks.columns import ACCURACY
 from itr.tasks.task import EvaluationSettings
 
 Outputs = dict[str, np.ndarray]  # name -> values [Q, ...]
-USUAL_SPLITS = ("train", "val", "dev", "test", "valid", "validation")
 
 
 class ItemEvaluator(SplitEvaluator):
@@ -72,8 +71,8 @@ class ItemEvaluator(SplitEvaluator):
         return consecutive(self.data.n_captions, self.settings.batch_size)
 
     @abstractmethod
-    def outputs(self, model: Any, batch: Batch, number: int) -> dict[str, Tensor]:
-        """What ``model`` says about ``batch``, the batch of that number: tensors [B, ...]."""
+    def outputs(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        """What ``model`` says about ``batch``: tensors [B, ...]."""
 
     @abstractmethod
     def predict(self, outputs: Outputs) -> Predictions:
@@ -99,12 +98,12 @@ class ItemEvaluator(SplitEvaluator):
             share_images=self.share_images,
         )
         with self._mode(model), stop_all_ranks():
-            for number, batch in enumerate(batches):
+            for batch in batches:
                 assert batch.caption_id is not None
                 rows.append(batch.caption_id.numpy())
                 batch = batch.to(settings.device)
                 with torch.autocast(settings.device.type, dtype, enabled=dtype is not None):
-                    outputs = self.outputs(model, batch, number)
+                    outputs = self.outputs(model, batch)
                 for name, values in outputs.items():
                     found.setdefault(name, []).append(values.detach().float().cpu().numpy())
                 done = min(total, done + len(rows[-1]) * world_size())
@@ -125,13 +124,13 @@ class ItemEvaluator(SplitEvaluator):
         """The named subset of each item, such as testA; None: there are none."""
         parts = [getattr(item, "part", None) for item in self.data.items or ()]
         name = self.data.name
-        if not any(parts) and name not in USUAL_SPLITS and "+" not in name:
+        if not any(parts) and role_of(name) not in ROLES and "+" not in name:
             return [name] * self.data.n_captions
-        if len(set(parts)) == 1 and parts[0] in USUAL_SPLITS:
+        if len(set(parts)) == 1 and role_of(str(parts[0])) in ROLES:
             return [None] * self.data.n_captions
         return parts or [None] * self.data.n_captions
 
-    def described(self, ids: list[int | str] | None = None) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """The fields of `Predictions` that do not depend on the model."""
         records, owners = self.data.records, self.data.text_to_image.tolist()
         items = self.data.items
@@ -146,15 +145,12 @@ class ItemEvaluator(SplitEvaluator):
 
 def accuracies(predictions: Predictions) -> dict[str, float]:
     """``accuracy`` in per cent over all items, and ``<subset>/accuracy``."""
-    known = np.isfinite(predictions.scores)
     found: dict[str, float] = {}
-    if known.any():
-        found[ACCURACY] = 100.0 * float(predictions.scores[known].mean())
-    for subset in dict.fromkeys(predictions.subsets):
-        members = known & np.array([name == subset for name in predictions.subsets])
-        if subset is not None and members.any():
-            found[f"{subset}/{ACCURACY}"] = 100.0 * float(predictions.scores[members].mean())
-            found[f"{subset}/n_items"] = int(members.sum())
+    for subset, members in predictions.scored():
+        prefix = "" if subset is None else f"{subset}/"
+        found[f"{prefix}{ACCURACY}"] = 100.0 * float(predictions.scores[members].mean())
+        if subset is not None:
+            found[f"{prefix}n_items"] = int(members.sum())
     return found
 
 

@@ -18,12 +18,11 @@ from itr.data.text.tokenizer import Tokenizer
 from itr.draws import Draws
 from itr.errors import DataError
 from itr.evaluation.label_accuracy import UNLABELED, group_consistency, label_accuracy
-from itr.evaluation.predictions import Predictions
+from itr.evaluation.predictions import ACCURACY, Predictions
 from itr.models.albef.entailment import ALBEFEntailment
 from itr.models.albef.image_pairs import ALBEFPairs
 from itr.models.albef.text_assignment import ALBEFAssignment
 from itr.options import configured, option
-from itr.tasks.columns import ACCURACY
 from itr.tasks.item_evaluator import ItemEvaluator, Outputs, accuracies
 from itr.tasks.item_task import ItemTask
 from itr.tasks.task import EvaluationSettings
@@ -94,9 +93,7 @@ class StatementEvaluator(ItemEvaluator):
             dtype=np.int64,
         )
 
-    def outputs(
-        self, model: ALBEFEntailment | ALBEFPairs, batch: Batch, number: int
-    ) -> dict[str, Tensor]:
+    def outputs(self, model: ALBEFEntailment | ALBEFPairs, batch: Batch) -> dict[str, Tensor]:
         """Probabilities of the classes."""
         return {"probabilities": model.logits(batch).float().softmax(dim=1)}
 
@@ -163,7 +160,7 @@ class AssignmentEvaluator(ItemEvaluator):
         order = np.random.default_rng(0).permutation(self.data.n_captions)
         return np.array_split(order, -(-len(order) // ASSIGNED_TOGETHER))
 
-    def outputs(self, model: ALBEFAssignment, batch: Batch, number: int) -> dict[str, Tensor]:
+    def outputs(self, model: ALBEFAssignment, batch: Batch) -> dict[str, Tensor]:
         """Which picture the model chooses, and which is right."""
         assert batch.caption_id is not None and batch.image_id is not None
         assert batch.token_mask is not None

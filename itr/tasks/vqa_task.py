@@ -67,8 +67,7 @@ class VqaTask(ItemTask):
         """Take the answer list: a file, or the most frequent answers of the training questions."""
         path = self._list_file(data)
         if path is not None:
-            self.answers = read_answer_list(path)
-            return [f"answers: {len(self.answers)}, from {path}"]
+            return self._read_list(path)
         votes = [question.votes for question in questions_of(train)]
         self.answers = make_answer_list(votes)
         return [
@@ -92,6 +91,9 @@ class VqaTask(ItemTask):
                 f"task.answer_list: the checkpoint has no list of answers, and {data.root} holds "
                 f"no {ANSWER_LIST}; pass task.answer_list=FILE (a JSON list of texts)"
             )
+        return self._read_list(path)
+
+    def _read_list(self, path: Path) -> list[str]:
         self.answers = read_answer_list(path)
         return [f"answers: {len(self.answers)}, from {path}"]
 
@@ -145,9 +147,7 @@ class VqaEvaluator(ItemEvaluator):
         fields = CaptionPadder(table, TextView()).fields(table.flat, table.lengths)
         self.list = AnswerList.of(fields["tokens"], fields["token_mask"]).to(settings.device)
 
-    def outputs(
-        self, model: ALBEFQuestionAnswering, batch: Batch, number: int
-    ) -> dict[str, Tensor]:
+    def outputs(self, model: ALBEFQuestionAnswering, batch: Batch) -> dict[str, Tensor]:
         """The first answers of each question and their probabilities."""
         states, mask = model.encode_questions(batch)
         ids, probabilities = model.rank_answers(
