@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from itr.errors import CheckpointError, TrainingError, first_of
-from itr.files import atomic_path
+from itr.files import atomic_path, parse_json
 
 FORMAT = "itr-checkpoint"
 FORMAT_VERSION = 2
@@ -132,7 +132,7 @@ def _header(path: Path) -> dict[str, str]:
 def read_meta(path: Path) -> dict[str, Any]:
     """The JSON of a checkpoint. Raises CheckpointError if it is damaged or not one of ours."""
     try:
-        meta = json.loads(_header(path)["meta"])
+        meta = parse_json(_header(path)["meta"])
     except (KeyError, ValueError, RecursionError) as error:
         raise _damaged(path, f"its header is not JSON ({error})") from error
     if not isinstance(meta, dict):
@@ -184,7 +184,7 @@ def _tensors(path: Path, prefix: str, verify: bool) -> Iterator[tuple[str, Tenso
 
 def _checksums(path: Path) -> dict[str, str]:
     try:
-        return dict(json.loads(_header(path)[CHECKSUMS]))
+        return dict(parse_json(_header(path)[CHECKSUMS]))
     except (KeyError, ValueError, TypeError) as error:
         raise _damaged(path, f"its checksums cannot be read ({error})") from error
 

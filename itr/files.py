@@ -1,4 +1,7 @@
-"""Atomic file writes: a reader sees the old file or the complete new one, never a partial one."""
+"""Atomic file writes, and careful reading of text that somebody else wrote.
+
+A reader sees the old file or the complete new one, never a partial one.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -14,11 +18,13 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from itr.errors import TrainingError
 
 log = logging.getLogger(__name__)
+
+YAML_LIMIT, YAML_NODES = 4_000_000, 1_000_000  # characters of a file, values in it
 
 
 @contextlib.contextmanager
@@ -137,6 +143,40 @@ def open_regular(path: str | Path) -> IO[bytes]:
         kind = "a folder" if os.path.isdir(path) else "not a regular file"
         raise OSError(errno.EINVAL, kind, str(path))
     return open(path, "rb")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """``json.loads`` of a file's text. Raises ValueError, also for what is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """``yaml.safe_load`` of a file's text. Raises ValueError for whatever cannot be read.
+
+    That includes more than `YAML_LIMIT` characters, and aliases that stand for more than
+    `YAML_NODES` values.
+    """
+    import yaml
+
+    if len(text) > YAML_LIMIT:
+        raise ValueError(f"it has {len(text):,} characters; at most {YAML_LIMIT:,} are read")
+    try:
+        content = yaml.safe_load(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except Exception as error:  # YAMLError, and KeyError or AttributeError for odd tags
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+    left, stack = YAML_NODES, [content]
+    while stack:
+        node, left = stack.pop(), left - 1
+        if left < 0:
+            raise ValueError(f"its aliases stand for more than {YAML_NODES:,} values")
+        stack.extend(node.values() if isinstance(node, dict) else ())
+        stack.extend(node if isinstance(node, list) else ())
+    return content
 
 
 def _fsync(path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import io
-import json
 import re
 import tokenize
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from itr.data.packed_strings import PackedStrings
 from itr.data.records import Record, Split
 from itr.errors import DataError
+from itr.files import parse_json
 
 FORMS = ("auto", "text", "lines", "list")  # of data.caption_form
 BRACKETS = {"[": "]", "(": ")"}
@@ -105,7 +105,7 @@ def parse_list(text: str) -> list[str] | None:
     if len(text) < 4 or BRACKETS.get(text[0]) != text[-1]:
         return None
     try:
-        values: Any = json.loads(text)
+        values: Any = parse_json(text)
     except ValueError:
         values = _python_strings(text)
     if not isinstance(values, list) or not values:

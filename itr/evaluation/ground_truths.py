@@ -11,7 +11,6 @@ Q queries, M candidates, P positives.
 from __future__ import annotations
 
 import functools
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from itr.errors import DataError
+from itr.files import parse_json
 
 # Minimum mean rating at which CxC counts two images, or two captions, as a match.
 IMAGE_SCORE, TEXT_SCORE = 2.5, 3.0
@@ -163,6 +163,6 @@ def _merged(first: Positives, second: Positives) -> dict[int, list[int]]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); download the file again") from error

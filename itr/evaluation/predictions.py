@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from itr.errors import DataError
-from itr.files import atomic_write, explain_write_error
+from itr.files import atomic_write, explain_write_error, parse_json
 
 FILE = "predictions-{split}.jsonl"
 ACCURACY = "accuracy"  # the main metric of every task with items
@@ -54,7 +54,7 @@ class Predictions:
         path = Path(folder) / FILE.format(split=split)
         with explain_write_error(path, "the predictions"), atomic_write(path) as file:
             for row in self._rows():
-                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+                file.write((json.dumps(row) + "\n").encode())
         return path
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -81,7 +81,8 @@ def read_predictions(folder: Path, split: str) -> Predictions:
     """Read what `Predictions.save` wrote. Raises DataError if the file is missing or malformed."""
     path = predictions_path(folder, split)
     try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        lines = path.read_text("utf-8").split("\n")  # splitlines() would end lines inside a text
+        rows = [_checked(parse_json(line)) for line in lines if line]
         known = ("task", "id", "image_id", "text", "predicted", "truth", "score", "subset")
         scores = [np.nan if row["score"] is None else float(row["score"]) for row in rows]
         return Predictions(
@@ -101,5 +102,40 @@ def read_predictions(folder: Path, split: str) -> Predictions:
         ) from error
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(
-            f"{path}: not a file of predictions ({error}); evaluate again with out={folder}"
+            f"{path}: not a file of predictions ({error!r}); evaluate again with out={folder}"
         ) from error
+
+
+def _checked(row: Any) -> dict[str, Any]:
+    """``row`` if its values have the types that comparisons and galleries rely on.
+
+    Raises ValueError or KeyError otherwise.
+    """
+    score, subset = row["score"], row["subset"]
+    fits = (
+        all(isinstance(row[key], str) for key in ("task", "text"))
+        and all(isinstance(row[key], int | str) for key in ("id", "image_id"))
+        and (subset is None or isinstance(subset, str))
+        and (score is None or (isinstance(score, int | float) and 0 <= score <= 1))
+        and all(_is_prediction(row["task"], row[key]) for key in ("predicted", "truth"))
+        and all(map(_is_weighted, row.get("answers") or ()))
+        and all(map(_is_weighted, (row.get("probabilities") or {}).items()))
+        and all(isinstance(vote, str) for vote in row.get("votes") or ())
+    )
+    if not fits:
+        raise ValueError(f"item {row['id']!r} holds values of other types")
+    return dict(row)
+
+
+def _is_prediction(task: str, value: Any) -> bool:
+    """Whether ``value`` can be one of ``task``: a box, or an answer or the name of a label."""
+    if value is None or task != "grounding":
+        return value is None or isinstance(value, str | int)
+    numbers = isinstance(value, list) and all(isinstance(v, int | float) for v in value)
+    return numbers and len(value) == 4
+
+
+def _is_weighted(pair: Any) -> bool:
+    """Whether ``pair`` is a text with its probability."""
+    name, probability = pair
+    return isinstance(name, str) and isinstance(probability, int | float)

@@ -8,7 +8,6 @@ them saved, T queries per tile.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +18,18 @@ import torch
 from torch import Tensor
 
 from itr import files
+from itr.array_files import read_arrays
 from itr.errors import DataError
 from itr.evaluation.protocols import Protocol
 from itr.evaluation.ranks import Ranks
 from itr.evaluation.retrieval_set import RetrievalSet
 from itr.evaluation.score_tables import ScoreTable
+from itr.files import parse_json
 
 CANDIDATES_SAVED = 10  # per query
 CURVE_RANKS = 50  # length of the mean-score curve
 BINS = 400  # of the score histograms
+LARGEST = torch.finfo(torch.float32).max
 DIRECTIONS = ("i2t", "t2i")
 JSON_FIELDS = ("metadata", "folds", "depths")
 ARRAYS = ("text_to_image", "image_ids", "caption_ids", "bin_edges", "match_counts",
@@ -106,20 +108,19 @@ def read_queries(folder: Path, split: str = "test") -> QueryLog:
     path = query_log_path(folder, split)
     command = f"python eval.py checkpoint={folder} split={split} out={folder}-{split}"
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        return _from_arrays(arrays)
+        return _checked(_from_arrays(read_arrays(path)))
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: no such file; expected the ranks of every query, which an evaluation "
             f"writes: {command}"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read ({error}); write it again: {command}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        what = f"holds no {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{path}: cannot be read ({what}); write it again: {command}") from error
 
 
 def _from_arrays(arrays: dict[str, np.ndarray]) -> QueryLog:
-    metadata, folds, depths = (json.loads(str(arrays[name])) for name in JSON_FIELDS)
+    metadata, folds, depths = (parse_json(str(arrays[name])) for name in JSON_FIELDS)
 
     def named_ranks(kind: str) -> dict[str, Ranks]:
         names = [n.removesuffix("/i2t") for n in arrays if n.startswith(f"{kind}/")]
@@ -141,6 +142,70 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> QueryLog:
         metadata=metadata,
         **{name: arrays[name] for name in ARRAYS},
     )
+
+
+def _checked(log: QueryLog) -> QueryLog:
+    """``log`` if its parts fit each other. Raises ValueError that names one that does not."""
+    images, captions = len(log.image_ids), len(log.caption_ids)
+    sizes = {"i2t": (images, captions), "t2i": (captions, images)}  # queries, candidates
+    _require("ids", log.image_ids, "iu", (images,))
+    _require("ids", log.caption_ids, "iu", (captions,))
+    _require("text_to_image", log.text_to_image, "iu", (captions,), -1, images)
+    for name, ranks in log.all_ranks.items():
+        for way, (queries, _) in sizes.items():
+            _require(f"ranks/{name}/{way}", getattr(ranks, way), "iuf", (queries,))
+        if not isinstance(ranks.depth, int | None):
+            raise ValueError(f"depths: {ranks.depth!r} of {name}")
+    for way, (queries, candidates) in sizes.items():
+        top, where = log.top_candidates[way], f"top/{way}"
+        _require(where, top.candidates, "iu", (queries, None), 0, candidates)
+        _require(where, top.scores, "f", top.candidates.shape)
+        _require(where, top.match_score, "f", (queries,))
+        _require(where, top.match_index, "iu", (queries,), 0, candidates)
+        _require(where, top.mean_score_by_rank, "f", (None,))
+    bins = len(log.match_counts)
+    _require("bin_edges", log.bin_edges, "f", (bins + 1,))
+    for counts in (log.match_counts, log.nonmatch_counts):
+        _require("histogram", counts, "iu", (bins,), 0)
+    if not all(isinstance(fold, int) and fold > 0 for fold in log.folds.values()):
+        raise ValueError(f"folds: {log.folds}")
+    _check_metadata(log.metadata)
+    return log
+
+
+def _check_metadata(metadata: dict[str, Any]) -> None:
+    """Raise ValueError unless the values have the types that a gallery relies on."""
+    checkpoints = metadata.get("checkpoints", [])
+    fits = {
+        "checkpoints": isinstance(checkpoints, list)
+        and all(isinstance(path, str) for path in checkpoints),
+        "model_options": isinstance(metadata.get("model_options"), dict | None),
+        "rerank_k": isinstance(metadata.get("rerank_k"), int | None),
+        "kind": metadata.get("kind") in ("pixels", "regions", None),
+        "data": isinstance(metadata.get("data"), dict | None),
+    }
+    if wrong := [key for key, fit in fits.items() if not fit]:
+        raise ValueError(f"metadata: {wrong[0]} is {str(metadata[wrong[0]])[:60]!r}")
+
+
+def _require(
+    name: str,
+    array: np.ndarray,
+    kinds: str,
+    shape: tuple[int | None, ...],
+    low: int | None = None,
+    below: int | None = None,
+) -> None:
+    """Raise ValueError unless ``array`` has a dtype of ``kinds``, ``shape`` and that range."""
+    fits = array.ndim == len(shape) and all(
+        size in (None, found) for size, found in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype.kind not in kinds or not fits:
+        raise ValueError(f"{name}: {array.dtype} of shape {array.shape}, expected {shape}")
+    if array.size and low is not None and array.min() < low:
+        raise ValueError(f"{name}: holds {array.min()}")
+    if array.size and below is not None and array.max() >= below:
+        raise ValueError(f"{name}: holds {array.max()}, expected less than {below}")
 
 
 # Building a query log
@@ -206,7 +271,15 @@ def _tiles(table: ScoreTable, direction: str) -> Iterator[tuple[slice, Tensor]]:
     step = table.tile_rows(scores.n_candidates)
     for start in range(0, scores.n_queries, step):
         rows = slice(start, min(start + step, scores.n_queries))
-        yield rows, scores.of(rows).float()
+        yield rows, _as_float32(scores.of(rows))
+
+
+def _as_float32(values: Tensor) -> Tensor:
+    """Finite ``values`` stay finite, as the nearest that float32 has."""
+    if values.dtype == torch.float64:
+        inside = values.clamp(-LARGEST, LARGEST)
+        values = torch.where(values.isinf(), values, inside)
+    return values.float()
 
 
 def _score_limits(table: ScoreTable) -> tuple[float, float]:
@@ -216,7 +289,7 @@ def _score_limits(table: ScoreTable) -> tuple[float, float]:
         high = max(high, float(values.max()))
         low = min(low, float(values.masked_fill(values == -torch.inf, torch.inf).min()))
     margin = 1e-5 * max(1.0, abs(low), abs(high))
-    return low - margin, high + margin
+    return max(low - margin, -LARGEST), min(high + margin, LARGEST)
 
 
 class _Histogram:
@@ -232,7 +305,11 @@ class _Histogram:
         self.matches += self._count(values[is_match])
 
     def _count(self, values: Tensor) -> np.ndarray:
-        return torch.histc(values[values > -torch.inf].cpu(), BINS, *self.limits).long().numpy()
+        low, high = self.limits
+        finite = values[values > -torch.inf].cpu()
+        if high - low > LARGEST:  # float32 would overflow
+            finite = finite.double()
+        return torch.histc(finite, BINS, low, high).long().numpy()
 
 
 def _top_candidates(

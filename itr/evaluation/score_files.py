@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from itr.array_files import read_arrays
 from itr.errors import DataError
 from itr.evaluation.score_tables import EmbeddingTable, MatrixTable, ScoreTable, TwoWayTable
 
@@ -64,27 +64,32 @@ def read_score_file(path: Path) -> ScoreFile:
 
 def matrix_table(scores: np.ndarray | Tensor, name: str = SCORES) -> MatrixTable:
     """A table of ``scores`` [N, C]. Raises DataError unless they are floats below infinity."""
-    dtype = str(scores.dtype)
-    if scores.ndim != 2 or "float" not in dtype or 0 in scores.shape:
+    if scores.ndim != 2 or not _is_ranked(scores) or 0 in scores.shape:
         raise DataError(
-            f"{name}: {dtype} of shape {tuple(scores.shape)}; expected floats of shape "
-            "(images, captions)"
+            f"{name}: {scores.dtype} of shape {tuple(scores.shape)}; expected floats of 16, 32 or "
+            f"64 bits, of shape (images, captions): {name}.astype(np.float32)"
         )
+    if isinstance(scores, np.ndarray) and not scores.dtype.isnative:
+        scores = scores.astype(scores.dtype.newbyteorder("="))
     _refuse_infinity(name, scores)
     return MatrixTable(scores)
+
+
+def _is_ranked(scores: np.ndarray | Tensor) -> bool:
+    """Whether PyTorch compares scores of this type."""
+    if isinstance(scores, Tensor):
+        return scores.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return scores.dtype.kind == "f" and scores.dtype.itemsize <= 8
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise DataError(f"scores={path}: no such file; expected .npz with {EXPECTED}")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise ValueError("a single array without a name")
-            return {key: archive[key] for key in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        return read_arrays(path)
+    except (ValueError, OSError) as error:
         raise DataError(
-            f"{path}: not a readable .npz file ({error}); write it with np.savez({path.name!r}, "
+            f"{path}: not a readable .npz file ({error}); write it with np.savez('scores.npz', "
             "scores=..., text_to_image=...)"
         ) from error
 
@@ -149,18 +154,30 @@ def _embedding_table(images: np.ndarray, texts: np.ndarray) -> EmbeddingTable:
                 f"{name}: {values.dtype} of shape {values.shape}; expected floats of shape "
                 f"({'images' if name == 'images' else 'captions'}, width)"
             )
-        if not (finite := np.isfinite(values).all(axis=1)).all():
-            raise DataError(f"{name}: row {int(np.argmin(finite))} holds NaN or infinity")
-        tensors.append(torch.from_numpy(values.astype(np.float32, copy=False)))
+        with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite
+            single = values.astype(np.float32, copy=False)
+        if not (finite := np.isfinite(single).all(axis=1)).all():
+            raise DataError(
+                f"{name}: row {int(np.argmin(finite))} holds NaN, infinity or numbers beyond "
+                "float32; expected finite ones"
+            )
+        tensors.append(torch.from_numpy(single))
     if images.shape[1] != texts.shape[1]:
         raise DataError(
             f"images are {images.shape[1]} wide and texts {texts.shape[1]}; expected one width"
+        )
+    longest = [float(t.double().norm(dim=1).max()) for t in tensors]
+    if longest[0] * longest[1] > torch.finfo(torch.float32).max:
+        raise DataError(
+            f"images have a norm of up to {longest[0]:.3g} and texts of up to {longest[1]:.3g}: "
+            "their dot products may exceed float32; scale them down, which changes no rank"
         )
     return EmbeddingTable(*tensors)
 
 
 def _refuse_infinity(name: str, scores: np.ndarray | Tensor) -> None:
-    """Raise DataError for +inf; -inf marks pairs that were not scored."""
+    """Raise DataError for +inf; -inf marks pairs that were not scored, but not all of them."""
+    any_scored = False
     for start in range(0, len(scores), ROWS):
         part = (
             torch.as_tensor(np.asarray(scores[start : start + ROWS]))
@@ -173,3 +190,6 @@ def _refuse_infinity(name: str, scores: np.ndarray | Tensor) -> None:
                 f"{name}[{start + row}, {column}] is infinite, as are {int(found.sum())} scores of "
                 "these rows; expected finite scores, or -inf for pairs that were not scored"
             )
+        any_scored = any_scored or not bool(torch.isneginf(part).all())
+    if not any_scored:
+        raise DataError(f"{name}: every score is -inf, which marks pairs that were not scored")

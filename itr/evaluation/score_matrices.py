@@ -184,6 +184,8 @@ def _integers(name: str, values: Any) -> np.ndarray:
         raise DataError(
             f"{name}: {array.dtype} of shape {array.shape}; expected a 1-D array of integers"
         )
+    if array.dtype.kind == "u" and array.size and array.max() >= 2**63:
+        raise DataError(f"{name}: holds {array.max()}; expected numbers below 2 ** 63")
     return array.astype(np.int64)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from itr.array_files import read_array
 from itr.data.config import DECODERS
 from itr.data.image_files import files_below, is_image
 from itr.data.images.decode import decode, read_bytes
@@ -120,8 +121,8 @@ class Retriever:
                 f"{width}] (extract them with itr data features). Or use a model that reads images"
             )
         try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            array = read_array(Path(path))
+        except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read ({error})") from error
         if array.ndim != 2 or array.shape[1] != width or array.dtype.kind != "f":
             raise DataError(

@@ -20,7 +20,7 @@ import yaml
 from itr import checkpoint, parallel
 from itr.data.checks.fingerprint import changed_splits
 from itr.errors import CheckpointError, ConfigError, DataError, TrainingError, first_of
-from itr.files import atomic_write
+from itr.files import atomic_write, parse_json, parse_yaml
 from itr.jobs.lock import LOCK, RunLock
 from itr.models.build import NO_LOSS
 from itr.results.results_file import read_results
@@ -218,7 +218,7 @@ def _refuse_other_run(
 
     A damaged ``config.yaml`` is replaced by the one in ``meta``, the header of a checkpoint.
     """
-    stored, fault = _read_stored(path / CONFIG, yaml.safe_load)
+    stored, fault = _read_stored(path / CONFIG, parse_yaml)
     if stored is not None and not _differences(stored, values):
         return
     if meta is not None and not _differences(meta["config"], values):
@@ -297,7 +297,7 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     resumed run began with other data, TrainingError if the file cannot be written.
     """
     file, meta = path / DATA, checkpoint_meta(path)
-    before, fault = _read_stored(file, json.loads)
+    before, fault = _read_stored(file, parse_json)
     if before is None:
         before = (meta or {}).get("manifest")
         if file.is_file():

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from itr.errors import DataError
 from itr.evaluation.predictions import predictions_path, read_predictions
 from itr.evaluation.protocols import PROTOCOLS
 from itr.evaluation.query_log import QueryLog, query_log_path, read_queries
 from itr.evaluation.statistics import Interval, item_intervals, named_intervals, spread
+from itr.files import parse_yaml
 from itr.results.results_file import RESULTS, read_results
 from itr.results.row_labels import option_labels, training_length
 from itr.tasks.columns import TASKS, columns_of
@@ -152,8 +152,8 @@ def find_results(paths: Iterable[Path]) -> list[StoredRun]:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        config = parse_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); evaluate the run again") from error
     return config if isinstance(config, dict) else {}
 
@@ -209,8 +209,8 @@ def _metrics(results: Mapping[str, Any], measured: _Measured) -> dict[str, float
     names, prefix = columns_of(measured.protocol).metrics, measured.prefix
     values = {m: results[key] for m in names if (key := f"{prefix}{m}") in results}
     if "reported" in values:  # the name of the metric that papers report for this dataset
-        values["reported"] = results[f"{prefix}{values['reported']}"]
-    return values
+        values["reported"] = results.get(f"{prefix}{values['reported']}")
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
 
 def _row_key(run: StoredRun, split: str) -> tuple[Any, ...]:
@@ -279,7 +279,11 @@ def _item_intervals(row: ResultRow, resamples: int) -> dict[str, Interval]:
     files = [folder for folder in folders if predictions_path(folder, row.split).is_file()]
     if len(files) < len(row.runs):
         return {}
-    seeds = [read_predictions(folder, row.split) for folder in files]
+    try:
+        seeds = [read_predictions(folder, row.split) for folder in files]
+    except DataError as error:
+        log.warning("%s; its row has no intervals", error)
+        return {}
     if any(each.ids != seeds[0].ids for each in seeds):
         return {}
     mean = dataclasses.replace(seeds[0], scores=np.mean([each.scores for each in seeds], axis=0))
@@ -290,5 +294,9 @@ def _item_intervals(row: ResultRow, resamples: int) -> dict[str, Interval]:
 def _read_log(folder: Path, split: str, read: dict[Path, QueryLog | None]) -> QueryLog | None:
     if folder not in read:
         exists = query_log_path(folder, split).is_file()
-        read[folder] = read_queries(folder, split) if exists else None
+        try:
+            read[folder] = read_queries(folder, split) if exists else None
+        except DataError as error:
+            log.warning("%s; its rows have no intervals", error)
+            read[folder] = None
     return read[folder]

@@ -60,7 +60,8 @@ def training_length(results: Mapping[str, Any], config: Mapping[str, Any]) -> st
     updates, best = results.get("updates"), results.get("best_updates")
     if updates is None:
         return "" if best is None else f"{best:,} updates (checkpoint)"
-    trainer = config.get("trainer") or {}
+    trainer = config.get("trainer")
+    trainer = trainer if isinstance(trainer, Mapping) else {}
     epochs = trainer.get("epochs") if trainer.get("max_steps") is None else None
     return f"{epochs} epochs, {updates:,} updates" if epochs else f"{updates:,} updates"
 

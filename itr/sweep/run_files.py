@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from itr.errors import DataError
+from itr.files import parse_json
 from itr.jobs import run_dir
 from itr.results.results_file import read_results
 
@@ -30,7 +30,7 @@ def metric_values(run: Path, key: str) -> list[float]:
     values = []
     for line in lines:
         try:
-            value = json.loads(line).get(key)
+            value = parse_json(line).get(key)
         except ValueError:
             continue
         if isinstance(value, int | float):

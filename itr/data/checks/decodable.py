@@ -27,7 +27,7 @@ from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.parquet_images import ParquetImage
 from itr.data.records import Slice, Split
 from itr.errors import DataError, first_of
-from itr.files import atomic_write_or_warn, open_regular
+from itr.files import atomic_write_or_warn, open_regular, parse_json
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _check_all(split: Split, check: Check, cache: str | Path | None) -> dict[int
 
 def _load(path: Path) -> dict[int, str] | None:
     try:
-        return {int(number): str(fault) for number, fault in json.loads(path.read_bytes()).items()}
+        return {int(number): str(fault) for number, fault in parse_json(path.read_bytes()).items()}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError):

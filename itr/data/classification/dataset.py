@@ -23,6 +23,7 @@ from itr.data.images.decode import decode, read_bytes
 from itr.data.images.transforms import Choices, check_view, normalize, transform
 from itr.data.layout import is_junk
 from itr.errors import ConfigError, DataError, first_of, nearest
+from itr.files import parse_json
 from itr.options import configured, option
 from itr.view import PixelView
 
@@ -188,7 +189,7 @@ def _rename(names: Sequence[str], path: str | None) -> list[str]:
     if path is None:
         return list(names)
     try:
-        renamed: Any = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        renamed: Any = parse_json(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"data.classes={path}: cannot be read ({error})") from error
     if isinstance(renamed, list) and len(renamed) == len(names):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from itr.data.layout import coco_id, data_root, list_folder
 from itr.data.layouts.json_annotations import describe_value, load_json, resolve_image_paths
 from itr.data.records import SEQUENTIAL_ID, Record, Split
 from itr.errors import DataError
+from itr.files import parse_json
 
 FOLDERS = ("", "data", "annotations", "albef")  # below data.root, where files are looked for
 
@@ -137,7 +137,7 @@ def _json_lines(path: Path) -> list[tuple[str, Any]] | None:
     entries = []
     for number, line in lines:
         try:
-            entries.append((f"{path}, line {number}", json.loads(line)))
+            entries.append((f"{path}, line {number}", parse_json(line)))
         except ValueError as error:
             if len(lines) == 1 or number == 1:
                 return None  # one JSON value over several lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from itr.data.ids import NAME
 from itr.data.image_folder import ImageFolder
 from itr.data.records import Record
 from itr.errors import DataError, first_of
+from itr.files import parse_json
 
 IMAGE_FOLDERS = ("images", "flickr30k-images", "flickr30k_images", "Images")
 
@@ -27,7 +27,7 @@ class MissingImagesError(DataError):
 def load_json(path: Path) -> Any:
     """Parse a JSON file. Raises DataError if it is unreadable or incomplete."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        return parse_json(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from itr.array_files import read_array
 from itr.data.config import DataConfig
 from itr.data.records import Record, Split
 from itr.errors import ConfigError, DataError
@@ -98,11 +99,10 @@ def _index_path(split: Split, data: DataConfig) -> Path:
 
 def _load(path: Path, split: Split) -> np.ndarray:
     try:
-        index = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        index = read_array(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable .npy file ({error}); write it again") from error
-    is_integer = isinstance(index, np.ndarray) and index.dtype.kind in "iu"
-    if not is_integer or index.shape != (split.n_captions,):
+    if index.dtype.kind not in "iu" or index.shape != (split.n_captions,):
         raise DataError(
             f"{path}: holds {index.dtype.name} of shape {index.shape}; expected integers of "
             f"shape ({split.n_captions},): the image index of each training caption, from 0"

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from itr import array_files
+from itr.array_files import read_array
 from itr.data.records import Split
 from itr.errors import DataError
-from itr.files import atomic_write_or_warn
+from itr.files import atomic_write_or_warn, open_regular
 
 DTYPES = (np.dtype("<f4"), np.dtype("<f2"))
 CHUNK_BYTES = 64 << 20
@@ -24,8 +26,6 @@ def open_regions(path: Path) -> np.ndarray:
     """
     shape, dtype, n_bytes = read_header(path)
     advice = "; write it again with np.save(path, regions.astype(np.float32))"
-    if dtype.hasobject:
-        raise DataError(f"{path}: holds Python objects, which are never unpickled{advice}")
     if dtype not in DTYPES:
         raise DataError(
             f"{path}: holds {dtype.str} ({dtype.name}); expected little-endian float32 or float16"
@@ -55,8 +55,8 @@ def open_guides(path: Path, rows: int) -> np.ndarray | None:
             "width), one vector per row of the region array"
         )
     try:
-        guides = np.load(path, allow_pickle=False).astype(np.float32)
-    except ValueError as error:
+        guides = read_array(path).astype(np.float32)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: truncated ({error}); copy it or write it again") from error
     if len(bad := np.flatnonzero(~np.isfinite(guides).all(axis=1))):
         raise DataError(f"{path}: row {bad[0]} is not finite; write the file again")
@@ -65,24 +65,18 @@ def open_guides(path: Path, rows: int) -> np.ndarray | None:
 
 def read_header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape, dtype and expected file size in bytes of a .npy file in C order."""
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
     try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            shape, fortran_order, dtype = readers[version](file)
-            start = file.tell()
+        with open_regular(path) as file:
+            header = array_files.read_header(file)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, EOFError) as error:
+    except ValueError as error:
         raise DataError(
             f"{path}: not a valid .npy file ({error}); expected the output of np.save"
         ) from error
-    if fortran_order:
+    if header.fortran_order:
         raise DataError(f"{path}: is in Fortran order; write np.ascontiguousarray(regions) instead")
-    return shape, dtype, start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return header.shape, header.dtype, header.n_bytes
 
 
 def check_regions_finite(split: Split, cache_dir: str | Path | None = None) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.layouts.tabular import READABLE, read_rows
 from itr.data.records import OTHER_CAPTION, SEQUENTIAL_ID, Record, Split
 from itr.errors import DataError, first_of
+from itr.files import parse_json
 
 MAX_LISTED = 3
 CHUNK = 100_000  # entries looked up at a time
@@ -261,7 +261,7 @@ def _read_entries(path: Path, oddities: Oddities) -> Iterator[SecondTextEntry]:
         yield from _read_table(path, oddities)
         return
     try:
-        texts = json.loads(path.read_bytes().decode("utf-8-sig"))
+        texts = parse_json(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise DataError(
             f"data.second_text={path}: cannot be read ({error.strerror}); expected a file of "

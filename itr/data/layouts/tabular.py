@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -11,6 +10,7 @@ from itr.data.layouts.delimited import Oddities, Rows, delimited_rows
 from itr.data.layouts.json_annotations import describe_value, load_json
 from itr.data.parquet_images import image_column
 from itr.errors import DataError, first_of
+from itr.files import parse_json
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")  # of tables that are read and written
 PART = re.compile(r"(?P<name>.+)-00000-of-(?P<count>\d{5})\.parquet")  # the first of several files
@@ -50,7 +50,7 @@ def _json_rows(path: Path, file: TextIO, oddities: Oddities) -> Rows:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise DataError(f"{where}: not valid JSON ({error})") from error
         if not isinstance(row, dict):

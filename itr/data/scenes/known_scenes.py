@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from itr.data.scenes.grammar import ABOVE, BELOW, LEFT, RIGHT
 from itr.data.scenes.world import COLORS, FILLS, QUADRANTS, SHAPES, SIZES, Scene, Thing
 from itr.errors import DataError
+from itr.files import parse_json
 
 SPLITS = ("train", "val", "test")
 RELATIONS = (LEFT[0], RIGHT[0], ABOVE[0], BELOW[0])
@@ -33,7 +33,7 @@ def read_scenes(folder: Path) -> dict[str, list[KnownScene]]:
     """The scenes of each split. Raises DataError if the annotations cannot be read."""
     path = folder / "dataset_scenes.json"
     try:
-        images = json.loads(path.read_text(encoding="utf-8"))["images"]
+        images = parse_json(path.read_text(encoding="utf-8"))["images"]
         splits: dict[str, list[KnownScene]] = {split: [] for split in SPLITS}
         for image in images:
             scene = tuple(_thing(words) for words in image["things"])

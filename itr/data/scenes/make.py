@@ -24,7 +24,7 @@ from itr.data.scenes.grammar import draw_captions, draw_raw, draw_synthetic, wor
 from itr.data.scenes.render import REGIONS, WIDTH, RegionViewer, draw_image
 from itr.data.scenes.world import Bag, Scene, describe, draw_scenes
 from itr.errors import ConfigError, DataError
-from itr.files import atomic_folder
+from itr.files import atomic_folder, parse_json
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def prepare(
 
 def _is_scenes(folder: Path) -> bool:
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = parse_json((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and manifest.get("name") == "scenes"
@@ -105,7 +105,7 @@ def folder_of(parent: str | Path, train: int, val: int, test: int, seed: int) ->
 def _check(folder: Path, manifest: dict[str, Any]) -> None:
     path = folder / "manifest.json"
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read ({error}); {folder} is not a complete scenes dataset. "

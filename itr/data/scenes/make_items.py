@@ -17,7 +17,7 @@ from itr.data.scenes.known_scenes import read_scenes
 from itr.data.scenes.questions import write_questions
 from itr.data.scenes.statements import write_statements
 from itr.errors import DataError
-from itr.files import atomic_folder
+from itr.files import atomic_folder, parse_json
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ MANIFEST = "manifest.json"  # of the dataset
 def scenes_seed(folder: Path) -> int | None:
     """The seed of the generated dataset in ``folder``; None if it holds something else."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     is_scenes = isinstance(manifest, dict) and manifest.get("name") == "scenes"

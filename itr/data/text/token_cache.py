@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from itr.array_files import read_arrays
 from itr.data.text.token_table import TokenTable
 from itr.data.text.tokenizer import Tokenizer, chunks
 from itr.files import atomic_write_or_warn
@@ -61,11 +61,11 @@ def _read_table(path: Path, n_captions: int, pad: int) -> TokenTable | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            table = TokenTable(file["flat"], file["words"], file["offsets"], pad)
+        file = read_arrays(path)
+        table = TokenTable(file["flat"], file["words"], file["offsets"], pad)
         if len(table) == n_captions and len(table.flat) == len(table.words) == table.offsets[-1]:
             return table
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
         pass
     log.warning("%s: damaged cache file; tokenizing again", path)
     return None

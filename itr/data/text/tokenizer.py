@@ -18,6 +18,7 @@ from itr.data.text.token_table import TokenTable
 from itr.data.text.tokenizer_backends import SPECIALS, STYLE_SPECIALS
 from itr.data.text.tokenizer_files import BytePairFiles, read_tokenizer_files
 from itr.errors import CheckpointError, ConfigError, nearest
+from itr.files import parse_json
 from itr.view import TextView, View
 
 CHUNK = 100_000  # captions that are tokenized at a time
@@ -109,7 +110,7 @@ class Tokenizer:
     def from_json(text: str) -> Tokenizer:
         """The tokenizer of a `to_json`; raises CheckpointError if the text is damaged."""
         try:
-            values = json.loads(text)
+            values = parse_json(text)
             if "merges" in values:
                 return BytePairTokenizer(values["tokens"], values["merges"], values["style"])
             return Tokenizer(values["tokens"], **values["options"])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from itr.data.text.tokenizer_backends import STYLE_SPECIALS, WORD_END
 from itr.errors import ConfigError
+from itr.files import parse_json
 from itr.hub import local_or_hub
 
 NAMES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
@@ -53,10 +53,10 @@ def read_tokenizer_files(name_or_dir: str, download: bool = True) -> WordPieceFi
         return _openai_clip(path if path.name == CLIP_FILE else path / CLIP_FILE)
     files = _contents(name_or_dir, path, download)
     try:
-        config = json.loads(files.get("tokenizer_config.json", b"{}"))
-        fast = json.loads(files.get("tokenizer.json", b"{}"))
+        config = parse_json(files.get("tokenizer_config.json", b"{}"))
+        fast = parse_json(files.get("tokenizer.json", b"{}"))
         lines = files.get("vocab.txt", b"").decode("utf-8").rstrip("\n")
-        pairs = json.loads(files.get("vocab.json", b"{}"))
+        pairs = parse_json(files.get("vocab.json", b"{}"))
         ranked = files.get("merges.txt", b"").decode("utf-8").split("\n")
     except ValueError as error:
         raise ConfigError(f"{name_or_dir}: a tokenizer file cannot be read ({error})") from error

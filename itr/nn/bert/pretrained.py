@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from itr.errors import CheckpointError, ConfigError, first_of
+from itr.files import parse_json
 from itr.hub import WEIGHTS, local_or_hub
 from itr.weights_file import load_weights_file, reason_of, require_weights
 
@@ -111,7 +111,7 @@ def _config(
             raise ConfigError(f"it is a '{found.model_type}'; expected a '{kind}'")
         return found
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: no JSON ({reason_of(error)})") from error
     if not isinstance(values, dict):

@@ -89,7 +89,7 @@ def open_run(folder: Path, split: str = "test", protocol: str | None = None) -> 
             f"{folder}: not evaluated with --protocol {protocol}; pass one of "
             f"{', '.join(log.ranks)}"
         )
-    if "data" not in log.metadata:
+    if not log.metadata.get("data") or not log.metadata.get("kind"):
         raise DataError(
             f"{folder}: evaluated from a score file without a dataset, so there are no images to "
             "show; evaluate a checkpoint instead"

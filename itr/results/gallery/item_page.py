@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from itr.data.items import Expression, Statement
 from itr.data.records import Split
 from itr.errors import DataError
 from itr.evaluation.predictions import Predictions, predictions_path, read_predictions
+from itr.files import parse_json
 from itr.instantiate import check
 from itr.results.gallery.thumbnails import Thumbnails, data_uri
 
@@ -51,7 +51,7 @@ def open_predicted_run(folder: Path, split: str) -> PredictedRun:
     """
     predictions, path = read_predictions(folder, split), folder / SOURCE.format(split=split)
     try:
-        node = json.loads(path.read_text("utf-8"))
+        node = parse_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read ({error}); evaluate again with out={folder}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from itr.array_files import read_arrays
 from itr.data.layouts.shards.members import TEXT
 from itr.data.layouts.shards.tar import TarReader, TarSample, UnusableSample, parse_sample
 from itr.data.packed_strings import PackedStrings
 from itr.errors import DataError
-from itr.files import atomic_write_or_warn
+from itr.files import atomic_write_or_warn, parse_json
 
 log = logging.getLogger(__name__)
 
@@ -118,15 +118,15 @@ def _build(path: Path, size: int, second_key: str) -> ShardIndex:
 
 def _load(path: Path) -> ShardIndex | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            rest = json.loads(file["rest"].tobytes())
-            fields: dict[str, Any] = {key: file[key] for key in ARRAYS}
-            for key in STRINGS:
-                fields[key] = PackedStrings(file[f"{key}_block"], file[f"{key}_offsets"])
-            return ShardIndex(**fields, **rest)
+        file = read_arrays(path)
+        rest = parse_json(file["rest"].tobytes())
+        fields: dict[str, Any] = {key: file[key] for key in ARRAYS}
+        for key in STRINGS:
+            fields[key] = PackedStrings(file[f"{key}_block"], file[f"{key}_offsets"])
+        return ShardIndex(**fields, **rest)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError):
         log.warning("%s: damaged cache file; building the index again", path)
         return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import tarfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from itr.data.captions import whole_characters
 from itr.data.ids import whole_number
 from itr.data.image_files import image_extensions
 from itr.data.layouts.shards.members import TEXT, Grouping, SampleMembers
+from itr.files import parse_json
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 TAIL = 16  # the end marker of a JPEG must be within its last bytes
@@ -217,7 +217,7 @@ def _read_json(file: IO[bytes], sample: SampleMembers) -> dict[str, Any]:
     if "json" not in sample.members:
         return {}
     try:
-        meta = json.loads(_read_member(file, sample.members["json"]))
+        meta = parse_json(_read_member(file, sample.members["json"]))
     except (ValueError, RecursionError) as error:
         raise UnusableSample("invalid JSON") from error
     if isinstance(meta, list) and meta and all(map(_is_text, meta)):
