@@ -28,3 +28,23 @@ def _read(path: Path) -> ModelSizes:
 MODEL_SIZES = {
     path.stem: _read(path) for path in sorted(Path(__file__).with_name("sizes").glob("*.yaml"))
 }
+
+# A small ALBEF on small scenes, as the command line is given it.
+SMALL_ALBEF = (
+    "model=albef",
+    "data=scenes",
+    "data.prepare.train=60",
+    "data.prepare.val=20",
+    "data.prepare.test=20",
+    "batch_size=20",
+    "model.image.size=32",
+    "model.image.patch=16",
+    "model.image.width=32",
+    "model.image.depth=1",
+    "model.text.width=32",
+    "model.text.depth=2",
+    "model.text.fusion_layer=1",
+    "model.text.mlp_width=32",
+    "tracker=none",
+    "device=cpu",
+)

@@ -16,28 +16,14 @@ from itr.models.build import restore
 from itr.official import albef as official
 from tests.conftest import compose
 from tests.data.shard_readers import write_shards
+from tests.models.model_sizes import SMALL_ALBEF
 
 SMALL = (
-    "model=albef",
-    "data=scenes",
-    "data.prepare.train=60",
-    "data.prepare.val=20",
-    "data.prepare.test=20",
-    "batch_size=20",
+    *SMALL_ALBEF,
     "trainer.max_steps=4",
     "model.queue_size=40",
-    "model.image.size=32",
-    "model.image.patch=16",
     "model.image.mlp_ratio=4",
-    "model.image.width=32",
-    "model.image.depth=1",
-    "model.text.width=32",
-    "model.text.depth=2",
-    "model.text.fusion_layer=1",
-    "model.text.mlp_width=32",
     "rerank.k=12",
-    "tracker=none",
-    "device=cpu",
 )
 
 

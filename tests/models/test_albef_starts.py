@@ -16,6 +16,7 @@ from itr.jobs.train import train
 from itr.models.build import model_meta
 from itr.official import albef as official
 from tests.conftest import compose
+from tests.models.model_sizes import SMALL_ALBEF
 from tests.models.tiny import Steps, build_task, item_batch
 
 HEADS = ("head", "assignment_head", "itm_head", "vision_proj", "text_proj", "temperature")
@@ -179,25 +180,7 @@ def test_a_larger_image_resizes_both_position_embeddings(tmp_path: Path) -> None
 
 # From files on disk to results
 
-SMALL = (
-    "model=albef",
-    "data=scenes",
-    "data.prepare.train=60",
-    "data.prepare.val=20",
-    "data.prepare.test=20",
-    "batch_size=20",
-    "trainer.max_steps=2",
-    "model.image.size=32",
-    "model.image.patch=16",
-    "model.image.width=32",
-    "model.image.depth=1",
-    "model.text.width=32",
-    "model.text.depth=2",
-    "model.text.fusion_layer=1",
-    "model.text.mlp_width=32",
-    "tracker=none",
-    "device=cpu",
-)
+SMALL = (*SMALL_ALBEF, "trainer.max_steps=2")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from itr.command import command
-from itr.data.checks import fingerprint
 from itr.data.checks.leaks import check_leaks
 from itr.data.doctor.inspect import (
     caption_statistics,
@@ -251,15 +250,7 @@ def _open(layout: str, name: str, options: CheckOptions, report: DatasetReport) 
 
 
 def _examine_split(split: Split, options: CheckOptions, report: DatasetReport) -> None:
-    entry = SplitReport(
-        split.layout,
-        split.name,
-        split.source,
-        split.n_images,
-        split.n_captions,
-        fingerprint.content_hash(split),
-        caption_statistics(split),
-    )
+    entry = SplitReport.of(split, caption_statistics(split))
     report.splits.append(entry)
     check_captions(split, report)
     if options.view is not None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from itr.data.checks import fingerprint
 from itr.data.checks.leaks import check_leaks
 from itr.data.config import DataConfig
 from itr.data.doctor.inspect import caption_statistics, check_duplicates
@@ -115,17 +114,7 @@ def _open(data: DataConfig, task: str, name: str, report: DatasetReport) -> Spli
 
 def _examine_split(split: Split, name: str | None, report: DatasetReport) -> None:
     statistics = {**caption_statistics(split), **item_statistics(split)}
-    report.splits.append(
-        SplitReport(
-            split.layout,
-            split.name,
-            split.source,
-            split.n_images,
-            split.n_captions,
-            fingerprint.content_hash(split),
-            statistics,
-        )
-    )
+    report.splits.append(SplitReport.of(split, statistics))
     counts = ", ".join(f"{key} {count:,}" for key, count in statistics["items"].items())
     report.add(NOTE, split.layout, split.name, f"{split.name}: {counts}")
     items, images = KNOWN_SIZES.get((name or "", split.name), (None, None))

@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from itr.data.checks.fingerprint import content_hash
+from itr.data.records import Split
+
 NOTE, WARNING, REFUSED = 0, 1, 2  # levels; the exit code is the highest one
 FAILED = 3  # exit code if the check itself failed
 LEVELS = ("note", "warning", "refused")
@@ -43,6 +46,19 @@ class SplitReport:
     captions: int
     hash: str
     statistics: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, split: Split, statistics: dict[str, Any]) -> SplitReport:
+        """The report of ``split`` with its ``statistics``."""
+        return cls(
+            split.layout,
+            split.name,
+            split.source,
+            split.n_images,
+            split.n_captions,
+            content_hash(split),
+            statistics,
+        )
 
 
 @dataclass

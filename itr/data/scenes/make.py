@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.progress import track
 
 from itr.data.scenes.grammar import draw_captions, draw_raw, draw_synthetic, words_of
+from itr.data.scenes.made_once import made_once
 from itr.data.scenes.render import REGIONS, WIDTH, RegionViewer, draw_image
 from itr.data.scenes.world import Bag, Scene, describe, draw_scenes
 from itr.errors import ConfigError, DataError
-from itr.files import atomic_folder, parse_json
+from itr.files import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -121,20 +122,12 @@ def _check(folder: Path, manifest: dict[str, Any]) -> None:
 def _make(folder: Path, sizes: dict[str, int], seed: int, manifest: dict[str, Any]) -> None:
     """Write the dataset under a temporary name beside ``folder``, then rename it."""
     log.info("%s: generating the scenes dataset (once)", folder)
-    try:
-        with atomic_folder(folder) as draft:
-            samples = _draw(sizes, seed)
-            _write_karpathy(draft, samples)
-            _write_precomp(draft / "scenes_precomp", samples)
-            _write_shards(draft / "wds", [p for p in samples if p.split == "train"])
-            (draft / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-    except OSError as error:
-        if not folder.exists():
-            raise DataError(
-                f"{folder}: cannot be written ({error}); free some space there, or pass "
-                "data.root=ANOTHER_DIR"
-            ) from error
-        log.info("%s: another process generated it first", folder)
+    with made_once(folder) as draft:
+        samples = _draw(sizes, seed)
+        _write_karpathy(draft, samples)
+        _write_precomp(draft / "scenes_precomp", samples)
+        _write_shards(draft / "wds", [p for p in samples if p.split == "train"])
+        (draft / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
 
 
 def _draw(sizes: dict[str, int], seed: int) -> list[RenderedScene]:

@@ -14,10 +14,10 @@ from typing import Any
 from itr.data.scenes.expressions import write_expressions
 from itr.data.scenes.hypotheses import write_hypotheses
 from itr.data.scenes.known_scenes import read_scenes
+from itr.data.scenes.made_once import made_once
 from itr.data.scenes.questions import write_questions
 from itr.data.scenes.statements import write_statements
-from itr.errors import DataError
-from itr.files import atomic_folder, parse_json
+from itr.files import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -45,17 +45,9 @@ def prepare_items(folder: Path, seed: int, task: str) -> Path:
     if target.is_dir():
         return target
     log.info("%s: making the items of task=%s (once)", target, task)
-    try:
-        with atomic_folder(target) as draft:
-            for name, content in _files(folder, seed, task, draft, target.name).items():
-                (draft / name).write_text(json.dumps(content), encoding="utf-8")
-    except OSError as error:
-        if not target.is_dir():
-            raise DataError(
-                f"{target}: cannot be written ({error}); free some space there, or pass "
-                "data.root=ANOTHER_DIR"
-            ) from error
-        log.info("%s: another process made it first", target)
+    with made_once(target) as draft:
+        for name, content in _files(folder, seed, task, draft, target.name).items():
+            (draft / name).write_text(json.dumps(content), encoding="utf-8")
     return target
 
 

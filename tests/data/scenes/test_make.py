@@ -105,7 +105,7 @@ def _prepare_at_once(parent: str, barrier: Barrier, lines: Any) -> None:
     logging.basicConfig(level=logging.INFO, stream=(stream := io.StringIO()))
     files.os.rename = rename  # type: ignore[assignment]
     folder = prepare(parent, **SMALL, seed=0)
-    lines.put((str(folder), "another process generated it first" in stream.getvalue()))
+    lines.put((str(folder), "another process made it first" in stream.getvalue()))
 
 
 def test_two_processes_at_once_end_with_one_folder(small: Path, tmp_path: Path) -> None:
