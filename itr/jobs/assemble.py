@@ -97,7 +97,8 @@ def _assemble(config: TrainConfig, values: Mapping[str, Any]) -> RunComponents:
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     data = prepare_data(config.data)
-    view = model_class(config.model).view_for(model_config(config.model))
+    options, weights = model_config(config.model), config.loss.weights
+    view = model_class(config.model).training_view(options, weights)
     task = build_task(config.task)
     splits = _open_splits(config, task, data, view)
     tokenizer, model, messages = _build_model(config, values, view, splits["train"], device)

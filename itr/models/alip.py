@@ -228,6 +228,13 @@ class ALIP(RetrievalModel):
         )
 
     @classmethod
+    def training_view(cls, config: ALIPConfig, weights: Mapping[str, float]) -> View:
+        """Without the synthetic caption where no term has it and no gate compares it."""
+        view, gates = cls.view_for(config), config.gates
+        needed = weights.get("caption", 0.0) != 0.0 or gates.sample or gates.raw
+        return view if needed else dataclasses.replace(view, second_text=None)
+
+    @classmethod
     def slot_scores(cls, config: ALIPConfig, slot: str) -> SlotScores:
         """Cosines at the model's temperature."""
         return SlotScores(scale=True)
@@ -247,8 +254,13 @@ class ALIP(RetrievalModel):
         return self.terms_of(self.states(batch), batch, clock, draws)
 
     def states(self, batch: Batch) -> dict[str, Tensor]:
-        """Unit embeddings [B, D] of images, raw texts and synthetic captions."""
+        """Unit embeddings [B, D] of images ``x``, raw texts ``t`` and synthetic captions ``c``.
+
+        Without ``c`` if nothing needs the captions (`training_view`).
+        """
         assert batch.pixels is not None and batch.tokens is not None
+        if self.view.second_text is None:
+            return {"x": _unit(self.images(batch.pixels)), "t": _unit(self.texts(batch.tokens))}
         if batch.second_tokens is None:
             raise DataError(
                 "data.second_text: ALIP needs a raw text and a synthetic caption per image, but "
@@ -263,7 +275,7 @@ class ALIP(RetrievalModel):
     def terms_of(
         self, states: Mapping[str, Tensor], batch: Batch, clock: Clock, draws: Draws
     ) -> Terms:
-        """The terms of ``x``, ``t`` and ``c`` [B, D]."""
+        """The terms of ``x``, ``t`` and, where there are captions, ``c`` [B, D]."""
         assert batch.image_id is not None
         pairs = batch.positive_pairs if parallel.world_size() == 1 else batch.shared_pairs
         return self.criterion(
@@ -274,26 +286,30 @@ class ALIP(RetrievalModel):
         self,
         x: Tensor,
         t: Tensor,
-        c: Tensor,
         ids: Tensor,
         positive_pairs: int,
         clock: Clock,
         draws: Draws,
+        c: Tensor | None = None,
     ) -> Terms:
         """Both terms from this rank's unit embeddings [B, D] float32 and image ids [B].
 
-        ``positive_pairs`` is the number of matches over all ranks (0: unknown).
+        ``positive_pairs`` is the number of matches over all ranks (0: unknown). Without ``c`` the
+        term ``raw`` alone, unweighted.
         """
         gradient = GATHER[self.config.gather_grad]
         with torch.autocast(ids.device.type, enabled=False):
-            x, t, c = parallel.all_gather(torch.stack([x, t, c], dim=1), gradient).unbind(dim=1)
+            own = torch.stack([x, t] if c is None else [x, t, c], dim=1)
+            x, *texts = parallel.all_gather(own, gradient).unbind(dim=1)
             ids = parallel.all_gather(ids)
-            gates = self.gates(x, t, c)
+            gates = None if c is None else self.gates(x, *texts)
             terms = Terms({}, self._report(gates))
-            for name, texts, pair in (("raw", t, gates.raw), ("caption", c, gates.caption)):
+            for name, text in zip(self.slot_names, texts, strict=False):
                 if self.uses_term(name):
-                    scores = pair_scores(x, texts, ids, positive_pairs or None)
-                    scores.weight, scores.scale = gates.sample * pair, self.logit_scale.exp()
+                    scores = pair_scores(x, text, ids, positive_pairs or None)
+                    scores.scale = self.logit_scale.exp()
+                    if gates is not None:
+                        scores.weight = gates.sample * getattr(gates, name)
                     terms.losses[name] = self._loss(name, scores, clock, draws)
         return terms
 
@@ -302,10 +318,13 @@ class ALIP(RetrievalModel):
         assert isinstance(module, ScoreLoss)
         return module(scores, clock, draws)
 
-    def _report(self, gates: GateWeights) -> dict[str, Tensor]:
+    def _report(self, gates: GateWeights | None) -> dict[str, Tensor]:
+        scale = {"scale": self.logit_scale.detach().exp()}
+        if gates is None:
+            return scale
         means = zip(("raw_caption", "image_raw", "image_caption"), self.gates.means, strict=True)
         return {
-            "scale": self.logit_scale.detach().exp(),
+            **scale,
             **{f"mean_{name}": value.clone() for name, value in means},
             **{f"weight_{name}": value.mean() for name, value in gates._asdict().items()},
         }

@@ -89,7 +89,7 @@ class Model(nn.Module, ABC):
         self.chunk_pairs: int | None = (
             None  # pairs that pass anything deep at once (``grad_cache``)
         )
-        self.view = self.view_for(config)
+        self.view = self.training_view(config, self.weights)
 
     @classmethod
     def class_for(cls, config: Any) -> type[Model]:
@@ -103,6 +103,11 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def view_for(cls, config: Any) -> View:
         """The data that a model of this configuration reads, known before it is built."""
+
+    @classmethod
+    def training_view(cls, config: Any, weights: Mapping[str, float]) -> View:
+        """`view_for`, without what terms of weight 0 would have read."""
+        return cls.view_for(config)
 
     @classmethod
     def slot_scores(cls, config: Any, slot: str) -> SlotScores:

@@ -25,6 +25,7 @@ class LogWindow:
         self.batches: list[tuple[Tensor, Tensor]] = []  # image and caption indices, on the host
         self.pairs = 0
         self.started = time.perf_counter()
+        self.waited = 0.0  # seconds in which the trainer waited for a batch
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Add detached scalars to the running sums."""

@@ -16,6 +16,7 @@ from itr.training.config import TrainConfig
 
 SEED_STRIDE = 1_000_003  # between the seeds of two ranks
 MAX_AUTO_WORKERS = 16  # limit for runtime.num_workers=auto: each worker holds a batch of images
+MAX_REGION_WORKERS = 4  # the same for region features, which are only copied
 
 
 def set_threads(threads: int | None) -> None:
@@ -36,15 +37,16 @@ def configure_torch(config: TrainConfig) -> None:
 def resolve_num_workers(setting: int | str, split: Split, device: torch.device) -> int:
     """Number of loader threads of this rank for ``split``.
 
-    ``auto``: for images and a GPU, this rank's share of the cores, at most `MAX_AUTO_WORKERS` and
-    at most the number of tars. Otherwise 0: on a CPU the cores train, and region features are only
-    copied.
+    ``auto`` on a GPU: this rank's share of the cores, at most `MAX_AUTO_WORKERS`
+    (`MAX_REGION_WORKERS` for region features, whose batches take longer to copy than a step to
+    run) and at most the number of tars. On a CPU 0: the cores train.
     """
     if not isinstance(setting, str):
         return setting
-    if device.type != "cuda" or split.regions is not None:
+    if device.type != "cuda":
         return 0
-    workers = min(len(os.sched_getaffinity(0)) // parallel.local_world_size(), MAX_AUTO_WORKERS)
+    most = MAX_AUTO_WORKERS if split.regions is None else MAX_REGION_WORKERS
+    workers = min(len(os.sched_getaffinity(0)) // parallel.local_world_size(), most)
     if split.shard_ids is not None:
         workers = min(workers, len(np.unique(split.shard_ids)) // parallel.world_size())
     return workers

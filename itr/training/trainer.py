@@ -148,7 +148,14 @@ class Trainer:
                 self.clock.epoch, self.clock.batch = self.clock.epoch + 1, 0
 
     def _batches(self) -> Iterator[Batch]:
-        return self.inputs.loader.epoch(self.clock.epoch, self.clock.batch)
+        batches = iter(self.inputs.loader.epoch(self.clock.epoch, self.clock.batch))
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.window.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
 
     def _micro_batch(self, batch: Batch, last: bool) -> bool:
         """Gradients of one batch; False if it was skipped because its loss is not finite."""
@@ -230,6 +237,7 @@ class Trainer:
         values = {f"train/{key}": value for key, value in means.items()}
         values["train/lr"] = self.optimizer.param_groups[0]["lr"]
         values["train/pairs_per_second"] = self.window.pairs / seconds
+        values["train/data_wait"] = self.window.waited / seconds
         if broken := self.broken.synchronize():
             values["train/broken_images"] = broken
         epoch = self.clock.epoch + 1

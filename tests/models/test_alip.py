@@ -15,7 +15,7 @@ from benchmarks.operator_counts import count_operators
 from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
-from itr.errors import CheckpointError, ConfigError, DataError
+from itr.errors import CheckpointError, ConfigError, DataError, UserError
 from itr.jobs.evaluate import evaluate
 from itr.jobs.init_weights import initialize_from
 from itr.jobs.train import train
@@ -175,6 +175,39 @@ def test_half_precision_stays_close() -> None:
 def test_terms_of_weight_zero_are_not_computed() -> None:
     model = build("loss.weights.caption=0")
     assert list(model(batch(), Clock(), Draws()).losses) == ["raw"]
+
+
+ONE_TEXT = ("loss.weights.caption=0", "model.gates.sample=false", "model.gates.raw=false")
+
+
+def test_one_text_is_one_pass() -> None:
+    """Where no term and no gate needs captions, they are neither required nor encoded."""
+    both, one = build("model.gates.sample=false", "model.gates.raw=false"), build(*ONE_TEXT)
+    one.load_state_dict(both.state_dict())
+    given, passes = batch(), []
+    one.texts.register_forward_hook(lambda *_: passes.append(1))
+    alone = dataclasses.replace(given, second_tokens=None, second_mask=None)
+    terms = one(alone, Clock(), Draws())
+    assert len(passes) == 1 and one.view.second_text is None
+    raw = both(given, Clock(), Draws()).losses["raw"]
+    assert list(terms.losses) == ["raw"] and torch.equal(terms.losses["raw"], raw)
+    assert list(terms.report) == ["scale"]
+    assert build("loss.weights.caption=0").view.second_text is not None  # its gates compare texts
+
+
+def test_a_dataset_of_one_text_is_trained_on(world: Path, tmp_path: Path) -> None:
+    """Karpathy's JSON has no synthetic captions."""
+    plain = [
+        "model=alip", "recipe=alip_scenes_retrieval", "data=scenes", "data.second_text=null",
+        "data.layout=karpathy",
+        "data.prepare.train=60", "data.prepare.val=20", "data.prepare.test=20", "batch_size=20",
+        "trainer.max_steps=2", "device=cpu", "tracker=none", f"data.root={world / 'data'}",
+        f"data.cache={world / 'cache'}", f"out={tmp_path / 'run'}",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="second_text"):
+        train(compose("train", plain))
+    results = train(compose("train", [*plain, *ONE_TEXT]))
+    assert results["updates"] == 2 and results["test/rsum"] > 0
 
 
 def test_repeated_images_are_not_negatives() -> None:

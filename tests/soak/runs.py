@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -12,14 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file
 
 from tests.conftest import PATIENCE, ROOT
 
-TIMES = ("time", "pairs_per_second", "seconds")
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
@@ -104,21 +98,6 @@ def finish(process: subprocess.Popen[str], code: int = 0, within: float = PATIEN
         raise AssertionError(f"no end within {within} s: {process.communicate()[0]}") from None
     assert process.returncode == code, printed
     return " ".join(printed.split())
-
-
-def values(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without measured times."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.endswith(TIMES)} for line in lines]
-
-
-def assert_equal(first: Path, second: Path) -> None:
-    """The same values and, bit for bit, the same weights, moments and generators."""
-    assert values(first) == values(second)
-    a, b = (load_file(run / "checkpoints" / "last.safetensors") for run in (first, second))
-    assert set(a) == set(b)
-    for name, tensor in a.items():
-        assert torch.equal(tensor, b[name]), name
 
 
 def kill_often(arguments: Sequence[str], run: Path, times: int, chance: random.Random) -> None:

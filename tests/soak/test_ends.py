@@ -14,7 +14,6 @@ from itr.training.faults.heartbeat import RANKS, read_heartbeats
 from tests.conftest import PATIENCE, TINY
 from tests.soak.runs import (
     TORCHRUN,
-    assert_equal,
     finish,
     start,
     values,
@@ -22,6 +21,7 @@ from tests.soak.runs import (
     wait_until,
     workers,
 )
+from tests.training.same_run import assert_same_run
 from tests.training.sizes import NO_DROPOUT, overrides
 
 pytestmark = pytest.mark.soak
@@ -78,7 +78,7 @@ def test_a_signal_saves_and_ends(
     process.send_signal(number)
     assert "the run is saved: go on with resume=auto" in finish(process, code=code)
     finish(start([*arguments, f"out={cut}", "resume=auto"]))
-    assert_equal(whole, cut)
+    assert_same_run(whole, cut)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -105,7 +105,7 @@ def test_signals_at_any_moment(devices: int, world: Path, tmp_path: Path) -> Non
             break
     finish(start([*arguments, f"out={cut}", "resume=auto"]))
     assert ends >= 1
-    assert_equal(whole, cut)
+    assert_same_run(whole, cut)
 
 
 def test_a_signal_while_the_data_is_made(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_torchrun_from_outside(world: Path, tmp_path: Path) -> None:
     arguments = overrides("vse", world, "batch_size=20", "trainer.max_steps=4")
     finish(start([*arguments, f"out={tmp_path / 'outside'}"], before=TORCHRUN))
     finish(start([*arguments, "devices=2", f"out={tmp_path / 'inside'}"]))
-    assert_equal(tmp_path / "outside", tmp_path / "inside")
+    assert_same_run(tmp_path / "outside", tmp_path / "inside")
     assert not (tmp_path / "outside" / RANKS).exists()
 
 

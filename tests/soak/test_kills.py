@@ -11,7 +11,6 @@ import pytest
 
 from tests.conftest import TINY
 from tests.soak.runs import (
-    assert_equal,
     finish,
     kill_all,
     kill_often,
@@ -20,6 +19,7 @@ from tests.soak.runs import (
     wait_for,
     wait_until,
 )
+from tests.training.same_run import assert_same_run
 from tests.training.sizes import NO_DROPOUT, SIZES, overrides
 
 pytestmark = pytest.mark.soak
@@ -53,7 +53,7 @@ def test_a_run_survives_many_kills(devices: int, common: list[str], tmp_path: Pa
     kill_all(process)  # in the last checkpoint or the evaluation of the test split
     assert not (killed / "results.json").exists()
     finish(start([*arguments, f"out={killed}", "resume=auto"]))
-    assert_equal(whole, killed)
+    assert_same_run(whole, killed)
     left = [path.name for path in (killed / "checkpoints").iterdir()]
     assert sorted(left) == ["best.safetensors", "last.safetensors", "previous.safetensors"]
 
@@ -75,7 +75,7 @@ def test_every_model_goes_on_with_two_processes(model: str, world: Path, tmp_pat
     kill_all(process)
     finish(start([*given, f"out={killed}", "resume=auto"]))
     assert json.loads((killed / "results.json").read_text())["resumed_at"] in (6, 8, 9, 12)
-    assert_equal(whole, killed)
+    assert_same_run(whole, killed)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_options_on_two_ranks_go_on_exactly(
     process.send_signal(signal.SIGTERM)
     finish(process, code=75)
     finish(start([*given, f"out={killed}", "resume=auto"]))
-    assert_equal(whole, killed)
+    assert_same_run(whole, killed)
 
 
 def test_cached_gradients_of_two_ranks_are_those_of_one(world: Path, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_full_disk_ends_a_run_that_can_go_on(common: list[str], tmp_path: Path
     assert "could not be saved" in printed and "resume=auto" in printed
     assert not [path for path in (cut / "checkpoints").glob(".*") if path.is_file()]
     finish(start([*arguments, f"out={cut}", "resume=auto"]))
-    assert_equal(whole, cut)
+    assert_same_run(whole, cut)
 
 
 def test_pictures_that_vanish_end_a_run_with_threads(world: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from tests.data import worlds
 from tests.data.shard_readers import loader_of, read_epoch, write_shards
-from tests.soak.runs import assert_equal, finish, kill_all, start, wait_for
+from tests.soak.runs import finish, kill_all, start, wait_for
+from tests.training.same_run import assert_same_run
 from tests.training.sizes import SIZES
 
 SAMPLES, SHARDS, BATCH, SEED = 100_000, 130, 1_000, 7
@@ -53,7 +54,7 @@ def test_a_run_on_shards_survives_kills(tmp_path):
         wait_for(killed / "metrics.jsonl", f'"step": {step}', process)
         kill_all(process)
     finish(start([*arguments, f"out={killed}", "resume=auto"]))
-    assert_equal(whole, killed)
+    assert_same_run(whole, killed)
     results = [json.loads((run / "results.json").read_text()) for run in (whole, killed)]
     assert results[0]["broken_images"] == results[1]["broken_images"] == 4
     assert results[0]["resumed_at"] is None and results[1]["resumed_at"] >= 119

@@ -15,7 +15,11 @@ from itr.errors import ConfigError
 from itr.jobs.run_dir import config_hash, identity
 from itr.models.build import NO_LOSS, model_class
 from itr.training.config import check_config, check_workers
-from itr.training.process_setup import MAX_AUTO_WORKERS, resolve_num_workers
+from itr.training.process_setup import (
+    MAX_AUTO_WORKERS,
+    MAX_REGION_WORKERS,
+    resolve_num_workers,
+)
 from tests.conftest import CONF, compose
 
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
@@ -123,11 +127,8 @@ def test_workers_of_their_own_accord() -> None:
     pictures = Split("train", "karpathy", [record])
     regions = Split("train", "precomp", [record], regions=np.zeros((1, 2, 3), np.float32))
     assert resolve_num_workers("auto", pictures, cuda) == cores
-    assert (
-        resolve_num_workers("auto", pictures, cpu)
-        == resolve_num_workers("auto", regions, cuda)
-        == 0
-    )
+    assert resolve_num_workers("auto", regions, cuda) == min(cores, MAX_REGION_WORKERS)
+    assert [resolve_num_workers("auto", split, cpu) for split in (pictures, regions)] == [0, 0]
     assert [resolve_num_workers(3, pictures, cpu), resolve_num_workers(0, pictures, cuda)] == [3, 0]
     none = PackedStrings.of([""])
     one = np.zeros(1, np.int64)

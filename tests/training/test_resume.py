@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file
 
 from tests.conftest import ROOT, TINY, call, call_here
+from tests.training.same_run import assert_same_run
 
-TIMES = ("time", "pairs_per_second", "seconds")
 # Ten batches an epoch; a checkpoint every four updates lies inside an epoch, the graph wakes at 13.
 LONG = ("trainer.epochs=5", "trainer.checkpoint_every=4", "model.graph.warmup=13")
 
@@ -26,11 +21,6 @@ from tests.conftest import signal_at_update
 with signal_at_update(20, signal.SIGKILL):
     runpy.run_path("train.py", run_name="__main__")
 """
-
-
-def _values(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.endswith(TIMES)} for line in lines]
 
 
 def test_a_killed_run_resumes_exactly(world: Path, tmp_path: Path) -> None:
@@ -59,9 +49,4 @@ def test_a_killed_run_resumes_exactly(world: Path, tmp_path: Path) -> None:
     resumed = call("train.py", *common, f"out={killed}", "resume=auto")
     assert resumed.returncode == 0, resumed.stderr + resumed.stdout
     assert "resuming at update" in resumed.stdout
-    assert _values(killed) == _values(undisturbed)
-    first = load_file(undisturbed / "checkpoints" / "last.safetensors")
-    second = load_file(killed / "checkpoints" / "last.safetensors")
-    assert set(first) == set(second)
-    for name, tensor in first.items():
-        assert torch.equal(tensor, second[name]), name
+    assert_same_run(undisturbed, killed)

@@ -7,20 +7,18 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from itr import checkpoint
 from itr.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from itr.jobs.lock import RunLock
 from itr.jobs.train import train
 from tests.conftest import compose, signal_at_update
+from tests.training.same_run import assert_same_run
 from tests.training.sizes import SIZES, overrides
 
-TIMES = ("time", "pairs_per_second", "seconds")
 # Three batches per epoch; the stop lies between two log lines.
 LENGTH = (
     "batch_size=20",
@@ -31,22 +29,6 @@ LENGTH = (
 )
 STOP = 6
 LONGER = {"hrem": ("model.graph.warmup=6",), "multisea": ("accumulate=2",)}
-
-
-def values(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.endswith(TIMES)} for line in lines]
-
-
-def equal(first: Path, second: Path) -> None:
-    """The same values and, bit for bit, the same weights and moments."""
-    assert values(first) == values(second)
-    a, b = (
-        checkpoint.read_tensors(run / "checkpoints" / "last.safetensors") for run in (first, second)
-    )
-    assert set(a) == set(b)
-    for name, tensor in a.items():
-        assert torch.equal(tensor, b[name]), name
 
 
 @pytest.mark.parametrize("model", sorted(SIZES))
@@ -63,7 +45,7 @@ def test_a_stopped_run_resumes_exactly(model: str, world: Path, tmp_path: Path) 
     results = train(compose("train", [*options, f"out={cut}", "resume=auto"]))
     assert results["resumed_at"] == STOP
     assert results["train_seconds"] >= round(before, 1) > 0  # both parts of the run
-    equal(whole, cut)
+    assert_same_run(whole, cut)
 
 
 def test_a_truncated_checkpoint_is_replaced_by_the_previous_one(
@@ -80,7 +62,7 @@ def test_a_truncated_checkpoint_is_replaced_by_the_previous_one(
     said = " ".join(capsys.readouterr().out.split())
     assert "truncated" in said and "previous checkpoint" in said
     assert results["resumed_at"] == 18
-    equal(whole, cut)
+    assert_same_run(whole, cut)
     (cut / "results.json").unlink()
     for path in (cut / "checkpoints").glob("[lp]*.safetensors"):
         path.write_bytes(b"")

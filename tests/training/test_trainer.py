@@ -32,6 +32,8 @@ def test_a_seed_decides_everything(tiny: list[str], tmp_path: Path) -> None:
         train(compose("train", [*tiny, f"out={tmp_path / name}", f"seed={seed}"]))
     first, second, other = (logged(tmp_path / name, "train/loss") for name in "abc")
     assert first == second and first != other
+    waits = logged(tmp_path / "a", "train/data_wait")  # a share of the time
+    assert len(waits) == len(first) and all(0 < wait < 1 for wait in waits)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
