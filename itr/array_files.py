@@ -49,7 +49,7 @@ def read_header(file: IO[bytes]) -> ArrayHeader:
         shape, fortran_order, dtype = READERS[version](file, max_header_size=100_000)
         if dtype.hasobject:
             raise ValueError("holds Python objects, which are never unpickled")
-        if any(size < 0 for size in shape) or (not dtype.itemsize and math.prod(shape)):
+        if any(size < 0 for size in shape) or (not dtype.itemsize and 0 not in shape):
             raise ValueError(f"declares {dtype} of shape {shape}")
         return ArrayHeader(shape, fortran_order, dtype, file.tell())
 
