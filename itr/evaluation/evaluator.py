@@ -23,6 +23,7 @@ from itr.evaluation.query_log import build_query_log
 from itr.evaluation.ranks import Ranks, check_tie_break
 from itr.evaluation.rerank import RerankConfig, SecondStage, check_rerank
 from itr.evaluation.retrieval_set import RetrievalSet, applicable_protocols
+from itr.evaluation.score_statistics import StatisticsCollector
 from itr.evaluation.score_tables import EmbeddingTable, ScoreTable
 from itr.evaluation.split_evaluator import SplitEvaluator
 from itr.models.base import Encoded, RetrievalModel
@@ -99,10 +100,13 @@ class Evaluator(SplitEvaluator):
         images, texts = encoded or self.encode_all(model, progress, tokens=reranks)
         first = EmbeddingTable(images.pooled, texts.pooled)
         self.ranks, self.query_log = {}, None
-        metrics = self.rank(first, self.ranks)
+        collected = None
+        if with_query_log and not reranks:
+            collected = StatisticsCollector(first, self.retrieval_set.text_to_image)
+        metrics = self.rank(collected.watch() if collected else first, self.ranks)
         if not reranks:
             if with_query_log:
-                self.log_queries(first)
+                self.log_queries(first, collected)
             return {**metrics, **self.metadata()}
         first_ranks = {f"first_stage/{name}": ranks for name, ranks in self.ranks.items()}
         self.ranks = {}
@@ -118,9 +122,11 @@ class Evaluator(SplitEvaluator):
         depth = min(self.rerank.k, max(self.data.n_images, self.data.n_captions))
         return {**final, **first_stage, **self.metadata(), "rerank_k": depth}
 
-    def log_queries(self, table: ScoreTable) -> None:
+    def log_queries(self, table: ScoreTable, collected: StatisticsCollector | None = None) -> None:
         """Fill ``query_log`` from the scores of ``table`` and the collected ``ranks``."""
-        self.query_log = build_query_log(table, self.retrieval_set, self.protocols, self.ranks)
+        self.query_log = build_query_log(
+            table, self.retrieval_set, self.protocols, self.ranks, collected
+        )
 
     def rank(
         self, table: ScoreTable, ranks_by_name: dict[str, Ranks] | None = None

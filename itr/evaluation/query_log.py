@@ -8,14 +8,12 @@ them saved, T queries per tile.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from itr import files
 from itr.array_files import read_arrays
@@ -23,27 +21,14 @@ from itr.errors import DataError
 from itr.evaluation.protocols import Protocol
 from itr.evaluation.ranks import Ranks
 from itr.evaluation.retrieval_set import RetrievalSet
+from itr.evaluation.score_statistics import StatisticsCollector, TopCandidates
 from itr.evaluation.score_tables import ScoreTable
 from itr.files import parse_json
 
-CANDIDATES_SAVED = 10  # per query
-CURVE_RANKS = 50  # length of the mean-score curve
-BINS = 400  # of the score histograms
-LARGEST = torch.finfo(torch.float32).max
 DIRECTIONS = ("i2t", "t2i")
 JSON_FIELDS = ("metadata", "folds", "depths")
 ARRAYS = ("text_to_image", "image_ids", "caption_ids", "bin_edges", "match_counts",
           "nonmatch_counts")  # fmt: skip
-
-
-class TopCandidates(NamedTuple):
-    """The best candidates of each query of one direction, and the scores of its matches."""
-
-    candidates: np.ndarray  # [Q, k] int32, best first
-    scores: np.ndarray  # [Q, k] float32
-    match_score: np.ndarray  # [Q] float32, of the best match; NaN if no match was scored
-    match_index: np.ndarray  # [Q] int32, candidate index of the best match (else the first match)
-    mean_score_by_rank: np.ndarray  # [R] float32, of the candidates at rank 1, 2, ...
 
 
 @dataclass
@@ -216,10 +201,13 @@ def build_query_log(
     retrieval_set: RetrievalSet,
     protocols: Sequence[Protocol],
     ranks: dict[str, Ranks],
+    collected: StatisticsCollector | None = None,
 ) -> QueryLog:
     """The query log of a ``table`` of the whole split and the ``ranks`` that `evaluate_protocols`
     collected (by protocol, and any that ``extra_ranks`` may hold).
 
+    ``collected`` has seen the scores of ``table`` while they were ranked; what it has not seen is
+    computed here.
     Without dataset ids, images and captions are numbered from 0.
     """
     ids = retrieval_set.image_ids, retrieval_set.caption_ids
@@ -227,6 +215,7 @@ def build_query_log(
     image_ids, caption_ids = (
         np.arange(count) if each is None else each for each, count in zip(ids, counts, strict=True)
     )
+    collected = collected or StatisticsCollector(table, retrieval_set.text_to_image)
     main = [protocol.name for protocol in protocols if protocol.ground_truth is None]
     return QueryLog(
         text_to_image=np.asarray(retrieval_set.text_to_image, dtype=np.int64),
@@ -235,111 +224,5 @@ def build_query_log(
         ranks={name: each for name, each in ranks.items() if name in main},
         extra_ranks={name: each for name, each in ranks.items() if name not in main},
         folds={protocol.name: protocol.fold for protocol in protocols if protocol.fold},
-        **vars(score_statistics(table, retrieval_set.text_to_image)),
-    )
-
-
-@dataclass
-class ScoreStatistics:
-    """Best candidates and score histograms of a split; the fields are those of `QueryLog`."""
-
-    top_candidates: dict[str, TopCandidates]
-    bin_edges: np.ndarray
-    match_counts: np.ndarray
-    nonmatch_counts: np.ndarray
-
-
-def score_statistics(table: ScoreTable, text_to_image: Any) -> ScoreStatistics:
-    """Best candidates in both directions, and histograms of all image-text scores."""
-    owner = torch.as_tensor(np.asarray(text_to_image), dtype=torch.int64).to(table.device)
-    with torch.inference_mode():
-        limits = _score_limits(table)
-        histogram = _Histogram(limits)
-        images = torch.arange(table.n_images, device=table.device)
-        top = {
-            "i2t": _top_candidates(table, "i2t", lambda rows: images[rows, None] == owner[None]),
-            "t2i": _top_candidates(
-                table, "t2i", lambda rows: owner[rows, None] == images[None], histogram
-            ),
-        }
-    edges = np.linspace(*limits, BINS + 1, dtype=np.float32)
-    return ScoreStatistics(top, edges, histogram.matches, histogram.all - histogram.matches)
-
-
-def _tiles(table: ScoreTable, direction: str) -> Iterator[tuple[slice, Tensor]]:
-    scores = table.in_direction(direction)
-    step = table.tile_rows(scores.n_candidates)
-    for start in range(0, scores.n_queries, step):
-        rows = slice(start, min(start + step, scores.n_queries))
-        yield rows, _as_float32(scores.of(rows))
-
-
-def _as_float32(values: Tensor) -> Tensor:
-    """Finite ``values`` stay finite, as the nearest that float32 has."""
-    if values.dtype == torch.float64:
-        inside = values.clamp(-LARGEST, LARGEST)
-        values = torch.where(values.isinf(), values, inside)
-    return values.float()
-
-
-def _score_limits(table: ScoreTable) -> tuple[float, float]:
-    """Lowest and highest score, with a small margin."""
-    low, high = torch.inf, -torch.inf
-    for _, values in _tiles(table, "t2i"):
-        high = max(high, float(values.max()))
-        low = min(low, float(values.masked_fill(values == -torch.inf, torch.inf).min()))
-    margin = 1e-5 * max(1.0, abs(low), abs(high))
-    return max(low - margin, -LARGEST), min(high + margin, LARGEST)
-
-
-class _Histogram:
-    """Histograms of all scores and of the scores of matches; -inf (not scored) is ignored."""
-
-    def __init__(self, limits: tuple[float, float]):
-        self.limits = limits
-        self.all, self.matches = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
-
-    def add(self, values: Tensor, is_match: Tensor) -> None:
-        """Count ``values`` [T, M]; ``is_match`` [T, M] is the mask of matching pairs."""
-        self.all += self._count(values)
-        self.matches += self._count(values[is_match])
-
-    def _count(self, values: Tensor) -> np.ndarray:
-        low, high = self.limits
-        finite = values[values > -torch.inf].cpu()
-        if high - low > LARGEST:  # float32 would overflow
-            finite = finite.double()
-        return torch.histc(finite, BINS, low, high).long().numpy()
-
-
-def _top_candidates(
-    table: ScoreTable,
-    direction: str,
-    matches_of: Callable[[slice], Tensor],
-    histogram: _Histogram | None = None,
-) -> TopCandidates:
-    """The `TopCandidates` of ``direction``; ``matches_of(rows)`` is the mask [T, M] of matches."""
-    candidates, scores, match_scores, match_indices, curves = [], [], [], [], []
-    for rows, values in _tiles(table, direction):
-        depth = min(CURVE_RANKS, table.depth or CURVE_RANKS, values.shape[1])
-        best = values.topk(depth, dim=1)
-        candidates.append(best.indices[:, :CANDIDATES_SAVED].int().cpu().numpy())
-        scores.append(best.values[:, :CANDIDATES_SAVED].cpu().numpy())
-        curves.append(best.values.double().sum(dim=0).cpu())
-        is_match = matches_of(rows)
-        of_matches = values.masked_fill(~is_match, -torch.inf)
-        best_match = of_matches.amax(dim=1)
-        unscored = best_match == -torch.inf
-        index = torch.where(unscored[:, None], is_match.float(), of_matches).argmax(dim=1)
-        match_indices.append(index.int().cpu().numpy())
-        match_scores.append(best_match.masked_fill(unscored, torch.nan).cpu().numpy())
-        if histogram is not None:
-            histogram.add(values, is_match)
-    curve = torch.stack(curves).sum(dim=0) / sum(len(tile) for tile in candidates)
-    return TopCandidates(
-        np.concatenate(candidates),
-        np.concatenate(scores),
-        np.concatenate(match_scores).astype(np.float32),
-        np.concatenate(match_indices),
-        curve[curve > -torch.inf].float().numpy(),
+        **vars(collected.finish()),
     )

@@ -179,11 +179,9 @@ def _refuse_infinity(name: str, scores: np.ndarray | Tensor) -> None:
     """Raise DataError for +inf; -inf marks pairs that were not scored, but not all of them."""
     any_scored = False
     for start in range(0, len(scores), ROWS):
-        part = (
-            torch.as_tensor(np.asarray(scores[start : start + ROWS]))
-            if not isinstance(scores, Tensor)
-            else scores[start : start + ROWS]
-        )
+        part = scores[start : start + ROWS]
+        if not isinstance(part, Tensor):
+            part = torch.from_numpy(np.array(part))  # a copy: the file may be mapped read-only
         if (found := torch.isposinf(part)).any():
             row, column = found.nonzero()[0].tolist()
             raise DataError(

@@ -20,6 +20,7 @@ from itr.evaluation.query_log import QueryLog, build_query_log
 from itr.evaluation.ranks import Ranks, check_text_to_image
 from itr.evaluation.retrieval_set import RetrievalSet, applicable_protocols
 from itr.evaluation.score_files import IDS, OWNERS, matrix_table, read_score_file
+from itr.evaluation.score_statistics import StatisticsCollector
 from itr.evaluation.score_tables import ScoreTable
 from itr.evaluation.stored_embeddings import file_hash
 
@@ -75,8 +76,10 @@ def _evaluate(
     retrieval_set = _retrieval_set((table.n_images, table.n_captions), text_to_image, *ids)
     used = _choose_protocols(protocols, retrieval_set)
     ranks: dict[str, Ranks] = {}
+    collected = None if logs is None else StatisticsCollector(table, retrieval_set.text_to_image)
+    ranked = collected.watch() if collected else table
     results = evaluate_protocols(
-        lambda subset: table.subset(subset.images, subset.captions),
+        lambda subset: ranked.subset(subset.images, subset.captions),
         retrieval_set,
         used,
         tie_break,
@@ -89,7 +92,7 @@ def _evaluate(
             table, retrieval_set, used[0], hubness, tie_break, ranks_by_name=ranks
         )
     if logs is not None:
-        logs.append(build_query_log(table, retrieval_set, used, ranks))
+        logs.append(build_query_log(table, retrieval_set, used, ranks, collected))
     return results
 
 

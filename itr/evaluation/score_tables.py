@@ -38,6 +38,7 @@ class ScoreTable(ABC):
 
     ``depth``: number of candidates per query that were ordered (None: all); the others score -inf.
     ``within_modality``: image-image and caption-caption scores are available as well.
+    ``symmetric``: a pair has the same score in both directions, up to rounding.
     """
 
     n_images: int
@@ -45,6 +46,7 @@ class ScoreTable(ABC):
     device: torch.device
     depth: int | None = None
     within_modality: bool = False
+    symmetric: bool = False
 
     @abstractmethod
     def scores(self, direction: str, rows: Rows) -> Tensor:
@@ -77,7 +79,7 @@ class ScoreTable(ABC):
 class EmbeddingTable(ScoreTable):
     """Dot products of ``images`` [N, D] and ``texts`` [C, D], both on one device."""
 
-    within_modality = True
+    within_modality = symmetric = True
 
     def __init__(self, images: Tensor, texts: Tensor):
         self.images, self.texts = images, texts
@@ -96,6 +98,8 @@ class EmbeddingTable(ScoreTable):
 
 class MatrixTable(ScoreTable):
     """A matrix [N, C] of floats; a memory-mapped array is read in tiles."""
+
+    symmetric = True
 
     def __init__(self, values: np.ndarray | Tensor):
         self.values = values
@@ -150,6 +154,7 @@ class MeanTable(ScoreTable):
         self.n_images, self.n_captions = first.n_images, first.n_captions
         self.device = first.device
         self.within_modality = all(table.within_modality for table in tables)
+        self.symmetric = all(table.symmetric for table in tables)
 
     def scores(self, direction: str, rows: Rows) -> Tensor:
         """The mean of one tile of each table."""

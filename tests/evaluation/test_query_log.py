@@ -11,16 +11,16 @@ import torch
 from itr.errors import DataError
 from itr.evaluation.protocol_metrics import evaluate_embeddings
 from itr.evaluation.protocols import PROTOCOLS, Protocol
-from itr.evaluation.query_log import (
-    CANDIDATES_SAVED,
-    CURVE_RANKS,
-    build_query_log,
-    read_queries,
-    score_statistics,
-)
+from itr.evaluation.query_log import build_query_log, read_queries
 from itr.evaluation.ranks import rank_table
 from itr.evaluation.retrieval_set import RetrievalSet
-from itr.evaluation.score_tables import EmbeddingTable
+from itr.evaluation.score_statistics import (
+    CANDIDATES_SAVED,
+    CURVE_RANKS,
+    ScoreStatistics,
+    StatisticsCollector,
+)
+from itr.evaluation.score_tables import EmbeddingTable, MatrixTable, ScoreTable
 from itr.evaluation.shortlists import Shortlist, ShortlistTable
 
 
@@ -30,6 +30,10 @@ def world(images: int = 60, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, 
     vectors = torch.randn(images, 8, generator=random)
     texts = vectors[owner] + 0.8 * torch.randn(len(owner), 8, generator=random)
     return vectors / vectors.norm(dim=1, keepdim=True), texts, owner
+
+
+def score_statistics(table: ScoreTable, owner: np.ndarray) -> ScoreStatistics:
+    return StatisticsCollector(table, owner).finish()
 
 
 def test_candidates_matches_histogram_and_curve(monkeypatch: pytest.MonkeyPatch):
@@ -57,6 +61,34 @@ def test_candidates_matches_histogram_and_curve(monkeypatch: pytest.MonkeyPatch)
     for counts, values in ((found.match_counts, flat[hits]), (found.nonmatch_counts, flat[~hits])):
         theirs = np.histogram(values, found.bin_edges)[0]
         assert np.abs(np.cumsum(counts) - np.cumsum(theirs)).max() <= 2  # edges are rounded
+
+
+@pytest.mark.parametrize("kind", [EmbeddingTable, MatrixTable])
+def test_what_is_ranked_is_not_computed_again(kind: type, monkeypatch: pytest.MonkeyPatch):
+    """A log of ranked scores costs no product: each direction is computed once."""
+    monkeypatch.setattr("itr.evaluation.score_tables.TILE_CPU", 7 * 60)
+    images, texts, owner = world()
+    table = kind(images, texts) if kind is EmbeddingTable else kind(images @ texts.t())
+    computed: dict[str, int] = {"i2t": 0, "t2i": 0}
+    scores = table.scores
+
+    def counted(direction: str, rows: slice) -> torch.Tensor:
+        tile = scores(direction, rows)
+        computed[direction] += len(tile)
+        return tile
+
+    monkeypatch.setattr(table, "scores", counted)
+    collector = StatisticsCollector(table, owner)
+    ranked = rank_table(collector.watch(), owner)
+    watched = collector.finish()
+    assert computed == {"i2t": 60, "t2i": 180}
+    alone = score_statistics(table, owner)
+    for way, top in alone.top_candidates.items():
+        for name, values in top._asdict().items():
+            np.testing.assert_array_equal(getattr(watched.top_candidates[way], name), values)
+    for name in ("bin_edges", "match_counts", "nonmatch_counts"):
+        np.testing.assert_array_equal(getattr(watched, name), getattr(alone, name))
+    np.testing.assert_array_equal(ranked.i2t, rank_table(table, owner).i2t)
 
 
 def test_a_shortlist_has_no_score_for_a_match_that_is_not_in_it():
