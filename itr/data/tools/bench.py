@@ -142,11 +142,14 @@ def _pixel_stages(loader: TrainLoader) -> dict[str, Stage]:
             for image, choice in zip(decoded, choices, strict=True)
         ]
     )
-    rests = [RemainingTransforms.of(view, [choice]) for choice in choices]
     count = len(images)
 
     def resize(n: int) -> Any:
         return transform(decoded[n][:3], view, Choices(box=choices[n].box), split.decoder)
+
+    def augment(captions: np.ndarray) -> Any:  # whole batches, as in training
+        rows = [n % count for n in range(len(captions))]
+        return RemainingTransforms.of(view, [choices[n] for n in rows])(resized[rows])
 
     def per_image(work: Callable[[int], Any]) -> Stage:
         return lambda captions: [work(n % count) for n in range(len(captions))]
@@ -155,7 +158,7 @@ def _pixel_stages(loader: TrainLoader) -> dict[str, Stage]:
         "read": per_image(lambda n: read_bytes(images[n])),
         "decode": per_image(lambda n: decode(data[n], "", split.decoder)),
         "crop and resize": per_image(resize),
-        "augment and normalize": per_image(lambda n: rests[n](resized[n : n + 1])),
+        "augment and normalize": augment,
     }
 
 
