@@ -10,20 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from benchmarks.random_data import Words, image_split, pixel_batch, region_batch, region_split
 from itr.batch import Batch
+from itr.compose import compose
 from itr.data.records import Split
 from itr.models.base import RetrievalModel
 from itr.models.build import build_model
 from itr.training.config import TrainConfig, check_config
 from itr.view import Facts
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 REGIONS = 36
 
 
@@ -47,9 +45,7 @@ class Case:
 
     def config(self, *overrides: str) -> tuple[TrainConfig, dict[str, Any]]:
         """The configuration as the entry points compose it, typed and plain."""
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            composed = hydra.compose("train", overrides=[*self.recipe, *overrides])
+        composed = compose("train", [*self.recipe, *overrides])
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         assert isinstance(values, dict)
         plain = {str(key): value for key, value in values.items()}

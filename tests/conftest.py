@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import io
 import itertools
@@ -17,12 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.global_hydra import GlobalHydra
-from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
+
+import itr.compose
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; read when torch starts
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,28 +29,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 
 PATIENCE = 1800.0  # seconds; only a test that hangs waits so long, however busy the machine
-
-_read_yaml = FileConfigSource.load_config
-_read: dict[tuple[str, str, int, int], ConfigResult] = {}
-
-
-def _read_yaml_once(source: FileConfigSource, config_path: str) -> ConfigResult:
-    """Hydra's own reader, which parses a file again only if it has changed.
-
-    Parsing is a third of the time that composing takes, and the tests compose thousands of times.
-    """
-    path = Path(source.path) / source._normalize_file_name(config_path)
-    try:
-        stat = path.stat()
-    except OSError:
-        return _read_yaml(source, config_path=config_path)
-    key = (source.provider, str(path), stat.st_mtime_ns, stat.st_size)
-    if key not in _read:
-        _read[key] = _read_yaml(source, config_path=config_path)
-    return dataclasses.replace(_read[key], config=copy.deepcopy(_read[key].config))
-
-
-FileConfigSource.load_config = _read_yaml_once
 
 # Files of a minute or more, the longest first. One that starts last keeps one worker busy alone.
 LONG_FILES = (
@@ -151,11 +127,9 @@ def compose(config_name: str, overrides: list[str]) -> dict[str, Any]:
     return keep_typed_options(values, overrides) if config_name == "eval" else values
 
 
-@functools.cache  # composing takes up to a second
+@functools.cache
 def _composed(config_name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        config = hydra.compose(config_name, overrides=list(overrides))
+    config = itr.compose.compose(config_name, overrides)
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}

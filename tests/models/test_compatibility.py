@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from benchmarks.operator_counts import count_operators, host_syncs
+from itr.compose import compose as composed
 from itr.errors import ConfigError
 from itr.jobs.commands.losses_cli import loss_choices, model_names, table, verdict, with_loss
 from itr.jobs.train import train
@@ -69,10 +68,7 @@ def roots() -> dict[str, DictConfig]:
     """``train.py model=...`` in a tiny size, its loss still to be chosen."""
     found = {}
     for model in MODELS:
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            given = [f"model={model}", *ALL_SIZES[model]]
-            found[model] = hydra.compose("train", overrides=given)
+        found[model] = composed("train", [f"model={model}", *ALL_SIZES[model]])
     return found
 
 
