@@ -21,14 +21,13 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import itr.compose
+from tests import processes
+from tests.processes import PATIENCE, ROOT
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; read when torch starts
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
-
-PATIENCE = 1800.0  # seconds; only a test that hangs waits so long, however busy the machine
 
 # Files of a minute or more, the longest first. One that starts last keeps one worker busy alone.
 LONG_FILES = (
@@ -155,15 +154,7 @@ def signal_at_update(update: int, number: int = signal.SIGTERM) -> Iterator[None
 
 def call(script: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run an entry point in a new process; output is captured as text."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
-        cwd=cwd or ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    return processes.run(str(ROOT / script), *arguments, cwd=cwd or ROOT, WANDB_MODE="offline")
 
 
 def call_here(

@@ -22,6 +22,7 @@ from itr.errors import CheckpointError, ConfigError
 from itr.instantiate import locate
 from itr.jobs.load_checkpoint import load_checkpoint
 from itr.models.build import model_class
+from tests import processes
 from tests.conftest import ROOT
 
 MODEL = '''
@@ -177,14 +178,7 @@ def installed(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def itr(*arguments: str, packages: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(ROOT), str(packages)])
-    return subprocess.run(
-        [sys.executable, "-m", "itr", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return processes.run("-m", "itr", *arguments, cwd=cwd, PYTHONPATH=path)
 
 
 @pytest.fixture(scope="module")

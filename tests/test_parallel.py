@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, distributed
-from torch.multiprocessing import spawn
 
 from itr import parallel
 from itr.data.records import Record, Split
 from itr.errors import DataError
 from itr.training.faults.broken_images import BrokenImages
+from tests.processes import run_ranks
 
 WORLD, ROWS, WIDTH = 2, 3, 4
 
@@ -66,7 +66,7 @@ def _rank(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(_rank, (str(folder),), nprocs=WORLD)
+    run_ranks(_rank, str(folder), world=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

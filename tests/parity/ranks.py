@@ -8,14 +8,15 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from tests.parity.harness import Case
+from tests.processes import CONTEXT
 
 Work = Callable[[Case, int], dict[str, Any]]
 PATIENCE = 1800.0  # seconds
@@ -46,13 +47,12 @@ def on_ranks(work: Work, case: Case, world: int) -> list[dict[str, Any]]:
 
 
 @functools.cache
-def _processes(world: int) -> tuple[list[SpawnProcess], list[Connection]]:
-    context = multiprocessing.get_context("spawn")
+def _processes(world: int) -> tuple[list[ForkServerProcess], list[Connection]]:
     meeting = str(Path(tempfile.mkdtemp()) / "meeting")
     processes, pipes = [], []
     for rank in range(world):
-        ours, theirs = context.Pipe()
-        process = context.Process(
+        ours, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(
             target=_serve, args=(theirs, rank, world, meeting), daemon=True
         )  # a daemon: it ends with the tests
         process.start()
@@ -62,7 +62,7 @@ def _processes(world: int) -> tuple[list[SpawnProcess], list[Connection]]:
     return processes, pipes
 
 
-def _end(processes: list[SpawnProcess]) -> None:
+def _end(processes: list[ForkServerProcess]) -> None:
     """Kill all processes, because the others would hang; the next case starts new ones."""
     for process in processes:
         process.kill()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from torch.nn import functional as F
 from itr.models.hrem import GraphConfig, Relevance
 from itr.official.hrem import name_table
 from tests import naive_hrem as naive
+from tests import processes
 from tests.parity import hrem_cases, test_parity
 from tests.parity.harness import Case, cases_in, longest_prefix
 
@@ -154,13 +153,7 @@ def test_on_the_command_line(tmp_path: Path):
     folders[2].mkdir()
     here = Path(__file__).parent
     arguments = [word for folder in folders for word in ("--golden", str(folder))]
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", str(here / "test_parity.py"), "-rs", *arguments],
-        cwd=here.parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ran = processes.run("-m", "pytest", str(here / "test_parity.py"), "-rs", *arguments)
     assert ran.returncode == 1
     for words in (
         "unknown case 'unheard_of' of 'hrem'",

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import processes
 from tests.conftest import PATIENCE, ROOT, TINY
+from tests.processes import Process
 
 COMMAND = ["${env}", "python", "${program}", "${args_no_hyphens}"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160", "PYTHONPATH": str(ROOT)}
 
 
 def plain(overrides: list[str]) -> dict[str, Any]:
@@ -59,22 +57,16 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
 
 
-def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+def start(*arguments: str, cwd: Path, **environment: str) -> Process:
     """Start ``itr sweep`` in another process."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "itr.sweep", *arguments],
-        cwd=cwd,
-        env={**ENVIRONMENT, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    given = {"PYTHONPATH": str(ROOT), **environment}
+    return processes.start("-m", "itr.sweep", *arguments, cwd=cwd, **given)
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+def finish(process: Process) -> tuple[int, str]:
     """The exit code and output of a process."""
-    printed, _ = process.communicate(timeout=PATIENCE)
-    return process.returncode, printed
+    done = process.finish()
+    return done.returncode, done.stdout + done.stderr
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import runpy
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import ROOT, TINY, call, call_here
+from tests.conftest import TINY, call, call_here, signal_at_update
+from tests.processes import run_function
 from tests.training.same_run import assert_same_run
 
 # Ten batches an epoch; a checkpoint every four updates lies inside an epoch, the graph wakes at 13.
 LONG = ("trainer.epochs=5", "trainer.checkpoint_every=4", "model.graph.warmup=13")
 
 
-KILLED_AT_UPDATE_20 = """
-import runpy, signal, sys
-from tests.conftest import signal_at_update
-with signal_at_update(20, signal.SIGKILL):
-    runpy.run_path("train.py", run_name="__main__")
-"""
+def killed_at_update_20(arguments: list[str]) -> None:
+    sys.argv = ["train.py", *arguments]
+    with signal_at_update(20, signal.SIGKILL):
+        runpy.run_path("train.py", run_name="__main__")
 
 
 def test_a_killed_run_resumes_exactly(world: Path, tmp_path: Path) -> None:
@@ -30,13 +28,7 @@ def test_a_killed_run_resumes_exactly(world: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
 
     # Past the checkpoint of update 16, inside the second epoch, after update 18 was logged.
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED_AT_UPDATE_20, *common, f"out={killed}"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        check=False,
-    )
+    process = run_function(killed_at_update_20, [*common, f"out={killed}"])
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert '"step": 18' in (killed / "metrics.jsonl").read_text()
     assert not (killed / "results.json").exists()
