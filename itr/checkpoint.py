@@ -24,6 +24,22 @@ from itr.files import atomic_path, parse_json
 FORMAT = "itr-checkpoint"
 FORMAT_VERSION = 2
 CHECKSUMS, HEADER_CHECKSUM = "checksums", "header_checksum"
+# Fields of the JSON of a checkpoint with a model, and of the configuration in it. Those of
+# `OTHER_FIELDS` and `CONFIG_FIELDS` may be absent.
+MODEL_FIELDS = {
+    "model_name": str,
+    "model_target": str,
+    "model_config": dict,
+    "facts": dict,
+    "weights": dict,
+}
+OTHER_FIELDS = {
+    "loss": dict,
+    "tokenizer": str,
+    "precision": str,
+    **dict.fromkeys(("config", "best", "depth", "task_state"), dict),
+}
+CONFIG_FIELDS = {**dict.fromkeys(("data", "task", "loss", "rerank"), dict), "tie_break": str}
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -140,6 +156,47 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
+def read_model_meta(path: Path) -> dict[str, Any]:
+    """`read_meta` of a checkpoint that holds a model; its fields have the types of `MODEL_FIELDS`.
+
+    `OTHER_FIELDS` that are absent are empty. Raises CheckpointError as `read_meta`, and for another
+    kind of file.
+    """
+    meta = read_meta(path)
+    if meta.get("model_name") is None:
+        raise CheckpointError(
+            f"{path}: the file contains no model; expected a checkpoint or a run directory"
+        )
+    meta = {key: value for key, value in meta.items() if value is not None}
+    config = meta.get("config", {})
+    for fields, node, where in (
+        (MODEL_FIELDS | OTHER_FIELDS, meta, ""),
+        (CONFIG_FIELDS, config if isinstance(config, dict) else {}, "config."),
+    ):
+        for key, kind in fields.items():
+            absent = node.get(key) is None and key not in MODEL_FIELDS
+            if not absent and not isinstance(node.get(key), kind):
+                found = type(node[key]).__name__ if key in node else "nothing"
+                raise _damaged(
+                    path, f"'{where}{key}' in its header is {found}, not {kind.__name__}"
+                )
+    for key in ("weights", "depth"):
+        if not all(isinstance(value, int | float) for value in meta.get(key, {}).values()):
+            raise _damaged(path, f"'{key}' in its header holds something other than numbers")
+    empty = {key: kind() for key, kind in OTHER_FIELDS.items() if kind is dict}
+    return {"loss": None, "tokenizer": None, **empty, **meta}
+
+
+def shapes(path: Path, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors whose names start with ``prefix``; no tensor is read."""
+    with _open(path) as handle:
+        return {
+            name[len(prefix) :]: tuple(handle.get_slice(name).get_shape())
+            for name in handle.keys()  # noqa: SIM118
+            if name.startswith(prefix)
+        }
+
+
 def read_tensors(path: Path, prefix: str = "", verify: bool = True) -> dict[str, Tensor]:
     """The tensors whose names start with ``prefix``, by name without the prefix.
 
@@ -195,18 +252,23 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: 
     Raises CheckpointError that lists every missing weight, every unexpected weight and every weight
     of another shape. ``source`` names their origin in that message.
     """
-    expected = model.state_dict()
-    missing = sorted(set(expected) - set(weights))
-    unexpected = sorted(set(weights) - set(expected))
-    shapes = [
-        f"{name} {tuple(weights[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in sorted(set(expected) & set(weights))
-        if expected[name].shape != weights[name].shape
+    require_fit({name: tuple(value.shape) for name, value in weights.items()}, model, source)
+    model.load_state_dict(dict(weights))
+
+
+def require_fit(found: Mapping[str, tuple[int, ...]], model: torch.nn.Module, source: str) -> None:
+    """Raise CheckpointError unless ``found``, name -> shape, are the weights of ``model``."""
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    missing = sorted(set(expected) - set(found))
+    unexpected = sorted(set(found) - set(expected))
+    other = [
+        f"{name} {found[name]}, expected {expected[name]}"
+        for name in sorted(set(expected) & set(found))
+        if expected[name] != found[name]
     ]
-    if missing or unexpected or shapes:
+    if missing or unexpected or other:
         lines = [f"{source}: the weights do not fit this model"]
-        for title, names in (("missing", missing), ("unexpected", unexpected), ("shape", shapes)):
+        for title, names in (("missing", missing), ("unexpected", unexpected), ("shape", other)):
             if names:
                 lines.append(f"  {title} ({len(names)}): {', '.join(names)}")
         raise CheckpointError("\n".join(lines))
-    model.load_state_dict(dict(weights))

@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 
-from itr.errors import ConfigError, nearest
+from itr.errors import ConfigError, first_of, nearest
 from itr.options import CONF, options_of, read
 from itr.plugins import conf_folders
 
@@ -49,7 +49,8 @@ def explain(error: Exception, name: str, arguments: Sequence[str]) -> str:
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, option = match.group(1).rpartition("/")
         group = next((a.partition("=")[0] for a in arguments if a.endswith(match[1])), group)
-        return _unknown_option(group, option, name)
+        found = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)*)", text)
+        return _unknown_option(group, option, name, found[1].split() if found else [])
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return (
             f"{match.group(1)}: a comma separates several values. For one value that contains a "
@@ -79,9 +80,10 @@ def _unknown_key(key: str, name: str, arguments: Sequence[str]) -> str:
     return f"'{key}': unknown key{nearest(key, known)}; all keys: python {name}.py --help{topic}"
 
 
-def _unknown_option(group: str, option: str, name: str) -> str:
-    known = options(group, name)
-    listed = ", ".join(known) or "none"
+def _unknown_option(group: str, option: str, name: str, found: Sequence[str]) -> str:
+    """``found``: options that Hydra knows, those of ``--config-dir`` included."""
+    known = list(dict.fromkeys([*found, *options(group, name)]))
+    listed = first_of(known, 15) if known else "none"
     return f"{group}={option}: unknown option{nearest(option, known)} (options: {listed})"
 
 

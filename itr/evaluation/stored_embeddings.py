@@ -71,6 +71,12 @@ def load(
             f"{path}: has no tokens, which re-ranking needs; delete the file, or pass "
             "rerank.enabled=false"
         )
+    for side in SIDES:
+        if side not in tensors or tensors[side].ndim != 2:
+            raise DataError(
+                f"{path}: damaged, it has no '{side}' of shape (number, width); delete the file, "
+                "or pass another path as embeddings=FILE"
+            )
     images, texts = (
         Encoded(
             tensors[side].to(device),

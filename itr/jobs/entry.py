@@ -65,7 +65,8 @@ class EntryPoint:
             self.fail(str(error))
             return None
         except Exception as error:
-            if HydraConfig.get().mode != RunMode.MULTIRUN:
+            refused = isinstance(error, OSError | MemoryError | RecursionError)
+            if not refused and HydraConfig.get().mode != RunMode.MULTIRUN:
                 raise
             self._crashed(error)
             return None

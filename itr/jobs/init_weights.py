@@ -13,7 +13,7 @@ from itr import checkpoint
 from itr.data.text.tokenizer import Tokenizer
 from itr.errors import CheckpointError, first_of
 from itr.models.base import Model
-from itr.models.build import model_config
+from itr.models.build import model_config, require_honest
 from itr.official.load import importer_of, recognize
 from itr.official.name_table import SHOWN, extra_options, listed
 from itr.training.checkpointing import resolve_checkpoint
@@ -40,7 +40,7 @@ def stored_tokenizer(source: str | None) -> Tokenizer | None:
     path = resolve_checkpoint(Path(source), "model.init")
     if path.suffix != ".safetensors":
         return None
-    stored = checkpoint.read_meta(path)["tokenizer"]
+    stored = checkpoint.read_model_meta(path)["tokenizer"]
     return None if stored is None else Tokenizer.from_json(stored)
 
 
@@ -58,9 +58,10 @@ def skip_pretrained(node: Mapping[str, Any], facts: Facts) -> tuple[dict[str, An
     path = resolve_checkpoint(Path(node["init"]), "model.init")
     if path.suffix != ".safetensors":
         return sized, facts
-    meta = checkpoint.read_meta(path)
-    if meta.get("model_name") != node["name"]:
+    meta = checkpoint.read_model_meta(path)
+    if meta["model_name"] != node["name"]:
         return sized, facts  # `initialize_from` refuses it
+    require_honest(path, meta)  # before anything of these sizes is built
     for part, keys in ENCODER_SIZES.items():
         stored, own = meta["model_config"].get(part), sized.get(part)
         if own is not None:
@@ -161,7 +162,7 @@ def _read_weights(path: Path, name: str, model: Model) -> tuple[dict[str, Tensor
     method."""
     meta: Mapping[str, Any] = {}
     if path.suffix == ".safetensors":
-        meta = checkpoint.read_meta(path)
+        meta = checkpoint.read_model_meta(path)
         method = meta["model_name"]
     else:
         method = recognize(path)

@@ -112,11 +112,7 @@ def load_checkpoint(
 
 
 def _load_ours(path: Path, options: dict[str, Any], typed: bool, verify: bool) -> LoadedCheckpoint:
-    meta = checkpoint.read_meta(path)
-    if "model_name" not in meta:
-        raise CheckpointError(
-            f"{path}: the file contains no model; expected a checkpoint or a run directory"
-        )
+    meta = checkpoint.read_model_meta(path)
     name = meta["model_name"]
     if options.get("name") not in (None, name):
         raise CheckpointError(
@@ -131,15 +127,15 @@ def _load_ours(path: Path, options: dict[str, Any], typed: bool, verify: bool) -
         tokenizer = _open_tokenizer(path, given or model.view.tokenizer, bool(given) and typed)
     else:
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
-    run = meta.get("config", {})
+    run = meta["config"]
     origin = {
         "checkpoint": str(path),
         "model": name,
         "data": (run.get("data") or {}).get("name"),
-        "loss": run.get("loss", {}).get("name"),
+        "loss": (run.get("loss") or {}).get("name"),
         "seed": run.get("seed"),
         "select_on": run.get("select_on"),
-        "best_updates": meta.get("best", {}).get("updates"),
+        "best_updates": meta["best"].get("updates"),
         "trained_on": (run.get("data") or {}).get("name"),
         "seedless_hash": run_dir.config_hash({**run, "seed": None}) if run else None,
     }
@@ -150,11 +146,11 @@ def _load_ours(path: Path, options: dict[str, Any], typed: bool, verify: bool) -
         run.get("data"),
         origin,
         precision=meta.get("precision", "fp32"),
-        ties=run.get("tie_break", "pessimistic"),
-        rerank=run.get("rerank", {}),
-        depth=meta.get("depth", {}),
+        ties=run.get("tie_break") or "pessimistic",
+        rerank=run.get("rerank") or {},
+        depth=meta["depth"],
         task=run.get("task") or {},
-        task_state=meta.get("task_state") or {},
+        task_state=meta["task_state"],
     )
 
 

@@ -136,6 +136,8 @@ def open_run(values: Mapping[str, Any]) -> tuple[Path, dict[str, Any] | None]:
     ``overwrite=true``), a run of another configuration, or other files.
     """
     path = run_path(values)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"out={path}: is a file; pass the folder of a run, out=DIR")
     config, meta = path / CONFIG, checkpoint_meta(path)
     if not path.exists() or _is_empty(path):
         return path, None
@@ -218,10 +220,10 @@ def _refuse_other_run(
 
     A damaged ``config.yaml`` is replaced by the one in ``meta``, the header of a checkpoint.
     """
-    stored, fault = _read_stored(path / CONFIG, parse_yaml)
-    if stored is not None and not _differences(stored, values):
+    stored, fault = read_stored(path / CONFIG, parse_yaml)
+    if stored is not None and not differences(stored, values):
         return
-    if meta is not None and not _differences(meta["config"], values):
+    if meta is not None and not differences(meta["config"], values):
         log.warning(
             "%s: %s; its configuration is restored from a checkpoint",
             path / CONFIG,
@@ -237,18 +239,18 @@ def _refuse_other_run(
         advice += ", or pass overwrite=true"
     raise ConfigError(
         f"{path}: holds a run of another configuration "
-        f"({first_of(_differences(before, values), 5, '; ')}); {advice}"
+        f"({first_of(differences(before, values), 5, '; ')}); {advice}"
     )
 
 
-def _differences(stored: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+def differences(stored: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
     """Keys whose values decide the numbers and differ, for a message."""
     before, now = identity(stored), identity(values)
     keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     return [f"{key}: {before.get(key)} there, {now.get(key)} now" for key in keys]
 
 
-def _read_stored(file: Path, parse: Callable[[str], Any]) -> tuple[dict[str, Any] | None, str]:
+def read_stored(file: Path, parse: Callable[[str], Any]) -> tuple[dict[str, Any] | None, str]:
     """The mapping in ``file``, or None and what is wrong with the file."""
     try:
         stored = parse(file.read_text(encoding="utf-8"))
@@ -297,7 +299,7 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     resumed run began with other data, TrainingError if the file cannot be written.
     """
     file, meta = path / DATA, checkpoint_meta(path)
-    before, fault = _read_stored(file, parse_json)
+    before, fault = read_stored(file, parse_json)
     if before is None:
         before = (meta or {}).get("manifest")
         if file.is_file():

@@ -15,6 +15,7 @@ from itr.jobs.assemble import RunComponents, assemble_run, prepare_data
 from itr.jobs.launch.workers import launch
 from itr.jobs.query_files import save_predictions, save_queries
 from itr.jobs.recipe_notes import departures, precision_line
+from itr.jobs.similar_runs import similar_run
 from itr.jobs.training_results import RunIdentity, SelectedCheckpoint, TrainingResults
 from itr.models import compatibility
 from itr.models.build import model_meta, with_task_loss
@@ -27,7 +28,7 @@ from itr.results.trackers.tracker import NullTracker, Tracker, open_tracker
 from itr.terminal import OutputConsole
 from itr.training import checkpointing
 from itr.training.config import TrainConfig, check_config
-from itr.training.console import ProgressDisplay, close_log, log, open_log
+from itr.training.console import ProgressDisplay, close_log, log, log_failure, open_log
 from itr.training.device import resolve_device
 from itr.training.inputs import RunOutput, TrainingInputs
 from itr.training.process_setup import configure_torch
@@ -62,6 +63,9 @@ def _train(config: TrainConfig, values: dict[str, Any], stop: StopRequest) -> di
         return finished
     configure_torch(config)
     open_log(None, console)
+    if config.resume == "auto" and not folder.exists() and parallel.rank() == 0:
+        if (line := similar_run(folder, values)) is not None:
+            log.warning("%s", line)
     try:
         components = assemble_run(config, values)
         sizes = parallel.broadcast_from_rank0(
@@ -78,6 +82,10 @@ def _train(config: TrainConfig, values: dict[str, Any], stop: StopRequest) -> di
         _print_results(console, results, folder)
         log.info("results and checkpoints: %s", folder)
         return results
+    except Exception as error:
+        if not isinstance(error, Stopped):  # which says so itself
+            log_failure(error)
+        raise
     finally:
         close_log()
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from itr import checkpoint
@@ -39,6 +40,7 @@ def _target(node: Mapping[str, Any]) -> type[Model]:
 
 NO_LOSS = "none"  # name of the loss of a model without slots
 MAX_LAYERS = 1000  # layers or heads of a model in a file
+MAX_BUFFERS = 512 << 20  # bytes that are no weights, such as tables of positions
 GENERIC_LOSSES = "loss=triplet, distance_triplet, uto, infonce and sigmoid fill any slot"
 
 
@@ -145,20 +147,45 @@ def restore(path: Path, meta: Mapping[str, Any], verify: bool = True) -> Model:
     ``verify`` the weights' checksums are compared. Raises CheckpointError if its configuration or
     weights do not fit, or are damaged.
     """
+    require_honest(path, meta)
+    model = _build_stored(path, meta)
+    checkpoint.load_weights(model, checkpoint.read_tensors(path, "model/", verify), str(path))
+    return model
+
+
+def require_honest(path: Path, meta: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless the file has exactly the weights that its header describes.
+
+    The model is only outlined, without memory, so that forged sizes take none.
+    """
+    with torch.device("meta"):
+        outline = _build_stored(path, meta)
+    checkpoint.require_fit(checkpoint.shapes(path, "model/"), outline, str(path))
+    needed = sum(b.numel() * b.element_size() for b in outline.buffers())
+    if needed > path.stat().st_size + MAX_BUFFERS:
+        raise CheckpointError(
+            f"{path}: its header describes tables of {needed / 1e9:.1f} GB beside its weights; the "
+            "file is damaged or forged, use another checkpoint"
+        )
+
+
+def _build_stored(path: Path, meta: Mapping[str, Any]) -> Model:
+    """The model that the header ``meta`` of ``path`` describes, not yet with its weights."""
     node = {**meta["model_config"], "_target_": meta["model_target"]}
     _require_few_layers(path, node)
     if "pretrained" in node:
         node["pretrained"] = False
     try:
         cls = model_class(node)
-        # A converted authors' checkpoint has no losses; it can only be evaluated.
         config = model_config(node)
+        # A converted authors' checkpoint has no losses; it can only be evaluated.
         slots = build_slots(meta["loss"], cls, config) if meta["loss"] else nn.ModuleDict()
-        model = cls(config, slots, meta["weights"], Facts(**meta["facts"]))
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: its configuration cannot be used: {error}") from error
-    checkpoint.load_weights(model, checkpoint.read_tensors(path, "model/", verify), str(path))
-    return model
+        return cls(config, slots, meta["weights"], Facts(**meta["facts"]))
+    except Exception as error:  # a layer raises many types for sizes that cannot be
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, ConfigError):
+            reason = f"{type(error).__name__}: {reason[:200]}"
+        raise CheckpointError(f"{path}: its configuration cannot be used: {reason}") from error
 
 
 # Models of tasks that compare no scores have terms, but no slots

@@ -63,7 +63,7 @@ def export(source: Path, out: Path) -> None:
 
     Raises CheckpointError for a method without an importer.
     """
-    meta = checkpoint.read_meta(source)
+    meta = checkpoint.read_model_meta(source)
     name = meta["model_name"]
     if name not in importers():
         raise CheckpointError(

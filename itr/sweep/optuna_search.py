@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import json
 import math
+import sqlite3
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -89,6 +90,50 @@ def make_pruner(optuna: Any, name: str | None, early_terminate: dict[str, Any]) 
     )
 
 
+def open_study(path: Path, name: str, maximize: bool, pruner: Any) -> Any:
+    """The study ``name`` in the SQLite file ``path``, which is made if it is missing.
+
+    Raises ConfigError for a file that is damaged, or no study of this version of Optuna.
+    """
+    optuna = load_optuna()
+    with _explained(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if path.exists():
+            _require_sound(path)
+        study = optuna.create_study(
+            study_name=name,
+            storage=f"sqlite:///{path.resolve()}",
+            direction="maximize" if maximize else "minimize",
+            pruner=pruner,
+            load_if_exists=True,
+        )
+        study.get_trials()  # a damaged one is found now
+    return study
+
+
+def _require_sound(path: Path) -> None:
+    """Raise sqlite3.DatabaseError for a file that is damaged or no database."""
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Whatever a damaged study raises becomes a ConfigError that names ``path``."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # of SQLite, SQLAlchemy, Optuna and JSON
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(
+            f"{path}: the trials of the search cannot be read ({reason}); restore the file, or "
+            "move it away to begin the search anew (its runs stay where they are)"
+        ) from error
+
+
 class OptunaSearch:
     """A study and the trials that run in the slots of ``runner``."""
 
@@ -101,8 +146,9 @@ class OptunaSearch:
         self.space = self._space()
         self.study = self._open_study(pruner)
         self._lock = threading.Lock()  # for the study and for Hydra, which is global
-        self._refuse_other_space()
-        self._restore()
+        with _explained(self._file):
+            self._refuse_other_space()
+            self._restore()
 
     def _space(self) -> dict[str, Any]:
         """Key -> distribution of the parameters that vary. Raises ConfigError."""
@@ -129,21 +175,19 @@ class OptunaSearch:
         return space
 
     def _open_study(self, pruner: str | None) -> Any:
-        optuna, folder = self.optuna, self.runner.folder
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study = optuna.create_study(
-                study_name=self.sweep.name,
-                storage=f"sqlite:///{(folder / 'study.db').resolve()}",
-                direction="maximize" if self.sweep.maximize else "minimize",
-                pruner=make_pruner(optuna, pruner, self.sweep.early_terminate),
-                load_if_exists=True,
-            )
+            warnings.simplefilter("ignore", self.optuna.exceptions.ExperimentalWarning)
+            made = make_pruner(self.optuna, pruner, self.sweep.early_terminate)
+            study = open_study(self._file, self.sweep.name, self.sweep.maximize, made)
             # The seed changes with each call, or a continued search would repeat its first draws.
-            study.sampler = optuna.samplers.TPESampler(
+            study.sampler = self.optuna.samplers.TPESampler(
                 seed=len(study.trials), constant_liar=self.runner.pool.size > 1
             )
         return study
+
+    @property
+    def _file(self) -> Path:
+        return self.runner.folder / "study.db"
 
     def _refuse_other_space(self) -> None:
         now = {key: [repr(p.values), p.low, p.high] for key, p in self.sweep.parameters.items()}
@@ -151,7 +195,7 @@ class OptunaSearch:
         before = self.study.user_attrs.setdefault("space", text)
         if before != text:
             raise ConfigError(
-                f"{self.runner.folder}/study.db: holds a search with other parameters, values or "
+                f"{self._file}: holds a search with other parameters, values or "
                 "metric; move that folder, pass another out=DIR, or undo the change"
             )
         self.study.set_user_attr("space", text)
@@ -159,6 +203,12 @@ class OptunaSearch:
     def _restore(self) -> None:
         """Restore the outcomes of an earlier call and queue the trials it was killed in."""
         states = self.optuna.trial.TrialState
+        for trial in self.study.get_trials():
+            if trial.state != states.WAITING and not self._fits(trial):
+                raise ConfigError(
+                    f"{self._file}: trial {trial.number} has other parameters than "
+                    f"{self.sweep.path}; the file was changed: restore it, or move it away"
+                )
         known = {states.COMPLETE: DONE, states.PRUNED: PRUNED, states.FAIL: FAILED}
         for trial in self.study.get_trials(states=(states.RUNNING,)):
             self.study.tell(trial.number, state=states.FAIL)
@@ -173,6 +223,12 @@ class OptunaSearch:
                 if outcome.state == FAILED:
                     outcome.reason = f"in an earlier call; see {self.runner.pool.log_path(job)}"
                 self.runner.outcomes[job.run] = outcome
+
+    def _fits(self, trial: Any) -> bool:
+        """Whether its parameters, which become arguments of train.py, are those of the sweep."""
+        return set(trial.params) <= set(self.space) and all(
+            trial.distributions[key] == self.space[key] for key in trial.params
+        )
 
     def _job(self, params: dict[str, Any]) -> SweepJob:
         fixed = {k: p.values[0] for k, p in self.sweep.parameters.items() if k not in self.space}

@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from itr.errors import UserError
 from itr.terminal import ConsoleHandler, PrintableFormatter
 
 log = logging.getLogger("itr")
@@ -52,6 +53,20 @@ def close_log() -> None:
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
+
+
+def log_failure(error: BaseException) -> None:
+    """Write why a job ends into its log file alone; the entry point prints it.
+
+    An error of the user is one line; anything else comes with its traceback.
+    """
+    details = None if isinstance(error, UserError) else (type(error), error, error.__traceback__)
+    record = log.makeRecord(
+        log.name, logging.ERROR, __file__, 0, "the job failed: %s", (error,), details
+    )
+    for handler in log.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 class ProgressDisplay:

@@ -114,8 +114,11 @@ class Tokenizer:
             if "merges" in values:
                 return BytePairTokenizer(values["tokens"], values["merges"], values["style"])
             return Tokenizer(values["tokens"], **values["options"])
-        except (ValueError, KeyError, TypeError, ConfigError) as error:
-            raise CheckpointError(f"the tokenizer in the checkpoint is damaged: {error}") from error
+        except Exception as error:  # the library in Rust raises plain Exceptions
+            reason = f"{type(error).__name__}: {error}"
+            raise CheckpointError(
+                f"the tokenizer in the checkpoint is damaged ({reason})"
+            ) from error
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from itr.hub import local_or_hub
 NAMES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"  # the format of OpenAI's CLIP repository
 CLIP_MERGES = 49152 - 256 - 2  # lines to read, after a header line
+CLIP_BYTES = 16 << 20  # of that file, unpacked; CLIP's has 3 MB
 CLIP_PACKAGE = "open_clip"  # module of the package open_clip_torch, which contains the file
 
 REMEDY = (
@@ -53,6 +55,17 @@ def read_tokenizer_files(name_or_dir: str, download: bool = True) -> WordPieceFi
         return _openai_clip(path if path.name == CLIP_FILE else path / CLIP_FILE)
     files = _contents(name_or_dir, path, download)
     try:
+        return _parse(name_or_dir, files)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ConfigError(
+            f"{name_or_dir}: a tokenizer file is damaged, or of another form "
+            f"({type(error).__name__}: {error}); copy or download it again"
+        ) from error
+
+
+def _parse(name_or_dir: str, files: dict[str, bytes]) -> WordPieceFiles | BytePairFiles:
+    """The vocabulary in the contents of a tokenizer's files. Raises as `read_tokenizer_files`."""
+    try:
         config = parse_json(files.get("tokenizer_config.json", b"{}"))
         fast = parse_json(files.get("tokenizer.json", b"{}"))
         lines = files.get("vocab.txt", b"").decode("utf-8").rstrip("\n")
@@ -62,7 +75,7 @@ def read_tokenizer_files(name_or_dir: str, download: bool = True) -> WordPieceFi
         raise ConfigError(f"{name_or_dir}: a tokenizer file cannot be read ({error})") from error
     model = fast.get("model") or {}
     if lines or model.get("type") == "WordPiece":
-        return _wordpiece(lines, config, model, fast.get("normalizer") or {})
+        return _wordpiece(name_or_dir, lines, config, model, fast.get("normalizer") or {})
     merges = [line for line in ranked if line and not line.startswith("#version")]
     if model.get("type") == "BPE":
         pairs, merges = model["vocab"], model["merges"]
@@ -77,11 +90,15 @@ def read_tokenizer_files(name_or_dir: str, download: bool = True) -> WordPieceFi
 
 
 def _wordpiece(
-    lines: str, config: dict[str, Any], model: dict[str, Any], normal: dict[str, Any]
+    source: str,
+    lines: str,
+    config: dict[str, Any],
+    model: dict[str, Any],
+    normal: dict[str, Any],
 ) -> WordPieceFiles:
     tokens = [line.rstrip("\r") for line in lines.split("\n") if lines]
     if not tokens:
-        tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+        tokens = _in_order(source, model["vocab"])
     options = {
         "lowercase": config.get("do_lower_case", normal.get("lowercase", True)),
         "strip_accents": config.get("strip_accents", normal.get("strip_accents")),
@@ -92,13 +109,19 @@ def _wordpiece(
     return WordPieceFiles(tokens, options)
 
 
-def _byte_pairs(source: str, vocabulary: dict[str, int], merges: list[Any]) -> BytePairFiles:
-    style = "clip" if any(token.endswith(WORD_END) for token in vocabulary) else "roberta"
+def _in_order(source: str, vocabulary: dict[str, int]) -> list[str]:
+    """The tokens of a vocabulary by id. Raises ConfigError unless the ids are 0, 1, 2, ..."""
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     if [vocabulary[token] for token in tokens] != list(range(len(tokens))):
         raise ConfigError(
             f"{source}: damaged vocabulary, its ids have gaps or duplicates; download it again"
         )
+    return tokens
+
+
+def _byte_pairs(source: str, vocabulary: dict[str, int], merges: list[Any]) -> BytePairFiles:
+    style = "clip" if any(token.endswith(WORD_END) for token in vocabulary) else "roberta"
+    tokens = _in_order(source, vocabulary)
     if style == "clip":  # OpenAI and open_clip use different names for these two
         tokens[-2:] = STYLE_SPECIALS["clip"]
     split = [m.split(" ") if isinstance(m, str) else m for m in merges]
@@ -112,8 +135,9 @@ def _byte_pairs(source: str, vocabulary: dict[str, int], merges: list[Any]) -> B
 def _openai_clip(path: Path) -> BytePairFiles:
     """Merges of ``path``, and the tokens that follow from them: bytes, word-final bytes, merges."""
     try:
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-    except (OSError, EOFError, ValueError) as error:
+        with gzip.open(path) as file:
+            lines = file.read(CLIP_BYTES).decode("utf-8").split("\n")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); copy or download it again") from error
     split = [line.split() for line in lines[1 : 1 + CLIP_MERGES]]
     if len(split) < CLIP_MERGES or any(len(merge) != 2 for merge in split):

@@ -176,6 +176,13 @@ def read_embedded(path: Path, retriever: Retriever) -> tuple[Tensor, list[str]]:
     meta = checkpoint.read_meta(path)
     if meta.get("kind") != KIND or not meta.get("images"):
         raise DataError(f"{path}: no image embeddings; write them with itr embed --images DIR")
+    missing = [key for key in ("checkpoint", "checkpoint_sha256", "precision") if key not in meta]
+    names = meta["images"]
+    if missing or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise DataError(
+            f"{path}: damaged, its header lacks {', '.join(missing) or 'the names of the images'}; "
+            "write it again with itr embed --images DIR"
+        )
     if meta["checkpoint_sha256"] != retriever.origin["checkpoint_sha256"]:
         raise DataError(
             f"{path}: embeddings of another checkpoint ({meta['checkpoint']}); run itr embed again "
@@ -186,4 +193,11 @@ def read_embedded(path: Path, retriever: Retriever) -> tuple[Tensor, list[str]]:
             f"{path}: embeddings in {meta['precision']}, but the texts would be encoded in "
             f"{retriever.precision}; pass --precision {meta['precision']}"
         )
-    return checkpoint.read_tensors(path)["images"], meta["images"]
+    embeddings = checkpoint.read_tensors(path).get("images")
+    if embeddings is None or embeddings.ndim != 2 or len(embeddings) != len(names):
+        shape = None if embeddings is None else tuple(embeddings.shape)
+        raise DataError(
+            f"{path}: damaged, images of shape {shape} for {len(names)} names; write it again with "
+            "itr embed --images DIR"
+        )
+    return embeddings, names

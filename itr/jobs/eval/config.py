@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -85,6 +86,8 @@ def check_options(config: EvalConfig) -> None:
             "retrieval, zeroshot, or no task: the checkpoint's own"
         )
     _check_source(config)
+    if config.out and Path(config.out).exists() and not Path(config.out).is_dir():
+        raise ConfigError(f"out={config.out}: is a file; pass the folder of the results, out=DIR")
     zeroshot, count = config.task.get("name") == "zeroshot", len(config.checkpoints)
     if zeroshot and (count != 1 or config.embeddings or config.hubness.rows):
         raise ConfigError(

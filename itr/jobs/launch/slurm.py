@@ -211,9 +211,12 @@ def submit_jobs(
     for values, overrides in zip(composed, job_overrides, strict=True):
         nodes, devices = int(values.get("nodes", 1)), int(values.get("devices", 1))
         gpus = settings.gpus and values.get("device") != "cpu"
-        executor = make_executor(settings, nodes, devices, gpus)
-        job = executor.submit(RemoteJob(job_of(name), values, settings.requeues))
         label = " ".join(filter_overrides(list(overrides)))
+        executor = make_executor(settings, nodes, devices, gpus)
+        try:
+            job = executor.submit(RemoteJob(job_of(name), values, settings.requeues))
+        except Exception as error:  # submitit's own kinds, and those of subprocess
+            raise _refused(label or name, error, [job for job, _ in jobs]) from error
         tasks = f"{nodes} x {devices} tasks"
         console.print(
             f"submitted {job.job_id}: {label or name}, {tasks}, log {job.paths.stdout}",
@@ -225,6 +228,23 @@ def submit_jobs(
     if not settings.wait:
         return [_returned(None, list(overrides)) for overrides in job_overrides]
     return _collect(jobs, task, [list(overrides) for overrides in job_overrides], console)
+
+
+def _refused(label: str, error: Exception, submitted: Sequence[Any]) -> ConfigError:
+    """sbatch's refusal of a job, and what became of those before it."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    reason = lines[-1].strip() if lines else type(error).__name__
+    fate = "nothing was submitted"
+    if submitted:
+        ids = " ".join(str(job.job_id) for job in submitted)
+        fate = (
+            f"{len(submitted)} jobs before it stay submitted; to cancel them: scancel {ids}. When "
+            "they have ended, the same command submits the others, and finished runs cost nothing"
+        )
+    return ConfigError(
+        f"{label}: the job was refused ({reason}); {fate}. Change hydra.launcher.partition, "
+        "account, qos, hours or extra"
+    )
 
 
 def _compose(
