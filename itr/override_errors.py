@@ -73,9 +73,10 @@ def explain_value(error: Exception) -> str:
 
 def _unknown_key(key: str, name: str, arguments: Sequence[str]) -> str:
     known = list(known_keys(name, arguments))
-    if name == "eval" and key.startswith("model.") and "model" not in _chosen(arguments):
-        return f"{key}: an option of a model; also pass model=NAME ({'|'.join(options('model'))})"
     group = key.partition(".")[0]
+    if name == "eval" and group in ("model", "task") and group not in _chosen(arguments):
+        choices = "|".join(options(group, name))
+        return f"{key}: an option of a {group}; also pass {group}=NAME ({choices})"
     topic = f" {group}" if f"{group}." in key else ""
     return f"'{key}': unknown key{nearest(key, known)}; all keys: python {name}.py --help{topic}"
 

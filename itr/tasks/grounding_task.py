@@ -92,30 +92,31 @@ class GroundingEvaluator(ItemEvaluator):
     def predict(self, outputs: Outputs) -> Predictions:
         """The chosen boxes, whether they are right, and whether the map's maximum is inside."""
         previous: Box | None = None
-        boxes: list[list[float] | None] = []
-        scores: list[float] = []
-        details: list[dict[str, Any]] = []
-        for item, evidence in zip(self.expressions, outputs["maps"], strict=True):
-            chosen, detail = self._choose(item, evidence, previous)
-            if chosen is None:
-                boxes.append(None)
-                scores.append(np.nan)
-            else:
-                boxes.append([round(float(side), 2) for side in chosen.box])
-                scores.append(
-                    np.nan
-                    if item.box is None
-                    else float(box_iou(chosen.box, item.box) >= CORRECT_IOU)
-                )
+        count = len(self.expressions)
+        boxes: list[list[float] | None] = [None] * count
+        details: list[dict[str, Any]] = [{}] * count
+        scores = np.full(count, np.nan)
+        for row in self._file_order():
+            item = self.expressions[row]
+            chosen, details[row] = self._choose(item, outputs["maps"][row], previous)
+            if chosen is not None:
+                boxes[row] = [round(float(side), 2) for side in chosen.box]
+                if item.box is not None:
+                    scores[row] = box_iou(chosen.box, item.box) >= CORRECT_IOU
                 previous = chosen.box
-            details.append(detail)
         return Predictions(
             predicted=boxes,
             truth=[None if item.box is None else list(item.box) for item in self.expressions],
-            scores=np.array(scores),
+            scores=scores,
             details=details,
             **self.described(),
         )
+
+    def _file_order(self) -> list[int]:
+        """The items as their file lists them, for ``task.fallback=previous``; a split holds them
+        by picture."""
+        positions = [number for record in self.data.records for number in record.caption_ids]
+        return np.argsort(positions, kind="stable").tolist()
 
     def _choose(
         self, item: Expression, evidence: np.ndarray, previous: Box | None

@@ -130,12 +130,12 @@ class StatementEvaluator(ItemEvaluator):
             **accuracies(predictions),
             **label_accuracy(chosen, self.labels, self.classes),
         }
-        groups = [item.group for item in self.statements]
-        known = self.labels != UNLABELED
-        if known.any() and any(groups):
-            names = [group for group, k in zip(groups, known, strict=True) if k]
-            right = chosen[known] == self.labels[known]
-            found["consistency"] = group_consistency(right, names)
+        groups = np.array([item.group for item in self.statements], dtype=object)
+        for subset, members in predictions.scored():
+            right = chosen[members] == self.labels[members]
+            consistency = group_consistency(right, groups[members].tolist())
+            if consistency is not None:
+                found["consistency" if subset is None else f"{subset}/consistency"] = consistency
         return found
 
 

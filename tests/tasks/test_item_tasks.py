@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from itr.data.items import Expression
+from itr.data.records import Record, Split
 from itr.errors import CheckpointError, ConfigError, DataError, Stopped
 from itr.evaluation.predictions import read_predictions
 from itr.jobs.commands.ask_cli import ask
@@ -20,6 +23,7 @@ from itr.jobs.evaluate import evaluate
 from itr.jobs.launch.workers import launch
 from itr.jobs.train import train
 from itr.results.__main__ import main as itr_results
+from itr.tasks.grounding_task import GroundingConfig, GroundingEvaluator
 from tests.conftest import call_here, compose, signal_at_update
 from tests.data.item_files import (
     write_nlvr2,
@@ -163,6 +167,7 @@ def test_text_assignment_on_pairs_and_nlvr2_from_it(world: Path, tmp_path: Path)
         )
     )
     assert results["test/consistency"] <= results["test/accuracy"]
+    assert results["test/test_p/consistency"] == results["test/consistency"]
 
 
 def test_one_text_about_a_picture(
@@ -287,6 +292,30 @@ def test_what_does_not_fit_is_one_sentence(arguments: list[str], message: str) -
     ended = call_here("train.py", *arguments, "tracker=none", "device=cpu")
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: ") and message in ended.stderr, ended.stderr
+
+
+def test_an_expression_without_evidence_takes_the_box_of_the_line_before() -> None:
+    """The line in the file of the authors' habit; a split holds expressions by picture."""
+    boxes = [(0.0, 0.0, 4.0, 4.0), (4.0, 4.0, 2.0, 2.0)]
+    items = [Expression(n, boxes[0], tuple(boxes), (8, 8), "testA") for n in range(3)]
+    records = [  # lines 0 and 2 are about the first picture, line 1 is about the second
+        Record(5, "5.jpg", ("a", "c"), (0, 2)), Record(6, "6.jpg", ("b",), (1,))
+    ]  # fmt: skip
+    split = Split("testA", "refcoco", records, items=items)
+    maps = np.zeros((3, 8, 8), np.float32)
+    maps[0, :3, :3], maps[2, 5, 5] = 1.0, 1.0  # items by picture: lines 0, 2, 1
+    settings: Any = None
+    for fallback, third in (("previous", boxes[1]), ("largest", boxes[0])):
+        config = GroundingConfig("grounding", "itm", None, "file", fallback, 0.5)
+        found = GroundingEvaluator(split, settings, config).predict({"maps": maps})
+        assert found.predicted == [list(boxes[0]), list(third), list(boxes[1])]
+        assert [detail.get("without_evidence") for detail in found.details] == [None, True, None]
+
+
+def test_options_of_a_task_need_its_name() -> None:
+    assert call_here("eval.py", "checkpoint=RUN", "task.k=5").stderr.startswith(
+        "error: task.k: an option of a task; also pass task=NAME ("
+    )
 
 
 def test_grounding_without_proposals(tmp_path: Path) -> None:
