@@ -43,7 +43,7 @@ def separate_captions(split: Split, form: str) -> Split:
     listed = {row: parts for row, parts in lists.items() if parts is not None}
     lines = {row: lines_of(text) for row, text in _of_lines(split.texts)}
     broken = {row: parts for row, parts in lines.items() if len(parts) > 1 and row not in listed}
-    total, one_each = split.n_captions, bool((split.captions_per_image == 1).all())
+    total, one_each = split.n_captions, bool((split.captions_per_image <= 1).all())
     if form == "list" or (form == "auto" and len(listed) == total):
         return _separated(split, _require_lists(split, listed), "lists written as text")
     if form == "auto" and listed:
@@ -167,7 +167,7 @@ def _require_lists(split: Split, listed: dict[int, list[str]]) -> dict[int, list
 def _separated(split: Split, parts: dict[int, list[str]], what: str) -> Split:
     """``split`` with caption ``row`` replaced by ``parts[row]``; their ids are running numbers."""
     lengths = np.array([len(parts[row]) for row in range(split.n_captions)], np.int64)
-    counts = np.add.reduceat(lengths, split.first_caption[:-1]) if len(lengths) else lengths
+    counts = np.diff(np.concatenate([[0], np.cumsum(lengths)])[split.first_caption])
     texts = [text for row in range(split.n_captions) for text in parts[row]]
     note = f"captions are {what}: {split.n_captions} of them are read as {len(texts)}"
     records = split.records

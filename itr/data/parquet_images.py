@@ -11,6 +11,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from itr.data.records import Slice
 from itr.errors import DataError
 
@@ -40,13 +42,39 @@ def image_column(path: str) -> str | None:
     return fields[0].name if fields else None
 
 
+@functools.lru_cache(maxsize=256)
+def rows_without_image(path: str, mtime_ns: int) -> frozenset[int]:
+    """The rows of ``path`` that hold no image.
+
+    Only row groups that have such rows according to their statistics are read. ``mtime_ns`` is the
+    modification time of the file.
+    """
+    import pyarrow.parquet as pq
+
+    column, empty, first = image_column(path), set[int](), 0
+    with pq.ParquetFile(path) as file:
+        names = [file.schema.column(n).path for n in range(len(file.schema))]
+        leaf = names.index(column if column in names else f"{column}.bytes")
+        for group in range(file.metadata.num_row_groups):
+            chunk = file.metadata.row_group(group)
+            statistics = chunk.column(leaf).statistics
+            if statistics is None or not statistics.has_null_count or statistics.null_count:
+                images = file.read_row_group(group, [names[leaf]]).column(0).combine_chunks()
+                images = images.field("bytes") if names[leaf] != column else images
+                empty.update((first + np.flatnonzero(images.is_null())).tolist())
+            first += chunk.num_rows
+    return frozenset(empty)
+
+
 def read_image(image: ParquetImage) -> bytes:
     """The encoded image. Raises DataError if the row holds none."""
     import pyarrow as pa
 
     try:
         with _lock:
-            first, column = _row_group(image.path, *_group_of(image.path, image.offset))
+            mtime_ns = Path(image.path).stat().st_mtime_ns
+            group, first = _group_of(image.path, image.offset, mtime_ns)
+            column = _row_group(image.path, mtime_ns, group)
         value = column[image.offset - first].as_py()
     except (OSError, pa.ArrowException) as error:
         raise DataError(
@@ -59,10 +87,10 @@ def read_image(image: ParquetImage) -> bytes:
     return bytes(data)
 
 
-def _group_of(path: str, row: int) -> tuple[int, int]:
+def _group_of(path: str, row: int, mtime_ns: int) -> tuple[int, int]:
     """The row group of ``row``, and its first row."""
     first = 0
-    for group, rows in enumerate(_rows_of_groups(path, Path(path).stat().st_mtime_ns)):
+    for group, rows in enumerate(_rows_of_groups(path, mtime_ns)):
         if row < first + rows:
             return group, first
         first += rows
@@ -78,10 +106,10 @@ def _rows_of_groups(path: str, mtime_ns: int) -> list[int]:
 
 
 @functools.lru_cache(maxsize=ROW_GROUPS_KEPT)
-def _row_group(path: str, group: int, first: int) -> tuple[int, Any]:
-    """The first row of a row group, and its images as an Arrow column."""
+def _row_group(path: str, mtime_ns: int, group: int) -> Any:
+    """The images of a row group as an Arrow column."""
     import pyarrow.parquet as pq
 
     column = image_column(path)
     with pq.ParquetFile(path) as file:
-        return first, file.read_row_group(group, columns=[column]).column(column)
+        return file.read_row_group(group, columns=[column]).column(column)

@@ -58,7 +58,7 @@ def test_trains(here, tmp_path, model, layout):
     ]
     if layout == "table":
         arguments += ["data=table", f"data.train={root / 'pairs.csv'}"]
-    if layout in ("table", "shards") and model == "alip":
+    if layout in ("table", "shards", "folder") and model == "alip":
         arguments.append("data.second_text=null")
     results = train(compose("train", arguments))
     assert results["updates"] == 2 and results["test/rsum"] > 0

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tests.data.image_files import encoded, photo
 
 PARTS = ("train", "val", "test")
-PIXEL_LAYOUTS = ("karpathy", "lists", "coco", "arrow", "table", "shards")
+PIXEL_LAYOUTS = ("karpathy", "lists", "coco", "arrow", "table", "shards", "folder")
 WORDS = (
     "red blue green old young tall small happy wooden bright dog cat man woman child tree".split()
 )
@@ -196,6 +196,20 @@ def write_shards(root: Path, items: list[Item], size: int = 2) -> None:
             write_tar(root / "wds" / part / f"{first // size:05d}.tar", members)
 
 
+def write_folder(root: Path, items: list[Item]) -> None:
+    """As img2dataset writes files: a .txt (one caption) or a .json (several) beside each image."""
+    for item in items:
+        path = root / item.part / f"{item.number // 4:05d}" / item.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(item.jpeg)
+        meta: dict = {"synthetic_caption": item.second}
+        if len(item.captions) == 1:
+            path.with_suffix(".txt").write_text(item.captions[0] + "\n", "utf-8")
+        else:
+            meta["captions"] = item.captions
+        path.with_suffix(".json").write_text(json.dumps(meta))
+
+
 def write_precomp(root: Path, items: list[Item], name: str = "coco", width: int = 12) -> None:
     """Needs items with the same number of captions. dev and test in rows of five, as SCAN's."""
     folder = root / f"{name}_precomp"
@@ -225,6 +239,7 @@ def write(layout: str, root: Path, items: list[Item]) -> None:
         "arrow": write_arrow,
         "table": write_table,
         "shards": write_shards,
+        "folder": write_folder,
         "precomp": write_precomp,
     }
     writers[layout](root, items)

@@ -109,7 +109,7 @@ def _identifiers(record: Record) -> Iterator[object]:
         yield "id", record.image_id
     elif NAME in record.extra:
         yield "id", record.extra[NAME]
-    if isinstance(record.image, Slice):
+    if isinstance(record.image, Slice) and record.captions:
         yield "text", record.captions[0]
 
 

@@ -155,7 +155,8 @@ def examine(options: CheckOptions, console: Console) -> DatasetReport:
     if not report.splits and not report.findings:
         message = (
             "no known layout; expected <split>_ims.npy and <split>_caps.txt, dataset_*.json, "
-            "*_train.json, captions_train.json, *.arrow, a table of pairs or *.tar. The folder "
+            "*_train.json, captions_train.json, *.arrow, a table of pairs, *.tar or NAME.jpg with "
+            "NAME.txt. The folder "
             f"holds {list_folder(Path(data.root).expanduser())}. Pass data.root=DIR, "
             "data.name=NAME or data.train=FILE"
         )

@@ -24,7 +24,7 @@ from itr.data.layouts.json_annotations import (
 )
 from itr.data.records import Record, Split
 from itr.data.splits import resolve_split, role_of
-from itr.errors import DataError, first_of
+from itr.errors import DataError
 
 FOLDERS = ("", "annotations")  # below data.root
 FILE_NAME = re.compile(r"captions_(?P<split>[a-z]+(?:\d{4})?)\.json", re.IGNORECASE)
@@ -81,7 +81,10 @@ def _folders_of(path: Path, split: str) -> list[str]:
 
 
 def _read_records(path: Path) -> tuple[list[Record], tuple[str, ...]]:
-    """Records in file order (``image`` is the file name), and notes."""
+    """Records in file order (``image`` is the file name), and notes.
+
+    Images without a caption have records, too.
+    """
     content = load_json(path)
     if not isinstance(content, dict):
         raise DataError(
@@ -98,24 +101,16 @@ def _read_records(path: Path) -> tuple[list[Record], tuple[str, ...]]:
         [f"{path}: annotations[{number}]" for number in range(len(annotations))],
         "caption",
     )
-    entries, uncaptioned = [], []
+    entries = []
     for number, (where, image) in enumerate(zip(places, images, strict=True)):
         file, pairs = require_text(where, image, "file_name"), captions[id_key(image["id"])]
         texts = tuple(text for _, text in pairs)
         numbers = tuple(caption_ids.numbers[index] for index, _ in pairs)
         record = Record(ids.numbers[number], file, texts, numbers, ids.extra(number))
         entries.append((where, "", record))
-        if not pairs:
-            uncaptioned.append(file)
     require_unique_images(entries)
-    records = [record for _, _, record in entries if record.captions]
-    if not records:
-        raise DataError(f"{path}: none of its {len(images)} images has a caption")
-    notes = (*ids.notes, *caption_ids.notes)
-    if not uncaptioned:
-        return records, notes
-    note = f"{len(uncaptioned)} images without a caption are left out: {first_of(uncaptioned)}"
-    return records, (*notes, f"{path}: {note}")
+    records = [record for _, _, record in entries]
+    return records, (*ids.notes, *caption_ids.notes)
 
 
 def _captions_by_image(

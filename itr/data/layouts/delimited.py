@@ -26,6 +26,9 @@ class Oddities:
 
     blank: list[int] = field(default_factory=list)  # skipped
     continued: list[int] = field(default_factory=list)  # first lines of rows with line breaks
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # reason -> rows
+    rows: int = 0  # in all
+    unread: list[str] = field(default_factory=list)  # columns that may hold further captions
 
     def notes(self, path: Path) -> tuple[str, ...]:
         """Log lines about them."""
@@ -36,6 +39,13 @@ class Oddities:
         if self.continued:
             count = f"{len(self.continued)} rows hold line breaks between quotes"
             notes.append(f"{path}: {count} (first: line {self.continued[0]})")
+        for reason, rows in self.left_out.items():
+            notes.append(f"left out: {len(rows)} of {self.rows} rows, {reason}, e.g. {rows[0]}")
+        if self.unread:
+            notes.append(
+                f"{path}: columns {', '.join(self.unread)} are not used "
+                f"('data.columns={{caption: {self.unread[0]}}}')"
+            )
         return tuple(notes)
 
 

@@ -8,25 +8,26 @@ of the training table.
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from itr.data.config import DataConfig
 from itr.data.layout import LayoutSpec, data_root, find_dataset_files, list_folder
 from itr.data.layouts.delimited import Oddities
+from itr.data.layouts.held_out_images import hold_out
 from itr.data.layouts.json_annotations import (
     require_unique_images,
     resolve_image_paths,
 )
-from itr.data.layouts.table_rows import SECOND, read_entries
+from itr.data.layouts.table_rows import NO_IMAGE, SECOND, read_entries
 from itr.data.layouts.tabular import ENDINGS, parts_of
+from itr.data.parquet_images import image_column
 from itr.data.records import Record, Slice, Split
 from itr.data.splits import (
     PATTERN,
     ROLES,
-    held_out_count,
     held_out_roles,
     resolve_split,
     role_of,
@@ -59,6 +60,7 @@ class TableLayout:
     held_out: float | str | None = 0
     images: str | None = None
     decoder: str = "torchvision"
+    max_broken: float = 0.01
     notes: tuple[str, ...] = ()
     name: str = "table"
     kind: str = "pixels"
@@ -106,7 +108,7 @@ class TableLayout:
         notes: dict[Path, tuple[str, ...]] = {}
         for split, path in self.files.items():
             stats = tuple((s.st_size, s.st_mtime_ns) for s in map(Path.stat, parts_of(path)))
-            records, notes[path] = _read_records(path, split, columns, stats)
+            records, notes[path] = _read_records(path, split, columns, self.max_broken, stats)
             named = role_of(next(iter(records)))
             others = {role_of(other) for other in self.files if other != split}
             if len(records) == 1 and named != role_of(split) and named in others:
@@ -123,7 +125,7 @@ class TableLayout:
             splits |= records
         if missing := held_out_roles(splits, self.held_out):
             train = resolve_split("train", splits, str(self.path))
-            parts = _hold_out(splits.pop(train), missing, self.held_out, str(self.path))
+            parts = hold_out(splits.pop(train), missing, self.held_out, str(self.path))
             path = self.files.get(train, self.path)
             count = f"{len(parts[missing[0]])} of {sum(map(len, parts.values()))} images of train"
             note = f"{path}: no {' and '.join(missing)}: {count} are held out for each"
@@ -156,15 +158,25 @@ def find(data: DataConfig) -> TableLayout | None:
     else:
         root = data_root(data)
         tables = find_dataset_files([root, root / "data"], FILE_NAME, data.name)
-        if tables is None:
+        if tables is None and not _holds_numbered_images(root):
             return None
-        files, notes = dict(tables.by_split), tables.notes
+        files = {"train": root} if tables is None else dict(tables.by_split)
+        notes = () if tables is None else tables.notes
         for word in [word for word in WHOLE if word in files]:
             path = files.pop(word)
             if files.setdefault("train", path) is not path:
                 notes = (*notes, f"{path}: is not read, since {files['train'].name} is there")
-    options = (data.columns or {}, data.second_key, data.held_out, data.images, data.decoder)
+    options: tuple[Any, ...] = (
+        *(data.columns or {}, data.second_key, data.held_out),
+        *(data.images, data.decoder, data.max_broken),
+    )
     return TableLayout(files.get("train", next(iter(files.values()))), files, *options, notes)
+
+
+def _holds_numbered_images(folder: Path) -> bool:
+    """Whether ``folder`` is what img2dataset writes as Parquet, with the images."""
+    parts = parts_of(folder)
+    return bool(parts) and image_column(str(parts[0])) is not None
 
 
 def _names(path: Path) -> list[str]:
@@ -174,11 +186,22 @@ def _names(path: Path) -> list[str]:
 
 @functools.lru_cache(maxsize=3)
 def _read_records(
-    path: Path, split: str, columns: tuple[tuple[str, str], ...], stats: tuple[tuple[int, int], ...]
+    path: Path,
+    split: str,
+    columns: tuple[tuple[str, str], ...],
+    max_broken: float,
+    stats: tuple[tuple[int, int], ...],
 ) -> tuple[dict[str, list[Record]], tuple[str, ...]]:
     """Records by split, and notes; rows without a split belong to ``split``."""
     oddities = Oddities()
     entries, notes = read_entries(path, split, dict(columns), oddities)
+    lost = oddities.left_out.get(NO_IMAGE, [])
+    if len(lost) > max_broken * oddities.rows:
+        raise DataError(
+            f"{path}: {len(lost)} of {oddities.rows} rows hold no image (first: {lost[0]}); that "
+            f"is more than data.max_broken={max_broken:g} allows. Download the file again, or pass "
+            "a larger data.max_broken"
+        )
     require_unique_images(entries)
     splits: dict[str, list[Record]] = {}
     for _, row_split, record in entries:
@@ -186,24 +209,3 @@ def _read_records(
     if not splits:
         raise DataError(f"{path}: holds no row; expected an image and a caption in each")
     return splits, (*oddities.notes(path), *notes)
-
-
-def _hold_out(
-    train: list[Record], roles: list[str], held_out: float | str | None, where: str
-) -> dict[str, list[Record]]:
-    """Split ``train`` into train and ``roles``, in the order of a hash of the image paths.
-
-    A hash rather than a shuffle: a table that grows keeps most of its assignment.
-    """
-    size = held_out_count(held_out, len(train), roles, where)
-    order = sorted(range(len(train)), key=lambda n: _path_hash(train[n]))
-    splits = {}
-    for index, role in enumerate(reversed(roles)):
-        chosen = sorted(order[index * size : (index + 1) * size])
-        splits[role] = [train[n] for n in chosen]
-    rest = sorted(order[len(roles) * size :])
-    return {"train": [train[n] for n in rest], **dict(reversed(splits.items()))}
-
-
-def _path_hash(record: Record) -> bytes:
-    return hashlib.sha1(str(record.extra.get("file", record.image)).encode()).digest()

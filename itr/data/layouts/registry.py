@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from itr.data.captions import separate_captions, with_whole_characters
 from itr.data.config import DataConfig
 from itr.data.layout import Layout, LayoutSpec, data_root, list_folder
@@ -88,6 +90,7 @@ def open_split(data: DataConfig, split: str, kind: str, second: bool = False) ->
         needs_second = second and data.second_text is None
         layout = dataclasses.replace(layout, needs_second=needs_second)
     opened = read_split(layout, data.splits.get(split, split), data.caption_form)
+    opened = _without_captions(opened, training=split == "train")
     if split == "train":  # logged once per run, not once per split
         unused = _unused_note(layout, data)
         opened = dataclasses.replace(opened, notes=(*opened.notes, *notes, *unused))
@@ -237,6 +240,28 @@ def read_split(layout: Layout, names: str, caption_form: str = "auto") -> Split:
         source=" + ".join(dict.fromkeys(split.source for split in splits)),
         notes=tuple(dict.fromkeys(note for split in splits for note in split.notes)),
     )
+
+
+def captioned(split: Split) -> Split:
+    """``split`` without the images that have no caption."""
+    if split.captions_per_image.all():
+        return split
+    kept = split.captions_per_image > 0
+    second = list(itertools.compress(split.second_texts(), kept)) or split.second
+    records = list(itertools.compress(split.records, kept))
+    return dataclasses.replace(split, records=records, second=second)
+
+
+def _without_captions(split: Split, training: bool) -> Split:
+    """Count the images without a caption: no training pair, but candidates of an evaluation."""
+    if split.captions_per_image.all():
+        return split
+    images = [split.records[n] for n in np.flatnonzero(split.captions_per_image == 0)]
+    count = f"{split.source}: {len(images)} of {split.n_images} images have no caption"
+    names = first_of([str(image.extra.get("file", image.image)) for image in images])
+    use = "left out of training" if training else "candidates in text-to-image, no queries"
+    split = dataclasses.replace(split, notes=(*split.notes, f"{count} ({use}): {names}"))
+    return captioned(split) if training else split
 
 
 def _without_repeats(split: Split) -> Split:

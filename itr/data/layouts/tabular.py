@@ -8,11 +8,12 @@ from typing import Any, NamedTuple, TextIO
 
 from itr.data.layouts.delimited import Oddities, Rows, delimited_rows
 from itr.data.layouts.json_annotations import describe_value, load_json
-from itr.data.parquet_images import image_column
+from itr.data.parquet_images import image_column, rows_without_image
 from itr.errors import DataError, first_of
 from itr.files import parse_json
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")  # of tables that are read and written
+NUMBERED = re.compile(r"\d{5}\.parquet")  # of a folder that img2dataset wrote
 PART = re.compile(r"(?P<name>.+)-00000-of-(?P<count>\d{5})\.parquet")  # the first of several files
 READABLE = (*ENDINGS, ".txt", ".token", ".json")  # of tables that are read
 
@@ -25,12 +26,12 @@ def read_rows(path: Path, oddities: Oddities | None = None) -> Rows:
     """
     oddities = Oddities() if oddities is None else oddities
     ending = path.suffix.lower()
-    if ending not in READABLE:
+    if ending not in READABLE and not path.is_dir():
         raise DataError(f"{path}: unknown table format; expected {', '.join(READABLE)}")
     if ending == ".json":
         yield from _json_list_rows(path)
         return
-    if ending == ".parquet":
+    if ending == ".parquet" or path.is_dir():
         for part in parts_of(path):
             yield from _parquet_rows(part)
         return
@@ -59,10 +60,13 @@ def _json_rows(path: Path, file: TextIO, oddities: Oddities) -> Rows:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """All files of a table that the hub has split, by its first one; otherwise ``path`` alone.
+    """All files of a table that the hub has split, by its first one, or of a folder of
+    img2dataset's (``00000.parquet``, ...); otherwise ``path`` alone.
 
     Raises DataError that names the files that are missing.
     """
+    if path.is_dir():
+        return sorted(part for part in path.iterdir() if NUMBERED.fullmatch(part.name))
     match = PART.fullmatch(path.name)
     if match is None:
         return [path]
@@ -84,6 +88,7 @@ class StoredImage(NamedTuple):
     path: str
     row: int
     name: str | None
+    present: bool = True  # False: the row holds no image
 
 
 def _image_names(file: Any, column: str | None) -> list[str | None]:
@@ -118,10 +123,12 @@ def _parquet_rows(path: Path) -> Rows:
             images = image_column(str(path))  # left in the file
             columns = [name for name in file.schema_arrow.names if name != images]
             names = _image_names(file, images)
+            empty = rows_without_image(str(path), path.stat().st_mtime_ns) if images else ()
             for batch in file.iter_batches(columns=columns):
                 for row in batch.to_pylist():
                     if images is not None:
-                        row[images] = StoredImage(str(path), number, names[number])
+                        present = number not in empty
+                        row[images] = StoredImage(str(path), number, names[number], present)
                     yield f"{path}, row {number}", row
                     number += 1
     except (pa.ArrowException, OSError) as error:

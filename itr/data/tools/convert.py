@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from itr.data.layouts.json_annotations import resolve_image_paths
 from itr.data.layouts.karpathy import PREFIX
 from itr.data.layouts.precomp import FOLDER_SUFFIX, IMS, PrecompLayout
 from itr.data.layouts.precomp_ids import IDS, MAPPING
-from itr.data.layouts.registry import KINDS, ORDER, find_layouts, read_split
+from itr.data.layouts.registry import KINDS, ORDER, captioned, find_layouts, read_split
 from itr.data.layouts.tabular import ENDINGS, READABLE
-from itr.data.records import Split
+from itr.data.records import Slice, Split
 from itr.data.splits import split_roles
 from itr.data.tools.copied_images import require_pictures
 from itr.data.tools.write_precomp import write_precomp
@@ -143,7 +144,8 @@ def convert(args: argparse.Namespace, console: Console) -> list[str]:
         splits = {name: _with_images(split, args.images) for name, split in splits.items()}
     if to in COPIES:
         require_pictures(splits, data, args)
-    splits = _renumber(splits)
+    total = sum(split.n_images for split in splits.values())
+    splits = _renumber({name: captioned(split) for name, split in splits.items()})
     name = args.name or (data.name if data.name != "?" else target.stem)
     options = WriteOptions(
         name.removeprefix(PREFIX).removesuffix(FOLDER_SUFFIX),
@@ -153,6 +155,8 @@ def convert(args: argparse.Namespace, console: Console) -> list[str]:
         None if args.regions is None else Path(args.regions).expanduser(),
     )
     lines = _write(to, target, splits, options)
+    if uncaptioned := total - sum(split.n_images for split in splits.values()):
+        lines.append(f"left out: {uncaptioned} images without a caption")
     counts = [f"{name}: {s.n_images} images, {s.n_captions} captions" for name, s in splits.items()]
     return [f"wrote {to} layout, {target} ({'; '.join(counts)})", *lines]
 
@@ -164,16 +168,31 @@ def _write(to: str, target: Path, splits: dict[str, Split], options: WriteOption
             with atomic_folder(target) as draft:
                 lines = WRITERS[to](draft, splits, options)
                 return [line.replace(str(draft), str(target)) for line in lines]
-        images = target.parent / IMAGES  # where images inside other files are extracted to
-        before = {images, *images.rglob("*")} if images.is_dir() else set()
+        stored = any(isinstance(split.records[0].image, Slice) for split in splits.values())
+        images = _extraction_folder(target) if stored else target.parent / IMAGES
         try:
-            return WRITERS[to](target, splits, options)
+            lines = WRITERS[to](target, splits, dataclasses.replace(options, images=images.name))
         except BaseException:
-            written = {*images.rglob("*"), *([images] if images.is_dir() else [])} - before
-            for path in sorted(written, reverse=True):  # contents before their folder
-                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+            if stored:
+                shutil.rmtree(images, ignore_errors=True)
             target.unlink(missing_ok=True)
             raise
+        return [*lines, f"extracted images: {images}"] if stored else lines
+
+
+def _extraction_folder(target: Path) -> Path:
+    """The folder, which does not exist, that images inside other files are extracted to.
+
+    Raises ConfigError if both of its possible names are taken.
+    """
+    names = (IMAGES, f"{target.stem}_{IMAGES}")
+    folders = [folder for name in names if not (folder := target.parent / name).exists()]
+    if not folders:
+        raise ConfigError(
+            f"{target.parent}: holds {' and '.join(names)}, and extracted images would be mixed "
+            "with theirs; pass a TARGET of another name or in an empty folder"
+        )
+    return folders[0]
 
 
 def _target_layout(target: Path) -> str:

@@ -41,6 +41,7 @@ class WriteOptions:
     shard_size: int = 1000  # samples per tar
     captions: int | None = None  # per image, for precomp; None: as many as every image has
     regions: Path | None = None  # folder of region arrays, for precomp
+    images: str = IMAGES  # name of the folder of extracted images, beside the annotations
 
 
 def iterate(split: Split) -> Iterator[tuple[Record, str | None]]:
@@ -116,11 +117,12 @@ def _relative(file: str) -> str:
     return "/".join(parts)
 
 
-def store_image(record: Record, name: str, folder: Path) -> str:
-    """The path of the image relative to ``folder``; extracted there if it is not a file."""
+def store_image(record: Record, name: str, folder: Path, images: str = IMAGES) -> str:
+    """The path of the image relative to ``folder``; extracted to ``images`` in it if it is not a
+    file."""
     if not isinstance(record.image, Slice):
         return os.path.relpath(str(record.image), folder)
-    path = folder / IMAGES / name
+    path = folder / images / name
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("xb") as file:
@@ -129,7 +131,7 @@ def store_image(record: Record, name: str, folder: Path) -> str:
         raise DataError(
             f"{path}: already exists and would be overwritten; pass a TARGET in an empty folder"
         ) from error
-    return f"{IMAGES}/{name}"
+    return f"{images}/{name}"
 
 
 def training_hint(location: str, name: str) -> str:
@@ -150,7 +152,7 @@ def write_karpathy(target: Path, splits: dict[str, Split], options: WriteOptions
     names, images = image_names(splits), []
     for part, split in splits.items():
         for (record, _), name in zip(iterate(split), names[part], strict=True):
-            path = store_image(record, name, target.parent)
+            path = store_image(record, name, target.parent, options.images)
             images.append(_karpathy_entry(record, path, part))
     content = {"images": images, "dataset": options.name}
     with atomic_write(target) as file:
@@ -188,7 +190,7 @@ def write_table(target: Path, splits: dict[str, Split], options: WriteOptions) -
     names, rows = image_names(splits), []
     for part, split in splits.items():
         for (record, second), name in zip(iterate(split), names[part], strict=True):
-            image = store_image(record, name, target.parent)
+            image = store_image(record, name, target.parent, options.images)
             for text, number in zip(record.captions, record.caption_ids, strict=True):
                 row: dict[str, Any] = {"image": image, "caption": text, "split": part}
                 row["image_id"] = record.extra.get(NAME, record.image_id)

@@ -1,5 +1,6 @@
 """All layouts of a dataset give the same records; which layout is read; what is refused."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_every_layout_gives_the_same_records(tmp_path, layout):
         split = open_split(config(tmp_path), part, "pixels")
         assert split.layout == layout
         assert contents(split) == expected(items, part)
-        if layout not in ("lists", "arrow"):  # these hold no caption ids
+        if layout not in ("lists", "arrow", "folder"):  # these hold no caption ids
             ids = [item.sentids for item in items if item.part == part]
             assert [list(record.caption_ids) for record in split.records] == ids
     (found,) = find_layouts(config(tmp_path)).values()
@@ -85,11 +86,12 @@ def test_the_first_of_several_layouts_is_read(tmp_path):
         worlds.write(layout, tmp_path, items)
     split = open_split(config(tmp_path), "train", "pixels")
     assert split.layout == "karpathy"
-    assert any("not read" in n and "lists, coco, arrow, table, shards" in n for n in split.notes)
+    others = "lists, coco, arrow, table, shards, folder"
+    assert any("not read" in note and others in note for note in split.notes)
     for layout in PIXEL_LAYOUTS:
         chosen = open_split(config(tmp_path, layout=layout), "val", "pixels")
         assert chosen.layout == layout and contents(chosen) == expected(items, "val")
-        assert not any("not read" in note for note in chosen.notes)
+        assert not any("layouts there are not read" in note for note in chosen.notes)
     assert open_split(config(tmp_path), "train", "pixels", second=True).layout == "table"
     assert list(find_layouts(config(tmp_path))) == list(PIXEL_LAYOUTS)
 
@@ -255,7 +257,11 @@ def test_coco_images_without_a_caption_are_left_out(tmp_path):
     )
     split = open_split(config(tmp_path), "train", "pixels")
     assert split.n_images == 5
-    assert any("1 images without a caption are left out" in note for note in split.notes)
+    assert any("1 of 6 images have no caption (left out of training)" in n for n in split.notes)
+    evaluated = dataclasses.replace(config(tmp_path), splits={"val": "train"})
+    split = open_split(evaluated, "val", "pixels")
+    assert split.captions_per_image.tolist()[:3] == [0, 2, 3] and len(split.text_to_image) == 20
+    assert any("1 of 6 images have no caption (candidates in" in n for n in split.notes)
 
 
 def rewrite_arrow(path, change):

@@ -131,9 +131,15 @@ def test_nothing_is_overwritten(tmp_path, capsys):
     there = tmp_path / "out" / "images" / make_items()[0].file
     there.parent.mkdir(parents=True)
     there.write_bytes(b"mine")
-    convert(tmp_path / "begin", tmp_path / TARGETS["karpathy"], fails=True)
-    assert "would be overwritten" in capsys.readouterr().err
-    assert there.read_bytes() == b"mine"
+    target = tmp_path / TARGETS["karpathy"]
+    convert(tmp_path / "begin", target)  # to another folder, which is said
+    extracted = target.parent / f"{target.stem}_images"
+    assert str(extracted) in capsys.readouterr().out
+    assert (extracted / there.name).read_bytes() == make_items()[0].jpeg
+    target.unlink()
+    convert(tmp_path / "begin", target, fails=True)
+    assert f"holds images and {extracted.name}" in capsys.readouterr().err
+    assert there.read_bytes() == b"mine" and (extracted / there.name).is_file()
     same = [(f"deep/{n}/000000.{end}", data) for n in range(2) for end, data in
             (("jpg", make_items()[n].jpeg), ("txt", b"a"))]  # fmt: skip
     worlds.write_tar(tmp_path / "twice" / "0.tar", same)
