@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from itr.command import command
 from itr.data.config import DataConfig
 from itr.data.layouts.precomp import FOLDER_SUFFIX
-from itr.data.layouts.registry import KINDS, find_layouts, read_split
+from itr.data.layouts.registry import KINDS, captioned, find_layouts, read_split
 from itr.data.loading.eval_batches import image_batches
 from itr.data.records import Record, Split
 from itr.data.splits import split_roles
@@ -31,6 +31,7 @@ from itr.files import atomic_folder, explain_write_error
 from itr.view import PixelView, View
 from itr.weights_file import load_weights_file
 
+COUNTER = "num_batches_tracked"  # of batch normalization; not used in evaluation
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
 
 
@@ -94,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--name", help="name of the dataset, if the folder holds several")
     add("--weights", help="weights file; 'none': random weights (default: timm's pretrained)")
+    add(
+        "--weights-by-order",
+        action="store_true",
+        help="assign the tensors of --weights by their order instead of their names; every shape "
+        "must agree",
+    )
     add("--size", type=int, help="image size in pixels (default: that of the backbone)")
     add("--grid", type=int, default=6, help="cells per side (default 6: 36 regions)")
     add(
@@ -121,7 +128,8 @@ def extract(args: argparse.Namespace) -> None:
     if target.exists():
         raise ConfigError(f"--out {target}: already exists; pass a new folder")
     splits = image_splits(args.images, args.name)
-    grid = open_grid(args.backbone, args.weights, args.size, args.grid, args.device)
+    by_order = args.weights_by_order
+    grid = open_grid(args.backbone, args.weights, args.size, args.grid, args.device, by_order)
     for part, split in splits.items():
         print(f"{part}: {split.n_images:,} images, {split.layout} layout, {split.source}")
     source = RegionSource(
@@ -150,15 +158,26 @@ def image_splits(folder: str, name: str | None) -> dict[str, Split]:
             f"itr data check data.root={folder}"
         )
     names = split_roles(layout.splits())
-    return {part: read_split(layout, split) for part, split in names.items()}
+    return {part: captioned(read_split(layout, split)) for part, split in names.items()}
 
 
 def open_grid(
-    backbone: str, weights: str | None, size: int | None, side: int, device: str
+    backbone: str,
+    weights: str | None,
+    size: int | None,
+    side: int,
+    device: str,
+    by_order: bool = False,
 ) -> GridExtractor:
-    """Create ``backbone``. Raises ConfigError if it or its weights are not available."""
+    """Create ``backbone``; ``by_order``: assign the tensors of the file ``weights`` by order.
+
+    Raises ConfigError if the backbone or its weights are not available, DataError for weights that
+    do not fit.
+    """
     import timm  # imported here because it is slow
 
+    if by_order and weights in (None, "none"):
+        raise ConfigError("--weights-by-order: expected a file; pass --weights FILE")
     known = timm.list_models()
     if backbone.split(".")[0] not in known:
         raise ConfigError(f"--backbone {backbone}: unknown to timm{nearest(backbone, known)}")
@@ -171,7 +190,9 @@ def open_grid(
             f"({str(error).splitlines()[0]}); pass --weights FILE"
         ) from error
     if weights not in (None, "none"):
-        _load(model, Path(str(weights)).expanduser())
+        path = Path(str(weights)).expanduser()
+        whole = timm.create_model(backbone, pretrained=False).state_dict() if by_order else None
+        _load(model, path, whole)
     model = model.eval().to(device)
     settings = timm.data.resolve_model_data_config(model)
     pixels = PixelView(
@@ -191,9 +212,14 @@ def _create(make: Callable[..., Any], name: str, pretrained: bool, options: dict
         return make(name, pretrained=pretrained, num_classes=0)
 
 
-def _load(model: nn.Module, path: Path) -> None:
+def _load(model: nn.Module, path: Path, whole: dict[str, Tensor] | None = None) -> None:
+    """Load ``path`` into ``model``, by name or, given its tensors with the classifier, by order."""
     try:
-        missing, _ = model.load_state_dict(load_weights_file(path), strict=False)
+        state = load_weights_file(path)
+        if whole is not None:
+            state = _named_by_order(state, [whole, model.state_dict()], path)
+        missing, _ = model.load_state_dict(state, strict=False)
+        missing = [name for name in missing if whole is None or not name.endswith(COUNTER)]
     except (CheckpointError, RuntimeError) as error:  # RuntimeError: other sizes
         raise DataError(f"--weights {path}: {error}") from error
     if missing:
@@ -201,6 +227,44 @@ def _load(model: nn.Module, path: Path) -> None:
             f"--weights {path}: {len(missing)} tensors of the backbone are missing: "
             f"{first_of(missing)}; pass weights of the same backbone"
         )
+
+
+def _named_by_order(
+    state: dict[str, Tensor], networks: Sequence[dict[str, Tensor]], path: Path
+) -> dict[str, Tensor]:
+    """The tensors of a file under the names of the first of ``networks`` with the same shapes.
+
+    Counters of batch normalization, which not all files hold, do not count. Raises DataError if the
+    shapes of none agree.
+    """
+    if path.suffix == ".safetensors":
+        raise DataError(
+            f"--weights {path}: a safetensors file does not keep the order of its tensors; "
+            "expected a file of torch.save. Pass it without --weights-by-order, if its names fit"
+        )
+    given = {name: t for name, t in state.items() if not name.endswith(COUNTER)}
+    faults = []
+    for network in networks:
+        wanted = {name: t for name, t in network.items() if not name.endswith(COUNTER)}
+        fault = _first_difference(given, wanted)
+        if not fault:
+            return dict(zip(wanted, given.values(), strict=True))
+        faults.append(fault)
+    raise DataError(
+        f"--weights-by-order: {path}: {faults[0]}; expected the same shapes in the same order. "
+        "Pass the --backbone that the file was trained as, or weights whose names fit"
+    )
+
+
+def _first_difference(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    """How the shapes of two lists of tensors differ first; empty if they agree."""
+    for number, (one, other) in enumerate(zip(given, wanted, strict=False)):
+        shapes = tuple(given[one].shape), tuple(wanted[other].shape)
+        if shapes[0] != shapes[1]:
+            return f"tensor {number} ({one}) is {shapes[0]}, the backbone's {other} {shapes[1]}"
+    if len(given) != len(wanted):
+        return f"{len(given)} tensors, but the backbone has {len(wanted)}"
+    return ""
 
 
 def _rows(

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from itr.data.images.pixels import Pixels
 from itr.data.layouts.registry import DataConfig, open_split
-from itr.data.tools.features import feature_map, main
-from itr.errors import ConfigError
+from itr.data.tools.features import feature_map, main, open_grid
+from itr.errors import ConfigError, DataError
 from itr.view import PixelView
 from tests.data import worlds
 
@@ -89,3 +89,43 @@ def test_errors_are_explained_and_leave_nothing_behind(root, tmp_path, capsys):
     picture = next((root / "val2014").iterdir())
     picture.write_bytes(b"no picture")
     fails(picture.name, "--backbone", "resnet18", "--weights", "none", "--size", "32")
+
+
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize("counters", [True, False])
+def test_weights_by_order(tmp_path, head, counters):
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", pretrained=False, num_classes=1000 if head else 0).eval()
+    state = {
+        f"layer.{number}": tensor
+        for number, (name, tensor) in enumerate(model.state_dict().items())
+        if counters or "num_batches" not in name
+    }
+    if counters:
+        state = {
+            key if "num_batches" not in name else f"{key}.num_batches_tracked": tensor
+            for (key, tensor), name in zip(state.items(), model.state_dict(), strict=True)
+        }
+    torch.save(state, tmp_path / "w.pth")
+    grid = open_grid("resnet18", str(tmp_path / "w.pth"), 64, 2, "cpu", by_order=True)
+    pixels = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(grid.model.forward_features(pixels), model.forward_features(pixels))
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda s: s.update(a=torch.zeros(3)), "tensors, but the backbone has"),
+    (lambda s: s.pop("layer4.1.bn2.running_var"), r"fc.weight\) is \(1000, 512\), .* \(512,\)"),
+    (lambda s: s.update({"conv1.weight": torch.zeros(64, 3, 5, 5)}), r"conv1.weight.*5, 5\)"),
+])  # fmt: skip
+def test_weights_by_order_of_another_shape_are_refused(tmp_path, change, words):
+    state = timm.create_model("resnet18", pretrained=False).state_dict()
+    change(state)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=f"w.pth.*{words}"):
+        open_grid("resnet18", str(tmp_path / "w.pth"), 64, 2, "cpu", by_order=True)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(DataError, match="does not keep the order"):
+        open_grid("resnet18", str(tmp_path / "w.safetensors"), 64, 2, "cpu", by_order=True)
+    with pytest.raises(ConfigError, match="--weights FILE"):
+        open_grid("resnet18", "none", 64, 2, "cpu", by_order=True)
