@@ -183,7 +183,7 @@ def read_model_meta(path: Path) -> dict[str, Any]:
     for key in ("weights", "depth"):
         if not all(isinstance(value, int | float) for value in meta.get(key, {}).values()):
             raise _damaged(path, f"'{key}' in its header holds something other than numbers")
-    empty = {key: kind() for key, kind in OTHER_FIELDS.items() if kind is dict}
+    empty: dict[str, Any] = {key: {} for key, kind in OTHER_FIELDS.items() if kind is dict}
     return {"loss": None, "tokenizer": None, **empty, **meta}
 
 

@@ -51,16 +51,29 @@ def repair_streams() -> None:
                 stream.reconfigure(errors="backslashreplace")
 
 
-class OutputConsole(Console):
-    """The standard output of a job that goes on when nobody reads it any more.
+class PlainConsole(Console):
+    """Shows text as it is: no markup, no highlighting, escaped by `printable`.
 
-    Without a terminal lines are as long as they are.
+    That includes the cells, titles and captions of tables. Without a terminal lines are as long as
+    they are.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(markup=False, highlight=False, emoji=False, **options)
         if not self.is_terminal and "COLUMNS" not in os.environ:
             self.width = WIDE
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """``text`` as the library shows it, escaped first."""
+        return super().render_str(printable(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Let `itr.command` end the process, instead of ending it here."""
+        raise BrokenPipeError
+
+
+class OutputConsole(PlainConsole):
+    """The standard output of a job that goes on when nobody reads it any more."""
 
     def on_broken_pipe(self) -> None:
         """Go quiet, instead of ending the process as the library does."""
@@ -77,10 +90,15 @@ class OutputConsole(Console):
             self.on_broken_pipe()
 
 
+def say(*words: object) -> None:
+    """``print``, escaped."""
+    print(*(printable(str(word)) for word in words))
+
+
 class ConsoleHandler(logging.Handler):
     """Prints log messages on a console: no padding, no markup, escaped."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: PlainConsole):
         super().__init__()
         self.console = console
 

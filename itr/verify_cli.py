@@ -9,6 +9,7 @@ from pathlib import Path
 from itr import checkpoint
 from itr.command import USER_ERROR, command, print_error
 from itr.errors import CheckpointError
+from itr.terminal import say
 
 
 @command
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
             print_error(str(error))
         else:
             size = path.stat().st_size / 1e6
-            print(f"{path}: undamaged ({tensors:,} tensors, {size:,.1f} MB)")
+            say(f"{path}: undamaged ({tensors:,} tensors, {size:,.1f} MB)")
     return USER_ERROR if damaged else 0
 
 

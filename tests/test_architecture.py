@@ -195,3 +195,26 @@ def test_class_names_are_unique() -> None:
         places[node.name].append(f"{modules()[module]}:{node.lineno}")
     repeated = {name: p for name, p in places.items() if len(p) > 1}
     assert not repeated, "\n".join(f"{name}: {', '.join(p)}" for name, p in repeated.items())
+
+
+# Commands that print help, JSON or tables of their own; all other text may come from outside.
+PRINTING = {
+    "itr.cli", "itr.command", "itr.completion", "itr.data.doctor.cli", "itr.data.tools.bench",
+    "itr.help", "itr.jobs.commands.losses_cli", "itr.jobs.entry", "itr.terminal",
+}  # fmt: skip
+
+
+def test_text_from_outside_is_printed_in_one_place() -> None:
+    bare = [
+        f"{modules()[module]}:{node.lineno}: use itr.terminal"
+        for module in modules()
+        if module not in PRINTING
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    ]
+    consoles = [
+        f"{modules()[module]}: use itr.terminal.PlainConsole"
+        for module in modules()
+        if module != "itr.terminal" and "rich.console" in ast.unparse(tree(module))
+    ]
+    assert not bare + consoles, "\n".join(bare + consoles)

@@ -7,7 +7,14 @@ import stat
 import pytest
 
 from itr.errors import TrainingError
-from itr.files import atomic_path, atomic_write, atomic_write_or_warn, explain_write_error
+from itr.files import (
+    atomic_path,
+    atomic_write,
+    atomic_write_or_warn,
+    explain_write_error,
+    parse_json,
+    parse_yaml,
+)
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path):
@@ -71,3 +78,31 @@ def test_a_write_error_names_the_file_and_the_key(tmp_path):
         atomic_write(path),
     ):
         pass
+
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LAUGHS, "aliases"),
+        ("a: &a [*a]", "aliases"),
+        ("[" * 100_000, "deep"),
+        ("x: !!bool maybe", "maybe"),
+        ("x: !!timestamp 1", "group"),
+        ("x: !!python/object:os.system 1", "constructor"),
+        ("a: " + "b" * 5_000_000, "characters"),
+    ],
+)
+def test_yaml_that_is_refused(text, words):
+    with pytest.raises(ValueError, match=words):
+        parse_yaml(text)
+
+
+def test_deep_json_is_refused():
+    with pytest.raises(ValueError, match="deep"):
+        parse_json("[" * 200_000)
+    assert parse_json('{"a": [1]}') == {"a": [1]} and parse_yaml("a: [1]") == {"a": [1]}

@@ -154,13 +154,11 @@ def _print_table(finished: Sequence[tuple[str, Values]]) -> None:
 
 def _warn(message: str) -> None:
     from itr import parallel
-    from itr.terminal import OutputConsole, printable
+    from itr.terminal import OutputConsole
 
     if parallel.rank() == 0:
         console = OutputConsole(stderr=True)
-        console.print(
-            printable(message), style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
+        console.print(message, style="yellow", soft_wrap=True)
 
 
 @command

@@ -58,7 +58,7 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     for table in results_tables(results, outcome.title, outcome.intervals()):
         console.print(table)
     for line in summary_lines(results):
-        console.print(line, highlight=False)
+        console.print(line)
     if parallel.rank() == 0:
         if track:
             track_evaluation(config, values, outcome)

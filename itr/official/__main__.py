@@ -16,6 +16,7 @@ from itr.files import atomic_write, explain_write_error
 from itr.models.build import restore
 from itr.official.load import convert, importers, open_file
 from itr.official.name_table import Imported
+from itr.terminal import say
 
 
 @command
@@ -25,13 +26,13 @@ def main(arguments: Sequence[str]) -> None:
     if options.command == "convert":
         heads = (options.heads, options.image_heads)
         _print_report(convert(options.source, options.out, options.tokenizer, *heads))
-        print(f"written: {options.out}")
+        say(f"written: {options.out}")
     elif options.command == "inspect":
         _, imported = open_file(options.source, None, options.heads, options.image_heads)
         _print_report(imported)
     else:
         export(options.source, options.out)
-        print(f"written: {options.out}")
+        say(f"written: {options.out}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,20 +81,20 @@ def export(source: Path, out: Path) -> None:
 
 def _print_report(imported: Imported) -> None:
     report = imported.report
-    print(f"method: {imported.model_name}")
+    say(f"method: {imported.model_name}")
     for key, value in imported.info.items():
         if key != "opt":
-            print(f"{key}: {value}")
+            say(f"{key}: {value}")
     for data, depth in imported.depth.items():
-        print(f"candidates re-ranked ({'any dataset' if data == '*' else data}): {depth}")
-    print(f"weights of the same name: {len(report.matched)}")
-    print(f"weights renamed: {len(report.renamed)}")
+        say(f"candidates re-ranked ({'any dataset' if data == '*' else data}): {depth}")
+    say(f"weights of the same name: {len(report.matched)}")
+    say(f"weights renamed: {len(report.renamed)}")
     for theirs, ours in report.renamed:
-        print(f"  {theirs} -> {ours}")
+        say(f"  {theirs} -> {ours}")
     for title, names in (("ignored", report.ignored), ("left at initial values", report.missing)):
-        print(f"{title}: {len(names)}")
+        say(f"{title}: {len(names)}")
         for name in names:
-            print(f"  {name}")
+            say(f"  {name}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from itr.errors import ConfigError, DataError
 from itr.files import atomic_write
 from itr.models.alip import ALIP
 from itr.official.load import load_official
+from itr.terminal import say
 from itr.view import PixelView, View
 
 SHOWN = 3
@@ -130,8 +131,8 @@ def write_guides(options: argparse.Namespace) -> None:
         rows = np.repeat(rows, len(split.regions) // len(rows), axis=0)  # one per region row
         with atomic_write(folder / f"{name}{GUIDES}") as file:
             np.save(file, rows)
-        print(f"wrote {folder / f'{name}{GUIDES}'}: {rows.shape[0]} x {rows.shape[1]}")
-    print(f"python train.py model=user model.enhance=cge data.root={folder}")
+        say(f"wrote {folder / f'{name}{GUIDES}'}: {rows.shape[0]} x {rows.shape[1]}")
+    say(f"python train.py model=user model.enhance=cge data.root={folder}")
 
 
 def _encode(

@@ -96,13 +96,12 @@ def _add_compare(commands: Any) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from rich.console import Console  # imported here, so that --help answers at once
-
     from itr.results.compare import compare, comparison_table
+    from itr.terminal import PlainConsole  # imported here, so that --help answers at once
 
     protocol, tests = compare(options.a, options.b, options.split, options.protocol)
     names = str(options.a), str(options.b)
-    Console().print(comparison_table(f"{options.split}, {protocol}", names, tests))
+    PlainConsole().print(comparison_table(f"{options.split}, {protocol}", names, tests))
 
 
 def _table(options: argparse.Namespace) -> None:
@@ -138,7 +137,10 @@ def _write(folder: Path, texts: dict[str, str]) -> None:
         raise TrainingError(
             f"--out {folder}: cannot be written ({error}); pass another folder"
         ) from error
-    print(f"wrote {', '.join(str(folder / name) for name in FORMATS.values())}", file=sys.stderr)
+    from itr.terminal import PlainConsole  # imported here, so that --help answers at once
+
+    written = ", ".join(str(folder / name) for name in FORMATS.values())
+    PlainConsole(stderr=True).print(f"wrote {written}", soft_wrap=True)
 
 
 if __name__ == "__main__":

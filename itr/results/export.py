@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from itr.results.collect import ResultRow
+from itr.results.escapes import csv_cell, latex, markdown
 from itr.results.paper_tables import (
     PaperTable,
     TableLine,
@@ -35,7 +36,7 @@ def to_markdown(tables: Sequence[PaperTable]) -> str:
 def _markdown(table: PaperTable) -> str:
     lines = [
         list(_headings(table)),
-        *([_name(line, _escape_markdown), *_cells(line)] for line in table.lines),
+        *([_name(line, markdown), *map(markdown, _cells(line))] for line in table.lines),
     ]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
 
@@ -46,27 +47,13 @@ def _markdown(table: PaperTable) -> str:
 
     rule = f"|{'-' * (widths[0] + 2)}|" + "|".join(f"{'-' * (w + 1)}:" for w in widths[1:]) + "|"
     body = [join(lines[0]), rule, *(join(line) for line in lines[1:])]
-    notes = [f"- {note}" for note in table.notes]
-    return "\n".join([f"## {table.title}", "", *body, "", *notes, ""])
-
-
-def _escape_markdown(text: str) -> str:
-    return text.replace("|", "\\|")
+    notes = [f"- {markdown(note)}" for note in table.notes]
+    return "\n".join([f"## {markdown(table.title)}", "", *body, "", *notes, ""])
 
 
 def _name(line: TableLine, escape: Callable[[str], str]) -> str:
     indent = "" if line.kind in ("paper", "ours") else "... "
     return f"{indent}{escape(line.name)}{' ' if line.marks else ''}{escape(line.marks)}"
-
-
-SPECIAL = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-           "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
-           "±": r"$\pm$", "–": "--", "†": r"$\dagger$", "‡": r"$\ddagger$",
-           "◆": r"$\blacklozenge$"}  # fmt: skip
-
-
-def _escape_latex(text: str) -> str:
-    return "".join(SPECIAL.get(character, character) for character in text)
 
 
 def to_latex(tables: Sequence[PaperTable]) -> str:
@@ -77,13 +64,13 @@ def to_latex(tables: Sequence[PaperTable]) -> str:
         for line in table.lines:
             if line.kind == "ours" and body:
                 body.append(r"\midrule" if body[-1] != r"\midrule" else "")
-            cells = [_name(line, _escape_latex), *map(_escape_latex, _cells(line))]
+            cells = [_name(line, latex), *map(latex, _cells(line))]
             body.append(" & ".join(cells) + r" \\")
-        head = " & ".join(map(_escape_latex, _headings(table))) + r" \\"
-        notes = r" \\ ".join(_escape_latex(note) for note in table.notes)
+        head = " & ".join(map(latex, _headings(table))) + r" \\"
+        notes = r" \\ ".join(latex(note) for note in table.notes)
         blocks += [
             r"\begin{table}",
-            rf"\caption{{{_escape_latex(table.title)}}}",
+            rf"\caption{{{latex(table.title)}}}",
             r"\small",
             r"\begin{tabular}{l" + "r" * (len(_headings(table)) - 1) + "}",
             r"\toprule",
@@ -115,13 +102,17 @@ def to_csv(
     for row in rows:
         paper = published_counterpart(row, published.of(row.data, row.protocol, row.split))
         for metric in columns_of(row.protocol).metrics:
-            writer.writerow(_our_record(row, metric, paper, published))
+            writer.writerow(_escaped(_our_record(row, metric, paper, published)))
     for table in tables:
         for paper in published.of(table.data, table.protocol, table.split):
             for metric in table.columns.metrics:
                 if (value := paper.values.get(metric)) is not None:
-                    writer.writerow(_paper_record(paper, metric, value))
+                    writer.writerow(_escaped(_paper_record(paper, metric, value)))
     return out.getvalue()
+
+
+def _escaped(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: csv_cell(value) for key, value in record.items()}
 
 
 def _our_record(

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-
 from itr.command import INTERRUPTED, USER_ERROR, command
 from itr.errors import ConfigError, nearest
 from itr.jobs import run_dir
@@ -19,6 +17,7 @@ from itr.sweep.process_pool import ProcessPool, make_slots, visible_gpus
 from itr.sweep.runner import Runner, run_grid
 from itr.sweep.seed_table import DONE, FAILED, make_rows, sorted_rows, table
 from itr.sweep.spec import Sweep, read_sweep
+from itr.terminal import OutputConsole
 
 ALL_DONE, SOME_FAILED = 0, 1  # exit codes, beside those of `itr.command`
 DEFAULT_METRIC = "val/rsum"
@@ -106,14 +105,14 @@ def _choice(key: str, value: str) -> str:
 @command
 def main(arguments: Sequence[str]) -> int:
     """Run a sweep; returns the exit code."""
-    console = Console()
+    console = OutputConsole()
     if not arguments or "--help" in arguments or "-h" in arguments:
-        console.print(HELP, markup=False, highlight=False)
+        console.print(HELP)
         return ALL_DONE if arguments else USER_ERROR
     return _run(parse(arguments), console)
 
 
-def _run(options: SweepOptions, console: Console) -> int:
+def _run(options: SweepOptions, console: OutputConsole) -> int:
     sweep = read_sweep(options.file).replace(options.overrides)
     if options.method == "optuna":
         return _search(options, sweep, console)
@@ -122,13 +121,13 @@ def _run(options: SweepOptions, console: Console) -> int:
         _list_jobs(jobs, ProcessPool(sweep.program, [], options.out), console)
         return ALL_DONE
     runner = _runner(options, sweep, jobs, console)
-    console.print(f"{sweep.name}: {len(jobs)} jobs", highlight=False)
+    console.print(f"{sweep.name}: {len(jobs)} jobs")
     interrupted = run_grid(runner, jobs)
     console.print(table(sweep, make_rows(runner.outcomes.values()), sweep.name))
     return _conclude(runner, interrupted)
 
 
-def _search(options: SweepOptions, sweep: Sweep, console: Console) -> int:
+def _search(options: SweepOptions, sweep: Sweep, console: OutputConsole) -> int:
     metric, trials = sweep.metric or DEFAULT_METRIC, options.trials or 0
     # Composed now so that a mistake in any value is reported before the first trial.
     jobs = [make_job(sweep, choices.items(), options.out) for choices in one_at_a_time(sweep)]
@@ -137,7 +136,7 @@ def _search(options: SweepOptions, sweep: Sweep, console: Console) -> int:
         search = optuna_search.OptunaSearch(
             runner, sweep, options.out, metric, trials, options.pruner
         )
-        console.print(f"{sweep.name}: {trials} trials for the best {metric}", highlight=False)
+        console.print(f"{sweep.name}: {trials} trials for the best {metric}")
         interrupted = optuna_search.run_search(search)
     rows = sorted_rows(list(runner.outcomes.values()), sweep.maximize)
     console.print(table(sweep, rows, sweep.name, searched=True))
@@ -149,12 +148,12 @@ def _search(options: SweepOptions, sweep: Sweep, console: Console) -> int:
 
 
 def _runner(
-    options: SweepOptions, sweep: Sweep, jobs: Sequence[SweepJob], console: Console
+    options: SweepOptions, sweep: Sweep, jobs: Sequence[SweepJob], console: OutputConsole
 ) -> Runner:
     width = max(job.devices for job in jobs)
     gpus = [] if all(job.on_cpu for job in jobs) else visible_gpus()
     slots, summary = make_slots(options.jobs, width, gpus)
-    console.print(summary, highlight=False)
+    console.print(summary)
     folder = options.out / "sweeps" / sweep.name
     pool = ProcessPool(sweep.program, slots, folder)
     searching = options.method == "optuna"
@@ -179,10 +178,10 @@ def _conclude(runner: Runner, interrupted: bool) -> int:
     return ALL_DONE
 
 
-def _list_jobs(jobs: Sequence[SweepJob], pool: ProcessPool, console: Console) -> None:
+def _list_jobs(jobs: Sequence[SweepJob], pool: ProcessPool, console: OutputConsole) -> None:
     for job in jobs:
         state = "missing"
         if job.run.exists():
             state = "unfinished" if run_files.results_of(job.run) is None else "done"
         command = shlex.join(["python", *pool.command(job)[1:]])
-        console.print(f"{state}: {command}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{state}: {command}", soft_wrap=True)

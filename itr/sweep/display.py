@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,12 +15,13 @@ from rich.progress import (
 )
 
 from itr.sweep.seed_table import DONE, FAILED, PRUNED, RUNNING, JobOutcome
+from itr.terminal import OutputConsole
 
 
 class SweepDisplay:
     """Prints what happens to the jobs of a sweep. A context manager."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: OutputConsole):
         self.console = console
         self.total = self.completed = 0
         self.progress = Progress(
@@ -45,7 +45,7 @@ class SweepDisplay:
 
     def print(self, text: str, style: str | None = None) -> None:
         """One line, above the bar."""
-        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, style=style, soft_wrap=True)
 
     def begin(self, outcomes: Sequence[JobOutcome], total: int) -> None:
         """Report how many of ``total`` jobs are finished before the first one starts."""

@@ -14,6 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from itr.files import atomic_write, explain_write_error
+from itr.results import escapes
 from itr.results.terminal_tables import plain_table
 from itr.sweep.grid import SEED, SweepJob
 from itr.sweep.spec import Sweep
@@ -165,17 +166,17 @@ def markdown(sweep: Sweep, rows: Sequence[SeedRow], searched: bool) -> str:
     """The rows as a Markdown page."""
     metrics = metric_headings(all_outcomes(rows))
     names = [*headings(sweep, searched), *(heading for _, heading in metrics)]
-    lines = [f"# {sweep.name}", ""]
+    lines = [f"# {escapes.markdown(sweep.name)}", ""]
     if sweep.description:
         lines += [sweep.description.strip(), ""]
     lines += [_line(names), "|" + "---|" * len(names)]
     lines += [_line(cells(sweep, row, searched, metrics)) for row in rows]
-    lines += ["", *(f"* {remark}" for remark in remarks(rows))]
+    lines += ["", *(f"* {escapes.markdown(remark)}" for remark in remarks(rows))]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _line(words: Iterable[str]) -> str:
-    return "| " + " | ".join(word.replace("|", "\\|") for word in words) + " |"
+    return "| " + " | ".join(map(escapes.markdown, words)) + " |"
 
 
 def write_report(
@@ -250,5 +251,5 @@ def _csv(runs: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(runs[0]) if runs else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(runs)
+    writer.writerows({k: escapes.csv_cell(v) for k, v in run.items()} for run in runs)
     return text.getvalue()

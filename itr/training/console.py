@@ -1,4 +1,4 @@
-"""Console output of a run: log handlers, and progress as a live bar or as sparse lines."""
+"""PlainConsole output of a run: log handlers, and progress as a live bar or as sparse lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,7 +24,7 @@ from rich.table import Column
 from rich.text import Text
 
 from itr.errors import UserError
-from itr.terminal import ConsoleHandler, PrintableFormatter
+from itr.terminal import ConsoleHandler, PlainConsole, PrintableFormatter
 
 log = logging.getLogger("itr")
 LINE_EVERY = 10.0  # seconds between progress lines without a terminal
@@ -33,7 +32,7 @@ MIN_BAR = 8  # characters
 GAPS = 6  # spaces between the seven columns
 
 
-def open_log(path: Path | None, console: Console) -> None:
+def open_log(path: Path | None, console: PlainConsole) -> None:
     """Send the package's log to ``console`` and, with timestamps, to the file ``path``."""
     close_log()
     log.setLevel(logging.INFO)
@@ -75,7 +74,7 @@ class ProgressDisplay:
     ``total`` and ``done`` count updates. With ``training`` false only evaluations are displayed.
     """
 
-    def __init__(self, console: Console, total: int, done: int = 0, training: bool = True):
+    def __init__(self, console: PlainConsole, total: int, done: int = 0, training: bool = True):
         self.console = console
         self.total = total
         self.live = console.is_terminal

@@ -100,6 +100,11 @@ def test_embeddings_are_ranked_as_their_scores(tmp_path):
     ({"images": IMAGES[0], "texts": TEXTS}, "images: float32 of shape"),
     ({"images": IMAGES}, "missing scores"),
     ({"scores": np.where(np.arange(180) == 9, np.inf, SCORES)}, r"scores\[0, 9\] is infinite"),
+    ({"scores": SCORES.astype(np.longdouble)}, "16, 32 or 64 bits"),
+    ({"scores": np.full_like(SCORES, -np.inf)}, "every score is -inf"),
+    ({"images": IMAGES * 1e30, "texts": TEXTS * 1e30}, "may exceed float32"),
+    ({"images": IMAGES.astype(float) * 1e60, "texts": TEXTS}, "beyond float32"),
+    ({"scores": SCORES, "image_ids": np.arange(N, dtype=np.uint64) + 2**63}, r"below 2 \*\* 63"),
 ])  # fmt: skip
 def test_files_that_cannot_be_ranked(tmp_path, arrays, words):
     with pytest.raises(DataError, match=f"s.npz: .*{words}"):
@@ -112,3 +117,26 @@ def test_files_that_cannot_be_ranked(tmp_path, arrays, words):
 def test_unused_arrays_are_named(tmp_path, caplog):
     evaluate_file(saved(tmp_path, scores=SCORES, other=SCORES, temperature=np.ones(1)))
     assert any("not used: other, temperature" in r.getMessage() for r in caplog.records)
+
+
+@pytest.mark.parametrize("change", [
+    lambda scores: scores.astype(">f4"),
+    lambda scores: scores.astype(float) * 1e300,
+    lambda scores: scores / np.abs(scores).max() * np.finfo(np.float32).max,
+    lambda scores: scores.astype(np.float16),
+])  # fmt: skip
+def test_scores_of_any_range_and_order_of_bytes(tmp_path, change):
+    scores = change(SCORES)
+    logs = []
+    results = evaluate_file(saved(tmp_path, scores=scores), logs=logs)
+    naively = naive(scores.astype(float), lambda i: np.flatnonzero(OWNER == i))
+    assert found(results, "i2t") == pytest.approx(naively)
+    assert logs[0].match_counts.sum() == N * PER
+    assert logs[0].nonmatch_counts.sum() == N * N * PER - N * PER
+    assert np.isfinite(logs[0].bin_edges).all()
+
+
+def test_a_single_array_is_no_score_file(tmp_path):
+    np.save(tmp_path / "s.npy", SCORES)
+    with pytest.raises(DataError, match=r"s\.npy: .*without a name.*np\.savez"):
+        evaluate_file(tmp_path / "s.npy")

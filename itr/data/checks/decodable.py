@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 
 from itr.data.images.decode import JPEG, PNG, decode, image_name, read_bytes
@@ -28,6 +27,7 @@ from itr.data.parquet_images import ParquetImage
 from itr.data.records import Slice, Split
 from itr.errors import DataError, first_of
 from itr.files import atomic_write_or_warn, open_regular, parse_json
+from itr.terminal import PlainConsole
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def _check_all(split: Split, check: Check, cache: str | Path | None) -> dict[int
     path = None if cache is None else _cache_file(images, kind, Path(cache))
     if path is not None and (cached := _load(path)) is not None:
         return cached
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     with ThreadPoolExecutor(THREADS) as pool:
         results = track(
             pool.map(check, images, itertools.repeat(split.decoder)),

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from itr.command import command
@@ -38,6 +37,7 @@ from itr.data.records import Split
 from itr.data.splits import ROLES, match_split, resolve_split, role_of
 from itr.data.tools import arguments as command_line
 from itr.errors import ConfigError, DataError, UserError
+from itr.terminal import PlainConsole
 from itr.view import View
 
 USAGE = """\
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
         return NOTE
     try:
         options = parse_options(arguments)
-        report = examine(options, Console(stderr=True))
+        report = examine(options, PlainConsole(stderr=True))
     except (UserError, BrokenPipeError):
         raise
     except Exception:
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.as_json:
         print(json.dumps(report.to_dict(), indent=2, allow_nan=False, default=float))
     else:
-        report.show(Console())
+        report.show(PlainConsole())
     return report.exit_code
 
 
@@ -135,7 +135,7 @@ def parse_options(arguments: Sequence[str]) -> CheckOptions:
     )
 
 
-def examine(options: CheckOptions, console: Console) -> DatasetReport:
+def examine(options: CheckOptions, console: PlainConsole) -> DatasetReport:
     """Examine all layouts of the folder, with a progress bar on ``console``."""
     data = options.data
     report = DatasetReport(str(data.table or data.shards or data.root))
@@ -197,7 +197,7 @@ def _check_roles(
                     report.add(level, layout, "", f"{error} (train.py needs it)")
 
 
-def _progress(console: Console) -> Progress:
+def _progress(console: PlainConsole) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

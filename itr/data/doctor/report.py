@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from itr.data.checks.fingerprint import content_hash
 from itr.data.records import Split
+from itr.terminal import PlainConsole, printable
 
 NOTE, WARNING, REFUSED = 0, 1, 2  # levels; the exit code is the highest one
 FAILED = 3  # exit code if the check itself failed
@@ -89,22 +89,19 @@ class DatasetReport:
             "findings": [{**vars(f), "level": LEVELS[f.level]} for f in self.findings],
         }
 
-    def show(self, console: Console) -> None:
+    def show(self, console: PlainConsole) -> None:
         """Print the tables, the findings (worst last) and the verdict."""
         for table in self._tables():
             console.print(table)
         for line in self._feature_lines():
-            console.print(line, soft_wrap=True, highlight=False)
+            console.print(line, soft_wrap=True)
         for finding in sorted(self.findings, key=lambda f: f.level):
-            label = f"[{COLORS[finding.level]}]{LEVELS[finding.level]:>8}[/]"
             where = " ".join(name for name in (finding.layout, finding.split) if name)
-            console.print(
-                f"{label}  {escape(where)}: {escape(finding.message)}",
-                soft_wrap=True,
-                highlight=False,
-            )
-        verdict = f"[{COLORS[self.exit_code]}]{VERDICTS[self.exit_code]}[/]"
-        console.print(f"{escape(self.root)}: {verdict}", soft_wrap=True, highlight=False)
+            label = (f"{LEVELS[finding.level]:>8}", COLORS[finding.level])
+            text = f"  {printable(where)}: {printable(finding.message)}"
+            console.print(Text.assemble(label, text), soft_wrap=True)
+        verdict = (VERDICTS[self.exit_code], COLORS[self.exit_code])
+        console.print(Text.assemble(f"{printable(self.root)}: ", verdict), soft_wrap=True)
 
     def _tables(self) -> Iterator[Table]:
         """One table per layout, for 80 columns."""

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 
 from itr.data.scenes.grammar import draw_captions, draw_raw, draw_synthetic, words_of
@@ -26,6 +25,7 @@ from itr.data.scenes.render import REGIONS, WIDTH, RegionViewer, draw_image
 from itr.data.scenes.world import Bag, Scene, describe, draw_scenes
 from itr.errors import ConfigError, DataError
 from itr.files import parse_json
+from itr.terminal import PlainConsole
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def _draw(sizes: dict[str, int], seed: int) -> list[RenderedScene]:
             range(len(scenes)),
             f"drawing scenes: {split}",
             transient=True,
-            disable=not Console().is_terminal,
+            disable=not PlainConsole().is_terminal,
         )
         drawn[split] = [_render(first, split, scenes, index, viewer, rng) for index in indices]
     return [*drawn["train"], *drawn["val"], *drawn["test"]]

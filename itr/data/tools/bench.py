@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -32,6 +31,7 @@ from itr.data.text.token_cache import tokenize_cached
 from itr.data.text.tokenizer import open_tokenizer
 from itr.data.tools import arguments as command_line
 from itr.errors import ConfigError
+from itr.terminal import PlainConsole
 from itr.view import View
 
 ROUNDS = 5
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     options, rest = _parse_options(arguments)
     values = command_line.compose(rest)
-    Console().print(measure(values, options))
+    PlainConsole().print(measure(values, options))
 
 
 def _parse_options(arguments: Sequence[str]) -> tuple[BenchOptions, list[str]]:
@@ -190,7 +190,7 @@ def rates(stages: dict[str, Stage], loader: TrainLoader, seconds: float) -> dict
         [order[n : n + loader.batch_size] for n in range(0, len(order), loader.batch_size)]
     )
     samples: dict[str, list[float]] = {name: [] for name in stages}
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     for _ in track(range(ROUNDS), "measuring", console=console, transient=True):
         for name, stage in stages.items():
             samples[name].append(_rate(stage, batches, seconds))

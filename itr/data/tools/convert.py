@@ -8,8 +8,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from itr.command import command
 from itr.data.config import DataConfig
 from itr.data.layout import Layout
@@ -33,6 +31,7 @@ from itr.data.tools.writers import (
 )
 from itr.errors import ConfigError, DataError, UserError
 from itr.files import atomic_folder, explain_write_error
+from itr.terminal import PlainConsole, say
 
 DESCRIPTION = """\
 Convert a dataset from one layout to another. Captions, splits and ids are preserved. Image files
@@ -70,8 +69,8 @@ NESTED = (("testall", "test"), ("dev", "val"))  # the first contains the second 
 def main(arguments: Sequence[str]) -> None:
     """Convert a dataset."""
     try:
-        for line in convert(_parser().parse_args(arguments), Console(stderr=True)):
-            print(line)
+        for line in convert(_parser().parse_args(arguments), PlainConsole(stderr=True)):
+            say(line)
     except UserError as error:  # from a reader: name the options of this command
         message = str(error)
         for key, flag in FLAGS.items():
@@ -125,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def convert(args: argparse.Namespace, console: Console) -> list[str]:
+def convert(args: argparse.Namespace, console: PlainConsole) -> list[str]:
     """Run the command; lines that say what was written and how to train on it.
 
     Raises ConfigError or DataError; nothing is left behind in that case.
@@ -136,7 +135,7 @@ def convert(args: argparse.Namespace, console: Console) -> list[str]:
     to = args.to or _target_layout(target)
     data = _source_config(args)
     layout = _choose_layout(data, to, args)
-    console.print(f"reading {layout.name} layout, {layout.path}", markup=False, highlight=False)
+    console.print(f"reading {layout.name} layout, {layout.path}")
     splits = {
         name: read_split(layout, on_disk) for name, on_disk in _select_splits(layout, to).items()
     }

@@ -28,6 +28,7 @@ from itr.data.tools.write_precomp import RegionSource, write_precomp
 from itr.data.tools.writers import WriteOptions
 from itr.errors import CheckpointError, ConfigError, DataError, first_of, nearest
 from itr.files import atomic_folder, explain_write_error
+from itr.terminal import say
 from itr.view import PixelView, View
 from itr.weights_file import load_weights_file
 
@@ -131,7 +132,7 @@ def extract(args: argparse.Namespace) -> None:
     by_order = args.weights_by_order
     grid = open_grid(args.backbone, args.weights, args.size, args.grid, args.device, by_order)
     for part, split in splits.items():
-        print(f"{part}: {split.n_images:,} images, {split.layout} layout, {split.source}")
+        say(f"{part}: {split.n_images:,} images, {split.layout} layout, {split.source}")
     source = RegionSource(
         (grid.side**2, grid.width),
         np.dtype(DTYPES[args.dtype]),
@@ -143,8 +144,8 @@ def extract(args: argparse.Namespace) -> None:
         with atomic_folder(target) as draft:
             lines = write_precomp(draft, splits, options, source)
     lines = [line.replace(str(draft), str(target)) for line in lines]
-    print(f"wrote {grid.side**2} x {grid.width} {args.dtype} features per image to {target}")
-    print(*lines, sep="\n")
+    say(f"wrote {grid.side**2} x {grid.width} {args.dtype} features per image to {target}")
+    say("\n".join(lines))
 
 
 def image_splits(folder: str, name: str | None) -> dict[str, Split]:

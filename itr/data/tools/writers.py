@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
 
 from itr.data.ids import NAME
@@ -26,6 +25,7 @@ from itr.data.layouts.tabular import ENDINGS
 from itr.data.records import OTHER_CAPTION, Record, Slice, Split
 from itr.errors import DataError
 from itr.files import atomic_write
+from itr.terminal import PlainConsole
 
 BATCH_ROWS = 500  # rows of an Arrow file held in memory
 PUBLISHED = ("f30k", "coco")  # datasets with a config of their own
@@ -47,7 +47,7 @@ class WriteOptions:
 def iterate(split: Split) -> Iterator[tuple[Record, str | None]]:
     """The records of ``split`` with their second texts (None: no text), with a progress bar."""
     second = None if split.second == OTHER_CAPTION else split.second
-    hide = not Console().is_terminal
+    hide = not PlainConsole().is_terminal
     for number in track(range(split.n_images), f"writing {split.name}", disable=hide):
         yield split.records[number], None if second is None else second[number]
 

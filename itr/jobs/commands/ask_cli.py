@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from rich.console import Console
 
 from itr.command import command
 from itr.data.config import DataConfig
@@ -24,6 +23,7 @@ from itr.tasks.grounding_task import GroundingEvaluator
 from itr.tasks.item_evaluator import ItemEvaluator
 from itr.tasks.known_tasks import build_task
 from itr.tasks.task import EvaluationSettings, Task
+from itr.terminal import PlainConsole
 from itr.training.device import resolve_device, resolve_precision
 
 ASKED = ("vqa", "entailment", "nlvr2", "grounding")  # tasks of which one text can be asked
@@ -64,7 +64,7 @@ def ask(arguments: Sequence[str]) -> None:
     assert isinstance(evaluator, ItemEvaluator)
     outputs = evaluator.collect(loaded.model, None)
     predicted = evaluator.predict(outputs)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = PlainConsole()
     if isinstance(evaluator, GroundingEvaluator):
         path = options.out or Path("grounding.png")
         _draw(options.picture, split.decoder, outputs["maps"][0], predicted.predicted[0], path)

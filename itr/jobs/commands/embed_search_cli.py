@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from torch import Tensor
 
 from itr import checkpoint
 from itr.command import command
 from itr.errors import DataError, first_of
 from itr.jobs.retriever import Retriever, find_images, load
+from itr.terminal import PlainConsole
 from itr.training.console import ProgressDisplay, close_log, open_log
 
 KIND = "embedded files"  # meta["kind"] of the file that `embed` writes
@@ -56,8 +56,8 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _run(function: Callable[[argparse.Namespace, Console], None], options: Any) -> None:
-    console = Console()
+def _run(function: Callable[[argparse.Namespace, PlainConsole], None], options: Any) -> None:
+    console = PlainConsole()
     open_log(None, console)
     try:
         function(options, console)
@@ -76,7 +76,7 @@ def _load(options: argparse.Namespace) -> Retriever:
     )
 
 
-def _embed(options: argparse.Namespace, console: Console) -> None:
+def _embed(options: argparse.Namespace, console: PlainConsole) -> None:
     if options.images is None and options.texts is None:
         raise DataError("nothing to embed; pass --images DIR, --texts FILE or both")
     retriever, tensors = _load(options), dict[str, Tensor]()
@@ -96,15 +96,15 @@ def _embed(options: argparse.Namespace, console: Console) -> None:
                 f"{options.texts}: {len(blank)} blank lines are skipped (first: line {blank[0]}): "
                 "row n is not line n"
             )
-            console.print(message, markup=False, highlight=False, soft_wrap=True)
+            console.print(message, soft_wrap=True)
         with ProgressDisplay(console, 0, training=False) as display:
             tensors["texts"] = retriever.encode_texts(meta["texts"], display.evaluation)
     checkpoint.write(options.out, tensors, meta)
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())
-    console.print(f"{options.out}: {shapes}", highlight=False, soft_wrap=True)
+    console.print(f"{options.out}: {shapes}", soft_wrap=True)
 
 
-def _search(options: argparse.Namespace, console: Console) -> None:
+def _search(options: argparse.Namespace, console: PlainConsole) -> None:
     if (options.images is None) == (options.embeddings is None):
         raise DataError("expected exactly one of --images DIR and --embeddings FILE")
     if options.top < 1:
@@ -117,14 +117,14 @@ def _search(options: argparse.Namespace, console: Console) -> None:
     scores = retriever.encode_texts(options.texts) @ images.t()
     best = scores.topk(min(options.top, len(names)), dim=1)
     for text, row, columns in zip(options.texts, best.values, best.indices, strict=True):
-        console.print(text, style="bold", markup=False, highlight=False, soft_wrap=True)
+        console.print(text, style="bold", soft_wrap=True)
         for rank, (score, column) in enumerate(zip(row, columns, strict=True), 1):
             line = f"{rank:4d}  {float(score):7.4f}  {names[int(column)]}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
 
 
 def _encode_folder(
-    retriever: Retriever, folder: Path, console: Console
+    retriever: Retriever, folder: Path, console: PlainConsole
 ) -> tuple[Tensor, list[str], list[str]]:
     """Embeddings of the images in ``folder``, their files, and the files that cannot be read."""
     skipped: dict[str, str] = {}
@@ -140,12 +140,12 @@ def _encode_folder(
         images, others = find_images(folder)
         if others:
             message = f"{len(others)} files are no images and are left out: {first_of(others)}"
-            console.print(message, markup=False, highlight=False, soft_wrap=True)
+            console.print(message, soft_wrap=True)
         names, skipped = retriever.readable(images)
     if skipped:
         console.print(f"skipped {len(skipped)} of {len(names) + len(skipped)} images:")
         for reason in skipped.values():
-            console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"  {reason}", soft_wrap=True)
     if not names:
         raise DataError(f"--images {folder}: none of the {len(skipped)} images can be read")
     with ProgressDisplay(console, 0, training=False) as display:

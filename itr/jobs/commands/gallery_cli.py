@@ -9,7 +9,7 @@ from typing import Any
 
 from itr.command import command
 from itr.data.text.tokenizer import Tokenizer
-from itr.errors import TrainingError
+from itr.files import atomic_write, explain_write_error
 from itr.jobs.load_checkpoint import load_checkpoint
 from itr.models.base import RetrievalModel
 from itr.results.gallery.evaluated_run import open_run
@@ -19,6 +19,7 @@ from itr.results.gallery.item_page import (
     open_predicted_run,
 )
 from itr.results.gallery.page import build_page
+from itr.terminal import say
 
 
 @command
@@ -48,11 +49,9 @@ def main(arguments: Sequence[str]) -> None:
     else:
         run = open_run(options.run, options.split, options.protocol)
         page = build_page(run, _load, options.queries, options.heat, options.seed)
-    try:
-        out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise TrainingError(f"--out {out}: cannot be written ({error})") from error
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, one file that needs no network")
+    with explain_write_error(out, "the page", "pass --out elsewhere"), atomic_write(out) as file:
+        file.write(page.encode("utf-8", "backslashreplace"))
+    say(f"{out}: {out.stat().st_size / 1e6:.1f} MB, one file that needs no network")
 
 
 def _load(path: Path, options: Mapping[str, Any]) -> tuple[RetrievalModel, Tokenizer]:

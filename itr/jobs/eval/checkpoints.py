@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from itr import parallel
 from itr.data.checks.decodable import require_decodable
@@ -33,6 +32,7 @@ from itr.jobs.eval.outcome import EvaluatedCheckpoints, EvaluationOutcome
 from itr.jobs.eval.tracking import tracking_enabled
 from itr.jobs.load_checkpoint import LoadedCheckpoint, load_checkpoint
 from itr.models.base import Encoded
+from itr.terminal import OutputConsole
 from itr.training.console import ProgressDisplay
 from itr.training.device import resolve_device, resolve_precision
 from itr.training.process_setup import resolve_num_workers
@@ -59,7 +59,7 @@ class EncodedCheckpoint:
 
 
 def evaluate_checkpoints(
-    config: EvalConfig, console: Console, first: LoadedCheckpoint
+    config: EvalConfig, console: OutputConsole, first: LoadedCheckpoint
 ) -> EvaluationOutcome:
     """Evaluate the checkpoint of ``config``, or the ensemble of several; ``first`` is loaded."""
     device, members, metrics = resolve_device(config.device), [], dict[str, Any]()

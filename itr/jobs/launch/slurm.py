@@ -19,13 +19,13 @@ from typing import Any, NoReturn
 
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict
-from rich.console import Console
 
 from itr.command import USER_ERROR
 from itr.errors import ConfigError, RankLost, Stopped, UserError
 from itr.instantiate import check
 from itr.jobs.entry import PREEMPTED, EntryPoint, selected_metric
 from itr.options import configured, option
+from itr.terminal import PlainConsole
 from itr.training.config import check_config
 from itr.training.signals import BEFORE_TRAINING
 
@@ -202,12 +202,12 @@ def submit_jobs(
     for a job that cannot be submitted.
     """
     settings: SlurmConfig = check(options, SlurmConfig, "hydra.launcher")
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     name = str(config.hydra.job.config_name)
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # tasks import the package, installed or not
     composed = [_compose(context, config, overrides, name) for overrides in job_overrides]
-    jobs = []
+    jobs: list[tuple[Any, str]] = []
     for values, overrides in zip(composed, job_overrides, strict=True):
         nodes, devices = int(values.get("nodes", 1)), int(values.get("devices", 1))
         gpus = settings.gpus and values.get("device") != "cpu"
@@ -220,8 +220,6 @@ def submit_jobs(
         tasks = f"{nodes} x {devices} tasks"
         console.print(
             f"submitted {job.job_id}: {label or name}, {tasks}, log {job.paths.stdout}",
-            highlight=False,
-            markup=False,
             soft_wrap=True,
         )
         jobs.append((job, label))
@@ -272,7 +270,7 @@ def _collect(
     jobs: Sequence[tuple[Any, str]],
     task: EntryPoint,
     job_overrides: list[list[str]],
-    console: Console,
+    console: PlainConsole,
 ) -> list[JobReturn]:
     try:
         while not all(job.done() for job, _ in jobs):

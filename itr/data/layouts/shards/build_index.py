@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import lock_descriptor
-from rich.console import Console
 from rich.progress import track
 
 from itr.data.layouts.shards.index import ShardIndex, cached_index, index_shard
+from itr.terminal import PlainConsole
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _exit_with_parent() -> None:
 
 def _with_progress(indexes: Iterable[ShardIndex], total: int) -> Iterator[ShardIndex]:
     """``indexes`` with a progress bar on a terminal and occasional log lines elsewhere."""
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     if console.is_terminal:
         yield from track(indexes, "indexing shards", total, console=console, transient=True)
         return
