@@ -11,7 +11,7 @@ from itr.options import CONF, options_of, read
 from itr.plugins import conf_folders
 
 # Options that only eval.py accepts.
-EVAL_ONLY = {"data": ("imagefolder", "torchvision"), "task": ("zeroshot",)}
+EVAL_ONLY = {"data": ("imagefolder", "labeled_shards", "torchvision"), "task": ("zeroshot",)}
 TRAIN_ONLY = {"task": ("pretrain",)}
 INCLUDED = ("text/", "reading/")  # files that other files include
 EVAL_ARGUMENTS = "eval.py checkpoint=RUN_DIR task=zeroshot data=imagefolder data.root=DIR"

@@ -101,7 +101,7 @@ def test_help_into_a_closed_pipe() -> None:
 @pytest.mark.parametrize(
     ("script", "argument", "words"),
     [
-        ("train.py", "data=imagefolder", ("task=zeroshot", "eval.py", "data=coco")),
+        ("train.py", "data=imagefolder", ("task=zeroshot", "eval.py", "|coco")),
         ("train.py", "task=zeroshot", ("eval.py", "retrieval")),
         ("train.py", "model=null", ("pass model=", "hrem")),
         ("train.py", "loss=null", ("pass loss=", "triplet")),

@@ -25,6 +25,7 @@ from itr.jobs.train import train
 from itr.results.collect import collect, find_results
 from itr.results.compare import compare
 from tests.conftest import compose
+from tests.data.worlds import write_tar
 from tests.results.trackers.test_tracker import items, records
 
 SIZES = (
@@ -325,6 +326,49 @@ def test_zero_shot_over_a_folder_of_folders(
     ):
         with pytest.raises(UserError, match=told):
             evaluate(compose("eval", [*given, *options]))
+
+
+def test_zero_shot_over_tars_with_class_numbers(
+    runs: list[Path], pictures: list[Path], tmp_path: Path
+) -> None:
+    names, templates = ["blue square", "red circle", "star"], ["a {}.", "the {}"]
+    (tmp_path / "tars").mkdir()
+    members: list[tuple[str, bytes]] = []
+    for number, picture in enumerate(pictures[:9]):
+        place = tmp_path / "folders" / names[number % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").write_bytes(picture.read_bytes())
+    for label, name in enumerate(names):
+        for path in sorted((tmp_path / "folders" / name).iterdir()):
+            members += [
+                (f"s{path.stem}.png", path.read_bytes()),
+                (f"s{path.stem}.cls", b"%d" % label),
+            ]
+    for number in range(2):
+        write_tar(
+            tmp_path / "tars" / "test" / f"{number}.tar", members[8 * number :][: 8 + 2 * number]
+        )
+    (tmp_path / "tars" / "classnames.txt").write_text("\n".join(names) + "\n")
+    lines = [line.replace("{}", "{c}") for line in templates]
+    prompts = tmp_path / "tars" / "zeroshot_classification_templates.txt"
+    prompts.write_text("\n".join(lines))
+    given = [f"checkpoint={runs[0]}", "task=zeroshot", "device=cpu"]
+    tars = [*given, "data=labeled_shards", f"data.root={tmp_path / 'tars'}"]
+    folders = [*given, "data=imagefolder", f"data.root={tmp_path / 'folders'}"]
+    asked = ['data.templates=["a {}.", "the {}"]']
+    found, expected = (evaluate(compose("eval", [*a])) for a in (tars, [*folders, *asked]))
+    for key in ("top1", "mean_per_class", "n_images", "n_classes", "n_templates"):
+        assert found[f"test/{key}"] == expected[f"test/{key}"]
+    prompts.unlink()
+    with pytest.raises(UserError, match="zeroshot_classification_templates.txt.*data.templates="):
+        evaluate(compose("eval", tars))
+    assert evaluate(compose("eval", [*tars, *asked]))["test/top1"] == expected["test/top1"]
+    (tmp_path / "tars" / "classnames.txt").write_text("a\nb\n")
+    with pytest.raises(UserError, match="class 2 is not in classnames.txt, which has 2 lines"):
+        evaluate(compose("eval", [*tars, *asked]))
+    write_tar(tmp_path / "tars" / "test" / "1.tar", [("k.png", b"x"), ("k.cls", b"dog")])
+    with pytest.raises(UserError, match="1.tar: k.cls: is 'dog'"):
+        evaluate(compose("eval", [*tars, *asked]))
 
 
 def test_zero_shot_over_a_set_that_torchvision_reads(

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from itr.batch import Batch
+from itr.data.classification.labeled_shards import TEMPLATES, LabeledShards
 from itr.data.classification.prompts import DATASETS, SEED, ClassificationSpec
 from itr.data.config import DECODERS
 from itr.data.image_files import files_below, is_image
@@ -27,13 +28,13 @@ from itr.files import parse_json
 from itr.options import configured, option
 from itr.view import PixelView
 
-FOLDER = "folder"
+FOLDER, SHARDS = "folder", "shards"  # of data.set
 
 
 @dataclass
 @configured("data/imagefolder.yaml", "data")
 class ClassificationConfig:
-    """Options of ``data=imagefolder`` and ``data=torchvision``."""
+    """Options of ``data=imagefolder``, ``data=labeled_shards`` and ``data=torchvision``."""
 
     name: str
     root: str
@@ -54,10 +55,11 @@ class ClassificationDataset:
             raise ConfigError(f"data.decoder={config.decoder}: expected {' or '.join(DECODERS)}")
         self.config = config
         self.notes: tuple[str, ...] = ()  # log lines
-        read = self._read_folder if config.set == FOLDER else self._read_torchvision
+        readers = {FOLDER: self._read_folder, SHARDS: self._read_shards}
+        read = readers.get(config.set, self._read_torchvision)
         self.images, class_names = read(root)
         self.names = _rename(class_names, config.classes)
-        templates = config.templates or list(_find_spec(config.set).templates)
+        templates = config.templates or self._own_templates()
         if bad := [template for template in templates if template.count("{}") != 1]:
             raise ConfigError(
                 f"data.templates: {bad[0]!r}; expected exactly one {{}} for the class name in each"
@@ -71,7 +73,20 @@ class ClassificationDataset:
     @property
     def mean_per_class(self) -> bool:
         """Whether the mean accuracy over classes is reported."""
-        return self.config.set != FOLDER and _find_spec(self.config.set).mean_per_class
+        if self.config.set in (FOLDER, SHARDS):
+            return False
+        return _find_spec(self.config.set).mean_per_class
+
+    def _own_templates(self) -> list[str]:
+        """The prompts of the dataset. Raises ConfigError if it has none."""
+        if isinstance(self.images, LabeledShards):
+            if not self.images.templates:
+                raise ConfigError(
+                    f"data.root={self.config.root}: no {TEMPLATES} there; pass "
+                    "'data.templates=[\"a photo of a {}.\"]'"
+                )
+            return self.images.templates
+        return list(_find_spec(self.config.set).templates)
 
     def batches(self, view: PixelView, size: int) -> Iterator[tuple[Batch, Tensor]]:
         """Yield batches of up to ``size`` images, preprocessed for ``view``, and classes [B] int64.
@@ -109,6 +124,13 @@ class ClassificationDataset:
         images = _FolderImages(*_images_of_classes(root), open_one)
         self.notes = images.notes
         return images, [name.replace("_", " ") for name in images.classes]
+
+    def _read_shards(self, root: Path) -> tuple[Dataset, list[str]]:
+        def open_one(content: bytes, where: str) -> Tensor:
+            return decode(content, where, self.config.decoder)
+
+        images = LabeledShards(root, open_one)
+        return images, images.classes
 
     def _read_torchvision(self, root: Path) -> tuple[Dataset, list[str]]:
         spec = _find_spec(self.config.set)
@@ -170,7 +192,7 @@ def _images_of_classes(root: Path) -> tuple[dict[str, list[str]], list[str]]:
         found = f"no image in {first_of(empty)}" if empty else "no folder there"
         raise DataError(
             f"data.root={root}: expected one folder of images per class ({found}); remove folders "
-            "that are no class, or pass data.root=DIR"
+            "that are no class, or pass data.root=DIR (data=labeled_shards for .tar files)"
         )
     return images, others
 
@@ -178,7 +200,7 @@ def _images_of_classes(root: Path) -> tuple[dict[str, list[str]], list[str]]:
 def _find_spec(name: str) -> ClassificationSpec:
     if name not in DATASETS:
         raise ConfigError(
-            f"data.set={name}: unknown{nearest(name, DATASETS)}; expected {FOLDER} or "
+            f"data.set={name}: unknown{nearest(name, DATASETS)}; expected {FOLDER}, {SHARDS} or "
             f"{', '.join(DATASETS)}"
         )
     return DATASETS[name]

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from itr.data.ids import NAME
-from itr.data.layouts.delimited import Oddities
 from itr.data.layouts.shards.samples import ShardSamples
-from itr.data.layouts.tabular import READABLE, read_rows
+from itr.data.layouts.tables.delimited import Oddities
+from itr.data.layouts.tables.tabular import READABLE, read_rows
 from itr.data.records import OTHER_CAPTION, SEQUENTIAL_ID, Record, Split
 from itr.errors import DataError, first_of
 from itr.files import parse_json

@@ -16,7 +16,7 @@ from itr.data.layouts.karpathy import PREFIX
 from itr.data.layouts.precomp import FOLDER_SUFFIX, IMS, PrecompLayout
 from itr.data.layouts.precomp_ids import IDS, MAPPING
 from itr.data.layouts.registry import KINDS, ORDER, captioned, find_layouts, read_split
-from itr.data.layouts.tabular import ENDINGS, READABLE
+from itr.data.layouts.tables.tabular import ENDINGS, READABLE
 from itr.data.records import Slice, Split
 from itr.data.splits import split_roles
 from itr.data.tools.copied_images import require_pictures

@@ -20,8 +20,8 @@ from rich.progress import track
 from itr.data.ids import NAME
 from itr.data.images.decode import read_bytes
 from itr.data.layout import coco_id
-from itr.data.layouts.delimited import SEPARATORS
-from itr.data.layouts.tabular import ENDINGS
+from itr.data.layouts.tables.delimited import SEPARATORS
+from itr.data.layouts.tables.tabular import ENDINGS
 from itr.data.records import OTHER_CAPTION, Record, Slice, Split
 from itr.errors import DataError
 from itr.files import atomic_write

@@ -35,7 +35,7 @@ def classify(config: EvalConfig, progress: Progress) -> tuple[dict[str, Any], di
     if "set" not in options:
         raise ConfigError(
             "task=zeroshot: needs labeled images; pass data=imagefolder data.root=DIR, or "
-            "data=torchvision data.set=cifar10 data.root=DIR"
+            "data=labeled_shards data.root=DIR, or data=torchvision data.set=cifar10 data.root=DIR"
         )
     device = resolve_device(config.device)
     classes = ClassificationDataset(check(options, ClassificationConfig, "data"))

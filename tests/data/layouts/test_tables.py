@@ -1,5 +1,7 @@
 """Tables as people have them: separators, bare quotes, blank lines, files of known datasets."""
 
+import json
+
 import pytest
 
 from itr.data.layouts.registry import DataConfig, find_layouts, open_split
@@ -134,3 +136,19 @@ def test_tables_of_splits_may_be_called_caps(folder):
 def test_a_line_of_a_token_file_without_its_tab_is_refused(folder):
     with pytest.raises(DataError, match="a.token, line 2: is 'b.jpg a cat'"):
         opened(folder / "a.token", f"{NAMES[0]}#0\ta\nb.jpg a cat\n")
+
+
+@pytest.mark.parametrize("position", [0, 1, 5, 1500])
+def test_keys_that_some_json_rows_leave_out(folder, position):
+    """A split that only later rows name is not ignored."""
+    rows = [{"image": NAMES[0], "caption": str(n)} for n in range(1502)]
+    for n, row in enumerate(rows):
+        if n >= position:
+            row["split"] = "train"
+    (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataConfig("t", "", train=str(folder / "t.jsonl"))
+    if position == 0:
+        assert open_split(data, "train", "pixels").n_captions == len(rows)
+        return
+    with pytest.raises(DataError, match=r"t.jsonl, line \d+: (no split, unlike|has 'split')"):
+        open_split(data, "train", "pixels")

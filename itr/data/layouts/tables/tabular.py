@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from itr.data.layouts.delimited import Oddities, Rows, delimited_rows
 from itr.data.layouts.json_annotations import describe_value, load_json
+from itr.data.layouts.tables.delimited import Oddities, Rows, delimited_rows
 from itr.data.parquet_images import image_column, rows_without_image
 from itr.errors import DataError, first_of
 from itr.files import parse_json

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,40 +10,20 @@ from typing import Any
 
 from itr.data.ids import Ids, id_key, is_missing, number_ids, require_id
 from itr.data.layout import coco_id
-from itr.data.layouts.delimited import Oddities
 from itr.data.layouts.json_annotations import describe_value
-from itr.data.layouts.tabular import StoredImage, read_rows
+from itr.data.layouts.tables.delimited import Oddities
+from itr.data.layouts.tables.table_columns import CHATS, FILE, FOLDER, PLUS, SECOND, with_columns
+from itr.data.layouts.tables.tabular import StoredImage, read_rows
 from itr.data.parquet_images import ParquetImage, read_image
 from itr.data.records import Record
 from itr.data.splits import split_key
-from itr.errors import ConfigError, DataError
+from itr.errors import DataError
 
-CHATS = ("conversations", "messages")  # lists of turns, the answers of which are captions
 ANSWERS = ("gpt", "assistant")
-# Common names of each column; the first one in the table is used. data.columns adds others.
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "image": (
-        *("image", "filepath", "image_path", "file_name", "filename", "file", "path"),
-        *("image_name", "image_file", "jpg", "png", "webp"),
-    ),
-    "caption": (
-        *("caption", "captions", "text", "title", "comment", "raw", "sentence", "sentences"),
-        *("sentences_raw", "txt", *CHATS),
-    ),
-    "image_id": ("image_id", "imgid", "cocoid", "img_id"),
-    "caption_id": ("caption_id", "sentid"),
-    "split": ("split",),
-}
-REQUIRED = ("image", "caption")
-PLUS = "+"  # joins the columns of captions, as in caption_0+caption_1
-NUMBERED = re.compile(r"(?:captions?|texts?|sentences?|raw|titles?)_?(\d+)", re.IGNORECASE)
-# Captions in another language (caption_de), or of another kind, beside the ones that are read.
-OTHER = re.compile(r"(?:captions?|texts?|sentences?)_\w+|\w+_(?:captions?|texts?)", re.IGNORECASE)
 FAILED = "failed_to_"  # start of img2dataset's column status
 NO_IMAGE = "rows without an image"  # a reason to leave out rows
 COMPARED = 16  # images of equal names in a Parquet file that are compared
 NO_ID = ("", None)  # one object for all rows without an id
-SECOND = "second"  # key of Record.extra: the second text
 
 
 def read_entries(
@@ -125,13 +104,10 @@ def _images_of_rows(
     (position, id) of every caption is appended to ``caption_ids``.
     """
     images: dict[tuple[str, str], dict[str, Any]] = {}
-    columns: dict[str, str] | None = None
+    rows, columns = with_columns(path, read_rows(path, oddities), names, oddities)
     splits = _SplitColumn(split)
-    for where, row in read_rows(path, oddities):
+    for where, row in rows:
         oddities.rows += 1
-        if columns is None:
-            columns = _choose_columns(path, row, names)
-            oddities.unread = _unread_columns(row, columns, names[SECOND])
         if reason := _reason_to_leave_out(row, columns):
             oddities.left_out.setdefault(reason, []).append(where)
             continue
@@ -141,6 +117,8 @@ def _images_of_rows(
             file = names_of.name(stored, row)
         else:
             file, stored = _image_path(where, row, columns["image"]), None
+            if columns["image"] == FOLDER and not Path(file).suffix and FILE in row:
+                file = os.path.join(file, _image_path(where, row, FILE))
         texts = [
             text
             for column in columns["caption"].split(PLUS)
@@ -223,59 +201,6 @@ def _id(where: str, row: Mapping[str, Any], column: str | None) -> Any:
     """The id in ``column``; None if there is none."""
     value = None if column is None else require_id(where, column, row.get(column))
     return None if is_missing(value) else value
-
-
-def _choose_columns(path: Path, row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
-    """Key of `COLUMNS` -> column of ``row``; ``names`` are those that the user passed."""
-    if unknown := names.keys() - COLUMNS.keys() - {SECOND}:
-        raise ConfigError(f"data.columns.{min(unknown)}: unknown; expected {', '.join(COLUMNS)}")
-    columns = {}
-    for key, usual_names in COLUMNS.items():
-        candidates = (names[key],) if key in names else usual_names
-        column = next((name for name in candidates if name in row), None)
-        if key == "caption":
-            column = column or _several_columns(path, candidates, row)
-        if column is not None:
-            columns[key] = column
-        elif key in REQUIRED or key in names:
-            raise DataError(
-                f"{path}: no column {' or '.join(candidates)}; its columns: {', '.join(row)}. Pass "
-                f"'data.columns={{{key}: {_nearest_column(key, row)}}}'"
-            )
-    return columns
-
-
-def _several_columns(path: Path, candidates: tuple[str, ...], row: Mapping[str, Any]) -> str | None:
-    """The columns that the user joined, or that number the captions of an image; None: none."""
-    joined = candidates[0].split(PLUS)
-    if len(candidates) == 1 and len(joined) > 1:
-        if missing := [name for name in joined if name not in row]:
-            raise DataError(
-                f"{path}: no column {' or '.join(missing)}; its columns: {', '.join(row)}. Pass "
-                "'data.columns={caption: NAME+NAME}'"
-            )
-        return candidates[0]
-    numbered = {name: match for name in row if (match := NUMBERED.fullmatch(name))}
-    return PLUS.join(sorted(numbered, key=lambda name: int(numbered[name][1]))) or None
-
-
-def _nearest_column(key: str, row: Mapping[str, Any]) -> str:
-    """A column that may hold captions in another language; NAME if there is none."""
-    return next((name for name in row if key == "caption" and OTHER.fullmatch(name)), "NAME")
-
-
-def _unread_columns(row: Mapping[str, Any], columns: Mapping[str, str], second: str) -> list[str]:
-    """Columns that seem to hold further captions and are not read."""
-    read = {second, *columns.values(), *columns["caption"].split(PLUS)}
-    ids = ("_id", "_ids", "_hash", "_length", "_len")
-    return [
-        name
-        for name, value in row.items()
-        if name not in read
-        and (NUMBERED.fullmatch(name) or OTHER.fullmatch(name) or name in COLUMNS["caption"])
-        and not name.lower().endswith(ids)
-        and isinstance(value, str | list)
-    ]
 
 
 def _image_path(where: str, row: Mapping[str, Any], column: str) -> str:

@@ -15,14 +15,14 @@ from typing import Any
 
 from itr.data.config import DataConfig
 from itr.data.layout import LayoutSpec, data_root, find_dataset_files, list_folder
-from itr.data.layouts.delimited import Oddities
 from itr.data.layouts.held_out_images import hold_out
 from itr.data.layouts.json_annotations import (
     require_unique_images,
     resolve_image_paths,
 )
-from itr.data.layouts.table_rows import NO_IMAGE, SECOND, read_entries
-from itr.data.layouts.tabular import ENDINGS, parts_of
+from itr.data.layouts.tables.delimited import Oddities
+from itr.data.layouts.tables.table_rows import NO_IMAGE, SECOND, read_entries
+from itr.data.layouts.tables.tabular import ENDINGS, parts_of
 from itr.data.parquet_images import image_column
 from itr.data.records import Record, Slice, Split
 from itr.data.splits import (

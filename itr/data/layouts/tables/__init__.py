@@ -1,0 +1,1 @@
+"""Tables of image-caption pairs: CSV, TSV, JSON, Parquet."""
