@@ -80,13 +80,17 @@ def with_loss(config: DictConfig, choice: str, folders: Sequence[Path] = ()) -> 
     """``config``, resolved, with the loss that ``choice`` ("loss=NAME key=value ...") names."""
     name, *changes = choice.removeprefix("loss=").split()
     loss = OmegaConf.load(option_files("loss", folders)[name])
-    OmegaConf.set_struct(config, False)
     changed = OmegaConf.merge(
-        {key: value for key, value in config.items_ex(resolve=False) if key != "loss"},
         {"loss": OmegaConf.merge(loss, {"weights": config.loss.weights})},
         OmegaConf.from_dotlist(changes),
     )
-    values = OmegaConf.to_container(changed, resolve=True, throw_on_missing=True)
+    before = config.loss
+    OmegaConf.set_struct(config, False)
+    config.loss = changed.loss  # and back: a copy of the whole takes far longer
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    finally:
+        config.loss = before
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
