@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel
 
+from itr import weights_file
 from itr.errors import CheckpointError, ConfigError
 from itr.nn.bert.bert import load_bert
 from itr.official.name_table import load_pickle
@@ -70,7 +71,10 @@ def test_zip_bombs_are_not_unpacked(tmp_path: Path) -> None:
         load_pickle(path)
 
 
-def test_shared_lists_are_not_counted_for_ever(tmp_path: Path) -> None:
+def test_shared_lists_are_not_counted_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights_file, "MAX_NODES", 50_000)
     value: Any = 1
     for _ in range(40):
         value = [value, value]

@@ -9,9 +9,7 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
-import os
 import signal
-import subprocess
 import sys
 import tarfile
 import time
@@ -28,8 +26,8 @@ from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
 from itr.data.text.token_cache import tokenize_cached
 from itr.data.text.tokenizer import open_tokenizer
 from itr.view import PixelView, View
+from tests import processes
 
-ROOT = Path(__file__).resolve().parents[2]
 WORLD, WORKERS = 2, 2
 VIEW = View(kind="pixels", tokenizer="wordpiece", unit="pair", pixels=PixelView(size=8))
 
@@ -68,9 +66,8 @@ def read_epoch(
     ``kill_at``: kill rank 1 after so many of its batches; 0: never.
     """
     folder.mkdir()
-    command = [sys.executable, __file__, root, folder, epoch, batch_size, seed, kill_at]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([str(part) for part in command], env=environment, check=True, timeout=1800)
+    command = [__file__, root, folder, epoch, batch_size, seed, kill_at]
+    processes.run(*map(str, command)).check_returncode()
     return [_read_ids(folder / f"rank{rank}") for rank in range(WORLD)], json.loads(
         (folder / "done").read_text()
     )

@@ -16,12 +16,11 @@ from tests.soak.runs import (
     TORCHRUN,
     finish,
     start,
-    values,
     wait_for,
     wait_until,
     workers,
 )
-from tests.training.same_run import assert_same_run
+from tests.training.same_run import assert_same_run, logged_values
 from tests.training.sizes import NO_DROPOUT, overrides
 
 pytestmark = pytest.mark.soak
@@ -172,7 +171,7 @@ def test_compiled_towers_train_alike(model: str, world: Path, tmp_path: Path) ->
         run = tmp_path / switch
         log_every = ["trainer.log_every=1", f"runtime.compile={switch}", f"out={run}"]
         finish(start([*given, *log_every]))
-        losses[switch] = [line["train/loss"] for line in values(run) if "train/loss" in line]
+        losses[switch] = [line["train/loss"] for line in logged_values(run) if "train/loss" in line]
     assert losses["true"] == pytest.approx(losses["false"], rel=1e-4)
 
 

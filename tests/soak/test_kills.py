@@ -15,11 +15,10 @@ from tests.soak.runs import (
     kill_all,
     kill_often,
     start,
-    values,
     wait_for,
     wait_until,
 )
-from tests.training.same_run import assert_same_run
+from tests.training.same_run import assert_same_run, logged_values
 from tests.training.sizes import NO_DROPOUT, SIZES, overrides
 
 pytestmark = pytest.mark.soak
@@ -48,7 +47,7 @@ def test_a_run_survives_many_kills(devices: int, common: list[str], tmp_path: Pa
     metrics = killed / "metrics.jsonl"
     kill_often(arguments, killed, KILLS, random.Random(devices))
     process = start([*arguments, f"out={killed}", "resume=auto"])
-    updates = values(whole)[-1]["step"]
+    updates = logged_values(whole)[-1]["step"]
     wait_until(lambda: any("val/rsum" in line for line in values_at(metrics, updates)), process)
     kill_all(process)  # in the last checkpoint or the evaluation of the test split
     assert not (killed / "results.json").exists()
@@ -110,7 +109,8 @@ def test_cached_gradients_of_two_ranks_are_those_of_one(world: Path, tmp_path: P
     finish(start([*given, f"out={one}"]))
     finish(start([*given, "devices=2", "grad_cache=4", f"out={two}"]))
     first, second = (
-        [line["train/loss"] for line in values(run) if "train/loss" in line] for run in (one, two)
+        [line["train/loss"] for line in logged_values(run) if "train/loss" in line]
+        for run in (one, two)
     )
     assert len(first) == 5 and second == pytest.approx(first, rel=1e-5)
 

@@ -28,12 +28,6 @@ SHAPE = "circle square triangle star cross diamond".split()
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dataset at its default size."""
-    return prepare(tmp_path_factory.mktemp("items"))
-
-
-@pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(tmp_path_factory.mktemp("tiny"), train=40, val=12, test=12, seed=3)
 
@@ -61,8 +55,8 @@ def gain_of_words(rows: list[dict[str, Any]], text: str, answer: Callable[[dict]
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_words_alone_do_not_answer_a_question(scenes: Path, split: str) -> None:
-    rows = rows_of(scenes, "vqa", f"vqa_{split}.json")
+def test_words_alone_do_not_answer_a_question(default: Path, split: str) -> None:
+    rows = rows_of(default, "vqa", f"vqa_{split}.json")
     kinds = {row["question_type"] for row in rows}
     assert len(kinds) == 8
     for kind in kinds:
@@ -72,20 +66,20 @@ def test_words_alone_do_not_answer_a_question(scenes: Path, split: str) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
-def test_words_alone_do_not_label_a_hypothesis_or_a_statement(scenes: Path, split: str) -> None:
-    rows = rows_of(scenes, "entailment", f"ve_{split}.json")
+def test_words_alone_do_not_label_a_hypothesis_or_a_statement(default: Path, split: str) -> None:
+    rows = rows_of(default, "entailment", f"ve_{split}.json")
     for kind in ("existence", "place", "relation"):
         members = [row for row in rows if row["kind"] == kind]
         assert len(members) >= 100
         assert gain_of_words(members, "sentence", lambda row: row["label"]) <= 5, kind
-    rows = rows_of(scenes, "nlvr2", f"nlvr_{split}.json")
+    rows = rows_of(default, "nlvr2", f"nlvr_{split}.json")
     assert len(rows) >= 500
     assert gain_of_words(rows, "sentence", lambda row: row["label"]) <= 5
 
 
-def test_proposals_of_every_picture_are_equally_many_and_one_is_right(scenes: Path) -> None:
-    detections = rows_of(scenes, "grounding", "dets.json")
-    content = rows_of(scenes, "grounding", "instances.json")
+def test_proposals_of_every_picture_are_equally_many_and_one_is_right(default: Path) -> None:
+    detections = rows_of(default, "grounding", "dets.json")
+    content = rows_of(default, "grounding", "instances.json")
     objects: dict[int, list] = defaultdict(list)
     for entry in content["annotations"]:
         objects[entry["image_id"]].append(entry["bbox"])
@@ -100,9 +94,9 @@ def test_proposals_of_every_picture_are_equally_many_and_one_is_right(scenes: Pa
 # True
 
 
-def test_answers_are_those_of_the_scene(scenes: Path) -> None:
-    things = things_of(scenes)
-    for row in rows_of(scenes, "vqa", "vqa_test.json"):
+def test_answers_are_those_of_the_scene(default: Path) -> None:
+    things = things_of(default)
+    for row in rows_of(default, "vqa", "vqa_test.json"):
         scene, answer = things[row["image"]], row["answer"][0]
         words = row["question"].rstrip("?").split()
         named = [t for t in scene if t["shape"] in words or t["colour"] in words]
@@ -140,10 +134,10 @@ def _related(first: dict, second: dict, words: list[str]) -> bool:
     return (a - b) * sign > 0
 
 
-def test_what_a_panel_covers_is_neutral(scenes: Path) -> None:
-    things, folder = things_of(scenes), f"entailment-{VERSION}/covered"
+def test_what_a_panel_covers_is_neutral(default: Path) -> None:
+    things, folder = things_of(default), f"entailment-{VERSION}/covered"
     quarters = ("top left", "top right", "bottom left", "bottom right")
-    for row in rows_of(scenes, "entailment", "ve_test.json"):
+    for row in rows_of(default, "entailment", "ve_test.json"):
         file, words = f"{row['image']}.jpg", row["sentence"].split()
         panel = None
         if file.startswith(folder):
@@ -192,10 +186,10 @@ def test_a_panel_is_grey_and_covers_one_quarter(tiny: Path) -> None:
             assert np.abs(inner[0] - inner[1]).mean() < 4
 
 
-def test_statements_are_about_two_true_and_two_false_pairs(scenes: Path) -> None:
-    things = things_of(scenes)
+def test_statements_are_about_two_true_and_two_false_pairs(default: Path) -> None:
+    things = things_of(default)
     groups: dict[str, list] = defaultdict(list)
-    for row in rows_of(scenes, "nlvr2", "nlvr_test.json"):
+    for row in rows_of(default, "nlvr2", "nlvr_test.json"):
         left, right = (things[image] for image in row["images"])
         groups[row["identifier"].split("-")[1]].append(row)
         words = row["sentence"].split()
@@ -218,14 +212,14 @@ def _counted(thing: dict, words: list[str]) -> bool:
     return not adjectives or bool(adjectives & {thing["fill"], thing["size"]})
 
 
-def test_boxes_enclose_the_drawn_things(scenes: Path) -> None:
+def test_boxes_enclose_the_drawn_things(default: Path) -> None:
     """Pixels that differ from the background are inside the boxes, which touch them."""
-    content = rows_of(scenes, "grounding", "instances.json")
+    content = rows_of(default, "grounding", "instances.json")
     boxes: dict[int, list] = defaultdict(list)
     for entry in content["annotations"]:
         boxes[entry["image_id"]].append(entry["bbox"])
     for number in range(0, 200, 10):
-        pixels = np.asarray(Image.open(scenes / "images" / f"{number:06d}.jpg"), dtype=float)
+        pixels = np.asarray(Image.open(default / "images" / f"{number:06d}.jpg"), dtype=float)
         drawn = np.abs(pixels - pixels[0, 0]).max(axis=2) > 60
         for x, y, w, h in boxes[number]:
             rows, columns = np.nonzero(drawn[int(y) : int(y + h) + 1, int(x) : int(x + w) + 1])

@@ -47,12 +47,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(tmp_path_factory.mktemp("small"), **SMALL, seed=0)
 
 
-@pytest.fixture(scope="module")
-def default(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dataset at its default size."""
-    return prepare(tmp_path_factory.mktemp("default"))
-
-
 def images_of(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "dataset_scenes.json").read_text("utf-8"))["images"]
 

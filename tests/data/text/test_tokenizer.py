@@ -1,6 +1,7 @@
 """Tokenizer, cache and augmentation, against literal second implementations."""
 
 import hashlib
+import inspect
 import json
 import random
 import subprocess
@@ -221,8 +222,8 @@ def test_same_captions_same_vocabulary():
     random.Random(1).shuffle(captions)
     assert Tokenizer.from_captions(iter(captions), 300).tokens == tokenizer.tokens
     script = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from tests.data.text.test_tokenizer import corpus\n"
+        f"import random, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        f"{inspect.getsource(corpus)}\n"
         "from itr.data.text.tokenizer import Tokenizer\n"
         "print(Tokenizer.from_captions(corpus(), 300).fingerprint)"
     )  # another process: other hash seeds
