@@ -176,8 +176,17 @@ def installed(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def itr(*arguments: str, packages: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def itr(
+    *arguments: str, packages: Path, cwd: Path, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """``fresh``: in a new interpreter, which finds layouts as it is started."""
     path = os.pathsep.join([str(ROOT), str(packages)])
+    if fresh:
+        command = [sys.executable, "-m", "itr", *arguments]
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        )
     return processes.run("-m", "itr", *arguments, cwd=cwd, PYTHONPATH=path)
 
 
@@ -220,7 +229,7 @@ def test_a_registered_package(installed: Path, run: Path, tmp_path: Path) -> Non
         regions = random.standard_normal((size, 4, 6)).astype(np.float32)
         np.savez(tmp_path / f"toy-{split}.npz", regions=regions, captions=words)
     given = ["model=toy", "loss=toy", "data=toyset", f"data.root={tmp_path}", "out=run"]
-    done = itr("train", *given, *FEW, packages=installed, cwd=tmp_path)
+    done = itr("train", *given, *FEW, packages=installed, cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "results.json").read_text())["updates"] == 3
     done = itr("eval", f"checkpoint={run}", packages=installed, cwd=tmp_path)
