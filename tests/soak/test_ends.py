@@ -75,7 +75,7 @@ def test_a_signal_saves_and_ends(
     process = start([*arguments, f"out={cut}"])
     wait_for(cut / "metrics.jsonl", '"step": 6', process)
     process.send_signal(number)
-    assert "the run is saved: go on with resume=auto" in finish(process, code=code)
+    assert "a checkpoint was saved: pass resume=auto" in finish(process, code=code)
     finish(start([*arguments, f"out={cut}", "resume=auto"]))
     assert_same_run(whole, cut)
 
@@ -127,7 +127,7 @@ def test_a_second_interrupt_stops_at_once(common: list[str], tmp_path: Path) -> 
     assert process.poll() is None and all(Path(f"/proc/{rank}").exists() for rank in ranks)
     process.send_signal(signal.SIGINT)
     printed = finish(process, code=130)
-    assert "interrupted; go on with resume=auto" in printed
+    assert "interrupted; pass resume=auto" in printed
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 
 
