@@ -75,8 +75,10 @@ def with_whole_characters(split: Split) -> Split:
     second = _whole_texts(split.second)
     if not len(rows) and second is split.second:
         return split
-    place = _place(split, int(rows[0])) if len(rows) else "a second text"
-    note = f"{split.source}: {len(rows)} captions hold half a character, read as U+FFFD: {place}"
+    what = [f"{len(rows)} captions ({_place(split, int(rows[0]))})"] if len(rows) else []
+    if second is not split.second:
+        what.append("second texts")
+    note = f"{split.source}: {' and '.join(what)} hold half a character, read as U+FFFD"
     note = note.encode("utf-8", "backslashreplace").decode()
     return dataclasses.replace(split, records=records, second=second, notes=(*split.notes, note))
 

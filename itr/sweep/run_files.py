@@ -31,7 +31,7 @@ def metric_values(run: Path, key: str) -> list[float]:
     for line in lines:
         try:
             value = parse_json(line).get(key)
-        except ValueError:
+        except (ValueError, AttributeError):  # cut short, or no object
             continue
         if isinstance(value, int | float):
             values.append(float(value))

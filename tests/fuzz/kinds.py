@@ -28,12 +28,14 @@ from itr.data.layouts.region_arrays import check_regions_finite
 from itr.data.layouts.registry import open_split
 from itr.data.records import Split
 from itr.data.text.tokenizer import Tokenizer
+from itr.evaluation import stored_embeddings
 from itr.evaluation.predictions import Predictions, read_predictions
 from itr.evaluation.query_log import read_queries
 from itr.evaluation.score_matrices import evaluate_file
 from itr.jobs import run_dir
 from itr.jobs.init_weights import initialize_from
 from itr.jobs.load_checkpoint import load_checkpoint
+from itr.models.base import Encoded
 from itr.models.build import model_meta
 from itr.nn.bert.pretrained import load_pretrained
 from itr.official.load import importer_of, load_official, recognize
@@ -42,6 +44,7 @@ from itr.results.collect import collect, find_results
 from itr.results.export import to_csv, to_latex, to_markdown
 from itr.results.paper_tables import paper_tables
 from itr.results.published import load_published
+from itr.sweep.run_files import metric_values
 from itr.sweep.spec import read_sweep
 from tests.data import item_files, worlds
 from tests.fuzz.damage import damaged, forged
@@ -295,6 +298,30 @@ def forge_metadata(chance: random.Random, path: Path) -> None:
     np.savez(path, **arrays)
 
 
+PROVENANCE = {"checkpoint_sha256": "ab", "data_hash": "cd", "split": "test"}
+
+
+def make_embeddings(folder: Path) -> Path:
+    """What ``embeddings=FILE`` keeps."""
+    path, draw = folder / "embeddings.safetensors", torch.Generator().manual_seed(0)
+    sides = [Encoded(torch.randn(n, 4, generator=draw), None, None) for n in (3, 6)]
+    stored_embeddings.save(path, *sides, PROVENANCE)
+    return path
+
+
+def read_embeddings(path: Path) -> Any:
+    """As an evaluation reads them."""
+    images, texts = stored_embeddings.load(path, PROVENANCE, tokens=False)
+    return digest(images.pooled, texts.pooled)
+
+
+def make_metrics(folder: Path) -> Path:
+    """The log of a run."""
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": n, "val/rsum": 10.0 * n}) + "\n" for n in range(9)))
+    return path
+
+
 # Datasets
 
 
@@ -482,6 +509,10 @@ KINDS = {
         partial(make_results, "queries-test.npz"), read_tables, _either(forge_array)
     ),
     "predictions": Kind(make_predictions, read_predicted, damage_any_part),
+    "stored embeddings": Kind(make_embeddings, read_embeddings, _either(forge_header)),
+    "metrics.jsonl": Kind(
+        make_metrics, lambda p: digest(metric_values(p.parent, "val/rsum")), damage_any_part
+    ),
     "Karpathy's JSON": _json("karpathy", "dataset_*.json"),
     "COCO's JSON": _json("coco", "captions_train*.json"),
     "ALBEF's lists": _json("lists", "coco_train.json"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 from pathlib import Path
@@ -15,8 +16,10 @@ import yaml
 from itr import checkpoint
 from itr.errors import ConfigError, DataError, TrainingError
 from itr.jobs import run_dir
+from itr.jobs.similar_runs import similar_run
+from itr.terminal import OutputConsole
 from itr.training.checkpointing import LAST
-from itr.training.console import log
+from itr.training.console import close_log, log, log_failure, open_log
 
 VALUES: dict[str, Any] = {
     "model": {"name": "hrem", "text": {"lr": 1e-05, "name": "1e-5", "note": "${oc.env:HOME}"}},
@@ -137,3 +140,41 @@ def test_a_full_disk_leaves_the_run_as_it_was(run: Path, monkeypatch: pytest.Mon
         with pytest.raises(TrainingError, match="out=DIR"):
             run_dir.write_manifest(run, {"train": {"hash": "a", "source": "elsewhere"}})
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_longer_run_names_the_one_that_it_is_mistaken_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = {**VALUES, "task": {"name": "retrieval"}, "resume": "auto"}
+    short = {**base, "trainer": {"epochs": 4}}
+    run_dir.write_config(run_dir.run_path(short), short)
+    long = {**base, "trainer": {"epochs": 8}}
+    told = similar_run(run_dir.run_path(long), long)
+    assert told is not None and "trainer.epochs: 4 there, 8 now" in told
+    assert f"model.init={run_dir.run_path(short)}" in told
+    other = {**base, "trainer": {"epochs": 8}, "a": 1, "b": 2, "c": 3}
+    assert similar_run(run_dir.run_path(other), other) is None
+    assert similar_run(tmp_path / "mine", {**long, "out": str(tmp_path / "mine")}) is None
+
+
+def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="out=.*file: is a file"):
+        run_dir.open_run({**VALUES, "out": str(tmp_path / "file")})
+
+
+def test_the_log_of_a_run_says_why_it_failed(tmp_path: Path) -> None:
+    console = OutputConsole(file=io.StringIO())
+    open_log(tmp_path / "train.log", console)
+    try:
+        for error in (DataError("a.jpg: broken"), KeyError("missing")):
+            try:
+                raise error
+            except Exception as raised:
+                log_failure(raised)
+    finally:
+        close_log()
+    text = (tmp_path / "train.log").read_text()
+    assert "a.jpg: broken" in text and text.count("Traceback") == 1 and "KeyError" in text
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]

@@ -72,6 +72,24 @@ def test_slurm_gets_a_script_that_says_what_was_asked_for(world: Path, tmp_path:
     assert "-m submitit.core._submit" in command and str(tmp_path / ".cache" / "slurm") in command
 
 
+def test_a_refusal_says_which_jobs_stay_submitted(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    once = (
+        '#!/bin/sh\nif [ -e "$0.used" ]; then echo "sbatch: error: QOSMaxSubmit" >&2; exit 1; fi\n'
+    )
+    texts = {"sbatch": once + 'touch "$0.used"; echo "Submitted batch job 4242"\n'}
+    for name, text in {"srun": "#!/bin/sh\n", "sacct": "#!/bin/sh\n", **texts}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    done = launch("seed=0,1", "device=cpu", cwd=tmp_path, PATH=path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "submitted 4242: seed=0" in done.stderr
+    told = " ".join(done.stderr.partition("error: seed=1 ")[2].split())
+    assert "QOSMaxSubmit" in told and "scancel 4242" in told
+
+
 @pytest.mark.parametrize(
     ("options", "nodes", "told"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,49 @@ def test_layers_that_no_file_holds_are_not_built(tmp_path: Path) -> None:
     path = forged(tmp_path / "evil.safetensors", {"text": {"depth": 10**8}})
     with pytest.raises(CheckpointError, match=r"model\.text\.depth=100000000; expected at most"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"text": {"width": 2**20}},  # terabytes of weights
+        {"text": {"max_positions": 10**9}},
+        {"text": {"width": 2**62}},
+        {"embed_size": -4},
+        {"heads": 7},
+        {"text": {"heads": 0}},
+    ],
+)
+def test_sizes_that_the_file_does_not_have_take_no_memory(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    path = forged(tmp_path / "evil.safetensors", options)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_DATA, (used + (1 << 30), before[1]))
+    try:
+        with pytest.raises(CheckpointError, match="evil.safetensors") as refusal:
+            load_checkpoint(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+    assert "allocate" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_target": None},
+        {"weights": {"base": "x"}},
+        {"facts": {"vocabulary": 40, "x": 1}},
+        {"facts": []},
+        {"best": 3},
+        {"config": {"task": "retrieval"}},
+        {"tokenizer": "{}"},
+        {"depth": {"coco": "many"}},
+    ],
+)
+def test_fields_of_another_type_are_named(change: dict[str, Any], tmp_path: Path) -> None:
+    path = forged(tmp_path / "evil.safetensors", {}, **change)
+    with pytest.raises(CheckpointError) as refusal:
+        load_checkpoint(path)
+    assert "\n" not in str(refusal.value)

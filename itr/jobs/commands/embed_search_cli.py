@@ -114,6 +114,13 @@ def _search(options: argparse.Namespace, console: PlainConsole) -> None:
         images, names, _ = _encode_folder(retriever, options.images, console)
     else:
         images, names = read_embedded(options.embeddings, retriever)
+    finite = images.isfinite().all(dim=1)
+    if not finite.all():
+        bad = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
+        console.print(f"left out, their embeddings are not finite: {first_of(bad)}", soft_wrap=True)
+        images, names = images[finite], [n for n in names if n not in set(bad)]
+        if not names:
+            raise DataError("none of the images has a finite embedding; the model is broken")
     scores = retriever.encode_texts(options.texts) @ images.t()
     best = scores.topk(min(options.top, len(names)), dim=1)
     for text, row, columns in zip(options.texts, best.values, best.indices, strict=True):

@@ -17,7 +17,7 @@ from itr.data.layouts.region_arrays import check_regions_finite
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.data.records import Split
 from itr.data.text.token_cache import tokenize_cached
-from itr.errors import CheckpointError, ConfigError
+from itr.errors import CheckpointError, ConfigError, DataError
 from itr.evaluation import stored_embeddings
 from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.hubness import QueryBank, hubness_rows
@@ -153,6 +153,13 @@ def _encode(
         if parallel.broadcast_from_rank0(path.exists):
             log.info("reading embeddings from %s", path)
             encoded = stored_embeddings.load(path, provenance, tokens, evaluator.device)
+            found = tuple(len(side.pooled) for side in encoded)
+            expected = (evaluator.data.n_images, evaluator.data.n_captions)
+            if found != expected:
+                raise DataError(
+                    f"{path}: {found[0]} images and {found[1]} captions, expected {expected[0]} "
+                    f"and {expected[1]}; it was changed: delete it, or pass another embeddings=FILE"
+                )
         else:
             encoded = evaluator.encode_all(model, progress, tokens)
             if parallel.rank() == 0:

@@ -236,8 +236,8 @@ def _refused(label: str, error: Exception, submitted: Sequence[Any]) -> ConfigEr
     if submitted:
         ids = " ".join(str(job.job_id) for job in submitted)
         fate = (
-            f"{len(submitted)} jobs before it stay submitted; to cancel them: scancel {ids}. When "
-            "they have ended, the same command submits the others, and finished runs cost nothing"
+            f"what was submitted before it stays; to cancel: scancel {ids}. Once those jobs have "
+            "ended, the same command submits the others, and finished runs cost nothing"
         )
     return ConfigError(
         f"{label}: the job was refused ({reason}); {fate}. Change hydra.launcher.partition, "
