@@ -10,7 +10,7 @@ from typing import IO
 from filelock import lock_descriptor
 
 from itr.errors import ConfigError
-from itr.results.run_files import LOCK
+from itr.results.run_folder import LOCK
 from itr.training.console import log
 
 

@@ -24,7 +24,7 @@ from itr.files import atomic_write, parse_json, parse_yaml
 from itr.jobs.lock import RunLock
 from itr.models.build import NO_LOSS
 from itr.results.results_file import RESULTS, read_results
-from itr.results.run_files import CONFIG, DATA, LOCK, VERSIONS
+from itr.results.run_folder import CONFIG, DATA, LOCK, VERSIONS
 from itr.training.checkpointing import BEST, LAST, PREVIOUS, temporary_files
 from itr.training.console import log
 from itr.training.faults.heartbeat import RANKS

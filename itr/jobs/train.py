@@ -24,7 +24,7 @@ from itr.results.accuracy_tables import results_tables
 from itr.results.gallery.thumbnails import Thumbnails
 from itr.results.hard_queries import COLUMNS, hard_queries
 from itr.results.results_file import write_results
-from itr.results.run_files import LOG, PLANNED, STARTED, STOPPED
+from itr.results.run_folder import LOG, PLANNED, STARTED, STOPPED
 from itr.results.trackers.tracker import NullTracker, Tracker, open_tracker
 from itr.terminal import OutputConsole
 from itr.training import checkpointing

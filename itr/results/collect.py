@@ -20,7 +20,7 @@ from itr.evaluation.statistics import Interval, item_intervals, named_intervals,
 from itr.files import parse_yaml
 from itr.results.results_file import RESULTS, read_results
 from itr.results.row_labels import option_labels, training_length
-from itr.results.run_files import CONFIG
+from itr.results.run_folder import CONFIG
 from itr.tasks.columns import TASKS, columns_of
 
 SKIPPED_FOLDERS = ("wandb", "checkpoints")  # of a run; they contain no other run

@@ -24,7 +24,7 @@ from rich.table import Column
 from rich.text import Text
 
 from itr.errors import UserError
-from itr.results.run_files import FAILED
+from itr.results.run_folder import FAILED
 from itr.terminal import ConsoleHandler, PlainConsole, PrintableFormatter
 
 log = logging.getLogger("itr")

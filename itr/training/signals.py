@@ -10,7 +10,7 @@ from typing import Any
 
 from itr.errors import Stopped
 from itr.evaluation.encode import Progress
-from itr.results.run_files import STOPPED
+from itr.results.run_folder import STOPPED
 
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)  # sent by schedulers; SIGINT comes from a person
 WATCHED = (*PREEMPTION, signal.SIGINT)

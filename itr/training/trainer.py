@@ -16,7 +16,7 @@ from itr.batch import Batch
 from itr.draws import Draws
 from itr.errors import Stopped
 from itr.evaluation.encode import AUTOCAST
-from itr.results.run_files import STOPPED
+from itr.results.run_folder import STOPPED
 from itr.training import checkpointing
 from itr.training.config import TrainConfig
 from itr.training.console import ProgressDisplay, log

@@ -17,7 +17,7 @@ from rich.console import Console
 from itr.cli import main
 from itr.errors import Stopped, TrainingError
 from itr.jobs.lock import RunLock
-from itr.results.run_files import LOG, PLANNED, STARTED
+from itr.results.run_folder import LOG, PLANNED, STARTED
 from itr.training.console import close_log, log, log_failure, open_log
 from itr.training.signals import StopRequest
 from tests.conftest import ROOT

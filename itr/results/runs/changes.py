@@ -10,7 +10,7 @@ from pathlib import Path
 
 from itr.errors import ConfigError
 from itr.files import atomic_write, explain_write_error
-from itr.results.run_files import CONFIG, TAGS
+from itr.results.run_folder import CONFIG, TAGS
 from itr.results.runs.run_state import is_running, tags
 
 TAG = re.compile(r"[\w.:+-]+")

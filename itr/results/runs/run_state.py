@@ -18,7 +18,7 @@ from filelock import lock_descriptor
 from itr.errors import DataError
 from itr.files import parse_json, parse_yaml
 from itr.results.results_file import RESULTS, read_results
-from itr.results.run_files import CONFIG, FAILED, LOCK, LOG, PLANNED, STARTED, STOPPED, TAGS
+from itr.results.run_folder import CONFIG, FAILED, LOCK, LOG, PLANNED, STARTED, STOPPED, TAGS
 from itr.results.trackers.metrics_file import METRICS
 
 RUNNING, FINISHED, PREEMPTED, FAILED_STATE, KILLED, DAMAGED = STATES = (
