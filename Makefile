@@ -45,7 +45,7 @@ ifneq ($(GOLDEN_ELSEWHERE),)
 		$(BIN)/python -m pytest tests/parity --golden $(GOLDEN_ELSEWHERE)
 endif
 
-soak: setup-test ## an hour of killing and resuming runs (ITR_CLIPART=DIR: also on real images)
+soak: setup-test ## hours of kills, full disks and damaged files (ITR_CLIPART=DIR: also on real images)
 	$(BIN)/python -m pytest tests -m soak
 
 parity: setup-test ## run only the comparison with the authors' numbers

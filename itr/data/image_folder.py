@@ -11,6 +11,8 @@ from pathlib import Path
 
 from itr.errors import DataError
 
+MAX_NAME = 4096  # characters of a path; no file system has longer ones
+
 
 class ImageFolder:
     """The files below ``base``. Each folder is listed once; no file is tested."""
@@ -26,6 +28,8 @@ class ImageFolder:
         return self._find(name.replace("\\", "/")) if found is None and "\\" in name else found
 
     def _find(self, name: str) -> str | None:
+        if len(name) > MAX_NAME:
+            return None
         folder, file = os.path.split(name)
         if file in self._list(folder):
             return name
@@ -60,7 +64,7 @@ def _file_names(folder: Path) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: a zero byte
         return set()
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from error

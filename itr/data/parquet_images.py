@@ -76,7 +76,7 @@ def read_image(image: ParquetImage) -> bytes:
             group, first = _group_of(image.path, image.offset, mtime_ns)
             column = _row_group(image.path, mtime_ns, group)
         value = column[image.offset - first].as_py()
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
             f"{image.path}: row {image.offset} cannot be read ({str(error).splitlines()[0]}); "
             "download the file again"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from itr.command import command
-from itr.errors import TrainingError
+from itr.files import atomic_write, explain_write_error
 
 PROG = "itr results"
 FORMATS = {"markdown": "results.md", "latex": "results.tex", "csv": "results.csv"}
@@ -129,14 +130,10 @@ def _table(options: argparse.Namespace) -> None:
 
 
 def _write(folder: Path, texts: dict[str, str]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for kind, name in FORMATS.items():
-            (folder / name).write_text(texts[kind], encoding="utf-8")
-    except OSError as error:
-        raise TrainingError(
-            f"--out {folder}: cannot be written ({error}); pass another folder"
-        ) from error
+    with explain_write_error(folder, "the tables", "pass another --out"):
+        with contextlib.ExitStack() as stack:  # all of them, or none
+            for kind, name in FORMATS.items():
+                stack.enter_context(atomic_write(folder / name)).write(texts[kind].encode())
     from itr.terminal import PlainConsole  # imported here, so that --help answers at once
 
     written = ", ".join(str(folder / name) for name in FORMATS.values())

@@ -105,6 +105,9 @@ def argument(key: str, value: Any) -> str:
     return f"{key}={value}"
 
 
+ODD_TAGS = (ValueError, RecursionError, LookupError, AttributeError)  # what odd values raise
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """PyYAML keeps the last of several equal keys; this loader refuses them."""
 
@@ -159,7 +162,7 @@ def _read_yaml(path: Path) -> Mapping[Any, Any]:
     except FileNotFoundError as error:
         siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise ConfigError(f"{path}: no such sweep file{nearest(str(path), siblings)}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, OSError, *ODD_TAGS) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: expected the keys program, method and parameters")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +27,7 @@ from tests.training.sizes import NO_DROPOUT, SIZES, overrides
 
 pytestmark = pytest.mark.soak
 KILLS = 20
+KILLS_OF_A_LIFE = int(os.environ.get("ITR_SOAK_KILLS", "100"))
 LENGTH = (
     "batch_size=20",
     "trainer.max_steps=15",
@@ -55,6 +60,32 @@ def test_a_run_survives_many_kills(devices: int, common: list[str], tmp_path: Pa
     assert_same_run(whole, killed)
     left = [path.name for path in (killed / "checkpoints").iterdir()]
     assert sorted(left) == ["best.safetensors", "last.safetensors", "previous.safetensors"]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_kills_at_any_moment_of_a_life(devices: int, world: Path, tmp_path: Path) -> None:
+    """From the first import to the last file; a run that ends in between begins anew."""
+    places = [f"data.root={world / 'data'}", f"data.cache={world / 'cache'}"]
+    arguments = [*TINY, *places, "trainer.epochs=6", "trainer.checkpoint_every=2"]
+    arguments += [f"devices={devices}", "runtime.eval_batch_size=4"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    began = time.monotonic()
+    finish(start([*arguments, f"out={whole}"]))
+    life, chance = time.monotonic() - began, random.Random(devices)
+    kills = 0
+    while kills < KILLS_OF_A_LIFE:
+        process = start([*arguments, f"out={killed}", "resume=auto"])
+        try:
+            process.wait(chance.uniform(0.0, 1.1 * life))
+        except subprocess.TimeoutExpired:
+            kill_all(process)
+            kills += 1
+            continue
+        finish(process)
+        assert_same_run(whole, killed)
+        shutil.rmtree(killed)
+    finish(start([*arguments, f"out={killed}", "resume=auto"]))
+    assert_same_run(whole, killed)
 
 
 def values_at(metrics: Path, step: int) -> list[str]:

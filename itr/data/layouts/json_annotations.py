@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def _image_folder(
     names = ("", *folders, *IMAGE_FOLDERS)
     candidates = [base / name for base in (path.parent, path.parent.parent) for name in names]
     for base in candidates:
-        if any((base / name).is_file() for name in sample):
+        if any(os.path.isfile(base / name) for name in sample):
             return base
     for base in candidates:
         folder = ImageFolder(base)

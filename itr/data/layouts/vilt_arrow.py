@@ -132,7 +132,7 @@ def _batches(path: Path) -> Iterator[tuple[int, Any, list[Slice]]]:
             batch.validate(full=True)
             yield first, batch, _byte_ranges(path, batch.column("image"), first, start, size)
             first += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: not a valid Arrow file ({str(error).splitlines()[0]}; "
             f"{path.stat().st_size} bytes); copy it or write it again"

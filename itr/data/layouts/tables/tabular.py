@@ -131,7 +131,7 @@ def _parquet_rows(path: Path) -> Rows:
                         row[images] = StoredImage(str(path), number, names[number], present)
                     yield f"{path}, row {number}", row
                     number += 1
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: not a valid Parquet file ({str(error).splitlines()[0]}); write it again"
         ) from error

@@ -1,1 +1,0 @@
-"""The run directories below a folder: their states, and what can be done with them."""
