@@ -256,7 +256,7 @@ def _without_captions(split: Split, training: bool) -> Split:
     """Count the images without a caption: no training pair, but candidates of an evaluation."""
     if split.captions_per_image.all():
         return split
-    images = [split.records[n] for n in np.flatnonzero(split.captions_per_image == 0)]
+    images = [split.records[n] for n in np.flatnonzero(split.captions_per_image == 0).tolist()]
     count = f"{split.source}: {len(images)} of {split.n_images} images have no caption"
     names = first_of([str(image.extra.get("file", image.image)) for image in images])
     use = "left out of training" if training else "candidates in text-to-image, no queries"

@@ -11,7 +11,6 @@ import functools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from itr.data.config import DataConfig
 from itr.data.layout import LayoutSpec, data_root, find_dataset_files, list_folder
@@ -46,6 +45,7 @@ FILE_NAME = re.compile(
     r".*",
     re.IGNORECASE,
 )
+OPTIONS = ("second_key", "held_out", "images", "decoder", "max_broken")  # of data
 LAYOUT = LayoutSpec("table", "pixels", 5, "train.csv (or .tsv, .jsonl, .parquet)", second=True)
 
 
@@ -166,11 +166,9 @@ def find(data: DataConfig) -> TableLayout | None:
             path = files.pop(word)
             if files.setdefault("train", path) is not path:
                 notes = (*notes, f"{path}: is not read, since {files['train'].name} is there")
-    options: tuple[Any, ...] = (
-        *(data.columns or {}, data.second_key, data.held_out),
-        *(data.images, data.decoder, data.max_broken),
-    )
-    return TableLayout(files.get("train", next(iter(files.values()))), files, *options, notes)
+    options = {key: getattr(data, key) for key in OPTIONS}
+    main = files.get("train", next(iter(files.values())))
+    return TableLayout(main, files, data.columns or {}, notes=notes, **options)
 
 
 def _holds_numbered_images(folder: Path) -> bool:

@@ -40,6 +40,7 @@ def read_entries(
     Raises DataError that names the line for a row that cannot be used.
     """
     caption_ids: list[tuple[str, Any]] = []
+    notes: tuple[str, ...] = ()
     try:
         images = _images_of_rows(path, split, names, oddities, caption_ids, _ImageNames())
     except _NamesRepeatError as error:
@@ -48,8 +49,6 @@ def read_entries(
         by_row = _ImageNames(by_row=True)
         images = _images_of_rows(path, split, names, oddities, caption_ids, by_row)
         notes = (f"{path}: {error}; each row is read as an image of its own",)
-    else:
-        notes = ()
     places = [image["where"] for image in images.values()]
     given = [
         coco_id(file) if is_missing(image["id"]) else image["id"]
