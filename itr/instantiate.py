@@ -25,6 +25,10 @@ from itr.options import bounds_of, faults
 RESERVED = ("_target_", "name")  # keys of a node that are not arguments
 # OmegaConf interpolates "${". A Unicode noncharacter stands for its "$" while OmegaConf has it.
 INTERPOLATION, LITERAL = "${", "\ufdd0{"
+MOST_KEPT = 256  # of what `check` keeps: valid nodes, and schemas as OmegaConf has them
+
+_valid: dict[tuple[type, str, bytes], Any] = {}
+_structured = functools.lru_cache(maxsize=MOST_KEPT)(OmegaConf.structured)
 
 
 def locate(target: str, where: str) -> Any:
@@ -51,7 +55,7 @@ def locate(target: str, where: str) -> Any:
     return found
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=MOST_KEPT)
 def schema_of(function: Callable[..., Any]) -> type:
     """A dataclass with a field for each argument of ``function`` (its typed options)."""
     signature = inspect.signature(function)
@@ -121,10 +125,6 @@ def check(node: Mapping[str, Any], schema: type, where: str) -> Any:
     return copy.deepcopy(checked)
 
 
-_valid: dict[tuple[type, str, bytes], Any] = {}
-MOST_KEPT = 256
-
-
 def _check(values: dict[str, Any], schema: type, where: str) -> Any:
     if "name" not in {field.name for field in dataclasses.fields(schema)}:
         values.pop("name", None)
@@ -132,7 +132,7 @@ def _check(values: dict[str, Any], schema: type, where: str) -> Any:
         raise ConfigError("\n".join(unknown))
     try:
         literal = _replaced(values, INTERPOLATION, LITERAL)
-        merged = OmegaConf.merge(OmegaConf.structured(schema), literal)
+        merged = OmegaConf.merge(_structured(schema), literal)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             key = f"{where}.{missing[0]}".strip(".")

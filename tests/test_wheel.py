@@ -88,11 +88,12 @@ def test_the_installed_wheel_trains_and_evaluates(wheel: Path, world: Path, tmp_
         assert Path(line).is_relative_to(site)
     data = [f"data.root={world / 'data'}", f"data.cache={world / 'cache'}"]
     steps = ["trainer.max_steps=3", "out=run"]
-    python("-m", "itr", "train", *TINY, *data, *steps, cwd=empty, path=site)
+    again = ["checkpoint=run", "split=test", "device=cpu", "out=again"]
+    both = f"{['train', *TINY, *data, *steps]}, {['eval', *again]}"
+    commands = f"from itr.cli import main; print([main(words) for words in ({both})])"
+    assert python("-c", commands, cwd=empty, path=site).splitlines()[-1] == "[0, 0]"
     results = json.loads((empty / "run" / "results.json").read_text())
     assert results["updates"] == 3
-    again = ["checkpoint=run", "split=test", "device=cpu", "out=again"]
-    python("-m", "itr", "eval", *again, cwd=empty, path=site)
     evaluated = json.loads((empty / "again" / "results.json").read_text())
     assert evaluated["test/rsum"] == results["test/rsum"]
 

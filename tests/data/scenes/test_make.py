@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import tarfile
 from collections import Counter
 from itertools import combinations
@@ -25,9 +22,11 @@ from PIL import Image
 from itr import files
 from itr.data.layouts.precomp import read_split
 from itr.data.layouts.region_arrays import check_regions_finite
+from itr.data.scenes import make
 from itr.data.scenes.make import VERSION, prepare
 from itr.errors import ConfigError, DataError
 from tests.conftest import PATIENCE
+from tests.processes import CONTEXT, run_function
 
 SMALL = {"train": 60, "val": 20, "test": 20}
 ATTRIBUTES = ("colour", "shape", "size", "fill", "place")
@@ -103,10 +102,9 @@ def _prepare_at_once(parent: str, barrier: Barrier, lines: Any) -> None:
 
 
 def test_two_processes_at_once_end_with_one_folder(small: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    barrier, lines = context.Barrier(2), context.Queue()
+    barrier, lines = CONTEXT.Barrier(2), CONTEXT.Queue()
     arguments = (str(tmp_path), barrier, lines)
-    workers = [context.Process(target=_prepare_at_once, args=arguments) for _ in range(2)]
+    workers = [CONTEXT.Process(target=_prepare_at_once, args=arguments) for _ in range(2)]
     for worker in workers:
         worker.start()
     answers = [lines.get(timeout=PATIENCE) for _ in workers]
@@ -119,19 +117,17 @@ def test_two_processes_at_once_end_with_one_folder(small: Path, tmp_path: Path) 
     assert files_of(folder) == files_of(small)
 
 
+def _prepare_and_be_interrupted(parent: Path, how: signal.Signals) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores SIGINT
+    make._write_shards = lambda *_: os.kill(os.getpid(), how)  # type: ignore[assignment]
+    prepare(parent, **SMALL)
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_leaves_nothing_of_the_final_name(tmp_path: Path, how: signal.Signals) -> None:
-    code = f"""
-import os, signal, sys
-from itr.data.scenes import make
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores SIGINT
-make._write_shards = lambda *_: os.kill(os.getpid(), {int(how)})
-make.prepare(sys.argv[1], **{SMALL})
-"""
-    process = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL, check=False
-    )
-    assert process.returncode == -how
+    process = run_function(_prepare_and_be_interrupted, tmp_path, how)
+    assert process.returncode == (-how if how == signal.SIGKILL else 1), process.stderr
+    assert ("KeyboardInterrupt" in process.stderr) == (how == signal.SIGINT)
     left = list(tmp_path.iterdir())
     assert not [path for path in left if path.name.startswith("scenes-")]
     assert len(left) == (how == signal.SIGKILL)  # SIGINT leaves time to clean up
