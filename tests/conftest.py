@@ -29,28 +29,28 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; read whe
 
 CONF = ROOT / "conf"
 
-# Files of a minute or more, the longest first. One that starts last keeps one worker busy alone.
+# Files of half a minute or more, the longest first: one that starts last keeps a worker busy alone.
 LONG_FILES = (
-    "test_outside_package.py",
-    "jobs/test_default_job.py",
-    "jobs/test_devices.py",
-    "jobs/test_entry.py",
-    "models/test_bad_input.py",
-    "training/test_resume.py",
-    "training/test_stop.py",
     "parity/test_parity.py",
-    "models/test_albef_tasks.py",
-    "tasks/test_item_tasks.py",
-    "sweep/test_runner.py",
-    "sweep/test_optuna_search.py",
-    "sweep/test_files.py",
+    "jobs/test_default_job.py",
     "docs/test_pages.py",
-    "test_wheel.py",
     "models/test_compatibility.py",
-    "parity/test_harness.py",
+    "tasks/test_item_tasks.py",
+    "models/test_albef_tasks.py",
+    "test_outside_package.py",
+    "training/test_stop.py",
+    "jobs/test_devices.py",
+    "models/test_bad_input.py",
+    "models/test_albef_starts.py",
+    "official/test_albef_files.py",
     "training/test_trainer.py",
+    "jobs/test_entry.py",
+    "data/scenes/test_items.py",
+    "data/layouts/shards/test_epochs.py",
+    "test_literal.py",
+    "test_wheel.py",
+    "training/test_resume.py",
     "training/test_faults.py",
-    "jobs/test_slurm.py",
 )
 
 
