@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from itr.batch import Batch
-from itr.data.layouts.region_arrays import bad_row
+from itr.data.layouts.region_arrays import MappedFile, bad_row
 from itr.data.records import Split
 from itr.errors import ConfigError, DataError
 
@@ -32,6 +32,7 @@ class Regions:
         self.rows = np.array([record.image for record in split.records], dtype=np.int64)
         self.source = split.source
         self.cached = cached
+        self.file = MappedFile(self.array)
 
     def fields(
         self, images: np.ndarray, keep: np.ndarray | None = None, min_pad: int = 0
@@ -51,6 +52,7 @@ class Regions:
             flat[mask] = (images[:, None] * count + np.arange(count))[keep]
             return self._lookup_fields(rows, flat, mask, lengths)
         flat[mask] = (rows[:, None] * count + np.arange(count))[keep]
+        self.file.require_whole()
         values = np.empty((*mask.shape, width), dtype=self.array.dtype)
         np.take(self.array.reshape(-1, width), flat, axis=0, out=values, mode="clip")
         values[~mask] = 0

@@ -114,9 +114,38 @@ def _chunks(regions: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 def map_again(array: np.ndarray) -> np.ndarray:
     """A fresh memory map of ``array``; pages read through an old map would count as our memory."""
-    if isinstance(array, np.memmap):
+    if not isinstance(array, np.memmap):
+        return array
+    try:
         return np.load(str(array.filename), mmap_mode="r", allow_pickle=False)
-    return array
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{array.filename}: was changed while it was read ({error}); start again"
+        ) from error
+
+
+class MappedFile:
+    """The file of a memory map. If it is cut short, reading the map ends the process (SIGBUS)."""
+
+    def __init__(self, array: np.ndarray):
+        self.path, self.stat = "", None
+        if isinstance(array, np.memmap) and array.filename is not None:
+            self.path = str(array.filename)
+            self.stat = os.stat(self.path)
+
+    def require_whole(self) -> None:
+        """Raise DataError if the file has been cut short. One that was replaced is still mapped."""
+        if self.stat is None:
+            return
+        try:
+            now = os.stat(self.path)
+        except OSError:
+            return
+        if os.path.samestat(now, self.stat) and now.st_size < self.stat.st_size:
+            raise DataError(
+                f"{self.path}: was cut short while it was read, from {self.stat.st_size:,} to "
+                f"{now.st_size:,} bytes; restore it, then resume with resume=auto"
+            )
 
 
 def require_finite(path: Path, regions: np.ndarray, rows: np.ndarray, first: int = 0) -> None:

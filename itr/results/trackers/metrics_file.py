@@ -32,7 +32,11 @@ class MetricsFile:
             self.handle.truncate(0)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Append one line. Raises TrainingError if it cannot be written, e.g. on a full disk."""
+        """Append one line. Raises TrainingError if it cannot be written, e.g. on a full disk.
+
+        A file that was deleted or moved would take lines for ever, and nobody would read them.
+        """
+        self._require_there()
         line: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
         for key, value in values.items():
             line[key] = value if math.isfinite(value) else None
@@ -44,6 +48,19 @@ class MetricsFile:
                 f"{self.path}: cannot be written ({error}); free some disk space, then resume with "
                 "resume=auto"
             ) from error
+
+    def _require_there(self) -> None:
+        """Raise TrainingError if ``path`` is not the open file any more."""
+        try:
+            there = os.path.samestat(os.stat(self.path), os.fstat(self.handle.fileno()))
+        except OSError:
+            there = False
+        if not there:
+            raise TrainingError(
+                f"{self.path}: was deleted, moved or replaced while the run wrote to it; nothing "
+                "else is written there. Move the run directory back and resume with resume=auto, "
+                "or train again"
+            )
 
     def offset(self) -> int:
         """Size of the file in bytes."""

@@ -9,8 +9,13 @@ import textwrap
 import numpy as np
 import pytest
 
+from itr.data.images.regions import Regions
 from itr.data.layouts.precomp import read_split
-from itr.data.layouts.region_arrays import check_regions_finite, check_same_width
+from itr.data.layouts.region_arrays import (
+    check_regions_finite,
+    check_same_width,
+    map_again,
+)
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.errors import ConfigError, DataError
 
@@ -328,3 +333,23 @@ def test_a_large_array_is_not_loaded(tmp_path):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert int(done.stdout) < 50 * 1024  # KiB
+
+
+def test_an_array_that_is_cut_short_while_it_is_mapped(tmp_path):
+    write(tmp_path, "train", images=400, regions=30)
+    split = read_split(tmp_path, "train")
+    regions, path = Regions(split), tmp_path / "train_ims.npy"
+    assert regions.fields(np.array([399]))["regions"].shape == (1, 30, 6)
+    os.truncate(path, 5000)
+    with pytest.raises(DataError, match=r"train_ims.npy: was cut short .* to 5,000 bytes"):
+        regions.fields(np.array([399]))  # reading the map would end the process
+    with pytest.raises(DataError, match="train_ims.npy: was changed while it was read"):
+        map_again(split.regions)
+
+
+def test_an_array_that_is_replaced_stays_mapped(tmp_path):
+    array, _ = write(tmp_path, "train")
+    regions = Regions(read_split(tmp_path, "train"))
+    np.save(tmp_path / "new.npy", array[:1])
+    os.replace(tmp_path / "new.npy", tmp_path / "train_ims.npy")
+    np.testing.assert_array_equal(regions.fields(np.array([3]))["regions"][0], array[3])

@@ -350,3 +350,16 @@ def test_what_wandb_itself_says_holds(
         check=True,
     )
     assert process.stdout.split() == [mode, project]
+
+
+def test_a_run_directory_that_vanishes_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    file = MetricsFile(folder / "metrics.jsonl")
+    file.log({"a": 1.0}, 1)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(TrainingError, match=r"metrics.jsonl: was deleted, moved or replaced"):
+        file.log({"a": 1.0}, 2)
+    (tmp_path / "elsewhere").rename(folder)
+    file.log({"a": 1.0}, 2)
+    file.close()
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
