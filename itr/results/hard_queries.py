@@ -7,7 +7,7 @@ from typing import Any
 from itr.data.records import Split
 from itr.evaluation.query_log import DIRECTIONS, QueryLog
 from itr.results.gallery.query_cases import choose
-from itr.results.gallery.thumbnails import Thumbnails
+from itr.results.gallery.thumbnails import Thumbnails, image_label
 
 COUNT = 16  # queries per direction
 SIDE = 160  # pixels
@@ -28,14 +28,14 @@ def hard_queries(log: QueryLog, split: Split, thumbnails: Thumbnails) -> list[li
         for case in choose(log, protocol, direction, "worst", COUNT):
             top = case.candidates[0]
             image = case.query if from_image else case.best_match
-            name = f"image {log.image_ids[image]}"
+            name = image_label(split.records[image])
             rows.append(
                 [
                     direction,
                     case.rank if depth is None else _rank_text(case.rank, depth),
                     name if from_image else captions[case.query],
                     thumbnails.get(image, SIDE),
-                    captions[top.index] if from_image else f"image {log.image_ids[top.index]}",
+                    captions[top.index] if from_image else image_label(split.records[top.index]),
                     None if from_image else thumbnails.get(top.index, SIDE),
                     captions[case.best_match] if from_image else name,
                     top.score,

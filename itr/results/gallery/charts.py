@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 WIDTH, HEIGHT = 440, 230
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 60, 12, 10, 40  # room for ticks such as 0.0025
 
 
 @dataclass(frozen=True)

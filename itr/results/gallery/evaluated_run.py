@@ -11,7 +11,7 @@ from itr.errors import DataError
 from itr.evaluation.query_log import QueryLog, read_queries
 from itr.instantiate import check
 from itr.results.gallery.query_cases import QueryCase
-from itr.results.gallery.thumbnails import Thumbnails, data_uri, open_thumbnails
+from itr.results.gallery.thumbnails import Thumbnails, data_uri, image_label, open_thumbnails
 
 BEST = Path("checkpoints") / "best.safetensors"
 
@@ -51,8 +51,8 @@ class EvaluatedRun:
         return self.cached_uris[image]
 
     def image_label(self, image: int) -> str:
-        """The image with its dataset id."""
-        return f"image {self.log.image_ids[image]}"
+        """The name of the image's file, or its id where it has no file of its own."""
+        return image_label(self.split.records[image])
 
     def rank_text(self, case: QueryCase) -> str:
         """The rank; if the match is not among the re-ranked candidates, a lower bound."""

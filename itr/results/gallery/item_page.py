@@ -17,7 +17,7 @@ from itr.errors import DataError
 from itr.evaluation.predictions import Predictions, predictions_path, read_predictions
 from itr.files import parse_json
 from itr.instantiate import check
-from itr.results.gallery.thumbnails import Thumbnails, data_uri
+from itr.results.gallery.thumbnails import Thumbnails, data_uri, image_label
 
 TEMPLATE = "items.html.j2"
 SOURCE = "predictions-{split}.source.json"  # where the pictures of the predictions are
@@ -139,7 +139,7 @@ def _picture(run: PredictedRun, image: int) -> dict[str, str]:
     thumbnail = run.thumbnails.get(image)
     return {
         "uri": "" if thumbnail is None else data_uri(thumbnail),
-        "label": f"image {run.split.records[image].image_id}",
+        "label": image_label(run.split.records[image]),
     }
 
 

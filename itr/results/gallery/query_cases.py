@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from itr.evaluation.query_log import QueryLog
+from itr.evaluation.score_statistics import TopCandidates
 
 CANDIDATES_SHOWN = 5  # per query
 
@@ -35,21 +36,28 @@ class QueryCase:
     best_match: int
 
 
-Selection = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Selection = Callable[[np.ndarray, TopCandidates, np.random.Generator], np.ndarray]
 
 
-def worst(ranks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Query indices by descending rank."""
-    order = np.argsort(-np.nan_to_num(ranks, nan=-1), kind="stable")
+def worst(ranks: np.ndarray, top: TopCandidates, rng: np.random.Generator) -> np.ndarray:
+    """Query indices by descending rank.
+
+    Of equal ranks (all that are beyond the re-ranked candidates) the most confident mistakes first:
+    those whose best candidate leads the best match by most, or scores highest if no match has a
+    score.
+    """
+    first = top.scores[:, 0].astype(np.float64)
+    lead = np.where(np.isnan(top.match_score), first, first - top.match_score)
+    order = np.lexsort((-np.nan_to_num(lead), -np.nan_to_num(ranks, nan=-1)))
     return order[np.isfinite(ranks[order])]
 
 
-def near_misses(ranks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def near_misses(ranks: np.ndarray, top: TopCandidates, rng: np.random.Generator) -> np.ndarray:
     """Indices of the queries with rank 2 or 3, in random order."""
     return rng.permutation(np.flatnonzero((ranks > 1) & (ranks <= 3)))
 
 
-def random_sample(ranks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def random_sample(ranks: np.ndarray, top: TopCandidates, rng: np.random.Generator) -> np.ndarray:
     """Indices of all queries in random order."""
     return rng.permutation(np.flatnonzero(np.isfinite(ranks)))
 
@@ -69,7 +77,7 @@ def choose(
     Only the first of several selected captions of an image is used.
     """
     ranks = getattr(log.ranks[protocol], direction)
-    order = SELECTIONS[selection](ranks, np.random.default_rng(seed))
+    order = SELECTIONS[selection](ranks, log.top_candidates[direction], np.random.default_rng(seed))
     cases: list[QueryCase] = []
     images: set[int] = set()
     for query in map(int, order):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import os
 import re
 
 import numpy as np
@@ -80,3 +81,10 @@ def open_thumbnails(data: DataConfig, name: str, kind: str) -> tuple[Split, Thum
     """The split ``name`` as it was evaluated, and its thumbnails. Raises as `open_split`."""
     split = open_split(data, name, kind)
     return split, Thumbnails(split, data, name)
+
+
+def image_label(record: Record) -> str:
+    """What an image is called: its file name, or its dataset id if it is inside another file."""
+    if isinstance(record.image, str) and record.image:
+        return os.path.basename(record.image)
+    return f"image {record.image_id}"

@@ -18,7 +18,9 @@ from PIL import Image
 
 from itr.batch import Batch
 from itr.data.images.transforms import Choices, transform
+from itr.data.records import Record
 from itr.evaluation.query_log import read_queries
+from itr.evaluation.score_statistics import TopCandidates
 from itr.jobs.commands.gallery_cli import main
 from itr.jobs.evaluate import evaluate
 from itr.jobs.load_checkpoint import load_checkpoint
@@ -28,7 +30,8 @@ from itr.results.gallery import saliency
 from itr.results.gallery.evaluated_run import open_run
 from itr.results.gallery.overlay import smooth_map
 from itr.results.gallery.page import build_page
-from itr.results.gallery.query_cases import choose, hubs
+from itr.results.gallery.query_cases import choose, hubs, worst
+from itr.results.gallery.thumbnails import image_label
 from itr.view import PixelView
 from tests.conftest import PATIENCE, compose
 from tests.results.synthetic_runs import run
@@ -100,6 +103,25 @@ def test_the_page_shows_the_worst_queries_with_their_ranks(page: Path, finished:
         assert all(c.is_match == (c.index in case.matches) for c in case.candidates)
     assert all(1 < case.rank <= 3 for case in choose(log, "full", "i2t", "near", 50))
     assert saliency.OCCLUSION in words
+
+
+def test_equal_ranks_are_ordered_by_confidence():
+    """Beyond the re-ranked candidates all ranks are equal."""
+    top = TopCandidates(
+        np.zeros((5, 1), np.int32),
+        np.array([[0.5], [0.9], [0.7], [0.8], [0.6]], np.float32),
+        np.array([0.1, np.nan, np.nan, 0.75, 0.6], np.float32),
+        np.zeros(5, np.int32),
+        np.zeros(1, np.float32),
+    )
+    ranks = np.array([12.0, 12.0, 12.0, 3.0, np.nan])
+    assert worst(ranks, top, np.random.default_rng(0)).tolist() == [1, 2, 0, 3]
+
+
+def test_images_are_called_by_their_files(finished: Path, pixel_page: Path):
+    assert image_label(Record(7, "/data/a b.jpg", ("x",), (0,))) == "a b.jpg"
+    assert image_label(Record(7, "", ("x",), (0,))) == "image 7"
+    assert re.search(r"[\w-]+\.(jpg|png)", " ".join(Page(pixel_page.read_text()).words))
 
 
 def test_text_of_the_data_is_escaped(finished: Path):
@@ -211,7 +233,7 @@ def test_a_map_covers_the_visible_area(size: tuple[int, int]):
 def test_a_page_with_heat_maps_over_images(of_pixels: Path, pixel_page: Path):
     """The image of each caption is shown without and with the model's heat map."""
     text = pixel_page.read_text()
-    assert saliency.GRAD_CAM in text and "heat map of image" in text and 'class="bars"' not in text
+    assert saliency.GRAD_CAM in text and "heat map of " in text and 'class="bars"' not in text
     sources = re.findall(r'<div class="two"><img src="data:image/jpeg;base64,([^"]+)"[^>]*>'
                          r'<img src="data:image/jpeg;base64,([^"]+)"', text)  # fmt: skip
     assert len(sources) >= 2
