@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from itr.errors import CheckpointError, TrainingError, first_of
-from itr.files import atomic_path, parse_json
+from itr.files import atomic_path, parse_json, private_folder
 
 FORMAT = "itr-checkpoint"
 FORMAT_VERSION = 2
@@ -57,8 +57,9 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
     }
     header[HEADER_CHECKSUM] = _header_checksum(header)
     try:
-        with atomic_path(path) as temporary:
-            save_file(stored, temporary, metadata=header)
+        with atomic_path(path) as temporary, private_folder(path) as folder:
+            save_file(stored, folder / path.name, metadata=header)
+            os.replace(folder / path.name, temporary)
             os.chmod(temporary, 0o666 & ~_umask())  # safetensors creates files of mode 0600
     except (OSError, SafetensorError) as error:
         state = "the previous one is unchanged" if path.exists() else "nothing was written"

@@ -70,6 +70,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def private_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path``, removed at the end.
+
+    For libraries that write to a temporary file of their own: what they leave when the process is
+    killed is deleted by the next writer, like our own. Raises OSError.
+    """
+    temporary = _draft(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _draft(path: Path) -> Path:
     """A temporary name beside ``path`` that says which process of which machine uses it."""
     return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from itr import checkpoint
+from itr import checkpoint, files
 from itr.clock import Clock
 from itr.errors import CheckpointError
 from itr.training.checkpointing import BEST, DAMAGED, LAST, PREVIOUS, find_resumable
@@ -140,3 +143,21 @@ def test_other_formats_are_named(
         path = write(tmp_path / LAST)
     with pytest.raises(CheckpointError, match=f"{LAST}.*format {version}.*{advice}"):
         checkpoint.read_meta(path)
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_nothing_for_long(tmp_path):
+    path = tmp_path / "last.safetensors"
+    code = (
+        "import os, signal, sys, itr.checkpoint as c, torch\n"
+        "from pathlib import Path\n"
+        "def save(tensors, name, metadata):\n"
+        "    (Path(name).parent / '.tmpYcKUR0').write_bytes(bytes(100))  # as the library does\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "c.save_file = save\n"
+        "c.write(Path(sys.argv[1]), {'a': torch.ones(2)}, {})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode
+    assert done == -signal.SIGKILL and list(tmp_path.rglob("*")) and not path.exists()
+    files._remove_orphans.cache_clear()  # as in the next process
+    checkpoint.write(path, {"a": torch.ones(2)}, {})
+    assert [p.name for p in tmp_path.rglob("*")] == ["last.safetensors"]

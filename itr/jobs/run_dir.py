@@ -196,8 +196,11 @@ def lock_run(path: Path) -> Iterator[None]:
 
         def acquire() -> None:
             stack.enter_context(RunLock(path))
-            for file in temporary_files(path):
-                file.unlink(missing_ok=True)
+            for draft in temporary_files(path):
+                if draft.is_dir():
+                    shutil.rmtree(draft, ignore_errors=True)
+                else:
+                    draft.unlink(missing_ok=True)
             shutil.rmtree(path / RANKS, ignore_errors=True)
 
         parallel.broadcast_from_rank0(acquire)  # rank 0 holds the lock for all ranks

@@ -68,14 +68,15 @@ def check_space(folder: Path, model: Model) -> tuple[int, int]:
 
 
 def temporary_files(folder: Path) -> list[Path]:
-    """Temporary files that a killed process left in the run directory ``folder``."""
+    """Temporary files and folders that a killed process left in the run directory ``folder``."""
     return [path for parent in (folder, folder / "checkpoints") for path in parent.glob(".*.tmp")]
 
 
 def _used_bytes(folder: Path) -> int:
     """Bytes of the checkpoints in ``folder`` and of files that are deleted before the next one."""
     names = (folder / "checkpoints" / name for name in (BEST, LAST, PREVIOUS))
-    stats = [path.stat() for path in (*names, *temporary_files(folder)) if path.is_file()]
+    inside = (path for draft in temporary_files(folder) for path in (draft, *draft.rglob("*")))
+    stats = [path.stat() for path in (*names, *inside) if path.is_file()]
     return sum({stat.st_ino: stat.st_size for stat in stats}.values())  # hard links count once
 
 
