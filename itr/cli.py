@@ -15,6 +15,7 @@ COMMANDS: Commands = {
     "sweep": ("itr.sweep.cli:main", "run the jobs of a sweep file"),
     "data": ("itr.data.__main__:main", "check, convert and measure datasets"),
     "results": ("itr.results.__main__:main", "tables of results; compare two runs"),
+    "runs": ("itr.results.runs.cli:main", "list, tag, archive and delete runs"),
     "gallery": (
         "itr.jobs.commands.gallery_cli:main",
         "write an HTML page of a run's hits and misses",

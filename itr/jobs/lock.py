@@ -10,9 +10,8 @@ from typing import IO
 from filelock import lock_descriptor
 
 from itr.errors import ConfigError
+from itr.results.run_folder import LOCK
 from itr.training.console import log
-
-LOCK = "run.lock"
 
 
 class RunLock:

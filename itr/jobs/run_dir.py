@@ -21,22 +21,15 @@ from itr import checkpoint, parallel
 from itr.data.checks.fingerprint import changed_splits
 from itr.errors import CheckpointError, ConfigError, DataError, TrainingError, first_of
 from itr.files import atomic_write, parse_json, parse_yaml
-from itr.jobs.lock import LOCK, RunLock
+from itr.jobs.lock import RunLock
 from itr.models.build import NO_LOSS
-from itr.results.results_file import read_results
+from itr.results.results_file import RESULTS, read_results
+from itr.results.run_folder import CONFIG, DATA, LOCK, VERSIONS
 from itr.training.checkpointing import BEST, LAST, PREVIOUS, temporary_files
 from itr.training.console import log
 from itr.training.faults.heartbeat import RANKS
 
 ROOT = Path("runs")
-CONFIG, METRICS, RESULTS, LOG, VERSIONS, DATA = (
-    "config.yaml",
-    "metrics.jsonl",
-    "results.json",
-    "train.log",
-    "versions.json",
-    "data.json",
-)
 # Settings of a machine or a user's folders. Runs that differ only in these are the same run.
 IGNORED_KEYS = (
     "out",

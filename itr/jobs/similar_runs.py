@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from itr.files import parse_yaml
-from itr.jobs.run_dir import CONFIG, differences, read_stored
+from itr.jobs.run_dir import differences, read_stored
+from itr.results.run_folder import CONFIG
 from itr.training.checkpointing import BEST, LAST
 
 FEW, MOST_COMPARED = 3, 30  # options in which a similar run differs; runs that are compared

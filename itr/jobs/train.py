@@ -24,6 +24,7 @@ from itr.results.accuracy_tables import results_tables
 from itr.results.gallery.thumbnails import Thumbnails
 from itr.results.hard_queries import COLUMNS, hard_queries
 from itr.results.results_file import write_results
+from itr.results.run_folder import LOG, PLANNED, STARTED, STOPPED
 from itr.results.trackers.tracker import NullTracker, Tracker, open_tracker
 from itr.terminal import OutputConsole
 from itr.training import checkpointing
@@ -50,7 +51,7 @@ def train(values: dict[str, Any]) -> dict[str, Any]:
     with StopRequest() as stop:
         parallel.init(cuda, config.runtime.collective_timeout)
         results = _train(config, values, stop)
-        stop.check("stopped by a signal after the run was finished")  # ends a multirun, too
+        stop.check(f"{STOPPED} after the run was finished")  # ends a multirun, too
     return results
 
 
@@ -75,7 +76,7 @@ def _train(config: TrainConfig, values: dict[str, Any], stop: StopRequest) -> di
             if parallel.rank() == 0:
                 run_dir.write_config(folder, values)  # first: it makes the folder a run
                 run_dir.write_manifest(folder, components.manifest)
-                open_log(folder / run_dir.LOG, console)
+                open_log(folder / LOG, console)
             job = TrainingJob(config, values, folder, components, stop)
             job.announce(sizes)
             results = job.run(console)
@@ -122,6 +123,7 @@ class TrainingJob:
                 log.info("resuming at update %d", trainer.clock.updates)
             resumed_at = trainer.clock.updates or None
             total = trainer.clock.total_updates
+            log.info("%s%d", PLANNED, total)
             with ProgressDisplay(console, total, trainer.clock.updates) as display:
                 try:
                     trainer.fit(display)
@@ -220,7 +222,7 @@ class TrainingJob:
     def announce(self, sizes: tuple[int, int]) -> None:
         """Log what will be trained; ``sizes`` are the bytes of the best and the last checkpoint."""
         config, parts = self.config, self.components
-        log.info("run directory: %s", self.folder)
+        log.info("%s%s", STARTED, self.folder)
         if config.recipe.name:
             log.info("recipe: %s (%s)", config.recipe.name, config.recipe.source)
         else:

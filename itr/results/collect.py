@@ -20,6 +20,7 @@ from itr.evaluation.statistics import Interval, item_intervals, named_intervals,
 from itr.files import parse_yaml
 from itr.results.results_file import RESULTS, read_results
 from itr.results.row_labels import option_labels, training_length
+from itr.results.run_folder import CONFIG
 from itr.tasks.columns import TASKS, columns_of
 
 SKIPPED_FOLDERS = ("wandb", "checkpoints")  # of a run; they contain no other run
@@ -150,7 +151,7 @@ def find_results(paths: Iterable[Path]) -> list[StoredRun]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
+    path = folder / CONFIG
     try:
         config = parse_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:

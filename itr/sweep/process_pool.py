@@ -23,7 +23,7 @@ import torch
 from filelock import lock_descriptor
 
 from itr.errors import ConfigError
-from itr.jobs.lock import LOCK
+from itr.results.run_folder import LOCK
 from itr.sweep.grid import SweepJob
 from itr.sweep.spec import RESUME
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from itr.errors import DataError
 from itr.files import parse_json
-from itr.jobs import run_dir
 from itr.results.results_file import read_results
+from itr.results.trackers.metrics_file import METRICS
 
 TAIL = 64 * 1024  # bytes read from the end of a log
 
@@ -24,7 +24,7 @@ def results_of(run: Path) -> dict[str, Any] | None:
 def metric_values(run: Path, key: str) -> list[float]:
     """The values of ``key`` in ``metrics.jsonl``, oldest first. Incomplete lines are skipped."""
     try:
-        lines = (run / run_dir.METRICS).read_bytes().splitlines()
+        lines = (run / METRICS).read_bytes().splitlines()
     except OSError:
         return []
     values = []

@@ -24,6 +24,7 @@ from rich.table import Column
 from rich.text import Text
 
 from itr.errors import UserError
+from itr.results.run_folder import FAILED
 from itr.terminal import ConsoleHandler, PlainConsole, PrintableFormatter
 
 log = logging.getLogger("itr")
@@ -60,9 +61,7 @@ def log_failure(error: BaseException) -> None:
     An error of the user is one line; anything else comes with its traceback.
     """
     details = None if isinstance(error, UserError) else (type(error), error, error.__traceback__)
-    record = log.makeRecord(
-        log.name, logging.ERROR, __file__, 0, "the job failed: %s", (error,), details
-    )
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, f"{FAILED}%s", (error,), details)
     for handler in log.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)

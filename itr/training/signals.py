@@ -10,10 +10,11 @@ from typing import Any
 
 from itr.errors import Stopped
 from itr.evaluation.encode import Progress
+from itr.results.run_folder import STOPPED
 
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)  # sent by schedulers; SIGINT comes from a person
 WATCHED = (*PREEMPTION, signal.SIGINT)
-BEFORE_TRAINING = "stopped by a signal before the first update"
+BEFORE_TRAINING = f"{STOPPED} before the first update"
 
 
 class StopRequest:
@@ -50,7 +51,7 @@ class StopRequest:
 
     def check(
         self,
-        message: str = "stopped by a signal; a checkpoint was saved: pass resume=auto to continue",
+        message: str = f"{STOPPED}; a checkpoint was saved: pass resume=auto to continue",
     ) -> None:
         """Raises Stopped with ``message`` if a signal was received."""
         if self.number:

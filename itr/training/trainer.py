@@ -16,6 +16,7 @@ from itr.batch import Batch
 from itr.draws import Draws
 from itr.errors import Stopped
 from itr.evaluation.encode import AUTOCAST
+from itr.results.run_folder import STOPPED
 from itr.training import checkpointing
 from itr.training.config import TrainConfig
 from itr.training.console import ProgressDisplay, log
@@ -282,7 +283,7 @@ class Trainer:
 
     def _stopped(self, preempted: bool) -> Stopped:
         return Stopped(
-            f"stopped by a signal after update {self.clock.updates}; a checkpoint was saved: pass "
+            f"{STOPPED} after update {self.clock.updates}; a checkpoint was saved: pass "
             "resume=auto to continue",
             preempted,
         )

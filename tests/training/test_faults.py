@@ -19,6 +19,7 @@ from itr.errors import DataError, RankLost, Stopped, TrainingError
 from itr.jobs import run_dir
 from itr.jobs.launch import workers
 from itr.jobs.train import train
+from itr.results.results_file import RESULTS
 from itr.results.trackers.tracker import MetricsFile
 from itr.training import checkpointing
 from itr.training.config import check_config
@@ -28,8 +29,8 @@ from itr.training.faults.heartbeat import Heartbeat
 from itr.training.faults.nonfinite import append_batch_ids
 from itr.training.signals import StopRequest
 from tests.conftest import compose
+from tests.training.same_run import assert_same_run
 from tests.training.sizes import overrides
-from tests.training.test_stop import equal
 
 
 @contextlib.contextmanager
@@ -64,10 +65,10 @@ def test_an_interrupted_validation_is_repeated(tiny: list[str], tmp_path: Path) 
     # The last update's validation is the second one; behind it, the test split is evaluated.
     with signal_after_log("val/rsum", 8), pytest.raises(Stopped) as stopped:
         train(compose("train", [*often, "resume=auto"]))
-    assert stopped.value.preempted and not (cut / run_dir.RESULTS).exists()
+    assert stopped.value.preempted and not (cut / RESULTS).exists()
     results = train(compose("train", [*often, "resume=auto"]))
     assert results["resumed_at"] == 8
-    equal(whole, cut)
+    assert_same_run(whole, cut)
 
 
 def test_a_signal_before_training_ends_the_run_immediately() -> None:
@@ -108,7 +109,7 @@ def test_a_run_resumes_on_another_kind_of_device(
     tensors, meta = checkpoint.read_tensors(last), checkpoint.read_meta(last)
     tensors["rng/draws"] = torch.zeros(16, dtype=torch.uint8)  # as long as a CUDA generator's
     checkpoint.write(last, tensors, {**meta, "device": "cuda"})
-    (run / run_dir.RESULTS).unlink()
+    (run / RESULTS).unlink()
     left = [run / ".results.json.1.tmp", last.with_name(".last.safetensors.1.tmp")]
     for path in left:
         path.write_bytes(b"half of it")
