@@ -9,7 +9,7 @@ import pytest
 from tests.fuzz.kinds import KINDS
 from tests.fuzz.outcomes import Tally
 
-SAMPLES = 6
+SAMPLES = 3
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -17,6 +17,7 @@ from itr.errors import DataError
 Rows = Iterator[tuple[str, dict[str, Any]]]  # (where, column -> value)
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": ",", ".token": "\t"}  # usual ones, by file ending
 OTHER_SEPARATORS = ("\t", ";", "|", ",")
+LONGEST_HEADER = 100_000  # characters; the csv module reads fields up to 131,072
 TOKEN_LINE = re.compile(r"[^\t]+\.\w+#\d+\t")
 
 
@@ -63,6 +64,10 @@ def delimited_rows(path: Path, file: TextIO, oddities: Oddities) -> Rows:
     if TOKEN_LINE.match(first):
         yield from _token_rows(path, file, oddities)
         return
+    if len(first) > LONGEST_HEADER:
+        raise DataError(
+            f"{path}: the first line has {len(first):,} characters; expected column names"
+        )
     separator = _choose_separator(SEPARATORS[path.suffix.lower()], first)
     header = [name.strip() for name in _split_line(first, separator)]
     if len(header) < 2:
