@@ -133,7 +133,9 @@ def _write(folder: Path, texts: dict[str, str]) -> None:
     with explain_write_error(folder, "the tables", "pass another --out"):
         with contextlib.ExitStack() as stack:  # all of them, or none
             for kind, name in FORMATS.items():
-                stack.enter_context(atomic_write(folder / name)).write(texts[kind].encode())
+                file = stack.enter_context(atomic_write(folder / name))
+                file.write(texts[kind].encode())
+                file.flush()  # a full disk is met before the first one is renamed
     from itr.terminal import PlainConsole  # imported here, so that --help answers at once
 
     written = ", ".join(str(folder / name) for name in FORMATS.values())

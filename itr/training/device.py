@@ -18,9 +18,14 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and parallel.is_launched():
         name = f"cuda:{parallel.local_rank()}"
     try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device={name}: unknown; expected auto, cpu or cuda") from error
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            torch.empty(0, device=device)  # raises if this machine has none
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise ConfigError(
+            f"device={name}: unknown, or not on this machine; expected auto, cpu or cuda"
+        ) from error
+    return device
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

@@ -21,7 +21,7 @@ RIGHT, READ, REPORTED, REFUSED = "right", "as changed", "reported", "refused"
 OUT_OF_MEMORY = ("MemoryError", "allocate memory", "out of memory")
 
 
-class Fault(AssertionError):
+class Fault(BaseException):
     """An outcome that must not be: a traceback, a hang, too much memory, silence."""
 
 

@@ -18,6 +18,7 @@ disable_progress_bar()  # it would interfere with our progress bar
 
 CONFIGS = ("config.json", "bert_config.json")  # the second: files of Google
 HEADS = ("pooler.", "cls.", "lm_head.", "classifier.", "qa_outputs.", "visual_projection")
+MAX_LAYERS, MAX_SIZE = 1_000, 10_000_000  # numbers in a config.json that are believed
 RANDOM_WEIGHTS = "or model.pretrained=false for random weights of the sizes in"
 
 
@@ -121,4 +122,8 @@ def _config(
         values = values.get("vision_config") or {}
     elif stored != kind:
         raise ConfigError(f"it is a '{stored}'; expected a '{kind}'")
+    for key, value in values.items():
+        most = MAX_LAYERS if key.endswith(("layers", "layer", "heads")) else MAX_SIZE
+        if isinstance(value, int) and value > most:
+            raise ConfigError(f"{path}: {key}={value}; expected at most {most:,}")
     return config_class.from_dict(values)
