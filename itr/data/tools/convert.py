@@ -133,7 +133,7 @@ def convert(args: argparse.Namespace, console: PlainConsole) -> list[str]:
     if target.exists():
         raise ConfigError(f"{target}: already exists; pass a TARGET that does not")
     to = args.to or _target_layout(target)
-    data = _source_config(args)
+    data = source_config(args)
     layout = _choose_layout(data, to, args)
     console.print(f"reading {layout.name} layout, {layout.path}")
     splits = {
@@ -207,7 +207,7 @@ def _target_layout(target: Path) -> str:
     raise ConfigError(f"{target}: the name implies no layout; pass --to {'|'.join(WRITERS)}")
 
 
-def _source_config(args: argparse.Namespace) -> DataConfig:
+def source_config(args: argparse.Namespace) -> DataConfig:
     """The data configuration that reads SOURCE."""
     path, name = Path(args.source).expanduser(), args.name or "?"
     data = DataConfig(
