@@ -56,8 +56,8 @@ def workers(process: int) -> list[int]:
     ranks = []
     for child in children(process):
         with contextlib.suppress(OSError):
-            if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes():
-                ranks += children(child)
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                ranks.append(child)
     return ranks
 
 

@@ -34,22 +34,15 @@ from itr.training.signals import BEFORE_TRAINING, PREEMPTION, StopRequest
 Job = Callable[[dict[str, Any]], dict[str, Any]]
 FAILED, INTERRUPTED = 2, 130  # exit codes of a worker: it stored its error; it was interrupted
 KILL_AFTER = 5.0  # seconds between a second SIGINT and SIGKILL
-# What torch's launcher sets for each worker; the rest of the environment is the launcher's own.
-OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 
 
 def launch(job: Job, values: dict[str, Any], count: int, nodes: int, cuda: bool) -> dict[str, Any]:
     """Run ``job(values)`` in ``count`` processes on this machine; returns the results of rank 0.
 
-    They are forked from a process that has imported what this one has, and has used none of it: the
-    imports take longer than the start of a small job, and once is enough for all of a machine.
     Raises what a worker raised (a UserError, Stopped), ConfigError if there are too few GPUs, and
     TrainingError, naming the rank, if a worker died.
     """
     _check_machine(count, nodes, cuda)
-    multiprocessing.set_forkserver_preload(
-        [name for name in sys.modules if name.startswith("itr.")]
-    )
     for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="itr-ranks-") as folder:
@@ -63,14 +56,13 @@ def launch(job: Job, values: dict[str, Any], count: int, nodes: int, cuda: bool)
             local_addr="localhost",
             max_restarts=0,
             monitor_interval=0.1,
-            start_method="forkserver",
             signals_to_handle="SIGHUP",  # others are forwarded, so that workers can save
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         forwarder = SignalForwarder()
         with StopRequest(forward=forwarder) as stop, forwarder:
             try:
-                returned = elastic_launch(config, _work)(job, values, folder, dict(os.environ))
+                returned = elastic_launch(config, _work)(job, values, folder)
             except ChildFailedError as error:
                 raise root_cause(error, Path(folder), stop.number) from error
     outcome = returned[0]
@@ -128,12 +120,8 @@ class SignalForwarder:
                     os.kill(child.pid, number)
 
 
-def _work(
-    job: Job, values: dict[str, Any], folder: str, environment: dict[str, str]
-) -> dict[str, Any] | Stopped:
+def _work(job: Job, values: dict[str, Any], folder: str) -> dict[str, Any] | Stopped:
     """The body of each worker. A UserError is stored in ``folder`` for the launcher."""
-    # The process that it was forked from may be older than the launcher's ``environment``.
-    os.environ.update({k: v for k, v in environment.items() if not k.startswith(OF_A_RANK)})
     os.setpgrp()  # Ctrl-C on a terminal then reaches the launcher alone, which forwards it once
     os.environ[HEARTBEAT_DIR] = folder
     try:
