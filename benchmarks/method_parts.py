@@ -167,7 +167,7 @@ def _alip(both: SideBySide) -> Iterator[Part]:
     x, t, c = (leaf(len(batch), model.config.embed_size, unit=True, seed=n) for n in (1, 2, 3))
 
     def ours() -> None:
-        terms = model.criterion(x, t, ids, batch.positive_pairs, both.clock, both.draws, c)
+        terms = model.criterion(x, t, c, ids, batch.positive_pairs, both.clock, both.draws)
         both.total(terms.losses).backward()
 
     yield "gates and losses", ours, lambda: both.total(both.literal.criterion(x, t, c)).backward()

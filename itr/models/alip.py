@@ -278,19 +278,18 @@ class ALIP(RetrievalModel):
         """The terms of ``x``, ``t`` and, where there are captions, ``c`` [B, D]."""
         assert batch.image_id is not None
         pairs = batch.positive_pairs if parallel.world_size() == 1 else batch.shared_pairs
-        return self.criterion(
-            **states, ids=batch.image_id, positive_pairs=pairs, clock=clock, draws=draws
-        )
+        x, t, c = states["x"], states["t"], states.get("c")
+        return self.criterion(x, t, c, batch.image_id, pairs, clock, draws)
 
     def criterion(
         self,
         x: Tensor,
         t: Tensor,
+        c: Tensor | None,
         ids: Tensor,
         positive_pairs: int,
         clock: Clock,
         draws: Draws,
-        c: Tensor | None = None,
     ) -> Terms:
         """Both terms from this rank's unit embeddings [B, D] float32 and image ids [B].
 

@@ -212,7 +212,7 @@ def gates_long(case: Case) -> None:
     for step, (x, t, c) in enumerate(zip(*given, strict=True)):
         clock = Clock(updates=step, total_updates=hyper["schedule_total_steps"])
         model.before_step(clock)
-        terms = model.criterion(x, t, torch.arange(len(x)), len(x), clock, Draws(), c)
+        terms = model.criterion(x, t, c, torch.arange(len(x)), len(x), clock, Draws())
         values: dict[str, Any] = {f"loss_{key}": v for key, v in terms.losses.items()}
         values["loss"] = torch.stack(list(terms.losses.values())).sum()
         values |= {f"H_{n}": v for n, v in zip(names, model.gates.means.tolist(), strict=True)}
