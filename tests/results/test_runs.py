@@ -20,7 +20,7 @@ from itr.jobs.lock import RunLock
 from itr.results.run_folder import LOG, PLANNED, STARTED
 from itr.training.console import close_log, log, log_failure, open_log
 from itr.training.signals import StopRequest
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 from tests.results import synthetic_runs
 
 
@@ -157,15 +157,25 @@ def test_deleting_asks_first(runs: Path, answer: bytes, remains: bool) -> None:
 
 def test_watching_ends_with_an_interrupt(runs: Path) -> None:
     command = [sys.executable, "-m", "itr", "runs", str(runs), "--watch", "0.05"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, SIGINT is ignored and would stay so.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     seen = 0
-    for line in process.stdout:
-        seen += line.startswith("6 runs")
-        if seen == 3:
-            break
-    process.send_signal(signal.SIGINT)
-    process.communicate()
+    try:
+        for line in process.stdout:
+            seen += line.startswith("6 runs")
+            if seen == 3:
+                break
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
     assert process.returncode == 130
 
 
