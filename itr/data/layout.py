@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from itr.data.config import DataConfig
-from itr.data.records import Split
+from itr.data.records import Record, Split
 from itr.errors import DataError, first_of
 
 MAX_LISTED = 12  # file names listed in a message
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")
 FILE_PREFIXES = {"f30k": "flickr30k"}  # data.name -> name of the dataset in file names
+SECOND = "second"  # key of Record.extra: the second text
 COCO_ID = re.compile(r"(?:COCO_\w+?_)?(\d{12})\.\w+$")  # COCO_val2014_000000391895.jpg
 
 
@@ -65,6 +66,21 @@ class LayoutSpec:
     preference: int  # of several layouts in a folder, the one with the smallest number is used
     files: str  # example of its files, for messages; ``{name}`` is data.name
     second: bool = False  # it can hold a second text per image, such as synthetic captions
+
+
+def second_texts(
+    records: Sequence[Record], where: str, remark: str
+) -> tuple[list[str] | None, tuple[str, ...]]:
+    """The second text of each image, or None unless all have one, and a note if only some have.
+
+    ``where`` names the file and the images in the note, ``remark`` what is missing.
+    """
+    texts = [record.extra.get(SECOND) for record in records]
+    second = [text for text in texts if text is not None]
+    if len(second) == len(texts):
+        return second, ()
+    note = f"{where}: {len(texts) - len(second)} of {len(texts)} images of {remark}"
+    return None, (note,) if second else ()
 
 
 def data_root(data: DataConfig) -> Path:

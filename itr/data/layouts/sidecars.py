@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,16 +16,16 @@ from typing import Any, NamedTuple
 from itr.data.config import DataConfig
 from itr.data.ids import number_ids
 from itr.data.image_files import image_extensions
-from itr.data.layout import LayoutSpec, coco_id, data_root, is_junk
+from itr.data.layout import SECOND, LayoutSpec, coco_id, data_root, is_junk, second_texts
 from itr.data.layouts.held_out_images import hold_out
 from itr.data.records import Record, Split
 from itr.data.splits import ROLES, held_out_roles, resolve_split, roles_in
 from itr.errors import DataError, first_of
+from itr.files import parse_json
 
 TEXTS = (".txt", ".caption", ".captions")  # endings of captions, preferred ones first
 META = ".json"
 CAPTION_KEYS = ("caption", "text")  # of the .json of an image without a text
-SECOND = "second"  # key of Record.extra: the second text
 PROBED = 20  # images of a folder that are looked at for a caption beside them
 PROBED_FOLDERS = 200
 LAYOUT = LayoutSpec("folder", "pixels", 7, "NAME.jpg with NAME.txt", second=True)
@@ -63,19 +62,16 @@ class SidecarLayout:
         advice = ", or data.held_out=0.05 to hold out images of train"
         key = resolve_split(split, splits, str(self.path), advice)
         records = splits[key]
-        texts = [record.extra.get(SECOND) for record in records]
-        second = [text for text in texts if text is not None]
-        if 0 < len(second) < len(texts):
-            missing = f"{len(texts) - len(second)} of {len(texts)} images of {key} have no"
-            notes = (*notes, f"{self.path}: {missing} {self.second_key}; none of them is used")
+        remark = f"{key} have no {self.second_key}; none of them is used"
+        second, missing = second_texts(records, str(self.path), remark)
         return Split(
             key,
             self.name,
             records,
-            second=second if len(second) == len(texts) else None,
+            second=second,
             decoder=self.decoder,
             source=str(self.path),
-            notes=(*self.notes, *notes),
+            notes=(*self.notes, *notes, *missing),
         )
 
     def _records(self) -> tuple[dict[str, list[Record]], tuple[str, ...]]:
@@ -237,8 +233,8 @@ def _caption_in(meta: Any) -> list[str]:
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return parse_json(path.read_bytes())
+    except (OSError, ValueError):
         return {}
 
 

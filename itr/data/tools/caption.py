@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from queue import Empty
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from itr.data.records import Record, Split
 from itr.data.tools.captioner import Captioner, CaptionerOptions
 from itr.data.tools.convert import source_config
 from itr.errors import ConfigError, DataError, first_of
-from itr.files import atomic_write
+from itr.files import atomic_write, parse_json
 from itr.terminal import say
 
 REPORT_EVERY = 10.0  # seconds between lines about the progress
@@ -96,7 +97,7 @@ def caption(args: argparse.Namespace) -> list[str]:
     names = caption_keys(split)
     options = CaptionerOptions(args.model, args.prompt, args.beams, args.max_tokens, args.no_repeat)
     parts = _part_names(out, options)
-    done = {name: text for path in parts(None) for name, text in _read_part(path)}
+    done = _captions_in(parts(None))
     left = [number for number, name in enumerate(names) if name not in done]
     say(f"{split.source}: {len(names)} images, {len(names) - len(left)} have their captions")
     jobs = [
@@ -105,7 +106,7 @@ def caption(args: argparse.Namespace) -> list[str]:
         if (own := _share(left, rank, args.devices, args.batch_size))
     ]
     _run(jobs, split, names, len(left))
-    done |= {name: text for path in parts(None) for name, text in _read_part(path)}
+    done |= _captions_in(parts(None))
     failed = [name for name in names if not done.get(name)]
     if len(failed) == len(names):
         raise DataError(f"{split.source}: no image could be captioned, e.g. {failed[0]}")
@@ -168,13 +169,18 @@ def _part_names(out: Path, options: CaptionerOptions) -> Callable[[int | None], 
     return parts
 
 
+def _captions_in(parts: Sequence[Path]) -> dict[str, str]:
+    """Key -> caption of the files of all processes."""
+    return {key: text for path in parts for key, text in _read_part(path)}
+
+
 def _read_part(path: Path) -> list[tuple[str, str]]:
     """(key, caption) of each complete line; a line that a killed run left incomplete is cut off."""
     content = path.read_bytes()
     end = content.rfind(b"\n") + 1
     if end < len(content):
         os.truncate(path, end)
-    rows = [json.loads(line) for line in content[:end].splitlines()]
+    rows = [parse_json(line) for line in content[:end].splitlines()]
     return [(row["key"], row["caption"]) for row in rows]
 
 
@@ -208,7 +214,7 @@ def _run(jobs: list[Job], split: Split, names: list[str], total: int) -> None:
     while running:
         try:
             item = queue.get(timeout=1)
-        except Exception:  # queue.Empty
+        except Empty:
             if dead := [w.exitcode for w in workers if w.exitcode not in (None, 0)]:
                 raise DataError(
                     f"a captioning process ended with exit code {dead[0]}; give the same command "

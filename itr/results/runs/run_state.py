@@ -21,7 +21,7 @@ from itr.results.results_file import RESULTS, read_results
 from itr.results.run_folder import CONFIG, FAILED, LOCK, LOG, PLANNED, STARTED, STOPPED, TAGS
 from itr.results.trackers.metrics_file import METRICS
 
-RUNNING, FINISHED, PREEMPTED, FAILED_STATE, KILLED, DAMAGED = STATES = (
+RUNNING, FINISHED, PREEMPTED, FAILED_STATE, KILLED, DAMAGED = (
     "running",
     "finished",
     "preempted",

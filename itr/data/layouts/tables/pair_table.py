@@ -13,14 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from itr.data.config import DataConfig
-from itr.data.layout import LayoutSpec, data_root, find_dataset_files, list_folder
+from itr.data.layout import (
+    SECOND,
+    LayoutSpec,
+    data_root,
+    find_dataset_files,
+    list_folder,
+    second_texts,
+)
 from itr.data.layouts.held_out_images import hold_out
 from itr.data.layouts.json_annotations import (
     require_unique_images,
     resolve_image_paths,
 )
 from itr.data.layouts.tables.delimited import Oddities
-from itr.data.layouts.tables.table_rows import NO_IMAGE, SECOND, read_entries
+from itr.data.layouts.tables.table_rows import NO_IMAGE, read_entries
 from itr.data.layouts.tables.tabular import ENDINGS, parts_of
 from itr.data.parquet_images import image_column
 from itr.data.records import Record, Slice, Split
@@ -78,20 +85,16 @@ class TableLayout:
         records = splits[key]
         if not isinstance(records[0].image, Slice):  # images in the table need no file
             records = resolve_image_paths(path, records, self.images, notes=spellings)
-        texts = [record.extra.get(SECOND) for record in records]
-        second = [text for text in texts if text is not None]
-        notes = (*self.notes, *found.get(path, ()), *spellings)
-        if 0 < len(second) < len(texts):
-            note = f"{len(texts) - len(second)} of {len(texts)} images of {key} have no"
-            notes = (*notes, f"{path}: {note} {self.second_key}; the column is ignored")
+        remark = f"{key} have no {self.second_key}; the column is ignored"
+        second, missing = second_texts(records, str(path), remark)
         return Split(
             key,
             self.name,
             records,
-            second=second if len(second) == len(texts) else None,
+            second=second,
             decoder=self.decoder,
             source=str(path),
-            notes=notes,
+            notes=(*self.notes, *found.get(path, ()), *spellings, *missing),
         )
 
     def _advice(self, split: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from itr.data.layout import SECOND
 from itr.data.layouts.tables.delimited import Oddities, Rows
 from itr.errors import ConfigError, DataError
 
@@ -32,7 +33,6 @@ PLUS = "+"  # joins the columns of captions, as in caption_0+caption_1
 NUMBERED = re.compile(r"(?:captions?|texts?|sentences?|raw|titles?)_?(\d+)", re.IGNORECASE)
 # Captions in another language (caption_de), or of another kind, beside the ones that are read.
 OTHER = re.compile(r"(?:captions?|texts?|sentences?)_\w+|\w+_(?:captions?|texts?)", re.IGNORECASE)
-SECOND = "second"  # key of Record.extra: the second text
 HEAD = 1000  # rows of a table that decide about its columns
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from itr.data.ids import Ids, id_key, is_missing, number_ids, require_id
-from itr.data.layout import coco_id
+from itr.data.layout import SECOND, coco_id
 from itr.data.layouts.json_annotations import describe_value
 from itr.data.layouts.tables.delimited import Oddities
-from itr.data.layouts.tables.table_columns import CHATS, FILE, FOLDER, PLUS, SECOND, with_columns
+from itr.data.layouts.tables.table_columns import CHATS, FILE, FOLDER, PLUS, with_columns
 from itr.data.layouts.tables.tabular import StoredImage, read_rows
 from itr.data.parquet_images import ParquetImage, read_image
 from itr.data.records import Record
