@@ -1,7 +1,8 @@
 """Hypotheses about scenes (visual entailment), in the format of ALBEF's lists for SNLI-VE.
 
 What a picture does not decide is behind a grey panel that covers one quarter. The same sentence is
-entailed, contradicted or neutral, depending on the picture.
+entailed, contradicted or neutral, depending on the picture. Every picture has a panel: if some had
+none, the panel alone would tell which hypotheses are neutral.
 """
 
 from __future__ import annotations
@@ -18,20 +19,29 @@ from itr.data.scenes.balance import choose_balanced, new_cells
 from itr.data.scenes.known_scenes import KnownScene, color, relations, shape
 from itr.data.scenes.world import COLORS, QUADRANTS, SHAPES, Scene, Thing
 
-PER_PICTURE = 4  # hypotheses, on average
+PER_PICTURE = 4  # hypotheses about a scene, on average
+PANELS = 2  # pictures of a scene, each with another quarter covered
 LABELS = ("contradiction", "neutral", "entailment")
-KINDS = ("existence", "place", "relation")
+# The labels that a hypothesis of each kind may have. Behind the panel may be anything, so that no
+# picture contradicts "there is a red star" and none entails "there is no red star".
+KINDS = {
+    "existence": ("neutral", "entailment"),
+    "absence": ("contradiction", "neutral"),
+    "place": LABELS,
+    "relation": LABELS,
+}
+SHARES = {"existence": 1 / 6, "absence": 1 / 6, "place": 1 / 3, "relation": 1 / 3}
 GREY = (128, 128, 128)
 COVERED_THING = 0.8  # share of the panels that cover a thing; the others cover an empty quarter
 SPLIT_FILES = {"train": "ve_train.json", "val": "ve_dev.json", "test": "ve_test.json"}
 
 
 class PanelView(NamedTuple):
-    """A picture of a scene, whole or with a covered quarter."""
+    """A picture of a scene with a covered quarter."""
 
     file: str
     scene: Scene
-    panel: int | None  # the covered quarter; None: none
+    panel: int  # the covered quarter
 
     def visible(self) -> list[Thing]:
         """The things that can be seen."""
@@ -52,22 +62,27 @@ def write_hypotheses(
         rng = np.random.default_rng([*seed, stream])
         views = []
         for entry in known:
-            panel = draw_panel(entry.scene, rng)
-            file = f"covered/{PurePath(entry.file).stem}-{panel}.jpg"
-            jpeg = cover((source / entry.file).read_bytes(), panel)
-            (draft / file).write_bytes(jpeg)
-            views.append(PanelView(entry.file, entry.scene, None))
-            views.append(PanelView(f"{name}/{file}", entry.scene, panel))
+            original = (source / entry.file).read_bytes()
+            for panel in draw_panels(entry.scene, rng):
+                file = f"covered/{PurePath(entry.file).stem}-{panel}.jpg"
+                (draft / file).write_bytes(cover(original, panel))
+                views.append(PanelView(f"{name}/{file}", entry.scene, panel))
         files[SPLIT_FILES[split]] = _rows(views, rng)
     return files
 
 
-def draw_panel(scene: Scene, rng: np.random.Generator) -> int:
-    """The quarter to cover."""
-    taken = sorted(thing.quadrant for thing in scene)
-    free = [quadrant for quadrant in range(len(QUADRANTS)) if quadrant not in taken]
-    quarters = free if free and rng.random() >= COVERED_THING else taken
-    return int(quarters[rng.integers(len(quarters))])
+def draw_panels(scene: Scene, rng: np.random.Generator) -> list[int]:
+    """Different quarters to cover, one for each picture of a scene."""
+    left = list(range(len(QUADRANTS)))
+    panels: list[int] = []
+    for _ in range(PANELS):
+        taken = [quadrant for quadrant in left if any(t.quadrant == quadrant for t in scene)]
+        free = [quadrant for quadrant in left if quadrant not in taken]
+        covers_thing = taken and (not free or rng.random() < COVERED_THING)
+        quarters = taken if covers_thing else free
+        panels.append(quarters[rng.integers(len(quarters))])
+        left.remove(panels[-1])
+    return panels
 
 
 def cover(jpeg: bytes, panel: int) -> bytes:
@@ -89,11 +104,10 @@ def _rows(views: Sequence[PanelView], rng: np.random.Generator) -> list[dict[str
         for kind, text, label in hypotheses_of(view):
             cells[kind][text][label].append(index)
     rows: list[dict[str, Any]] = []
-    total = PER_PICTURE * len(views) // 2
-    for kind in KINDS:
-        chosen = choose_balanced(
-            cells[kind], len(LABELS), total // len(KINDS), len(views) // 2, rng
-        )
+    scenes = len(views) // PANELS
+    for kind, labels in KINDS.items():
+        total = round(PER_PICTURE * scenes * SHARES[kind])
+        chosen = choose_balanced(cells[kind], len(labels), total, scenes, rng)
         for text, label, index in chosen:
             image = views[index].file.removesuffix(".jpg")
             rows.append({"image": image, "sentence": text, "label": label, "kind": kind})
@@ -103,7 +117,7 @@ def _rows(views: Sequence[PanelView], rng: np.random.Generator) -> list[dict[str
 def hypotheses_of(view: PanelView) -> Iterator[tuple[str, str, str]]:
     """All hypotheses about a picture: kind, sentence, label."""
     visible = view.visible()
-    yield from _existence(visible, view.panel is not None)
+    yield from _existence(visible)
     for quadrant, name in enumerate(QUADRANTS):
         there = [thing for thing in view.scene if thing.quadrant == quadrant]
         if there:  # otherwise "the thing at the top left" is nothing
@@ -119,14 +133,17 @@ def hypotheses_of(view: PanelView) -> Iterator[tuple[str, str, str]]:
     yield from _relations(view, visible)
 
 
-def _existence(visible: Sequence[Thing], is_covered: bool) -> Iterator[tuple[str, str, str]]:
-    """ "There is a red star": what is not seen may be behind the panel, if there is one."""
+def _existence(visible: Sequence[Thing]) -> Iterator[tuple[str, str, str]]:
+    """ "There is a red star", "there is no red star": what is not seen may be behind the panel."""
     seen = {(color(thing), shape(thing)) for thing in visible}
     for c in COLORS:
         for s in SHAPES:
             article = "an" if c[0] in "aeiou" else "a"
-            label = "entailment" if (c, s) in seen else "neutral" if is_covered else "contradiction"
+            is_seen = (c, s) in seen
+            label = "entailment" if is_seen else "neutral"
             yield "existence", f"there is {article} {c} {s}", label
+            label = "contradiction" if is_seen else "neutral"
+            yield "absence", f"there is no {c} {s}", label
 
 
 def _relations(view: PanelView, visible: Sequence[Thing]) -> Iterator[tuple[str, str, str]]:

@@ -21,8 +21,9 @@ from itr.files import parse_json
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # increase it when the same scenes give other items
-TASKS = ("vqa", "entailment", "nlvr2", "grounding")
+# Increase a number when the same scenes give other items of the task.
+VERSIONS = {"vqa": 1, "entailment": 2, "nlvr2": 1, "grounding": 1}
+TASKS = tuple(VERSIONS)
 MANIFEST = "manifest.json"  # of the dataset
 
 
@@ -41,7 +42,7 @@ def prepare_items(folder: Path, seed: int, task: str) -> Path:
 
     It is written under a temporary name and renamed. Raises DataError if it cannot be written.
     """
-    target = folder / f"{task}-{VERSION}"
+    target = folder / f"{task}-{VERSIONS[task]}"
     if target.is_dir():
         return target
     log.info("%s: making the items of task=%s (once)", target, task)
@@ -54,7 +55,7 @@ def prepare_items(folder: Path, seed: int, task: str) -> Path:
 def _files(folder: Path, seed: int, task: str, draft: Path, name: str) -> dict[str, Any]:
     """File name -> content of the items of ``task``."""
     scenes = read_scenes(folder)
-    draws = [VERSION, seed, TASKS.index(task)]
+    draws = [VERSIONS[task], seed, TASKS.index(task)]
     if task == "entailment":
         return write_hypotheses(scenes, draws, folder, draft, name)
     writers = {"vqa": write_questions, "nlvr2": write_statements, "grounding": write_expressions}
