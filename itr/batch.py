@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,3 +96,15 @@ class Batch:
     def pin_memory(self) -> Batch:
         """A copy in page-locked host memory, from which transfers to a GPU are asynchronous."""
         return self._map(lambda t: t.pin_memory())
+
+
+def sent(values: np.ndarray, device: torch.device) -> Tensor:
+    """``values`` as a tensor on ``device``, for which the host does not wait.
+
+    A GPU copies them from page-locked memory. From other memory (``torch.tensor(values,
+    device=device)``) the host would wait for everything that the GPU has been given before.
+    """
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from itr.batch import sent
+
 Operation = tuple[str, float]  # name, signed argument
 Matrix = tuple[float, float, float, float, float, float]  # 2 x 3, row by row
 
@@ -95,10 +97,11 @@ def apply_operations(
     Pictures that ask for the same operation get it together: no look at the pixels on the host.
     """
     images = images.clone()
-    for rows in steps:
-        for operation, chosen in rows.items():
-            where = torch.tensor(chosen, device=images.device)
-            images[where] = apply_operation(images[where], operation, wrapping)
+    groups = [(operation, chosen) for rows in steps for operation, chosen in rows.items()]
+    chosen_rows = sent(np.concatenate([chosen for _, chosen in groups]), images.device)
+    pieces = chosen_rows.split([len(chosen) for _, chosen in groups])
+    for (operation, _), where in zip(groups, pieces, strict=True):
+        images[where] = apply_operation(images[where], operation, wrapping)
     return images
 
 
@@ -184,10 +187,13 @@ def _sources(matrix: Matrix, height: int, width: int) -> tuple[tuple[np.ndarray,
 
 def _warp_many(images: Tensor, matrix: Matrix) -> Tensor:
     height, width = images.shape[-2:]
-    x, y = (
-        (torch.from_numpy(row).to(images.device) + torch.from_numpy(column).to(images.device)) >> 5
-        for row, column in _sources(matrix, height, width)
+    sources = [part for pair in _sources(matrix, height, width) for part in pair]
+    flat_parts = sent(np.concatenate([part.ravel() for part in sources]), images.device)
+    parts = flat_parts.split([part.size for part in sources])
+    row_x, column_x, row_y, column_y = (
+        part.view(source.shape) for part, source in zip(parts, sources, strict=True)
     )
+    x, y = (row_x + column_x) >> 5, (row_y + column_y) >> 5
     left, top, right, low = x >> 5, y >> 5, x & 31, y & 31
     padded = images.new_full((*images.shape[:-2], height + 2, width + 2), FILL)
     padded[..., 1:-1, 1:-1] = images

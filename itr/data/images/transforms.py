@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from itr.batch import sent
 from itr.data.images.randaugment import (
     Operation,
     apply_operation,
@@ -128,7 +129,7 @@ class RemainingTransforms:
         Gives the same numbers as `transform` and `normalize`.
         """
         if self.flipped:
-            where = torch.tensor(self.flipped, device=images.device)
+            where = sent(np.array(self.flipped), images.device)
             images = images.index_copy(0, where, images[where].flip(-1))
         if self.steps:
             images = apply_operations(images, self.steps, self.view.wrapping)
@@ -138,7 +139,8 @@ class RemainingTransforms:
 def normalize(images: Tensor, view: PixelView) -> Tensor:
     """Scale ``images`` uint8 [..., 3, S, S] to [0, 1], subtract the mean, divide by the std."""
     mean, std = (
-        torch.tensor(value, device=images.device).view(3, 1, 1) for value in (view.mean, view.std)
+        sent(np.array(value, dtype=np.float32), images.device).view(3, 1, 1)
+        for value in (view.mean, view.std)
     )
     return images.float().div_(255).sub_(mean).div_(std)
 

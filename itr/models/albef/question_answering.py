@@ -160,5 +160,6 @@ class ALBEFQuestionAnswering(ALBEFEncoders):
 
 def question_rows(counts: Sequence[int], device: torch.device) -> Tensor:
     """The question [A] of each answer, if question b has ``counts[b]`` of them."""
-    rows = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+    repeats = torch.tensor(counts, dtype=torch.int64)
+    rows = torch.arange(len(counts)).repeat_interleave(repeats, output_size=sum(counts))
     return rows.to(device, non_blocking=True)
