@@ -17,7 +17,7 @@ from itr.plugins import conf_folders
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-GROUP = re.compile(r"(~(?=[^=]*$)|\+(?=.*=))?(?P<group>[\w/]+)(=[\w/-]+)?")
+GROUP = re.compile(r"(~(?=[^=]*$)|\+(?=.*=))?(?P<group>[\w/]+)(=([\w/-]+|\[[\w,/ -]*\]))?")
 VALUE = re.compile(r"(?!hydra\b)\w+(\.\w+)*=")
 
 

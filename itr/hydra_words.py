@@ -16,9 +16,12 @@ from itr.errors import ConfigError
 PATHS = frozenset(
     "out checkpoint scores embeddings model.init model.text.name model.text.tokenizer "
     "model.image.name data.root data.images data.cache data.train data.val data.test data.shards "
-    "data.second_text data.noise_file".split()
+    "data.second_text data.noise_file tracker.tensorboard.dir".split()
 )
-NAMES = frozenset("tracker.project tracker.entity tracker.group tracker.notes data.name".split())
+NAMES = frozenset(
+    "tracker.wandb.project tracker.wandb.entity tracker.wandb.group tracker.wandb.notes "
+    "tracker.trackio.project tracker.trackio.group data.name".split()
+)
 NUMBER = re.compile(r"[+-]?(\d[\d_]*)?\.?[\d_]+(e[+-]?\d+)?|[+-]?(inf|nan)|true|false", re.I)
 STARTS = ("'", '"', "[", "{", "$", "choice(", "range(", "glob(", "interval(")  # of Hydra's grammar
 PLAIN = re.compile(r"[\w./:+%@?|*-]*", re.ASCII)  # what Hydra reads without quotes
@@ -30,9 +33,9 @@ def readable(arguments: Sequence[str]) -> list[str]:
     """``arguments`` in a form that Hydra accepts.
 
     A path or a name is quoted where Hydra would refuse it or take it for a number. Commas stay:
-    they separate the values of a multirun. ``tracker=null`` becomes ``tracker=none``; null for
-    experiment and recipe means no file; a leading ``~/`` in a path is the home directory. Raises
-    ConfigError for a list of options of a group.
+    they separate the values of a multirun. ``tracker=null`` and ``tracker=[]`` become
+    ``tracker=none``; null for experiment and recipe means no file; a leading ``~/`` in a path is
+    the home directory. Raises ConfigError for a list of options of any group but ``tracker``.
     """
     return [_readable(argument) for argument in arguments if argument not in NO_FILE]
 
@@ -44,9 +47,9 @@ def _readable(argument: str) -> str:
         return argument
     if argument in ("recipe=null", "recipe="):
         return "~recipe"  # the way to say it to Hydra
-    if key == "tracker" and value in ("null", ""):
+    if key == "tracker" and value in ("null", "", "[]"):
         return "tracker=none"
-    if key in GROUPS and value.startswith("["):
+    if key in GROUPS and key != "tracker" and value.startswith("["):
         raise ConfigError(
             f"{argument}: one option is expected, not a list; pass {key}=NAME, or {key}=A,B with "
             "-m for one run each"

@@ -13,7 +13,7 @@ import importlib
 import inspect
 import marshal
 from collections.abc import Callable, Mapping
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -82,9 +82,15 @@ def _unknown_keys(values: Mapping[str, Any], schema: type, where: str) -> list[s
             found.append(
                 f"{path}: unknown key{nearest(str(key), fields)} (known: {', '.join(fields)})"
             )
-        elif dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
-            found.extend(_unknown_keys(value, hints[key], path))
+        elif isinstance(value, Mapping) and (nested := _dataclass_in(hints[key])) is not None:
+            found.extend(_unknown_keys(value, nested, path))
     return found
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """The dataclass that ``hint`` is, or may be beside None."""
+    kinds = get_args(hint) or (hint,)
+    return next((k for k in kinds if isinstance(k, type) and dataclasses.is_dataclass(k)), None)
 
 
 def _replaced(value: Any, old: str, new: str) -> Any:

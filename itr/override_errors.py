@@ -124,8 +124,9 @@ def known_keys(name: str, arguments: Sequence[str]) -> Iterator[str]:
     if choices.get("loss") == "${model}":
         choices["loss"] = choices["model"]
     for group in REQUIRED:
-        for folder in (CONF, *conf_folders().values()):
-            if (folder / group / f"{choices.get(group)}.yaml").is_file():
-                yield from read(f"{group}/{choices[group]}.yaml", folder).keys
+        for option in str(choices.get(group)).strip("[]").split(","):  # a list of trackers
+            for folder in (CONF, *conf_folders().values()):
+                if (folder / group / f"{option.strip()}.yaml").is_file():
+                    yield from read(f"{group}/{option.strip()}.yaml", folder).keys
     if name == "eval":
         yield from read("data/table.yaml").keys  # every dataset has its keys

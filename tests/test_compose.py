@@ -30,7 +30,7 @@ def by_hydra(name: str, overrides: list[str]) -> DictConfig:
         ("train", ["model=albef", "task=pretrain", "model.text.width=8", "loss.weights.itm=0"]),
         ("train", ["seed=3", "recipe=hrem_f30k_retrieval", "batch_size=7", "~recipe"]),
         ("train", ["loss=infonce", "+loss.slots={batch: x}", "data.root='a b, c'", "out=null"]),
-        ("train", ["model=multisea", "loss.default.new=1", "tracker.tags=[a, b]"]),
+        ("train", ["model=multisea", "loss.default.new=1", "tracker.wandb.tags=[a, b]"]),
         ("train", ["model.embed_size=[1, {a: 2}]", "model={embed_size: 5}"]),
         ("train", ["seed=1", "++seed=2"]),
         ("train", ["experiment=alip_gates/no_gates", "model/text=roberta", "seed=3"]),

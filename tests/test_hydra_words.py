@@ -18,7 +18,7 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("key", ["out", "data.root", "tracker.group", "+model.init"])
+@pytest.mark.parametrize("key", ["out", "data.root", "tracker.wandb.group", "+model.init"])
 @pytest.mark.parametrize("value", VALUES)
 def test_a_path_is_a_path(key: str, value: str) -> None:
     (argument,) = readable([f"{key}={value}"])
@@ -45,7 +45,7 @@ def test_home_and_null() -> None:
     assert expanded["data"] == {"root": f"{home}/y", "name": "~"}
 
 
-@pytest.mark.parametrize("argument", ["tracker=[none]", "model=[hrem,user]"])
+@pytest.mark.parametrize("argument", ["model=[hrem,user]"])
 def test_a_list_of_options_is_refused(argument: str) -> None:
     with pytest.raises(ConfigError, match="one option is expected"):
         readable([argument])

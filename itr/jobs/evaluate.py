@@ -15,13 +15,14 @@ from itr.jobs.eval.classify import classify
 from itr.jobs.eval.config import EvalConfig, check_options
 from itr.jobs.eval.item_tasks import evaluate_items
 from itr.jobs.eval.outcome import EvaluationOutcome, summary_lines
-from itr.jobs.eval.tracking import track_evaluation, tracking_enabled
+from itr.jobs.eval.tracking import track_evaluation
 from itr.jobs.launch.workers import launch
 from itr.jobs.load_checkpoint import load_checkpoint
 from itr.jobs.query_files import save_queries
 from itr.plugins import trusts_configuration
 from itr.results.accuracy_tables import results_tables
 from itr.results.results_file import write_results
+from itr.results.trackers.tracker import chosen
 from itr.tasks.known_tasks import build_task
 from itr.tasks.retrieval import RetrievalTask
 from itr.terminal import OutputConsole
@@ -41,7 +42,7 @@ def evaluate(values: dict[str, Any]) -> dict[str, Any]:
     """
     config: EvalConfig = check(values, EvalConfig, "")
     check_options(config)
-    track = tracking_enabled(config.tracker)
+    track = chosen(config.tracker)
     cuda = resolve_device(config.device).type == "cuda"
     if config.devices > 1 and not parallel.is_launched():
         return launch(evaluate, values, config.devices, 1, cuda)

@@ -205,7 +205,7 @@ class TrainingJob:
         numbers = {key: value for key, value in test.items() if isinstance(value, int | float)}
         tracker.log(numbers, step=results["updates"])
         data, queries = prepare_data(self.config.data), evaluator.query_log
-        if tracker.has_backends and queries is not None and queries.ranks:
+        if tracker and queries is not None and queries.ranks:
             images = Thumbnails(evaluator.data, data, "test")
             rows = hard_queries(queries, evaluator.data, images)
             tracker.table("test/hard_queries", COLUMNS, rows)

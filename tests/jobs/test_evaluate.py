@@ -147,7 +147,7 @@ def test_an_evaluation_may_be_a_run_of_its_own_at_weights_and_biases(
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
     monkeypatch.setenv("WANDB_TAGS", "sweep:seeds")
     out = tmp_path / "tracked"
-    tracker = ["tracker=wandb", "tracker.mode=offline", f"out={out}"]
+    tracker = ["tracker=wandb", "tracker.wandb.mode=offline", f"out={out}"]
     found = evaluate(compose("eval", [f"checkpoint={runs[0]}", *given, *tracker]))
     parts = records(out)
     (run,) = [part.run for part in parts if part.WhichOneof("record_type") == "run"]
@@ -193,7 +193,7 @@ def test_every_kind_of_evaluation_can_be_tracked(
         ("file", [f"scores={tmp_path / 'sims.npz'}"], "rsum", False),
     ):
         out = tmp_path / kind
-        tracker = ["tracker=wandb", "tracker.mode=offline", f"out={out}"]
+        tracker = ["tracker=wandb", "tracker.wandb.mode=offline", f"out={out}"]
         found = evaluate(compose("eval", [*options, *tracker]))
         kept: dict[str, Any] = {}
         for part in records(out):

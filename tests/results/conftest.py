@@ -15,7 +15,7 @@ KEYS = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_DIR")
 
 @pytest.fixture(scope="session")
 def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on the tiny scenes, tracked offline."""
+    """A finished run on the tiny scenes, tracked offline by every tracker."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     settings = [f"data.root={world / 'data'}", f"data.cache={world / 'cache'}", f"out={folder}"]
     chosen = [o for o in TINY if not o.startswith("tracker=")]
@@ -24,7 +24,9 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.delenv(name, raising=False)
         patch.setenv("WANDB_CONFIG_DIR", str(folder.parent / "settings"))
         patch.setenv("NETRC", str(folder.parent / "netrc"))
-        train(compose("train", [*chosen, *settings, "tracker=wandb", "tracker.mode=offline"]))
+        patch.setenv("TRACKIO_DIR", str(folder.parent / "trackio"))  # read at its import
+        trackers = ["tracker=[wandb,trackio,tensorboard]", "tracker.wandb.mode=offline"]
+        train(compose("train", [*chosen, *settings, *trackers]))
     return folder
 
 

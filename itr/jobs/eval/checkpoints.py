@@ -29,9 +29,9 @@ from itr.jobs.assemble import prepare_data, rerank_warnings
 from itr.jobs.eval.checkpoint_data import data_of_checkpoint
 from itr.jobs.eval.config import EvalConfig
 from itr.jobs.eval.outcome import EvaluatedCheckpoints, EvaluationOutcome
-from itr.jobs.eval.tracking import tracking_enabled
 from itr.jobs.load_checkpoint import LoadedCheckpoint, load_checkpoint
 from itr.models.base import Encoded
+from itr.results.trackers.tracker import chosen
 from itr.terminal import OutputConsole
 from itr.training.console import ProgressDisplay
 from itr.training.device import resolve_device, resolve_precision
@@ -63,7 +63,7 @@ def evaluate_checkpoints(
 ) -> EvaluationOutcome:
     """Evaluate the checkpoint of ``config``, or the ensemble of several; ``first`` is loaded."""
     device, members, metrics = resolve_device(config.device), [], dict[str, Any]()
-    log_queries = bool(config.out) or tracking_enabled(config.tracker)
+    log_queries = bool(config.out) or chosen(config.tracker)
     verify = config.runtime.verify_checkpoints
     for number, source in enumerate(config.checkpoints):
         loaded = load_checkpoint(source, config.model, device, verify=verify) if number else first

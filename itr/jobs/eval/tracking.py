@@ -1,9 +1,7 @@
-"""Logs an evaluation as a Weights & Biases run if ``tracker=wandb``."""
+"""Logs an evaluation to the chosen trackers, as a run of its own."""
 
 from __future__ import annotations
 
-import importlib
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,26 +10,11 @@ from itr.jobs.eval.config import EvalConfig
 from itr.jobs.eval.outcome import EvaluationOutcome
 from itr.results.gallery.thumbnails import Thumbnails
 from itr.results.hard_queries import COLUMNS, hard_queries
-from itr.results.trackers.config import TrackerConfig
-from itr.results.trackers.wandb_backend import EVAL, resolve_mode, start_wandb
+from itr.results.trackers.description import EVAL
+from itr.results.trackers.tracker import Backends, open_backends
 
-log = logging.getLogger("itr")
 GROUPS = ("model", "data", "loss")  # configuration nodes whose names group runs
-
-
-def tracking_enabled(config: TrackerConfig) -> bool:
-    """Whether ``config`` asks for a tracker.
-
-    Raises ConfigError for ``mode=online`` without an API key, before the evaluation begins.
-    """
-    if config.name == "none" or config.mode == "disabled":
-        return False
-    if config.mode == "online":
-        try:
-            resolve_mode(config.mode, importlib.import_module("wandb"))
-        except ImportError:  # `track_evaluation` reports it
-            pass
-    return True
+KEPT_IN = "the results are printed, and written with out=DIR"
 
 
 def track_evaluation(
@@ -47,22 +30,17 @@ def track_evaluation(
     named["task"] = {**(values.get("task") or {}), "name": results.get("task", "retrieval")}
     origin: dict[str, Any] = {key: results[key] for key in ("seed", "select_on") if key in results}
     folder = Path(config.out or ".")
-    sink = start_wandb(config.tracker, folder, {**values, **named, **origin}, EVAL)
-    if sink is None:
-        return
     split = outcome.split
-    try:
+    opened = open_backends(config.tracker, folder, {**values, **named, **origin}, EVAL)
+    with Backends(opened, KEPT_IN) as trackers:
         numbers = {
             f"{split}/{k}": v for k, v in outcome.metrics.items() if isinstance(v, int | float)
         }
-        sink.log(numbers, step=0)
+        trackers.log(numbers, step=0)
         evaluated = outcome.checkpoints
         queries = None if evaluated is None else evaluated.evaluator.query_log
-        if evaluated is not None and queries is not None and queries.ranks:
+        if trackers and evaluated is not None and queries is not None and queries.ranks:
             images = Thumbnails(evaluated.evaluator.data, evaluated.data, split)
             rows = hard_queries(queries, evaluated.evaluator.data, images)
-            sink.table(f"{split}/hard_queries", COLUMNS, rows)
-        sink.summary(results)
-        sink.finish()
-    except Exception as error:  # the results are printed in any case
-        log.warning("Weights & Biases stopped working (%s)", error)
+            trackers.table(f"{split}/hard_queries", COLUMNS, rows)
+        trackers.summary(results)

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 from PIL.Image import Image
 
 from itr.errors import ConfigError
-from itr.results.trackers.config import MODES, TrackerConfig
+from itr.results.trackers.config import MODES, WandbConfig
+from itr.results.trackers.description import TRAIN, group_of, tags_of
 
 log = logging.getLogger("itr")
-TRAIN, EVAL = "train", "eval"  # job types
 STAGING = "WANDB_DATA_DIR"  # environment variable: folder of files that wait for upload
 FORMER_MODES = {"dryrun": "offline", "run": "online"}
 PROJECT = "itr"  # where neither the configuration nor wandb names one
@@ -115,7 +115,7 @@ def summary_statistic(key: str) -> str | None:
 
 
 def start_wandb(
-    config: TrackerConfig, run_dir: Path, values: Mapping[str, Any], job_type: str = TRAIN
+    config: WandbConfig, run_dir: Path, values: Mapping[str, Any], job_type: str = TRAIN
 ) -> WandbBackend | None:
     """Start a Weights & Biases run, or return None if it is disabled or fails (with a warning).
 
@@ -140,7 +140,7 @@ def start_wandb(
 def _start(
     wandb: Any,
     mode: str,
-    config: TrackerConfig,
+    config: WandbConfig,
     run_dir: Path,
     values: Mapping[str, Any],
     job_type: str,
@@ -177,8 +177,8 @@ def resolve_mode(mode: str, wandb: Any) -> str:
         return "online"
     if mode == "online":
         raise ConfigError(
-            "tracker.mode=online: no Weights & Biases key is configured; run `wandb login` (or set "
-            "WANDB_API_KEY), or pass tracker.mode=offline"
+            "tracker.wandb.mode=online: no Weights & Biases key is configured; run `wandb login` "
+            "(or set WANDB_API_KEY), or pass tracker.wandb.mode=offline"
         )
     return "offline"
 
@@ -240,25 +240,12 @@ def has_key(wandb: Any) -> bool:
     return False
 
 
-def describe(config: TrackerConfig, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Project, entity, group, tags and notes of a run with the configuration ``values``.
-
-    Tags in the environment variable WANDB_TAGS (e.g. the name of a sweep) are included.
-    """
-
-    def name(group: str) -> str | None:
-        node = values.get(group)
-        return node.get("name") if isinstance(node, Mapping) else None
-
-    names = [name(group) for group in ("model", "data", "loss", "task")]
-    model, data, _, task = names
-    tags = [*names, "select_on=test" if values.get("select_on") == "test" else None, *config.tags]
-    tags += [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",")]
-    group = "-".join(word for word in (model, data, task) if word)
+def describe(config: WandbConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Project, entity, group, tags and notes of a run with the configuration ``values``."""
     return {
         "project": config.project or own_project() or PROJECT,
         "entity": config.entity,
-        "group": config.group or group or None,
-        "tags": list(dict.fromkeys(tag for tag in tags if tag)),
+        "group": config.group or group_of(values),
+        "tags": tags_of(values, config.tags),
         "notes": config.notes,
     }

@@ -17,7 +17,7 @@ import pytest
 
 from itr.errors import ConfigError, TrainingError
 from itr.instantiate import check
-from itr.results.trackers.config import TrackerConfig
+from itr.results.trackers.config import TrackerConfig, WandbConfig
 from itr.results.trackers.metrics_file import MetricsFile
 from itr.results.trackers.tracker import open_tracker
 from itr.results.trackers.wandb_backend import resolve_mode, summary_statistic
@@ -90,7 +90,7 @@ def items(part: Any) -> dict[str, Any]:
 
 
 def test_lines_contain_step_time_and_values(tmp_path):
-    with open_tracker(TrackerConfig(name="none"), tmp_path, CONFIG) as tracker:
+    with open_tracker(TrackerConfig(), tmp_path, CONFIG) as tracker:
         tracker.log({"epoch": 0, "train/loss": 0.5}, step=3)
         assert lines(tmp_path / "metrics.jsonl")[0]["train/loss"] == 0.5  # flushed at once
         tracker.log({"train/loss": float("nan"), "train/lr": 1e-5}, step=6)
@@ -103,7 +103,7 @@ def test_lines_contain_step_time_and_values(tmp_path):
 
 
 def test_a_resumed_file_continues_at_the_checkpoint(tmp_path):
-    config = TrackerConfig(name="none")
+    config = TrackerConfig()
     with open_tracker(config, tmp_path, CONFIG) as tracker:
         tracker.log({"a": 1}, step=1)
         offset = tracker.offset()
@@ -134,7 +134,7 @@ def test_a_new_file_can_be_rewound_too(tmp_path):
 
 
 def test_a_file_shorter_than_at_the_checkpoint_is_reported(tmp_path, caplog):
-    with open_tracker(TrackerConfig(name="none"), tmp_path, CONFIG, resume=True) as tracker:
+    with open_tracker(TrackerConfig(), tmp_path, CONFIG, resume=True) as tracker:
         tracker.rewind(500)
         tracker.log({"a": 1}, step=1)
     assert "metrics.jsonl has 0 bytes, but 500" in caplog.text
@@ -154,7 +154,8 @@ def test_a_full_disk_is_an_error_with_advice(tmp_path):
 
 def test_an_offline_run_contains_what_was_logged(tmp_path, caplog, capfd):
     caplog.set_level(logging.INFO, logger="itr")
-    config = TrackerConfig(group="seeds", tags=["mine", "hrem"], notes="a note")
+    wandb = WandbConfig(group="seeds", tags=["mine", "hrem"], notes="a note")
+    config = TrackerConfig(wandb=wandb)
     run_dir = tmp_path / "hrem-scenes-triplet-0"
     with open_tracker(config, run_dir, CONFIG) as tracker:
         tracker.log({"epoch": 0, "train/loss": 2.0}, step=5)
@@ -190,7 +191,7 @@ def test_an_offline_run_contains_what_was_logged(tmp_path, caplog, capfd):
 def test_an_exception_marks_the_run_as_failed(tmp_path):
     with (
         pytest.raises(KeyError),
-        open_tracker(TrackerConfig(mode="offline"), tmp_path, CONFIG) as tracker,
+        open_tracker(TrackerConfig(wandb=WandbConfig(mode="offline")), tmp_path, CONFIG) as tracker,
     ):
         tracker.log({"train/loss": 1.0}, step=1)
         raise KeyError("x")
@@ -199,7 +200,7 @@ def test_an_exception_marks_the_run_as_failed(tmp_path):
 
 
 def test_jobs_of_one_process_are_separate_runs_and_a_resumed_one_keeps_its_id(tmp_path):
-    config = TrackerConfig(mode="offline")
+    config = TrackerConfig(wandb=WandbConfig(mode="offline"))
     ids = []
     for folder, resume in (("a", False), ("b", False), ("a", True)):
         with open_tracker(config, tmp_path / folder, CONFIG, resume) as tracker:
@@ -214,9 +215,9 @@ def test_a_disabled_tracker_only_writes_the_file(tmp_path, monkeypatch, how):
     if how == "environment":
         monkeypatch.setenv("WANDB_MODE", "disabled")
     config = {
-        "config": TrackerConfig(mode="disabled"),
-        "environment": TrackerConfig(),
-        "none": TrackerConfig(name="none"),
+        "config": TrackerConfig(wandb=WandbConfig(mode="disabled")),
+        "environment": TrackerConfig(wandb=WandbConfig()),
+        "none": TrackerConfig(),
     }[how]
     with open_tracker(config, tmp_path / "run", CONFIG) as tracker:
         tracker.log({"a": 1}, step=1)
@@ -225,8 +226,8 @@ def test_a_disabled_tracker_only_writes_the_file(tmp_path, monkeypatch, how):
 
 
 def test_online_without_a_key_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ConfigError, match=r"^tracker.mode=online: .*wandb login"):
-        open_tracker(TrackerConfig(mode="online"), tmp_path / "run", CONFIG)
+    with pytest.raises(ConfigError, match=r"^tracker.wandb.mode=online: .*wandb login"):
+        open_tracker(TrackerConfig(wandb=WandbConfig(mode="online")), tmp_path / "run", CONFIG)
     assert not (tmp_path / "run").exists()
 
 
@@ -263,7 +264,7 @@ def test_wandb_mode_takes_precedence_over_auto_only(monkeypatch):
 
 def test_an_invalid_key_does_not_stop_training(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "short")
-    with open_tracker(TrackerConfig(mode="online"), tmp_path, CONFIG) as tracker:
+    with open_tracker(TrackerConfig(wandb=WandbConfig(mode="online")), tmp_path, CONFIG) as tracker:
         tracker.log({"train/loss": 1.0}, step=1)
     assert "Weights & Biases: no online run" in caplog.text
     assert any(r.WhichOneof("record_type") == "history" for r in records(tmp_path))
@@ -271,7 +272,8 @@ def test_an_invalid_key_does_not_stop_training(tmp_path, monkeypatch, caplog):
 
 
 def test_a_failing_backend_is_dropped_with_one_warning(tmp_path, caplog):
-    with open_tracker(TrackerConfig(mode="offline"), tmp_path, CONFIG) as tracker:
+    config = TrackerConfig(wandb=WandbConfig(mode="offline"))
+    with open_tracker(config, tmp_path, CONFIG) as tracker:
         tracker.log({"a": 1.0}, step=1)
         tracker.backends["Weights & Biases"].run.finish()  # logging to it now raises
         tracker.log({"a": 2.0}, step=2)
@@ -282,7 +284,7 @@ def test_a_failing_backend_is_dropped_with_one_warning(tmp_path, caplog):
 
 def test_training_continues_without_wandb_installed(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "wandb", None)  # as an absent package: import fails
-    with open_tracker(TrackerConfig(), tmp_path, CONFIG) as tracker:
+    with open_tracker(TrackerConfig(wandb=WandbConfig()), tmp_path, CONFIG) as tracker:
         tracker.log({"a": 1.0}, step=1)
     assert caplog.text.count("wandb is not installed") == 1
     assert len(lines(tmp_path / "metrics.jsonl")) == 1
@@ -313,10 +315,12 @@ def test_summary_statistic(key, best):
 
 
 def test_unknown_options_list_the_known_ones():
-    with pytest.raises(ConfigError, match="tracker.mode=on: .*auto"):
-        check({"mode": "on"}, TrackerConfig, "tracker")
-    with pytest.raises(ConfigError, match="tracker.name=tb: .*wandb"):
-        check({"name": "tb"}, TrackerConfig, "tracker")
+    with pytest.raises(ConfigError, match="tracker.wandb.mode=on: .*auto"):
+        check({"wandb": {"mode": "on"}}, TrackerConfig, "tracker")
+    with pytest.raises(ConfigError, match="tracker.wandb.projct: .*nearest: project"):
+        check({"wandb": {"projct": "on"}}, TrackerConfig, "tracker")
+    with pytest.raises(ConfigError, match="tracker.tb: .*wandb"):
+        check({"tb": {}}, TrackerConfig, "tracker")
 
 
 @pytest.mark.parametrize(
