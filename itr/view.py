@@ -35,6 +35,8 @@ class TextView:
     min_pad: int = 0  # pad to at least this many ids
     augment: CaptionAugment | None = None
     end: bool = True  # append [SEP]; False for ALBEF
+    pad_left: bool = False  # padding comes first
+    strip_sep: bool = False  # the last special id becomes 0 (open_clip's CLIPA)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,12 @@ class PixelView:
 
     size: int = 224  # height and width in pixels
     interpolation: str = "bicubic"  # bicubic | bilinear, antialiased
-    resize: str = "squash"  # squash | shortest (then center crop) | random_crop
+    resize: str = (
+        "squash"  # squash | shortest (then center crop) | longest (then pad) | random_crop
+    )
+    resize_to: int | None = None  # squash and shortest resize to this, then crop; None: to `size`
+    crop_rounds: str = "even"  # even | down: an odd number of pixels to cut, halved (torchvision's)
+    fill: int = 0  # longest: value of the padding, 0 ... 255
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     flip: bool = False  # horizontally, with probability 1/2
@@ -74,6 +81,7 @@ class View:
     # wordpiece | clip-from-captions | roberta-from-captions: learned from the training captions.
     # Otherwise a hub name or a directory with the tokenizer files of a BERT, RoBERTa or CLIP.
     tokenizer: str
+    whole_tokenizer: bool = False  # transformers opens `tokenizer`, and its pipeline is kept whole
     unit: Literal["caption", "image", "pair"] = "caption"  # what an epoch iterates over
     text: TextView = field(default_factory=TextView)
     text_eval: TextView = field(default_factory=TextView)

@@ -26,9 +26,10 @@ from itr.data.layouts.registry import require_enough_shards
 from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
 from itr.data.loading.second_text import open_second_texts
 from itr.data.records import Split
+from itr.data.text.known_tokenizers import open_tokenizer
 from itr.data.text.token_cache import tokenize_cached
 from itr.data.text.token_table import TokenTable
-from itr.data.text.tokenizer import Tokenizer, open_tokenizer
+from itr.data.text.tokenizer import Tokenizer
 from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.split_evaluator import SplitEvaluator
 from itr.instantiate import build

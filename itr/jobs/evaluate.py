@@ -17,7 +17,7 @@ from itr.jobs.eval.item_tasks import evaluate_items
 from itr.jobs.eval.outcome import EvaluationOutcome, summary_lines
 from itr.jobs.eval.tracking import track_evaluation
 from itr.jobs.launch.workers import launch
-from itr.jobs.load_checkpoint import load_checkpoint
+from itr.jobs.load_tower import load_first
 from itr.jobs.query_files import save_queries
 from itr.plugins import trusts_configuration
 from itr.results.accuracy_tables import results_tables
@@ -73,15 +73,10 @@ def _run(config: EvalConfig, console: OutputConsole) -> EvaluationOutcome:
     if config.task.get("name") == "zeroshot":
         with ProgressDisplay(console, 0, training=False) as display:
             origin, metrics = classify(config, display.evaluation)
-        return EvaluationOutcome(config.checkpoints[0], config.split, origin, metrics)
+        return EvaluationOutcome(config.sources[0], config.split, origin, metrics)
     if config.scores is not None:
         return _evaluate_scores(config, config.scores)
-    loaded = load_checkpoint(
-        config.checkpoints[0],
-        config.model,
-        resolve_device(config.device),
-        verify=config.runtime.verify_checkpoints,
-    )
+    loaded = load_first(config, resolve_device(config.device))
     task = build_task(loaded.task_node(config.task))
     if isinstance(task, RetrievalTask):
         return evaluate_checkpoints(config, console, loaded)

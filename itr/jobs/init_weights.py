@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from itr import checkpoint
+from itr.data.text.known_tokenizers import tokenizer_from_json
 from itr.data.text.tokenizer import Tokenizer
 from itr.errors import CheckpointError, first_of
 from itr.models.base import Model
@@ -41,7 +42,7 @@ def stored_tokenizer(source: str | None) -> Tokenizer | None:
     if path.suffix != ".safetensors":
         return None
     stored = checkpoint.read_model_meta(path)["tokenizer"]
-    return None if stored is None else Tokenizer.from_json(stored)
+    return None if stored is None else tokenizer_from_json(stored)
 
 
 def skip_pretrained(node: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], Facts]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from itr import checkpoint
+from itr.data.text.known_tokenizers import tokenizer_from_json
 from itr.data.text.tokenizer import Tokenizer
 from itr.errors import CheckpointError, ConfigError
 from itr.evaluation.stored_embeddings import file_hash
@@ -126,7 +127,7 @@ def _load_ours(path: Path, options: dict[str, Any], typed: bool, verify: bool) -
         given = flat(options).get("text.tokenizer")
         tokenizer = _open_tokenizer(path, given or model.view.tokenizer, bool(given) and typed)
     else:
-        tokenizer = Tokenizer.from_json(meta["tokenizer"])
+        tokenizer = tokenizer_from_json(meta["tokenizer"])
     run = meta["config"]
     origin = {
         "checkpoint": str(path),

@@ -23,8 +23,8 @@ from PIL import Image
 
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
+from itr.data.text.known_tokenizers import open_tokenizer
 from itr.data.text.token_cache import tokenize_cached
-from itr.data.text.tokenizer import open_tokenizer
 from itr.view import PixelView, View
 from tests import processes
 

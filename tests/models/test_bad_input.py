@@ -153,6 +153,7 @@ WIDER = {
     "alip": "model.embed_size=8",
     "albef": "model.embed_size=16",
     "multisea": "model.embed_size=8",
+    "clip": "model.architecture.config.projection_dim=8",
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from itr import checkpoint
-from itr.data.text.tokenizer import Tokenizer
+from itr.data.text.known_tokenizers import tokenizer_from_json
 from itr.jobs.evaluate import evaluate
 from itr.jobs.train import train
 from itr.models.build import restore
@@ -103,7 +103,7 @@ def test_an_authors_file_of_a_task_is_evaluated_as_its_run(
     meta = checkpoint.read_meta(best)
     model = restore(best, meta)
     torch.save(official_albef.export(model), tmp_path / "theirs.pth")
-    folder = save_tokenizer(Tokenizer.from_json(meta["tokenizer"]), tmp_path / "tokenizer")
+    folder = save_tokenizer(tokenizer_from_json(meta["tokenizer"]), tmp_path / "tokenizer")
     ours = evaluate(compose("eval", [f"checkpoint={out}", "device=cpu"]))
     heads = f"model.text.heads={model.config.text.heads}"
     image_heads = f"model.image.heads={model.config.image.heads}"

@@ -19,7 +19,7 @@ from itr.data.images.decode import decode, formats, image_name, read_bytes
 from itr.data.layouts.shards.samples import ShardSamples
 from itr.data.records import Slice, Split
 from itr.data.splits import role_of
-from itr.data.text.tokenizer import open_tokenizer
+from itr.data.text.known_tokenizers import open_tokenizer
 from itr.errors import ConfigError, DataError, first_of
 from itr.view import View
 

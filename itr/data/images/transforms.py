@@ -29,7 +29,7 @@ from itr.view import PixelView
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
-RESIZES = ("squash", "shortest", "random_crop")
+RESIZES = ("squash", "shortest", "longest", "random_crop")
 MODES = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -57,8 +57,13 @@ def check_view(view: PixelView) -> None:
     ):
         if value not in known:
             raise ConfigError(f"image {key}='{value}': unknown; expected one of {', '.join(known)}")
-    if view.size < 1:
-        raise ConfigError(f"image size={view.size}: expected at least 1")
+    if view.crop_rounds not in ("even", "down"):
+        raise ConfigError(f"image crop_rounds='{view.crop_rounds}': expected even or down")
+    if view.size < 1 or (view.resize_to or view.size) < view.size:
+        raise ConfigError(
+            f"image size={view.size}, resize_to={view.resize_to}: expected at least 1, and at "
+            "least the size to resize to"
+        )
 
 
 def draw_choices(view: PixelView, uniforms: np.ndarray, height: int, width: int) -> Choices:
@@ -146,21 +151,38 @@ def normalize(images: Tensor, view: PixelView) -> Tensor:
 
 
 def _resize(image: Tensor, view: PixelView, decoder: str) -> Tensor:
-    size, (height, width) = view.size, image.shape[-2:]
+    if view.resize == "longest":
+        return _fit(image, view, decoder)
+    target, (height, width) = view.resize_to or view.size, image.shape[-2:]
     if view.resize != "shortest":
-        return _resample(image, size, size, view.interpolation, decoder)
+        image = _resample(image, target, target, view.interpolation, decoder)
+        return _center(image, view) if target != view.size else image
     short, long = sorted((height, width))
     if long > MAX_ASPECT_RATIO * short:
         image = torchvision_functional().center_crop(
             image, [min(side, MAX_ASPECT_RATIO * short) for side in (height, width)]
         )
         (height, width), long = image.shape[-2:], MAX_ASPECT_RATIO * short
-    long = int(size * long / short)
-    h, w = (size, long) if height <= width else (long, size)
+    long = int(target * long / short)
+    h, w = (target, long) if height <= width else (long, target)
+    return _center(_resample(image, h, w, view.interpolation, decoder), view)
+
+
+def _center(image: Tensor, view: PixelView) -> Tensor:
+    """The square of S pixels in the middle; see `PixelView.crop_rounds`."""
+    rounded = math.floor if view.crop_rounds == "down" else round
+    top, left = (rounded((side - view.size) / 2) for side in image.shape[-2:])
+    return torchvision_functional().crop(image, top, left, view.size, view.size)
+
+
+def _fit(image: Tensor, view: PixelView, decoder: str) -> Tensor:
+    """Resize the longer side to S and pad the other one on both sides, as open_clip does."""
+    longest = max(image.shape[-2:])
+    h, w = (max(1, round(side / (longest / view.size))) for side in image.shape[-2:])
     image = _resample(image, h, w, view.interpolation, decoder)
-    return torchvision_functional().crop(
-        image, round((h - size) / 2), round((w - size) / 2), size, size
-    )
+    top, left = (view.size - h) // 2, (view.size - w) // 2
+    margins = [left, top, view.size - w - left, view.size - h - top]
+    return torchvision_functional().pad(image, margins, fill=view.fill)
 
 
 def _resample(image: Tensor, height: int, width: int, mode: str, decoder: str) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import html
 import re
+import string
 from collections.abc import Callable
 
 ALBEF_WORDS = 30  # maximum
 ALBEF_TEST_WORDS = 50  # maximum of a question at test
 
 _ALBEF_DELETED = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _PLAIN = re.compile(r"[\x20-\x25\x27-\x7e]*")  # printable ASCII without &: nothing to repair
 
 
@@ -29,9 +31,30 @@ def albef_question(question: str, words: int = ALBEF_WORDS) -> str:
 
 def clip(caption: str) -> str:
     """CLIP's ``basic_clean``: repair mojibake, unescape HTML twice, collapse spaces, lower case."""
+    return whitespace(caption).lower()
+
+
+def siglip(caption: str, lowercase: bool = True) -> str:
+    """SigLIP's ``canonicalize_text``: lower case, no ASCII punctuation, single spaces.
+
+    Source: transformers' SiglipTokenizer, from Google's big_vision.
+    """
+    caption = caption.replace("\u2581", " ")  # SentencePiece's sign for a space
+    caption = (caption.lower() if lowercase else caption).translate(_PUNCTUATION)
+    return re.sub(r"\s+", " ", caption).strip()
+
+
+def whitespace(caption: str) -> str:
+    """open_clip's ``whitespace``: as `clip`, in the given case."""
     if not _PLAIN.fullmatch(caption):
         caption = html.unescape(html.unescape(_fixer()(caption)))
-    return " ".join(caption.split()).lower()
+    return " ".join(caption.split())
+
+
+def canonicalize(caption: str) -> str:
+    """open_clip's ``canonicalize``: as `clip`, then underscores are spaces, punctuation goes."""
+    caption = whitespace(caption).replace("_", " ").translate(_PUNCTUATION).lower()
+    return " ".join(caption.split())
 
 
 @functools.cache
@@ -47,4 +70,8 @@ CLEANERS: dict[str, Callable[[str], str]] = {
     "albef_question": albef_question,
     "albef_question_test": functools.partial(albef_question, words=ALBEF_TEST_WORDS),
     "clip": clip,
+    "whitespace": whitespace,
+    "canonicalize": canonicalize,
+    "siglip": siglip,
+    "siglip_cased": functools.partial(siglip, lowercase=False),
 }

@@ -31,7 +31,15 @@ def tokenize_cached(
         return tokenizer.tokenize(captions, view)
     key = hashlib.sha256(
         json.dumps(
-            [2, tokenizer.fingerprint, view.cleaner, view.prompt, view.max_length, view.end]
+            [
+                3,
+                tokenizer.fingerprint,
+                view.cleaner,
+                view.prompt,
+                view.max_length,
+                view.end,
+                view.strip_sep,
+            ]
         ).encode()
     )
     for part in _as_json(captions):
@@ -44,6 +52,7 @@ def tokenize_cached(
             "flat": table.flat,
             "words": table.words,
             "offsets": table.offsets,
+            "truncated": np.asarray(table.truncated),
         }
         atomic_write_or_warn(path, lambda file: np.savez(file, **arrays), "token ids")
     return table
@@ -62,7 +71,8 @@ def _read_table(path: Path, n_captions: int, pad: int) -> TokenTable | None:
         return None
     try:
         file = read_arrays(path)
-        table = TokenTable(file["flat"], file["words"], file["offsets"], pad)
+        cut = int(file["truncated"])
+        table = TokenTable(file["flat"], file["words"], file["offsets"], pad, cut)
         if len(table) == n_captions and len(table.flat) == len(table.words) == table.offsets[-1]:
             return table
     except (OSError, ValueError, KeyError, TypeError, IndexError):

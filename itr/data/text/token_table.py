@@ -21,6 +21,7 @@ class TokenTable:
     words: np.ndarray  # [T] int32: index of the word that an id is a piece of; -1: special id
     offsets: np.ndarray  # [C + 1] int64: start of each caption in `flat`
     pad: int = 0  # padding id
+    truncated: int = 0  # captions that were cut to the view's `max_length`
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -67,10 +68,12 @@ class CaptionPadder:
         """
         width = self.view.pad_to or max(int(lengths.max()), self.view.min_pad, min_width)
         mask = np.arange(width) < lengths[:, None]
+        if self.view.pad_left:
+            mask = mask[:, ::-1]
         tokens = np.full(mask.shape, self.table.pad, dtype=np.int64)
         tokens[mask] = ids
         return {
             "tokens": torch.from_numpy(tokens),
-            "token_mask": torch.from_numpy(mask),
+            "token_mask": torch.from_numpy(mask.copy()),
             "min_token_length": int(lengths.min()),
         }

@@ -17,12 +17,10 @@ from itr.data.text.cleaners import CLEANERS
 from itr.data.text.token_table import TokenTable
 from itr.data.text.tokenizer_backends import SPECIALS, STYLE_SPECIALS
 from itr.data.text.tokenizer_files import BytePairFiles, read_tokenizer_files
-from itr.errors import CheckpointError, ConfigError, nearest
-from itr.files import parse_json
-from itr.view import TextView, View
+from itr.errors import ConfigError, nearest
+from itr.view import TextView
 
 CHUNK = 100_000  # captions that are tokenized at a time
-FROM_CAPTIONS = {"clip-from-captions": "clip", "roberta-from-captions": "roberta"}
 
 
 def chunks(captions: Sequence[str]) -> Iterator[list[str]]:
@@ -106,20 +104,6 @@ class Tokenizer:
         """The complete tokenizer as JSON, for a checkpoint."""
         return json.dumps({"format": 1, "options": self.options, "tokens": self.tokens})
 
-    @staticmethod
-    def from_json(text: str) -> Tokenizer:
-        """The tokenizer of a `to_json`; raises CheckpointError if the text is damaged."""
-        try:
-            values = parse_json(text)
-            if "merges" in values:
-                return BytePairTokenizer(values["tokens"], values["merges"], values["style"])
-            return Tokenizer(values["tokens"], **values["options"])
-        except Exception as error:  # the library in Rust raises plain Exceptions
-            reason = f"{type(error).__name__}: {error}"
-            raise CheckpointError(
-                f"the tokenizer in the checkpoint is damaged ({reason})"
-            ) from error
-
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 of `to_json`."""
@@ -141,17 +125,20 @@ class Tokenizer:
         # Without a value the library warns when a process forks after tokenizing.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         # Compact arrays: Python integers of millions of captions take 16 times the memory.
-        ids, words, lengths = array("i"), array("i"), array("q")
+        ids, words, lengths, cut = array("i"), array("i"), array("q"), 0
         for part in chunks(captions):
             cleaned = [clean(view.prompt + caption) for caption in part]
             for encoding in self._fast.encode_batch(cleaned, add_special_tokens=False):
                 pieces = encoding.ids[:room]
+                cut += len(pieces) < len(encoding.ids)
                 ids.extend((self.cls_id, *pieces, *last))
                 words.extend((-1, *encoding.word_ids[:room], *([-1] * len(last))))
                 lengths.append(len(pieces) + n_special)
         offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
-        return TokenTable(np.asarray(ids), np.asarray(words), offsets, pad=self.pad_id)
+        return TokenTable(
+            np.asarray(ids), np.asarray(words), offsets, pad=self.pad_id, truncated=cut
+        )
 
 
 class BytePairTokenizer(Tokenizer):
@@ -210,18 +197,3 @@ def get_cleaner(view: TextView) -> Callable[[str], str]:
             f"(known: {', '.join(CLEANERS)})"
         )
     return CLEANERS[view.cleaner]
-
-
-def open_tokenizer(view: View, captions: Iterable[str]) -> Tokenizer:
-    """The tokenizer that ``view.tokenizer`` names.
-
-    ``captions`` (of the training split) are consumed only by tokenizers that learn from them.
-    Raises ConfigError if its files are missing or unusable.
-    """
-    if view.tokenizer not in ("wordpiece", *FROM_CAPTIONS):
-        return Tokenizer.from_files(view.tokenizer)
-    clean = get_cleaner(view.text)
-    captions = [clean(caption) for caption in captions]
-    if style := FROM_CAPTIONS.get(view.tokenizer):
-        return BytePairTokenizer.learn(captions, view.vocabulary_size, style)
-    return Tokenizer.from_captions(captions, view.vocabulary_size)

@@ -27,8 +27,8 @@ from itr.data.layouts.registry import open_split
 from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
 from itr.data.loading.second_text import open_second_texts
 from itr.data.records import Split
+from itr.data.text.known_tokenizers import open_tokenizer
 from itr.data.text.token_cache import tokenize_cached
-from itr.data.text.tokenizer import open_tokenizer
 from itr.data.tools import arguments as command_line
 from itr.errors import ConfigError
 from itr.terminal import PlainConsole

@@ -65,7 +65,7 @@ def evaluate_checkpoints(
     device, members, metrics = resolve_device(config.device), [], dict[str, Any]()
     log_queries = bool(config.out) or chosen(config.tracker)
     verify = config.runtime.verify_checkpoints
-    for number, source in enumerate(config.checkpoints):
+    for number, source in enumerate(config.sources):
         loaded = load_checkpoint(source, config.model, device, verify=verify) if number else first
         loaded.origin |= {} if config.trained_on is None else {"trained_on": config.trained_on}
         with parallel.rank0_first():  # rank 0 makes what is cached; the others read it
@@ -88,7 +88,7 @@ def evaluate_checkpoints(
         evaluator.log_queries(table)
     sources = [member.loaded for member in members]
     return EvaluationOutcome(
-        " + ".join(config.checkpoints),
+        " + ".join(config.sources),
         config.split,
         _origin(sources),
         metrics,

@@ -20,7 +20,8 @@ from itr.evaluation.encode import Encoder, Progress
 from itr.evaluation.zeroshot import accuracies, class_embeddings, class_logits, predictions
 from itr.instantiate import check
 from itr.jobs.eval.config import EvalConfig
-from itr.jobs.load_checkpoint import LoadedCheckpoint, load_checkpoint
+from itr.jobs.load_checkpoint import LoadedCheckpoint
+from itr.jobs.load_tower import load_first
 from itr.training.device import resolve_device, resolve_precision
 
 log = logging.getLogger(__name__)
@@ -41,9 +42,7 @@ def classify(config: EvalConfig, progress: Progress) -> tuple[dict[str, Any], di
     classes = ClassificationDataset(check(options, ClassificationConfig, "data"))
     for note in classes.notes:
         log.warning("%s: %s", classes.config.root, note)
-    loaded = load_checkpoint(
-        config.checkpoints[0], config.model, device, verify=config.runtime.verify_checkpoints
-    )
+    loaded = load_first(config, device)
     view = loaded.model.view
     if view.kind != "pixels":
         raise ConfigError(

@@ -52,6 +52,18 @@ class EvalConfig:
         return [str(one) for one in self.checkpoint] if several else [str(self.checkpoint)]
 
     @property
+    def tower(self) -> str | None:
+        """The pre-trained tower that is evaluated zero-shot; None: a checkpoint or scores are."""
+        if self.checkpoints or self.scores is not None:
+            return None
+        return self.model.get("tower")
+
+    @property
+    def sources(self) -> list[str]:
+        """What is evaluated: `checkpoints`, or the `tower`."""
+        return self.checkpoints or ([self.tower] if self.tower else [])
+
+    @property
     def protocols(self) -> list[str] | None:
         """The values of ``protocol`` as a list; None: those of the dataset."""
         if self.protocol is None:
@@ -88,7 +100,7 @@ def check_options(config: EvalConfig) -> None:
     _check_source(config)
     if config.out and Path(config.out).exists() and not Path(config.out).is_dir():
         raise ConfigError(f"out={config.out}: is a file; pass the folder of the results, out=DIR")
-    zeroshot, count = config.task.get("name") == "zeroshot", len(config.checkpoints)
+    zeroshot, count = config.task.get("name") == "zeroshot", len(config.sources)
     if zeroshot and (count != 1 or config.embeddings or config.hubness.rows):
         raise ConfigError(
             "task=zeroshot: evaluates one checkpoint; leave out scores, ensemble, embeddings and "
@@ -110,9 +122,10 @@ def check_options(config: EvalConfig) -> None:
 def _check_source(config: EvalConfig) -> None:
     """Raises ConfigError unless exactly one thing is to be evaluated."""
     checkpoints = config.checkpoints
-    if not checkpoints and config.scores is None:
+    if not checkpoints and config.scores is None and config.tower is None:
         raise ConfigError(
-            "checkpoint: nothing to evaluate; pass checkpoint=RUN_DIR, or scores=FILE.npz"
+            "checkpoint: nothing to evaluate; pass checkpoint=RUN_DIR, or scores=FILE.npz, or "
+            "model=clip model.tower=NAME for a pre-trained tower"
         )
     if checkpoints and config.scores is not None:
         raise ConfigError("checkpoint and scores exclude each other; pass one of them")

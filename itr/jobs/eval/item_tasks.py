@@ -57,7 +57,7 @@ def evaluate_items(
     origin = {**loaded.origin, "data": data.name, "task": task.name}
     metrics["data_hash"] = content_hash(split)
     items = EvaluatedItems(task, evaluator.predictions, split.text_to_image, data)
-    return EvaluationOutcome(config.checkpoints[0], config.split, origin, metrics, items=items)
+    return EvaluationOutcome(config.sources[0], config.split, origin, metrics, items=items)
 
 
 def _check(config: EvalConfig, task: Task, loaded: LoadedCheckpoint) -> None:

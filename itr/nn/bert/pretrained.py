@@ -28,13 +28,14 @@ def load_pretrained(
     kind: str,
     architecture: type[PreTrainedModel],
     config_class: type[PretrainedConfig],
+    heads: tuple[str, ...] = HEADS,
     **options: Any,
 ) -> Any:
     """``architecture`` with the weights of ``name``, a directory or a name on the hub, in float32.
 
-    ``kind`` is the expected ``model_type``; ``options`` go into the configuration. Poolers and
-    heads may be missing and stay random. Names may begin with ``module.``, and a file may hold its
-    weights below ``model`` or ``state_dict``. Raises ConfigError, naming ``key``, for anything
+    ``kind`` is the expected ``model_type``; ``options`` go into the configuration. Weights of
+    ``heads`` may be missing and stay random. Names may begin with ``module.``, and a file may hold
+    its weights below ``model`` or ``state_dict``. Raises ConfigError, naming ``key``, for anything
     else that is missing, damaged, or of another kind.
     """
     group = key.rpartition(".")[0]
@@ -48,7 +49,7 @@ def load_pretrained(
         config = _config(Path(source), source, kind, config_class)
         for option, value in options.items():
             setattr(config, option, value)
-        model, missing = _load(source, architecture, config)
+        model, missing = _load(source, architecture, config, heads)
     except (CheckpointError, ConfigError) as error:
         raise ConfigError(f"{key}={name}: no {what} could be loaded: {error}; {advice}") from error
     # The library raises nearly anything for damaged files and odd sizes.
@@ -65,7 +66,9 @@ def load_pretrained(
     return model
 
 
-def _load(source: str, architecture: Any, config: PretrainedConfig) -> tuple[Any, list[str]]:
+def _load(
+    source: str, architecture: Any, config: PretrainedConfig, heads: tuple[str, ...]
+) -> tuple[Any, list[str]]:
     """The model, and the names of the weights that ``source`` lacks."""
     files = [path for name in WEIGHTS if (path := Path(source) / name).is_file()]
     for path in files:
@@ -74,7 +77,7 @@ def _load(source: str, architecture: Any, config: PretrainedConfig) -> tuple[Any
     model, info = architecture.from_pretrained(
         source, config=config, dtype=torch.float32, output_loading_info=True
     )
-    missing = _required(info)
+    missing = _required(info, heads)
     if missing and files and files[0].suffix != ".json":  # wrapped, or of DataParallel?
         state = load_weights_file(files[0])
         if prefix := next((p for p in ("bert.", "roberta.") if _all(state, p)), ""):
@@ -82,7 +85,7 @@ def _load(source: str, architecture: Any, config: PretrainedConfig) -> tuple[Any
         model, info = architecture.from_pretrained(
             None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
         )
-        missing = _required(info)
+        missing = _required(info, heads)
     return model, missing
 
 
@@ -90,12 +93,12 @@ def _all(state: dict[str, Any], prefix: str) -> bool:
     return all(name.startswith((prefix, "cls.")) for name in state)
 
 
-def _required(info: dict[str, Any]) -> list[str]:
-    """Missing weights that are neither of a pooler nor of a head."""
+def _required(info: dict[str, Any], heads: tuple[str, ...]) -> list[str]:
+    """Missing weights that are of none of ``heads``."""
     return sorted(
         name
         for name in info["missing_keys"]
-        if not any(f".{name}".find(f".{head}") >= 0 for head in HEADS)
+        if not any(f".{name}".find(f".{head}") >= 0 for head in heads)
     )
 
 

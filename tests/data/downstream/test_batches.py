@@ -16,7 +16,8 @@ from itr.data.downstream.open import open_items
 from itr.data.images.pixels import Pixels
 from itr.data.items import Question
 from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
-from itr.data.text.tokenizer import Tokenizer, open_tokenizer
+from itr.data.text.known_tokenizers import open_tokenizer
+from itr.data.text.tokenizer import Tokenizer
 from itr.errors import DataError
 from itr.view import PixelView, TextView, View
 from tests.data.downstream.test_readers import edit

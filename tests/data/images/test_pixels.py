@@ -17,7 +17,7 @@ from itr.data.loading.eval_batches import caption_batches, image_batches
 from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
 from itr.data.loading.sided import find_sided
 from itr.data.records import Record, Split
-from itr.data.text.tokenizer import open_tokenizer
+from itr.data.text.known_tokenizers import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView, TextView, View
 from tests.data.image_files import entry, photo, write_karpathy

@@ -19,7 +19,7 @@ from itr.data.images.regions import cache_regions
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.data.loading.eval_batches import image_batches
 from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
-from itr.data.text.tokenizer import open_tokenizer
+from itr.data.text.known_tokenizers import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import CaptionAugment, PixelView, TextView, View
 from tests.data.image_files import entry, write_karpathy

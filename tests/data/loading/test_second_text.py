@@ -10,7 +10,7 @@ import pytest
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
 from itr.data.loading.second_text import open_second_texts
-from itr.data.text.tokenizer import open_tokenizer
+from itr.data.text.known_tokenizers import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView, TextView, View
 from tests.data import worlds

@@ -18,7 +18,7 @@ from itr.data.loading.eval_batches import image_batches
 from itr.data.loading.loader import LoaderOptions, TrainData, TrainLoader
 from itr.data.loading.second_text import open_second_texts
 from itr.data.packed_strings import PackedStrings
-from itr.data.text.tokenizer import open_tokenizer
+from itr.data.text.known_tokenizers import open_tokenizer
 from itr.errors import ConfigError, DataError
 from itr.view import PixelView, TextView, View
 from tests.data.image_files import encoded, entry, photo, write_karpathy

@@ -1,0 +1,206 @@
+"""CLIP: any dual encoder of transformers and open_clip, zero-shot or fine-tuned.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (ICML
+2021), and its successors: SigLIP, MetaCLIP, Chinese CLIP, AltCLIP, ALIGN, ... Two towers embed
+images and texts; a loss sees the cosines of a batch, over all ranks.
+
+B samples of one rank, N of all ranks, D joint width, L token ids.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from itr import parallel
+from itr.batch import Batch
+from itr.clock import Clock
+from itr.draws import Draws
+from itr.errors import ConfigError
+from itr.losses.score import ScoreLoss, pair_scores
+from itr.models.base import (
+    Encoded,
+    ParameterGroup,
+    RetrievalModel,
+    SlotScores,
+    Terms,
+    parameter_names,
+)
+from itr.nn.tower.architecture import Architecture, read_architecture
+from itr.nn.tower.dual_tower import adapter_of, build_tower, load_tower
+from itr.nn.tower.transformers_tower import DUAL_ENCODERS
+from itr.options import configured, option
+from itr.view import Facts, View
+
+MAX_LOG_SCALE = math.log(100.0)
+GATHER: dict[str, parallel.GatherGradient] = {"full": "full", "local": "local"}
+
+
+@dataclass
+@configured("model/clip.yaml", "model")
+class CLIPModelConfig:
+    """Options of `CLIP`."""
+
+    tower: str | None = option()
+    architecture: dict[str, Any] | None = option()
+    pretrained: bool = option()
+    init: str | None = option()
+    prompt: str = option()
+    crop_scale: list[float] = option(above=0, at_most=1)
+    flip: bool = option()
+    gather_grad: str = option(choices=("full", "local"))
+
+
+def architecture_of(config: CLIPModelConfig) -> Architecture:
+    """The architecture in ``config``, else that of ``config.tower``."""
+    if config.architecture is not None:
+        return Architecture.from_dict(config.architecture)
+    return read_architecture(config.tower, DUAL_ENCODERS)
+
+
+class CLIP(RetrievalModel):
+    """Slot ``itc`` scores images against texts."""
+
+    Config = CLIPModelConfig
+    slot_names = ("itc",)
+    term_names = ("itc",)
+    config: CLIPModelConfig
+
+    def __init__(
+        self,
+        config: CLIPModelConfig,
+        slots: nn.ModuleDict,
+        weights: Mapping[str, float],
+        facts: Facts,
+    ):
+        architecture = architecture_of(config)
+        config = dataclasses.replace(config, architecture=architecture.to_dict())
+        super().__init__(config, slots, weights, facts)
+        self.adapter = adapter_of(architecture)
+        if config.pretrained:
+            assert config.tower is not None
+            self.tower = load_tower(config.tower, architecture)
+        else:
+            self.tower = build_tower(architecture, facts.vocabulary)
+
+    @classmethod
+    def view_for(cls, config: CLIPModelConfig) -> View:
+        """Pixels and texts as the tower's library prepares them.
+
+        Training crops at random. An epoch visits every pair.
+        """
+        architecture = architecture_of(config)
+        text, pixels = architecture.text_view(), architecture.pixel_view()
+        low, high = _crop_scale(config)
+        return View(
+            kind="pixels",
+            tokenizer=architecture.tokenizer,
+            whole_tokenizer=architecture.whole_tokenizer,
+            unit="pair",
+            text=text,
+            text_eval=dataclasses.replace(text, prompt=config.prompt),
+            pixels=dataclasses.replace(
+                pixels,
+                resize="random_crop",
+                resize_to=None,
+                crop_scale=(low, high),
+                flip=config.flip,
+            ),
+            pixels_eval=pixels,
+            padding_is_arithmetic=text.pad_to is not None,
+            vocabulary_size=architecture.vocabulary_size(),
+        )
+
+    @classmethod
+    def slot_scores(cls, config: CLIPModelConfig, slot: str) -> SlotScores:
+        """Cosines at the tower's temperature."""
+        return SlotScores(scale=True)
+
+    def encode_images(self, batch: Batch) -> Encoded:
+        """Unit embeddings [B, D] of the images."""
+        assert batch.pixels is not None
+        return Encoded(_unit(self.adapter.images(self.tower, batch.pixels)))
+
+    def encode_texts(self, batch: Batch) -> Encoded:
+        """Unit embeddings [B, D] of the captions."""
+        assert batch.tokens is not None
+        padded = batch.min_token_length < batch.tokens.shape[1]  # known on the host
+        mask = batch.token_mask if padded else None
+        return Encoded(_unit(self.adapter.texts(self.tower, batch.tokens, mask)))
+
+    def forward(self, batch: Batch, clock: Clock, draws: Draws) -> Terms:
+        """The term ``itc`` over the samples of all ranks."""
+        return self.terms_of(self.states(batch), batch, clock, draws)
+
+    def states(self, batch: Batch) -> dict[str, Tensor]:
+        """Unit embeddings [B, D] of images ``x`` and texts ``t``."""
+        return {"x": self.encode_images(batch).pooled, "t": self.encode_texts(batch).pooled}
+
+    def terms_of(
+        self, states: Mapping[str, Tensor], batch: Batch, clock: Clock, draws: Draws
+    ) -> Terms:
+        """The term ``itc`` of ``x`` and ``t`` [B, D]."""
+        assert batch.image_id is not None
+        pairs = batch.positive_pairs if parallel.world_size() == 1 else batch.shared_pairs
+        gradient = GATHER[self.config.gather_grad]
+        with torch.autocast(batch.image_id.device.type, enabled=False):
+            own = torch.stack([states["x"], states["t"]], dim=1)
+            x, t = parallel.all_gather(own, gradient).unbind(dim=1)
+            ids = parallel.all_gather(batch.image_id)
+            scores = pair_scores(x, t, ids, pairs or None)
+            scores.scale = self.adapter.scale(self.tower)
+            loss = self.slots["itc"]
+            assert isinstance(loss, ScoreLoss)
+            terms = Terms({"itc": loss(scores, clock, draws)})
+            terms.report["scale"] = scores.scale.detach().clone()
+        return terms
+
+    def sleeping(self, clock: Clock) -> frozenset[str]:
+        """What no embedding depends on, and the scale if the loss does not read it."""
+        idle = {f"tower.{name}" for name in self.adapter.unused(self.tower)}
+        if not self.reads_model_scale(["itc"]):
+            idle.add(f"tower.{self.adapter.scale_name()}")
+        if self.adapter.bias(self.tower) is not None:
+            idle.add("tower.logit_bias")
+        return frozenset(idle)
+
+    @torch.no_grad()
+    def before_step(self, clock: Clock) -> None:
+        """Keep the scale at most 100, as CLIP does; SigLIP's begins above."""
+        if self.adapter.bias(self.tower) is not None:
+            return
+        name = self.adapter.scale_name()
+        scale = self.tower.get_parameter(name)
+        scale.clamp_(min=0.01) if name == "temperature" else scale.clamp_(0.0, MAX_LOG_SCALE)
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
+        """Matrices decay; gains, biases and the scale do not."""
+        losses = parameter_names(self, [self.slots])
+        named = [(n, p) for n, p in self.named_parameters() if n not in losses]
+        groups = (
+            ParameterGroup("towers", tuple(n for n, p in named if p.ndim >= 2), lr, weight_decay),
+            ParameterGroup("undecayed", tuple(n for n, p in named if p.ndim < 2), lr, 0.0),
+            ParameterGroup("loss", losses, lr, 0.0),
+        )
+        return [group for group in groups if group.names]
+
+
+def _crop_scale(config: CLIPModelConfig) -> tuple[float, float]:
+    if len(config.crop_scale) != 2 or not config.crop_scale[0] <= config.crop_scale[1]:
+        raise ConfigError(
+            f"model.crop_scale={config.crop_scale}: expected the least and the largest fraction "
+            "of the image area, e.g. [0.9, 1.0]"
+        )
+    return config.crop_scale[0], config.crop_scale[1]
+
+
+def _unit(embeddings: Tensor) -> Tensor:
+    """``embeddings`` [B, D] at length 1, in float32."""
+    return F.normalize(embeddings.float(), dim=-1)
