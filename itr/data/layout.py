@@ -14,6 +14,7 @@ from itr.errors import DataError, first_of
 
 MAX_LISTED = 12  # file names listed in a message
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")
+RECORDIO = "*.rec"
 FILE_PREFIXES = {"f30k": "flickr30k"}  # data.name -> name of the dataset in file names
 SECOND = "second"  # key of Record.extra: the second text
 COCO_ID = re.compile(r"(?:COCO_\w+?_)?(\d{12})\.\w+$")  # COCO_val2014_000000391895.jpg
@@ -93,6 +94,19 @@ def data_root(data: DataConfig) -> Path:
             "with dataset_*.json or another caption file, or tar shards. Pass data.root=DIR"
         )
     return root
+
+
+def recordio_advice(root: Path) -> str:
+    """What to do with the MXNet RecordIO files of a folder, for a message; empty if there are none.
+
+    ALIP's authors use them. They are converted, not read by training.
+    """
+    if not any(root.glob(RECORDIO)):
+        return ""
+    return (
+        f" MXNet's {RECORDIO} files are not read by training: convert them with itr data convert "
+        f"{root} {root}/wds, then pass data.shards={root}/wds."
+    )
 
 
 def is_junk(name: str) -> bool:

@@ -30,7 +30,7 @@ from itr.data.doctor.inspect_items import examine_items, find_tasks, item_layout
 from itr.data.doctor.inspect_regions import check_regions
 from itr.data.doctor.report import FAILED, NOTE, REFUSED, WARNING, DatasetReport, SplitReport
 from itr.data.downstream.open import FINDERS as ITEM_TASKS
-from itr.data.layout import list_folder
+from itr.data.layout import list_folder, recordio_advice
 from itr.data.layouts.region_arrays import check_same_width
 from itr.data.layouts.registry import FINDERS, KINDS, ORDER, DataConfig, open_split
 from itr.data.records import Split
@@ -153,12 +153,13 @@ def examine(options: CheckOptions, console: PlainConsole) -> DatasetReport:
             splits = _list_splits(layout, options, report)
             _examine_layout(layout, splits, options, report, progress)
     if not report.splits and not report.findings:
+        root = Path(data.root).expanduser()
         message = (
             "no known layout; expected <split>_ims.npy and <split>_caps.txt, dataset_*.json, "
             "*_train.json, captions_train.json, *.arrow, a table of pairs, *.tar or NAME.jpg with "
             "NAME.txt. The folder "
-            f"holds {list_folder(Path(data.root).expanduser())}. Pass data.root=DIR, "
-            "data.name=NAME or data.train=FILE"
+            f"holds {list_folder(root)}.{recordio_advice(root)} Pass data.root=DIR, data.name=NAME "
+            "or data.train=FILE"
         )
         report.add(REFUSED, "", "", message)
     return report

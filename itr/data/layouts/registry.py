@@ -19,7 +19,7 @@ import numpy as np
 
 from itr.data.captions import separate_captions, with_whole_characters
 from itr.data.config import DataConfig
-from itr.data.layout import Layout, LayoutSpec, data_root, list_folder
+from itr.data.layout import Layout, LayoutSpec, data_root, list_folder, recordio_advice
 from itr.data.layouts import precomp
 from itr.data.layouts.noisy_pairs import mismatch
 from itr.data.layouts.second_text_file import join_second
@@ -210,8 +210,9 @@ def _no_layout(data: DataConfig, kind: str) -> DataError:
         )
     return DataError(
         f"data.root={data.root}: no images for data.name={data.name}; expected "
-        f"{EXPECTED.format(name=data.name)}. The folder holds {list_folder(root)}. Pass "
-        "data.root=DIR, data.name=NAME, data.shards=DIR or data.train=FILE"
+        f"{EXPECTED.format(name=data.name)}. The folder holds {list_folder(root)}."
+        f"{recordio_advice(root)} Pass data.root=DIR, data.name=NAME, data.shards=DIR or "
+        "data.train=FILE"
     )
 
 

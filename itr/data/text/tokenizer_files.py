@@ -143,20 +143,21 @@ def _openai_clip(path: Path) -> BytePairFiles:
     if len(split) < CLIP_MERGES or any(len(merge) != 2 for merge in split):
         raise ConfigError(f"{path}: expected {CLIP_MERGES} lines of two tokens; download it again")
     merges = [(first, last) for first, last in split]
-    letters = _byte_letters()
+    letters = byte_letters()
     tokens = [*letters, *(letter + WORD_END for letter in letters)]
     tokens += [first + last for first, last in merges]
     return BytePairFiles([*tokens, *STYLE_SPECIALS["clip"]], merges, "clip")
 
 
-def _byte_letters() -> list[str]:
-    """The character that represents each byte, in CLIP's order: printable bytes first.
+def byte_letters() -> dict[str, int]:
+    """The character that represents each byte -> the byte, in CLIP's order: printable ones first.
 
     Source: GPT-2 (Radford et al., 2019); other bytes are mapped to characters above 255.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(others))]
+    letters = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(others))]
+    return dict(zip(letters, printable + others, strict=True))
 
 
 def _packaged() -> Path:

@@ -20,6 +20,7 @@ from itr.data.layouts.tables.tabular import ENDINGS, READABLE
 from itr.data.records import Slice, Split
 from itr.data.splits import split_roles
 from itr.data.tools.copied_images import require_pictures
+from itr.data.tools.recordio import find_recordio
 from itr.data.tools.write_precomp import write_precomp
 from itr.data.tools.write_shards import write_shards
 from itr.data.tools.writers import (
@@ -37,7 +38,8 @@ DESCRIPTION = """\
 Convert a dataset from one layout to another. Captions, splits and ids are preserved. Image files
 are not copied unless the target stores images itself (arrow, shards) or the source does.
 
-SOURCE is anything that training reads: a folder, dataset_<name>.json, a table, or tars.
+SOURCE is anything that training reads: a folder, dataset_<name>.json, a table, or tars; or a folder
+with ALIP's MXNet RecordIO files (*.rec).
 TARGET is one of
   DIR/dataset_<name>.json        Karpathy annotations
   DIR/pairs.csv                  table of pairs (.csv, .tsv, .jsonl, .parquet)
@@ -139,6 +141,8 @@ def convert(args: argparse.Namespace, console: PlainConsole) -> list[str]:
     splits = {
         name: read_split(layout, on_disk) for name, on_disk in _select_splits(layout, to).items()
     }
+    for note in dict.fromkeys(note for split in splits.values() for note in split.notes):
+        console.print(note)
     if layout.kind == "regions" and to != "precomp":
         splits = {name: _with_images(split, args.images) for name, split in splits.items()}
     if to in COPIES:
@@ -237,6 +241,8 @@ def _choose_layout(data: DataConfig, to: str, args: argparse.Namespace) -> Layou
     for name in ORDER:
         if name in layouts and KINDS[name] == kind:
             return layouts[name]
+    if kind == "pixels" and not layouts and (records := find_recordio(data)) is not None:
+        return records
     names = ", ".join(layouts) or "nothing"
     if kind == "regions":
         raise ConfigError(
