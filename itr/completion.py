@@ -15,12 +15,13 @@ from itr.cli import COMMANDS
 from itr.command import command
 from itr.data.__main__ import COMMANDS as DATA_COMMANDS
 from itr.errors import ConfigError
+from itr.results.__main__ import COMMANDS as RESULTS_COMMANDS
 
 SUBCOMMANDS = {  # the sub-commands of a command
     "completion": ("bash", "zsh", "fish"),
     "data": tuple(DATA_COMMANDS),
     "official": ("inspect", "convert", "export"),
-    "results": ("table", "compare"),
+    "results": ("table", "compare", *RESULTS_COMMANDS),
 }
 CONFIGS = {"train": "train", "eval": "eval", "sweep": "train"}  # command -> conf/<name>.yaml
 SWEEP_OPTIONS = ("jobs", "retries", "dry", "out", "method", "trials", "pruner")

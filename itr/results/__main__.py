@@ -1,4 +1,7 @@
-"""Tables of results and comparisons: itr results [table] RUNS..., itr results compare A B."""
+"""What runs have given: ``itr results [table] RUNS...``, ``itr results compare A B`` and more.
+
+A command with a file of its own is found by name, as in `itr.cli`.
+"""
 
 from __future__ import annotations
 
@@ -9,33 +12,51 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from itr.command import command
+from itr.command import Commands, command, run_group
 from itr.files import atomic_write, explain_write_error
 
 PROG = "itr results"
+COMMANDS: Commands = {  # beside table and compare
+    "dashboard": (
+        "itr.sweep.dashboard_cli:main",
+        "make a W&B workspace or report, or bring it up to date",
+    ),
+}
 FORMATS = {"markdown": "results.md", "latex": "results.tex", "csv": "results.csv"}
 TABLE = """Print a table of results per dataset and protocol: published numbers, our runs with 95 %
 bootstrap intervals, mean and standard deviation over seeds, and the difference from the paper."""
 COMPARE = """Test whether run B differs from run A, query by query: sign-flip permutation tests for
 R@K and rSum, Wilcoxon tests for the mean ranks, with Holm's correction."""
 
+EPILOG = "\n".join(
+    [
+        "other commands (--help for each):",
+        *(f"  {name:10s} {what}" for name, (_, what) in COMMANDS.items()),
+        "\n`itr results RUNS...` is short for `itr results table RUNS...`.",
+    ]
+)
+
 
 @command
-def main(arguments: Sequence[str]) -> None:
-    """Run a subcommand. Without a subcommand, the arguments are those of ``table``."""
+def main(arguments: Sequence[str]) -> int:
+    """Run a subcommand and return its exit code; without one, ``table``."""
     given = list(arguments)
+    if given and given[0] in COMMANDS:
+        return run_group(PROG, "", COMMANDS, given)
     parser = _parser()
     if given and given[0] not in ("table", "compare", "-h", "--help"):
         given.insert(0, "table")
     options = parser.parse_args(given)
     options.run(options)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
         description="Tables of results, and paired comparisons of two runs.",
-        epilog="`itr results RUNS...` is short for `itr results table RUNS...`.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_table(commands)

@@ -165,6 +165,10 @@ def _conclude(runner: Runner, interrupted: bool) -> int:
     states = [outcome.state for outcome in runner.outcomes.values()]
     done, failed = states.count(DONE), states.count(FAILED)
     runner.display.print(f"{done} of {len(states)} jobs done; table: {runner.folder}/table.md")
+    if done and _uses_wandb(runner):
+        runner.display.print(
+            f"dashboard: itr results dashboard ENTITY/PROJECT --sweep {runner.sweep.path}"
+        )
     if interrupted:
         runner.display.print("interrupted; repeat the command to continue", "yellow")
         return INTERRUPTED
@@ -176,6 +180,10 @@ def _conclude(runner: Runner, interrupted: bool) -> int:
         )
         return SOME_FAILED
     return ALL_DONE
+
+
+def _uses_wandb(runner: Runner) -> bool:
+    return any("wandb" in o.job.values.get("tracker", {}) for o in runner.outcomes.values())
 
 
 def _list_jobs(jobs: Sequence[SweepJob], pool: ProcessPool, console: OutputConsole) -> None:

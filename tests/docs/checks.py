@@ -243,7 +243,7 @@ def flags() -> frozenset[str]:
     tools = ("bench", "caption", "check", "convert", "features", "guides")
     commands += [["data", name] for name in tools]
     commands += [["official", name] for name in ("inspect", "convert", "export")]
-    commands += [["results", name] for name in ("table", "compare")]
+    commands += [["results", name] for name in SUBCOMMANDS["results"]]
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         for command in commands:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ OVERRIDES = re.compile(r"^[a-z_]+(/[a-z_]+)?(\.[\w*]+)*=.*$")
 KEY = re.compile(
     r"^(data|model|loss|trainer|runtime|optim|rerank|hubness|recipe|hydra)(\.[a-z_]+)+$"
 )
+ENVIRONMENT = re.compile(r"^[A-Z_]+=")
 FILE_ENDINGS = {"json", "yaml", "npy", "npz", "md", "py", "csv", "txt", "log", "jsonl", "toml"}
 REPOSITORY = ("conf/", "itr/", "tests/", "docs/", "sweeps/", "benchmarks/")
 NOT_OPTIONS = ("LOCKED=", "ITR_CLIPART=")  # environment, make
@@ -58,7 +60,7 @@ def entry_of(words: tuple[str, ...]) -> tuple[str, list[str]] | None:
 
 
 def prove(snippet: Snippet) -> None:
-    words = snippet.words
+    words = tuple(itertools.dropwhile(ENVIRONMENT.match, snippet.words))
     if (entry := entry_of(words)) is not None:
         checks.check_entry(*entry)
     elif words[0] == "itr":
@@ -81,7 +83,7 @@ def test_every_command_is_accepted(place: Path) -> None:
 
 def test_every_option_in_the_text_exists(place: Path) -> None:
     def prove_span(snippet: Snippet) -> None:
-        words = snippet.words
+        words = tuple(itertools.dropwhile(ENVIRONMENT.match, snippet.words))
         commands = ("python", "itr", "make", "torchrun", "pip", "wandb")
         if any(word in snippet.text for word in PACKAGE_OF_THE_READER):
             return

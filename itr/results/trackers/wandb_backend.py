@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import netrc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,11 +15,13 @@ from urllib.parse import urlsplit
 from PIL.Image import Image
 
 from itr.errors import ConfigError
+from itr.files import parse_yaml
 from itr.results.trackers.config import MODES, WandbConfig
 from itr.results.trackers.description import TRAIN, group_of, tags_of
 
 log = logging.getLogger("itr")
 STAGING = "WANDB_DATA_DIR"  # environment variable: folder of files that wait for upload
+SWEEP_PARAMETERS = "WANDB_SWEEP_PARAM_PATH"  # environment variable, set by an agent
 FORMER_MODES = {"dryrun": "offline", "run": "online"}
 PROJECT = "itr"  # where neither the configuration nor wandb names one
 INIT_TIMEOUT = 30.0  # seconds to wait for the network
@@ -37,21 +40,22 @@ class WandbBackend:
         run_id = id_file.read_text().strip() if trains and id_file.is_file() else None
         self.folder.mkdir(parents=True, exist_ok=True)
         self.defined: set[str] = set()
-        self.run = wandb.init(
-            dir=str(run_dir),
-            mode=mode,
-            id=run_id,
-            resume="allow" if mode == "online" and run_id else None,
-            settings=wandb.Settings(
-                silent=True,
-                console="off",  # the run directory contains a log
-                disable_git=True,  # versions.json contains the commit
-                save_code=False,
-                init_timeout=INIT_TIMEOUT,
-                login_timeout=1,  # never prompt for a key
-            ),
-            **options,
-        )
+        with _sweep_parameters() as parameters:
+            self.run = wandb.init(
+                dir=str(run_dir),
+                mode=mode,
+                id=run_id,
+                resume="allow" if mode == "online" and run_id else None,
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",  # the run directory contains a log
+                    disable_git=True,  # versions.json contains the commit
+                    save_code=False,
+                    init_timeout=INIT_TIMEOUT,
+                    login_timeout=1,  # never prompt for a key
+                ),
+                **{**options, "config": {**parameters, **options["config"]}},
+            )
         if trains:
             id_file.write_text(f"{self.run.id}\n")
         self.run.define_metric("epoch")
@@ -71,7 +75,8 @@ class WandbBackend:
             self.run.define_metric(key, summary=best, step_metric=axis)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Add ``values`` to the run's summary."""
+        """Add ``values`` to the run's summary, after what was logged last: it would hide them."""
+        self.run.log({}, commit=True)
         self.run.summary.update(dict(values))
 
     def preempt(self) -> None:
@@ -99,6 +104,26 @@ class WandbBackend:
     def finish(self, exit_code: int = 0) -> None:
         """Close the run."""
         self.run.finish(exit_code=exit_code)
+
+
+@contextlib.contextmanager
+def _sweep_parameters() -> Iterator[dict[str, Any]]:
+    """The parameters that a W&B agent chose for this run; hidden from wandb in the block.
+
+    wandb would let ``model: hrem`` of the sweep file replace the node ``model`` of the
+    configuration, by whose options runs are grouped and compared.
+    """
+    path = os.environ.pop(SWEEP_PARAMETERS, None)
+    try:
+        try:
+            chosen = parse_yaml(Path(path).read_text(encoding="utf-8")) if path else {}
+        except (OSError, ValueError) as error:
+            log.warning("%s: the parameters of the sweep cannot be read (%s)", path, error)
+            chosen = {}
+        yield {k: v["value"] for k, v in chosen.items() if isinstance(v, dict) and "value" in v}
+    finally:
+        if path is not None:
+            os.environ[SWEEP_PARAMETERS] = path
 
 
 HIGHER_IS_BETTER = ("accuracy", "rsum", "consistency", "pointing")
@@ -212,7 +237,7 @@ def own_project() -> str | None:
 def _settings(wandb: Any) -> Any:
     """wandb's settings from its files and environment; None if they cannot be read."""
     try:
-        return wandb.setup(wandb.Settings(silent=True)).settings
+        return wandb.setup(wandb.Settings(silent=True, sweep_param_path="")).settings
     except Exception as error:  # an offline run may still work
         log.warning("the settings of Weights & Biases cannot be read (%s)", error)
         return None

@@ -367,3 +367,21 @@ def test_a_run_directory_that_vanishes_is_told(tmp_path: Path) -> None:
     file.log({"a": 1.0}, 2)
     file.close()
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_of_an_agent_keeps_the_nested_configuration(tmp_path, monkeypatch):
+    chosen = tmp_path / "sweep.yaml"
+    chosen.write_text("wandb_version: 1\nmodel:\n  value: hrem\nexperiment:\n  value: a/b\n")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(chosen))
+    config = TrackerConfig(wandb=WandbConfig(mode="offline"))
+    with open_tracker(config, tmp_path / "run", CONFIG) as tracker:
+        tracker.log({"epoch": 1, "val/rsum": 100.0}, step=1)
+        tracker.log({"epoch": 2, "val/rsum": 90.0}, step=2)
+        tracker.summary({"val/rsum": 100.0})
+    found = records(tmp_path / "run")
+    run = next(r.run for r in found if r.WhichOneof("record_type") == "run")
+    kept = items(run.config.update)
+    assert kept["model"] == CONFIG["model"] and kept["experiment"] == "a/b"
+    summaries = [r.summary for r in found if r.WhichOneof("record_type") == "summary"]
+    values = [items(one.update).get("val/rsum") for one in summaries]
+    assert [value for value in values if value is not None][-1] == 100.0

@@ -1,0 +1,1 @@
+"""Dashboards at Weights & Biases: what they show, and how they are saved."""
