@@ -94,8 +94,9 @@ def _read_records(path: Path) -> tuple[list[Record], tuple[str, ...]]:
         image = require_text(where, item, "image")
         ids.setdefault(image, _image_id(where, item, image))
         first_entries.setdefault(image, where)
+        of_image = captions.setdefault(image, [])
         for caption in _parse_captions(where, item):
-            captions.setdefault(image, []).append((caption_id, caption))
+            of_image.append((caption_id, caption))
             caption_id += 1
     places = [first_entries[image] for image in captions]
     numbered = number_ids([ids[image] for image in captions], places, "image")
@@ -116,7 +117,7 @@ def _read_records(path: Path) -> tuple[list[Record], tuple[str, ...]]:
 def _parse_captions(where: str, item: dict[str, Any]) -> list[str]:
     value = item.get("caption")
     captions = []
-    for caption in value if isinstance(value, list) and value else [value]:
+    for caption in value if isinstance(value, list) else [value]:
         if not isinstance(caption, str) or not caption.strip():
             raise DataError(
                 f"{where}: 'caption' is {describe_value(caption)}; expected text or a list of texts"

@@ -136,10 +136,10 @@ def _parse_image(where: str, image: Any) -> _Image:
     split, name = require_text(where, image, "split"), require_text(where, image, "filename")
     folder = require_text(where, image, "filepath") if image.get("filepath") else ""
     sentences = image.get("sentences")
-    if not isinstance(sentences, list) or not sentences:
+    if not isinstance(sentences, list):
         raise DataError(
-            f"{where} ({name}): 'sentences' is {describe_value(sentences)}; expected a non-empty "
-            "list of captions"
+            f"{where} ({name}): 'sentences' is {describe_value(sentences)}; expected a list of "
+            "captions"
         )
     captions, ids = [], []
     for index, sentence in enumerate(sentences):

@@ -254,7 +254,15 @@ def captioned(split: Split) -> Split:
 
 
 def _without_captions(split: Split, training: bool) -> Split:
-    """Count the images without a caption: no training pair, but candidates of an evaluation."""
+    """Count the images without a caption: no training pair, but candidates of an evaluation.
+
+    Raises DataError if no image of the split has one.
+    """
+    if not split.n_captions:
+        raise DataError(
+            f"{split.source}: none of the {split.n_images} images of split {split.name} has a "
+            "caption; expected annotations with captions. Pass data.root of such files"
+        )
     if split.captions_per_image.all():
         return split
     images = [split.records[n] for n in np.flatnonzero(split.captions_per_image == 0).tolist()]

@@ -107,9 +107,7 @@ def _read_rows(path: Path, n_images: int, n_captions: int) -> Iterator[tuple[str
 
 
 def _captions(where: str, values: Any) -> tuple[str, ...]:
-    if not values:
-        raise DataError(f"{where}: no caption; write one, or remove the row")
-    texts = tuple(str(text or "").strip() for text in values)
+    texts = tuple(str(text or "").strip() for text in values or ())
     if "" in texts:
         raise DataError(f"{where}: caption {texts.index('')} is empty; write one, or remove it")
     return texts

@@ -27,7 +27,7 @@ from itr.data.tools.captioner import Captioner, CaptionerOptions
 from itr.data.tools.convert import source_config
 from itr.errors import ConfigError, DataError, first_of
 from itr.files import atomic_write, parse_json
-from itr.terminal import say
+from itr.terminal import PlainConsole, say
 
 REPORT_EVERY = 10.0  # seconds between lines about the progress
 DEFAULTS = CaptionerOptions("")
@@ -250,8 +250,9 @@ def _caption(job: Job, split: Split, names: list[str]) -> Iterator[int]:
                 image = split.records[number].image
                 try:
                     images.append(decode(read_bytes(image), image_name(image), split.decoder))
-                except DataError:
-                    continue  # it has no caption in the end, which is reported
+                except DataError as error:  # it has no caption in the end, which is reported
+                    PlainConsole(stderr=True).print(str(error))
+                    continue
                 batch.append(names[number])
             texts = captioner(images) if images else []
             rows = ({"key": key, "caption": text} for key, text in zip(batch, texts, strict=True))

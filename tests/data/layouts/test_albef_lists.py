@@ -48,6 +48,17 @@ def test_records_equal_those_of_karpathy_annotations(tmp_path):
     assert opened(lists, "val", splits={"val": "dev"}).n_images == 1
 
 
+def test_an_empty_list_of_captions_is_an_image_without_one(tmp_path):
+    write_karpathy(tmp_path, [entry(0, "test"), entry(1, "test")], "x")
+    (tmp_path / "dataset_x.json").unlink()
+    images = [entry(n, "test")["filename"] for n in range(2)]
+    rows = [{"image": images[0], "caption": []}, {"image": images[1], "caption": ["a"]}]
+    (tmp_path / "f30k_test.json").write_text(json.dumps(rows))
+    split = opened(tmp_path, "test")
+    assert [record.captions for record in split.records] == [(), ("a",)]
+    assert any("1 of 2 images have no caption" in note for note in split.notes)
+
+
 def test_coco_ids_come_from_the_file_names(tmp_path):
     name = "val2014/COCO_val2014_000000391895.jpg"
     write_karpathy(tmp_path, [{**entry(0, "test"), "filename": name}], "x")
@@ -65,7 +76,7 @@ def test_coco_ids_come_from_the_file_names(tmp_path):
         ('[{"caption": "a"}]', "'image' is missing"),
         ('[{"image": "0.jpg"}]', "'caption' is missing"),
         ('[{"image": "0.jpg", "caption": ["a", " "]}]', "'caption' is str"),
-        ('[{"image": "0.jpg", "caption": []}]', "'caption' is an empty list"),
+        ('[{"image": "0.jpg", "caption": [[]]}]', "'caption' is an empty list"),
         ('[{"image": "0.jpg", "caption": "a"}]', "1 of 1 images .*data.images"),
         ('[{"image": "0.j', "not valid JSON"),
         (

@@ -126,7 +126,7 @@ def broken(change):
 FAULTS = {
     "empty caption": (lambda e: e["sentences"][1].update(raw=" \n"), "sentences[1]", "empty"),
     "caption is a number": (lambda e: e["sentences"][0].update(raw=7), "'raw' is int 7"),
-    "no sentences": (lambda e: e.update(sentences=[]), "'sentences' is an empty list"),
+    "no sentences": (lambda e: e.pop("sentences"), "'sentences' is missing"),
     "sentences a string": (lambda e: e.update(sentences="a man"), "'sentences' is str"),
     "sentence a string": (lambda e: e.update(sentences=["a man"]), "is str 'a man'"),
     "no split": (lambda e: e.pop("split"), "'split' is missing"),

@@ -250,11 +250,11 @@ def test_unusable_coco_files(tmp_path, change, words):
         open_split(config(tmp_path), "train", "pixels")
 
 
-def test_coco_images_without_a_caption_are_left_out(tmp_path):
-    worlds.write("coco", tmp_path, make_items())
-    change_coco(lambda c: c.update(annotations=[n for n in c["annotations"] if n["id"] > 9]))(
-        tmp_path
-    )
+@pytest.mark.parametrize("layout", ["coco", "karpathy", "arrow"])
+def test_images_without_a_caption_are_counted(tmp_path, layout):
+    items = make_items()
+    items[0] = dataclasses.replace(items[0], captions=())
+    worlds.write(layout, tmp_path, items)
     split = open_split(config(tmp_path), "train", "pixels")
     assert split.n_images == 5
     assert any("1 of 6 images have no caption (left out of training)" in n for n in split.notes)
@@ -262,6 +262,14 @@ def test_coco_images_without_a_caption_are_left_out(tmp_path):
     split = open_split(evaluated, "val", "pixels")
     assert split.captions_per_image.tolist()[:3] == [0, 2, 3] and len(split.text_to_image) == 20
     assert any("1 of 6 images have no caption (candidates in" in n for n in split.notes)
+
+
+@pytest.mark.parametrize("layout", ["coco", "karpathy", "arrow"])
+def test_a_split_without_any_caption_is_refused(tmp_path, layout):
+    items = [dataclasses.replace(item, captions=()) for item in make_items()]
+    worlds.write(layout, tmp_path, items)
+    with pytest.raises(DataError, match=r"none of the (6|3) images of split|'annotations' is an"):
+        open_split(config(tmp_path), "train", "pixels")
 
 
 def rewrite_arrow(path, change):
@@ -293,8 +301,6 @@ def test_unusable_arrow_files(tmp_path):
     fails("column 'caption' is string; expected list<string>")
     rewrite_arrow(path, lambda t: t.set_column(1, "caption", [[["a"], ["b", " "], ["c"]]]))
     fails("row 1: caption 1 is empty")
-    rewrite_arrow(path, lambda t: t.set_column(1, "caption", [pa.array([["a"], [], None])]))
-    fails("row 1: no caption")
     rewrite_arrow(path, lambda t: t.set_column(0, "image", [pa.array([b"a", None, b"c"])]))
     fails("row 1: the image is empty")
     rewrite_arrow(path, lambda t: t.slice(0, 0))
