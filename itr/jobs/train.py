@@ -30,6 +30,7 @@ from itr.terminal import OutputConsole
 from itr.training import checkpointing
 from itr.training.config import TrainConfig, check_config
 from itr.training.console import ProgressDisplay, close_log, log, log_failure, open_log
+from itr.training.cost import RunCost
 from itr.training.device import resolve_device
 from itr.training.inputs import RunOutput, TrainingInputs
 from itr.training.process_setup import configure_torch
@@ -142,6 +143,7 @@ class TrainingJob:
                 test_metrics,
                 trainer.clock.updates,
                 trainer.seconds,
+                RunCost.of(parts.model, parts.device, parallel.world_size(), trainer.seconds),
                 resumed_at,
                 trainer.broken.synchronize(),
             ).flat()

@@ -10,6 +10,7 @@ from typing import Any
 from itr.evaluation.stored_embeddings import file_hash
 from itr.jobs import run_dir
 from itr.training.config import TrainConfig
+from itr.training.cost import RunCost
 
 
 @dataclass
@@ -87,6 +88,7 @@ class TrainingResults:
     test_metrics: dict[str, Any]
     updates: int
     train_seconds: float  # over all parts of a resumed run
+    cost: RunCost
     resumed_at: int | None  # update; None: never resumed
     broken_images: int
 
@@ -99,6 +101,7 @@ class TrainingResults:
             "checkpoint_sha256": self.selected.sha256,
             "updates": self.updates,
             "train_seconds": round(self.train_seconds, 1),
+            **asdict(self.cost),
             "resumed_at": self.resumed_at,
             "broken_images": self.broken_images,
             **{f"{self.identity.select_on}/{k}": v for k, v in self.selected.metrics.items()},

@@ -17,6 +17,7 @@ from itr.files import atomic_write, explain_write_error
 
 PROG = "itr results"
 COMMANDS: Commands = {  # beside table and compare
+    "plot": ("itr.results.plots.cli:main", "draw figures for a paper: PNG, PDF and CSV"),
     "dashboard": (
         "itr.sweep.dashboard_cli:main",
         "make a W&B workspace or report, or bring it up to date",

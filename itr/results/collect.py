@@ -96,6 +96,27 @@ class ResultRow:
         values = self.values.get(metric)
         return spread(values) if values else (None, None)
 
+    def cost(self, key: str) -> float | None:
+        """Mean over seeds of what training cost (``train_seconds``, ``gpu_hours``, ...).
+
+        None if it is unknown, or of several trained models.
+        """
+        values = [run.results.get(key) for run in self.runs]
+        known = [float(value) for value in values if isinstance(value, int | float)]
+        return float(np.mean(known)) if known and self.ensemble == 1 else None
+
+    @property
+    def cost_text(self) -> str:
+        """What training cost, for a table: "12.3 GPU-h, 4.5 GiB, 86.1 M"."""
+        hours, seconds = self.cost("gpu_hours"), self.cost("train_seconds")
+        parts = [f"{hours:.1f} GPU-h" if hours is not None else ""]
+        if hours is None and seconds is not None:
+            parts = [f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds:,.0f} s"]
+        for key, unit in (("peak_gpu_memory_gib", "GiB"), ("parameters_millions", "M")):
+            if (value := self.cost(key)) is not None:
+                parts.append(f"{value:.3g} {unit}")
+        return ", ".join(filter(None, parts))
+
     @property
     def ensemble(self) -> int:
         """Number of models whose scores are averaged; 1 for a single ensemble member."""

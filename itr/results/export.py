@@ -20,12 +20,20 @@ from itr.tasks.columns import columns_of
 
 
 def _headings(table: PaperTable) -> tuple[str, ...]:
-    return ("method", *table.columns.headings, "seeds", "training", "selected on", "trained on")
+    return (
+        "method",
+        *table.columns.headings,
+        "seeds",
+        "training",
+        "cost",
+        "selected on",
+        "trained on",
+    )
 
 
 def _cells(line: TableLine) -> list[str]:
     """The cells behind the name of a line."""
-    return [*line.cells, line.seeds, line.training, line.selection, line.trained]
+    return [*line.cells, line.seeds, line.training, line.cost, line.selection, line.trained]
 
 
 def to_markdown(tables: Sequence[PaperTable]) -> str:
@@ -86,9 +94,10 @@ def to_latex(tables: Sequence[PaperTable]) -> str:
     return "\n".join(blocks)
 
 
+COSTS = ("train_seconds", "gpu_hours", "peak_gpu_memory_gib", "parameters_millions")
 FIELDS = ("kind", "data", "split", "protocol", "model", "name", "metric", "value", "deviation",
           "low", "high", "seeds", "paper", "delta", "ensemble", "selected_on", "training",
-          "trained_on", "pretrained_on", "backbone", "n_captions", "source", "evidence",
+          *COSTS, "trained_on", "pretrained_on", "backbone", "n_captions", "source", "evidence",
           "note")  # fmt: skip
 
 
@@ -139,6 +148,7 @@ def _our_record(
         "ensemble": row.ensemble,
         "selected_on": checkpoint_selection(row, published),
         "training": row.training,
+        **{key: row.cost(key) for key in COSTS},
         "trained_on": row.fact("trained_on"),
         "n_captions": row.fact("n_captions"),
         "source": paper.source if paper else None,

@@ -24,6 +24,7 @@ class TableLine:
     cells: list[str]
     seeds: str = ""
     training: str = ""
+    cost: str = ""  # of training
     selection: str = ""
     trained: str = ""
     marks: str = ""
@@ -225,6 +226,7 @@ def _our_line(
         cells,
         seeds="" if row.seeds == [None] else str(len(row.seeds)),
         training=row.training,
+        cost=row.cost_text,
         selection=f"authors: {text}" if row.fact("official") else text,
         trained=row.fact("trained_on") or "?",
         marks=marks,
@@ -248,6 +250,8 @@ def _add_notes(table: PaperTable, row: ResultRow) -> None:
         table.note(
             "95 % interval: bootstrap over images with their captions, of the mean over seeds"
         )
+    if row.cost_text:
+        table.note("cost: of training, mean over seeds; peak GPU memory of a device; parameters")
     if len(row.runs) > 1:
         table.note("±: standard deviation over seeds")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -48,6 +49,32 @@ class StepCost:
             peak = torch.cuda.max_memory_allocated(self.device)
             line += f"; peak GPU memory so far: {format_bytes(peak)}"
         return line
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What a run cost, as its results report it. None: not known on this device."""
+
+    devices: int
+    parameters_millions: float
+    trained_parameters_millions: float
+    gpu_hours: float | None  # of all devices and all parts of a resumed run
+    peak_gpu_memory_gib: float | None  # of the first device, in the last part of the run
+
+    @classmethod
+    def of(cls, model: nn.Module, device: torch.device, devices: int, seconds: float) -> RunCost:
+        """The cost of a run of ``model`` that has trained for ``seconds`` on ``devices``."""
+        counts = [p.numel() for p in model.parameters()]
+        trained = [p.numel() for p in model.parameters() if p.requires_grad]
+        on_gpu = device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else None
+        return cls(
+            devices,
+            round(sum(counts) / 1e6, 3),
+            round(sum(trained) / 1e6, 3),
+            round(devices * seconds / 3600, 3) if on_gpu else None,
+            None if peak is None else round(peak, 2),
+        )
 
 
 def describe_memory(model: nn.Module) -> str:

@@ -17,6 +17,7 @@ RECALLS = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in (1,
 TRAINING = ("train/grad_norm", "train/pairs_per_second", "train/data_wait")
 NAMES = ("model.name", "loss.name", "data.name")  # of which bars are drawn
 SECONDS = "train_seconds"
+COSTS = (SECONDS, "gpu_hours", "peak_gpu_memory_gib", "parameters_millions")
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def columns(subject: Subject) -> list[str]:
     if subject.recalls:
         metrics += [f"test/{recall}" for recall in RECALLS]
     named = [f"config:{config_key(key)}" for key in keys]
-    return ["run:displayName", *named, *(f"summary:{metric}" for metric in [*metrics, SECONDS])]
+    return ["run:displayName", *named, *(f"summary:{metric}" for metric in [*metrics, *COSTS])]
 
 
 def config_key(key: str) -> str:

@@ -1,4 +1,8 @@
-"""Draws small SVG charts without scripts; colors come from the page's style sheet."""
+"""Draws small SVG charts without scripts; colors come from the page's style sheet.
+
+They follow the reader's light or dark mode and need no extra package, unlike the figures for papers
+(`itr.results.plots`), which a page cannot restyle.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Figures of runs for papers: PNG, PDF and the numbers behind each as CSV."""
