@@ -67,6 +67,7 @@ class PixelView:
     crop_scale: tuple[float, float] = (0.5, 1.0)  # random_crop: fraction of the area
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random_crop: width / height
     premultiply: bool = False  # resize with premultiplied alpha, then drop the alpha channel
+    on_white: bool = False  # put an image with alpha on white first; else the alpha is dropped
     wrapping: bool = False  # ALBEF's own RandAugment, whose 8-bit arithmetic overflows
 
 

@@ -25,6 +25,7 @@ class Scores:
     soft: Tensor | None = None  # [N, M] soft targets, rows sum to 1
     weight: Tensor | None = None  # [N] weight of each row
     scale: Tensor | None = None  # scalar: the model's factor on the similarities, 1/temperature
+    bias: Tensor | None = None  # scalar: the model's own, which a sigmoid loss adds after scaling
     back: Scores | None = None  # the other direction; None: the transpose
     n_match: int | None = None  # number of True entries in `match`, on the host; None: unknown
     cosine: bool = True  # values are in [-1, 1]
@@ -45,6 +46,7 @@ class Scores:
             soft=None if self.soft is None else self.soft.t(),
             weight=self.weight,
             scale=self.scale,
+            bias=self.bias,
             n_match=self.n_match,
             cosine=self.cosine,
         )
@@ -61,6 +63,7 @@ class ScoreLoss(nn.Module):
     uses_soft = False  # uses soft targets, if given
     uses_scale = False  # uses the model's temperature, if given
     learns_scale = False  # learns a temperature
+    uses_bias = False  # uses the model's bias, if given, and then the model's temperature, too
     variants: ClassVar[tuple[str, ...]] = ()  # "key=value ...": further rows of `itr losses`
 
     def __init__(self) -> None:

@@ -21,8 +21,11 @@ class Sigmoid(ScoreLoss):
     A square matrix holds each pair once, so it counts once; with different candidates per
     direction, the mean of both is taken. Row weights apply to rows and columns. The scale is
     initialized to 1/``temperature``, or is the model's with ``use_model_scale``; scale and ``bias``
-    are learned unless ``learnable`` is false. ``report`` holds both.
+    are learned unless ``learnable`` is false. A model that was trained with this loss passes its
+    own scale and bias, from which it goes on; the loss's are not used. ``report`` holds both.
     """
+
+    uses_bias = True
 
     variants = ("learnable=false", "use_model_scale=true", "learnable=false use_model_scale=true")
 
@@ -48,20 +51,28 @@ class Sigmoid(ScoreLoss):
     def forward(self, scores: Scores, clock: Clock, draws: Draws) -> Tensor:
         """The loss, a scalar."""
         with torch.autocast(scores.values.device.type, enabled=False):
-            own = not self.uses_scale or scores.scale is None
-            scale = self.log_scale.exp() if own else scores.scale.float()  # type: ignore[union-attr]
-            self.report = {"scale": scale.detach(), "bias": self.bias.detach()}
-            cost = self._cost(scores, scale)
+            scale, bias = self._affine(scores)
+            self.report = {"scale": scale.detach(), "bias": bias.detach()}
+            cost = _cost(scores, scale, bias)
             if scores.back is not None:
-                back = self._cost(scores.back, scale)
+                back = _cost(scores.back, scale, bias)
                 return (_mean(cost, scores.weight) + _mean(back, scores.back.weight)) / 2
             if scores.weight is None:
                 return _mean(cost, None)
             return (_mean(cost, scores.weight) + _mean(cost.t(), scores.weight)) / 2
 
-    def _cost(self, scores: Scores, scale: Tensor) -> Tensor:
-        logits = scores.values.float() * scale + self.bias
-        return -F.logsigmoid(torch.where(scores.match, logits, -logits))
+    def _affine(self, scores: Scores) -> tuple[Tensor, Tensor]:
+        """Scale and bias, scalars."""
+        if scores.scale is not None and scores.bias is not None:
+            return scores.scale.float(), scores.bias.float()
+        if self.uses_scale and scores.scale is not None:
+            return scores.scale.float(), self.bias
+        return self.log_scale.exp(), self.bias
+
+
+def _cost(scores: Scores, scale: Tensor, bias: Tensor) -> Tensor:
+    logits = scores.values.float() * scale + bias
+    return -F.logsigmoid(torch.where(scores.match, logits, -logits))
 
 
 def _mean(cost: Tensor, weight: Tensor | None) -> Tensor:

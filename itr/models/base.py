@@ -45,6 +45,7 @@ class SlotScores:
     remedy: str = ""  # options that make them cosines, if there are any
     soft: str | None = None  # the option that enables soft targets; None: hard matches only
     scale: bool = False  # the model learns a temperature
+    bias: bool = False  # the model was trained with a sigmoid loss, whose bias it learns
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError
-from itr.losses.score import ScoreLoss, pair_scores
+from itr.losses.score import ScoreLoss, Scores, pair_scores
 from itr.models.base import (
     Encoded,
     ParameterGroup,
@@ -120,8 +120,8 @@ class CLIP(RetrievalModel):
 
     @classmethod
     def slot_scores(cls, config: CLIPModelConfig, slot: str) -> SlotScores:
-        """Cosines at the tower's temperature."""
-        return SlotScores(scale=True)
+        """Cosines at the tower's temperature, and with its bias."""
+        return SlotScores(scale=True, bias=architecture_of(config).has_bias)
 
     def encode_images(self, batch: Batch) -> Encoded:
         """Unit embeddings [B, D] of the images."""
@@ -156,20 +156,26 @@ class CLIP(RetrievalModel):
             ids = parallel.all_gather(batch.image_id)
             scores = pair_scores(x, t, ids, pairs or None)
             scores.scale = self.adapter.scale(self.tower)
-            loss = self.slots["itc"]
-            assert isinstance(loss, ScoreLoss)
-            terms = Terms({"itc": loss(scores, clock, draws)})
+            scores.bias = self.adapter.bias(self.tower)
+            terms = Terms({"itc": self._loss(scores, clock, draws)})
             terms.report["scale"] = scores.scale.detach().clone()
         return terms
 
+    def _loss(self, scores: Scores, clock: Clock, draws: Draws) -> Tensor:
+        module = self.slots["itc"]
+        assert isinstance(module, ScoreLoss)
+        return module(scores, clock, draws)
+
     def sleeping(self, clock: Clock) -> frozenset[str]:
-        """What no embedding depends on, and the scale if the loss does not read it."""
+        """What no embedding depends on; scales and biases that the loss does not read."""
         idle = {f"tower.{name}" for name in self.adapter.unused(self.tower)}
-        if not self.reads_model_scale(["itc"]):
-            idle.add(f"tower.{self.adapter.scale_name()}")
-        if self.adapter.bias(self.tower) is not None:
-            idle.add("tower.logit_bias")
-        return frozenset(idle)
+        scale = f"tower.{self.adapter.scale_name()}"
+        if self.adapter.bias(self.tower) is None:
+            return frozenset(idle if self.reads_model_scale(["itc"]) else {*idle, scale})
+        if "itc" in self.slots and self.slots["itc"].uses_bias:
+            return frozenset({*idle, "slots.itc"})
+        read = self.reads_model_scale(["itc"])
+        return frozenset({*idle, "tower.logit_bias", *([] if read else [scale])})
 
     @torch.no_grad()
     def before_step(self, clock: Clock) -> None:

@@ -34,6 +34,12 @@ def judge(cls: type[Model], config: Any, slot: str, loss: ScoreLoss) -> Verdict:
             f"{name} needs cosine similarities, but the '{slot}' scores of {cls.__name__} are "
             f"plain dot products; {remedy} loss=infonce, triplet or sigmoid",
         )
+    if scores.bias and loss.uses_bias:
+        return Verdict(
+            "allowed",
+            f"{name} goes on from the scale and the bias that the weights of {cls.__name__} were "
+            "trained with; its own options temperature, bias and learnable are not used",
+        )
     if loss.learns_scale and loss.uses_scale and scores.scale:
         return Verdict(
             "refused",

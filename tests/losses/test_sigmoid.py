@@ -94,3 +94,13 @@ def test_extreme_scores_stay_finite() -> None:
 def test_bad_temperature() -> None:
     with pytest.raises(ConfigError, match="temperature=-1"):
         Sigmoid(temperature=-1)
+
+
+def test_a_trained_scale_and_bias_replace_the_losses_own() -> None:
+    scores, loss = square([0, 1, 1, 2]), Sigmoid()
+    scores.scale, scores.bias = (torch.tensor(v, requires_grad=True) for v in (117.0, -12.9))
+    found = loss(scores, Clock(), Draws())
+    assert float(found.detach()) == pytest.approx(naive(scores, 117.0, -12.9), rel=1e-5)
+    found.backward()
+    assert scores.scale.grad is not None and scores.bias.grad is not None
+    assert all(parameter.grad is None for parameter in loss.parameters())

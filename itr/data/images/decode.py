@@ -63,9 +63,16 @@ def image_name(image: int | str | Slice) -> str:
     return str(image)
 
 
-def decode(data: bytes, name: str, decoder: str = "torchvision", alpha: bool = False) -> Tensor:
+def decode(
+    data: bytes,
+    name: str,
+    decoder: str = "torchvision",
+    alpha: bool = False,
+    on_white: bool = False,
+) -> Tensor:
     """Decode ``data``: uint8 [3, H, W]; with ``alpha`` [4, H, W] if the image has an alpha channel.
 
+    With ``on_white`` such an image is put on white; otherwise the channel is dropped.
     Raises DataError, naming ``name``, if ``data`` is not a complete image.
     """
     if not data:
@@ -79,7 +86,7 @@ def decode(data: bytes, name: str, decoder: str = "torchvision", alpha: bool = F
                 image = _torchvision(data)
                 if image is not None:
                     return image
-            return _pillow(data, alpha)
+            return _pillow(data, alpha, on_white)
     # Decoders of damaged and forged files fail in many ways: struct.error, IndexError, ...
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -122,6 +129,18 @@ def declared_pixels(data: bytes) -> int:
         return image.width * image.height
 
 
+def has_palette(data: bytes) -> bool:
+    """Whether PIL opens ``data`` with a palette or in black and white, which it resizes by taking
+    the nearest pixel, whatever filter it is given."""
+    if data.startswith(JPEG):
+        return False
+    try:
+        with Image.open(io.BytesIO(data), formats=formats()) as image:
+            return image.mode in ("P", "1")
+    except Exception:  # `decode` says what is wrong
+        return False
+
+
 def _jpeg_pixels(data: bytes) -> int:
     """Largest height x width of the frame headers before the first scan."""
     position, largest = len(JPEG), 0
@@ -155,8 +174,12 @@ def _tensor(data: bytes) -> Tensor:
         return torch.frombuffer(data, dtype=torch.uint8)
 
 
-def _pillow(data: bytes, alpha: bool) -> Tensor:
+def _pillow(data: bytes, alpha: bool, on_white: bool = False) -> Tensor:
     with Image.open(io.BytesIO(data), formats=formats()) as image:
         has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-        pixels = np.array(image.convert("RGBA" if alpha and has_alpha else "RGB"))
+        shown: Image.Image = image
+        if on_white and has_alpha:
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            shown = Image.alpha_composite(white, image.convert("RGBA"))
+        pixels = np.array(shown.convert("RGBA" if alpha and has_alpha else "RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from itr.batch import Batch
 from itr.data import counter_rng
-from itr.data.images.decode import decode, image_name, read_bytes
+from itr.data.images.decode import decode, has_palette, image_name, read_bytes
 from itr.data.images.transforms import (
     DRAWS,
     Choices,
@@ -32,6 +32,18 @@ class BrokenImageError(DataError):
     def __init__(self, message: str, image: int):
         super().__init__(message)
         self.image = image
+
+
+def decode_for(view: PixelView, data: bytes, name: str, decoder: str) -> tuple[Tensor, PixelView]:
+    """The image in ``data``, and ``view`` as it applies to it; raises DataError as `decode`.
+
+    Where PIL resizes an image before it is converted to RGB (``premultiply``), one with a palette
+    is not interpolated.
+    """
+    image = decode(data, name, decoder, view.premultiply, view.on_white)
+    if view.premultiply and has_palette(data):
+        view = dataclasses.replace(view, interpolation="nearest")
+    return image, view
 
 
 class Pixels:
@@ -110,7 +122,7 @@ class Pixels:
     def _one(self, index: int, uniforms: np.ndarray | None) -> tuple[Tensor, Choices]:
         file, decoder = self.split.records[index].image, self.split.decoder
         try:
-            image = decode(read_bytes(file), image_name(file), decoder, self.view.premultiply)
+            image, view = decode_for(self.view, read_bytes(file), image_name(file), decoder)
         except DataError as error:
             raise BrokenImageError(str(error), index) from error
         height, width = image.shape[-2:]
@@ -118,7 +130,7 @@ class Pixels:
             Choices() if uniforms is None else draw_choices(self.view, uniforms, height, width)
         )
         now = Choices(box=choices.box) if self.finish_on_device else choices
-        return transform(image, self.view, now, decoder), choices
+        return transform(image, view, now, decoder), choices
 
     def draw_uniforms(
         self, seed: int, epoch: int, captions: np.ndarray, stream: int = counter_rng.IMAGE

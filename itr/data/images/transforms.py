@@ -30,9 +30,11 @@ from itr.view import PixelView
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 RESIZES = ("squash", "shortest", "longest", "random_crop")
+INTERPOLATIONS = ("bicubic", "bilinear")
 MODES = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,  # of images with a palette, see `pixels.decode_for`
 }
 ATTEMPTS = 10  # random crops that are tried before the center crop is used
 DRAWS = 4 * ATTEMPTS + 7  # uniform numbers per image
@@ -53,7 +55,7 @@ def check_view(view: PixelView) -> None:
     """Raises ConfigError for an invalid view."""
     for key, value, known in (
         ("resize", view.resize, RESIZES),
-        ("interpolation", view.interpolation, tuple(MODES)),
+        ("interpolation", view.interpolation, INTERPOLATIONS),
     ):
         if value not in known:
             raise ConfigError(f"image {key}='{value}': unknown; expected one of {', '.join(known)}")
@@ -187,7 +189,7 @@ def _fit(image: Tensor, view: PixelView, decoder: str) -> Tensor:
 
 def _resample(image: Tensor, height: int, width: int, mode: str, decoder: str) -> Tensor:
     """Resize to uint8 [3, height, width]; a fourth channel is alpha and weighs the others."""
-    if decoder == "torchvision" and image.shape[0] == 3:
+    if decoder == "torchvision" and image.shape[0] == 3 and mode != "nearest":
         from torchvision.transforms.v2 import InterpolationMode
 
         library, tensor_mode = torchvision_functional(), InterpolationMode(mode)

@@ -13,6 +13,8 @@ ALBEF_TEST_WORDS = 50  # maximum of a question at test
 
 _ALBEF_DELETED = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+SPACE = "\u2581"  # SentencePiece's sign
+_SIGLIP_SPECIAL = re.compile("(</s>|<unk>)")
 _PLAIN = re.compile(r"[\x20-\x25\x27-\x7e]*")  # printable ASCII without &: nothing to repair
 
 
@@ -37,11 +39,15 @@ def clip(caption: str) -> str:
 def siglip(caption: str, lowercase: bool = True) -> str:
     """SigLIP's ``canonicalize_text``: lower case, no ASCII punctuation, single spaces.
 
+    SentencePiece's sign for a space goes before the caption. Special tokens written in it stay.
     Source: transformers' SiglipTokenizer, from Google's big_vision.
     """
-    caption = caption.replace("\u2581", " ")  # SentencePiece's sign for a space
-    caption = (caption.lower() if lowercase else caption).translate(_PUNCTUATION)
-    return re.sub(r"\s+", " ", caption).strip()
+    caption = caption.replace(SPACE, " ")
+    parts = _SIGLIP_SPECIAL.split(caption)  # every second one is a special token
+    for place in range(0, len(parts), 2):
+        part = parts[place].lower() if lowercase else parts[place]
+        parts[place] = re.sub(r"\s+", " ", part.translate(_PUNCTUATION)).strip()
+    return "".join(parts) if len(parts) > 1 and not parts[0] else SPACE + "".join(parts)
 
 
 def whitespace(caption: str) -> str:

@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+from itr.data.text.cleaners import SPACE
 from itr.data.text.whole_tokenizer import SpecialIds, WholeTokenizer
 from itr.errors import ConfigError
 from itr.hub import local_or_hub
@@ -83,18 +84,28 @@ def _special(opened: Any) -> SpecialIds:
 def _siglip(opened: Any) -> str:
     """The pipeline of a SiglipTokenizer, which runs SentencePiece, as the `tokenizers` library's.
 
-    The library cleans a text (`cleaners.siglip`), puts a space before it, encodes it, and appends
-    the end of the text.
+    The space before a caption is the cleaner's (`cleaners.siglip`). Ids are the same for every
+    caption, but for one in which `</s>` or `<unk>` is written out, after which the library joins
+    unknown characters to that token.
     """
-    from tokenizers import processors
+    from tokenizers import Regex, normalizers, pre_tokenizers, processors
     from transformers.convert_slow_tokenizer import SpmConverter, import_protobuf
 
     proto = import_protobuf().ModelProto()
     with open(opened.vocab_file, "rb") as file:
         proto.ParseFromString(file.read())
-    proto.normalizer_spec.add_dummy_prefix = True
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     fast = SpmConverter.build_tokenizer_from_spm_proto(proto, pieces)
+    characters = proto.normalizer_spec.precompiled_charsmap
+    fast.normalizer = normalizers.Sequence(
+        [
+            *([normalizers.Precompiled(characters)] if characters else []),
+            normalizers.Replace(" ", SPACE),
+            normalizers.Replace(Regex(f"{SPACE}{{2,}}"), SPACE),
+            normalizers.Replace(Regex(rf"{SPACE}+\z"), ""),
+        ]
+    )
+    fast.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
     fast.add_special_tokens([token for _, token in sorted(opened.added_tokens_decoder.items())])
     end = (str(opened.eos_token), opened.eos_token_id)
     fast.post_processor = processors.TemplateProcessing(

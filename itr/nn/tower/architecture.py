@@ -52,6 +52,13 @@ class Architecture:
                 "it out to read them from model.tower"
             ) from error
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether the tower was trained with a sigmoid loss, whose bias is one of its weights."""
+        if self.library == "open_clip":
+            return self.config.get("init_logit_bias") is not None
+        return self.kind in transformers_tower.WITH_BIAS
+
     def vocabulary_size(self) -> int:
         """Ids of the text tower, the most that a tokenizer learned from captions may have."""
         text = self.config.get("text_config") or self.config.get("text_cfg") or self.config

@@ -70,6 +70,7 @@ def pixels_of(steps: Mapping[str, Any], where: str) -> PixelView:
         crop_rounds="down",
         mean=mean,
         std=std,
+        on_white=True,  # transformers composes images with alpha so
     )
 
 

@@ -25,6 +25,7 @@ DUAL_ENCODERS = {
 }
 CAUSAL = ("clip", "metaclip_2")  # a token attends to itself and those before it
 FIXED_LENGTH = ("siglip",)  # texts are padded to all positions: the last one is the embedding
+WITH_BIAS = ("siglip",)  # `logit_bias`, of the sigmoid loss
 OFFSET_POSITIONS = ("altclip",)  # RoBERTa's positions begin after the padding id
 VARIABLE = ("siglip2",)  # NaFlex: patches of any number and shape
 # Weights that no embedding depends on, by model type
