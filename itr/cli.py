@@ -16,6 +16,7 @@ COMMANDS: Commands = {
     "data": ("itr.data.__main__:main", "check, convert and measure datasets"),
     "results": ("itr.results.__main__:main", "tables of results; compare two runs"),
     "runs": ("itr.results.runs.cli:main", "list, tag, archive and delete runs"),
+    "sync": ("itr.results.trackers.sync_cli:main", "upload offline runs to Weights & Biases"),
     "gallery": (
         "itr.jobs.commands.gallery_cli:main",
         "write an HTML page of a run's hits and misses",
