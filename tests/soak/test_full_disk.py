@@ -5,26 +5,20 @@ Mounting one needs root; elsewhere these tests are skipped (others use a limit o
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import timm
-import torch
-from safetensors.torch import save_file
 
 from tests import processes
 from tests.conftest import ROOT, TINY
-from tests.data import worlds
+from tests.soak.writing_commands import STAGES, commands, content
 from tests.training.same_run import assert_same_run
 
 pytestmark = pytest.mark.soak
 SIZE = 30 << 20
-TIMES = ("train_seconds", "run", "resumed_at")
 
 
 @pytest.fixture
@@ -86,49 +80,9 @@ def test_training_goes_on_once_there_is_room(room: int, disk: Path, run: Path, w
     assert_same_run(run, disk / "run")
 
 
-def commands(run: Path, disk: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
-    """Stage -> a command that writes to the disk, and what it writes there."""
-    items = worlds.make_items((6, 3, 3))
-    worlds.write("karpathy", folder / "set", items)
-    torch.manual_seed(0)
-    model = timm.create_model("resnet18", pretrained=False, num_classes=0)
-    save_file(model.state_dict(), folder / "resnet.safetensors")
-    features = ["--images", str(folder / "set"), "--backbone", "resnet18", "--size", "64"]
-    features += ["--weights", str(folder / "resnet.safetensors"), "--grid", "2"]
-    best = str(run / "checkpoints" / "best.safetensors")
-    return {
-        "eval": ([str(ROOT / "eval.py"), f"checkpoint={run}", "device=cpu"], "out=eval"),
-        "gallery": (["-m", "itr", "gallery", str(run), "--out"], "page.html"),
-        "export": (["-m", "itr", "official", "export", best], "hrem.pth"),
-        "tables": (["-m", "itr", "results", str(run), "--out"], "tables"),
-        "shards": (["-m", "itr", "data", "convert", str(folder / "set")], "wds"),
-        "arrow": (["-m", "itr", "data", "convert", str(folder / "set")], "arrow"),
-        "features": (["-m", "itr", "data", "features", *features, "--out"], "coco_precomp"),
-    }
-
-
-STAGES = ("eval", "gallery", "export", "tables", "shards", "arrow", "features")
-
-
-def content(path: Path) -> Any:
-    """The bytes below ``path``; of results, the numbers."""
-    if path.is_file():
-        return path.read_bytes()
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix not in (".lock", ".log"))
-    found: dict[str, Any] = {}
-    for file in files:
-        name = str(file.relative_to(path))
-        if file.name == "results.json":
-            values = json.loads(file.read_text())
-            found[name] = {k: v for k, v in values.items() if k not in TIMES}
-        elif file.suffix != ".npz":  # whose metadata names the folder
-            found[name] = file.read_bytes()
-    return found
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_command_leaves_nothing_half(stage: str, disk: Path, run: Path, tmp_path: Path) -> None:
-    words, target = commands(run, disk, tmp_path)[stage]
+    words, target = commands(run, tmp_path)[stage]
     key, _, name = target.rpartition("=")
 
     def start(folder: Path) -> subprocess.CompletedProcess[str]:
