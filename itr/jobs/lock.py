@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from pathlib import Path
 from typing import IO
 
@@ -12,6 +13,8 @@ from filelock import lock_descriptor
 from itr.errors import ConfigError
 from itr.results.run_folder import LOCK
 from itr.training.console import log
+
+TRIES, PAUSE = 5, 0.1  # seconds: `itr runs` holds the lock for an instant to see if a job does
 
 
 class RunLock:
@@ -31,7 +34,7 @@ class RunLock:
                 "out=DIR, or have its permissions changed"
             ) from error
         try:
-            locked = lock_descriptor(self.handle.fileno(), blocking=False)
+            locked = _lock(self.handle.fileno())
         except OSError as error:  # some network file systems have no locks
             log.warning(
                 "%s: cannot be locked (%s); nothing stops a second job from training there",
@@ -56,3 +59,12 @@ class RunLock:
 
     def __exit__(self, *_: object) -> None:
         self.handle.close()
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether the lock was free at one of several tries."""
+    for _ in range(TRIES):
+        if lock_descriptor(descriptor, blocking=False):
+            return True
+        time.sleep(PAUSE)
+    return False

@@ -6,17 +6,21 @@ import errno
 import io
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from filelock import lock_descriptor
 
 from itr import checkpoint
 from itr.errors import ConfigError, DataError, TrainingError
 from itr.jobs import run_dir
+from itr.jobs.lock import RunLock
 from itr.jobs.similar_runs import similar_run
+from itr.results.run_folder import LOCK
 from itr.terminal import OutputConsole
 from itr.training.checkpointing import LAST
 from itr.training.console import close_log, log, log_failure, open_log
@@ -178,3 +182,14 @@ def test_the_log_of_a_run_says_why_it_failed(tmp_path: Path) -> None:
     text = (tmp_path / "train.log").read_text()
     assert "a.jpg: broken" in text and text.count("Traceback") == 1 and "KeyError" in text
     assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_a_look_at_the_lock_stops_no_job(tmp_path: Path) -> None:
+    """``itr runs`` holds it for an instant."""
+    with RunLock(tmp_path):
+        pass
+    looking = (tmp_path / LOCK).open("rb")
+    assert lock_descriptor(looking.fileno(), blocking=False)
+    threading.Timer(0.15, looking.close).start()
+    with RunLock(tmp_path):
+        assert "process" in (tmp_path / LOCK).read_text()
