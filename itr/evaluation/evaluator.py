@@ -159,6 +159,8 @@ class Evaluator(SplitEvaluator):
         }
         if self.skipped:
             metadata["protocols_skipped"] = ",".join(self.skipped)
+        if self.tokens.truncated:
+            metadata["truncated_captions"] = self.tokens.truncated
         return metadata
 
     def provenance(self, origin: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from itr.data.loading.second_text import open_second_texts
 from itr.data.records import Split
 from itr.data.text.known_tokenizers import open_tokenizer
 from itr.data.text.token_cache import tokenize_cached
-from itr.data.text.token_table import TokenTable
+from itr.data.text.token_table import TokenTable, truncation_notes
 from itr.data.text.tokenizer import Tokenizer
 from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.split_evaluator import SplitEvaluator
@@ -106,8 +106,12 @@ def _assemble(config: TrainConfig, values: Mapping[str, Any]) -> RunComponents:
     broken = find_broken_images(splits["train"], data.cache)
     view = model.view  # pretrained weights may have fewer positions than configured
 
+    truncated: list[str] = []
+
     def table(name: str, text: TextView) -> TokenTable:
-        return tokenize_cached(tokenizer, splits[name].texts, text, Path(data.cache))
+        made = tokenize_cached(tokenizer, splits[name].texts, text, Path(data.cache))
+        truncated.extend(truncation_notes(name, made, text))
+        return made
 
     train = splits["train"]
     second = open_second_texts(train, view, tokenizer, data.cache)
@@ -150,6 +154,7 @@ def _assemble(config: TrainConfig, values: Mapping[str, Any]) -> RunComponents:
         manifest={name: fingerprint.describe(split) for name, split in splits.items()},
         warnings=[
             *broken_image_warnings(splits["train"], broken),
+            *truncated,
             *(line for e in evaluators.values() for line in rerank_warnings(e, model)),
         ],
     )

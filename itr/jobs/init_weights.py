@@ -173,6 +173,8 @@ def _read_weights(path: Path, name: str, model: Model) -> tuple[dict[str, Tensor
             f"checkpoint of {name}, or model={method}"
         )
     if meta:
+        if fault := model.init_fault(meta["model_config"]):
+            raise CheckpointError(f"model.init={path}: {fault}")
         _check_task(path, model, meta["model_config"].get("task"))
         return checkpoint.read_tensors(path, "model/"), []
     importer = importer_of(name).module

@@ -129,9 +129,11 @@ def _load_ours(path: Path, options: dict[str, Any], typed: bool, verify: bool) -
     else:
         tokenizer = tokenizer_from_json(meta["tokenizer"])
     run = meta["config"]
+    tower = meta["model_config"].get("tower")
     origin = {
         "checkpoint": str(path),
         "model": name,
+        **({} if tower is None else {"tower": tower}),
         "data": (run.get("data") or {}).get("name"),
         "loss": (run.get("loss") or {}).get("name"),
         "seed": run.get("seed"),

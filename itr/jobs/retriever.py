@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from itr.data.image_files import files_below, is_image
 from itr.data.images.decode import decode, read_bytes
 from itr.data.loading.eval_batches import caption_batches, image_batches
 from itr.data.records import Record, Split
+from itr.data.text.token_table import truncation_notes
 from itr.errors import ConfigError, DataError, first_of
 from itr.evaluation.encode import AUTOCAST, Encoder, Progress
 from itr.jobs.load_checkpoint import LoadedCheckpoint, load_checkpoint
 from itr.models.base import RetrievalModel
 from itr.training.device import resolve_device, resolve_precision
+
+log = logging.getLogger("itr")
 
 
 class Retriever:
@@ -83,6 +87,8 @@ class Retriever:
         view = self.model.view
         split = Split("texts", "files", [Record(0, "", tuple(texts), tuple(range(len(texts))))])
         tokens = self.loaded.tokenizer.tokenize(texts, view.text_eval)
+        for line in truncation_notes("texts", tokens, view.text_eval):
+            log.warning("%s", line)
         batches = caption_batches(split, view, tokens, self.batch_size)
         return self._encoder(progress).texts(batches, len(texts), "texts").pooled.cpu()
 

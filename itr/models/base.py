@@ -177,6 +177,13 @@ class Model(nn.Module, ABC):
     def after_step(self, clock: Clock) -> None:
         """Called after each micro-batch, e.g. to enqueue keys; also if the update is skipped."""
 
+    def init_fault(self, stored: Mapping[str, Any]) -> str:
+        """Why weights of a checkpoint with the options ``stored`` cannot be initial ones.
+
+        Empty: nothing is known to be wrong; their sizes are compared in any case.
+        """
+        return ""
+
     def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Adapt the weights of another model of this class to this one by fixed rules.
 

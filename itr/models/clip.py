@@ -35,6 +35,7 @@ from itr.models.base import (
 )
 from itr.nn.tower.architecture import Architecture, read_architecture
 from itr.nn.tower.dual_tower import adapter_of, build_tower, load_tower
+from itr.nn.tower.tower_size import fit_positions, with_size
 from itr.nn.tower.transformers_tower import DUAL_ENCODERS
 from itr.options import configured, option
 from itr.view import Facts, View
@@ -52,17 +53,23 @@ class CLIPModelConfig:
     architecture: dict[str, Any] | None = option()
     pretrained: bool = option()
     init: str | None = option()
+    size: int | None = option(at_least=1)
     prompt: str = option()
     crop_scale: list[float] = option(above=0, at_most=1)
     flip: bool = option()
     gather_grad: str = option(choices=("full", "local"))
 
 
-def architecture_of(config: CLIPModelConfig) -> Architecture:
-    """The architecture in ``config``, else that of ``config.tower``."""
+def architecture_of(config: CLIPModelConfig, resized: bool = True) -> Architecture:
+    """The architecture in ``config``, else that of ``config.tower``.
+
+    Unless ``resized`` is false it is one for images of ``config.size``.
+    """
     if config.architecture is not None:
-        return Architecture.from_dict(config.architecture)
-    return read_architecture(config.tower, DUAL_ENCODERS)
+        architecture = Architecture.from_dict(config.architecture)
+    else:
+        architecture = read_architecture(config.tower, DUAL_ENCODERS)
+    return with_size(architecture, config.size if resized else None, "model.size")
 
 
 class CLIP(RetrievalModel):
@@ -71,6 +78,7 @@ class CLIP(RetrievalModel):
     Config = CLIPModelConfig
     slot_names = ("itc",)
     term_names = ("itc",)
+    size_key = "size"
     config: CLIPModelConfig
 
     def __init__(
@@ -80,15 +88,18 @@ class CLIP(RetrievalModel):
         weights: Mapping[str, float],
         facts: Facts,
     ):
-        architecture = architecture_of(config)
-        config = dataclasses.replace(config, architecture=architecture.to_dict())
-        super().__init__(config, slots, weights, facts)
+        original, architecture = architecture_of(config, resized=False), architecture_of(config)
+        stored = dataclasses.replace(config, architecture=architecture.to_dict())
+        super().__init__(stored, slots, weights, facts)
         self.adapter = adapter_of(architecture)
-        if config.pretrained:
-            assert config.tower is not None
-            self.tower = load_tower(config.tower, architecture)
-        else:
+        if not config.pretrained or architecture != original:
             self.tower = build_tower(architecture, facts.vocabulary)
+        if config.pretrained:
+            tower = load_tower(config.tower or "", original)
+            if architecture == original:
+                self.tower = tower
+            else:
+                self.tower.load_state_dict(fit_positions(tower.state_dict(), self.tower, ""))
 
     @classmethod
     def view_for(cls, config: CLIPModelConfig) -> View:
@@ -185,6 +196,21 @@ class CLIP(RetrievalModel):
         name = self.adapter.scale_name()
         scale = self.tower.get_parameter(name)
         scale.clamp_(min=0.01) if name == "temperature" else scale.clamp_(0.0, MAX_LOG_SCALE)
+
+    def init_fault(self, stored: Mapping[str, Any]) -> str:
+        """Says which tower a checkpoint has, if it is of another architecture."""
+        theirs, ours = stored.get("tower"), self.config.tower
+        own = self.config.architecture or {}
+        if theirs == ours or (stored.get("architecture") or {}).get("kind") == own.get("kind"):
+            return ""
+        return (
+            f"a checkpoint of the tower {theirs}, not of model.tower={ours}; expected weights of "
+            f"the same architecture. Pass model.tower={theirs}, or leave model.init out"
+        )
+
+    def fit_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``state`` with the image tower's position embeddings resized to this image size."""
+        return fit_positions(state, self.tower, "tower.")
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[ParameterGroup]:
         """Matrices decay; gains, biases and the scale do not."""

@@ -24,7 +24,7 @@ from tests.training.sizes import NO_DROPOUT, overrides
 # gradient that is zero but for rounding moves its weight by the whole rate.
 FIVE = ("batch_size=20", "trainer.max_steps=5", "trainer.log_every=1", "optim.eps=1e-3")
 OWN = {"hrem": ("model.graph.warmup=2",), "alip": ("model.gather_grad=full",)}
-ONE_LOSS = ("alip", "hrem", "user", "vse")
+ONE_LOSS = ("alip", "clip", "hrem", "user", "vse")
 
 
 def values_of(model: str, world: Path, out: Path) -> dict[str, Any]:

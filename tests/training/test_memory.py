@@ -52,7 +52,7 @@ def gradients(parts: RunComponents, chunk: int | None = None) -> dict[str, Any]:
     return {**terms.losses, **grads}
 
 
-@pytest.mark.parametrize("model", ["alip", "albef", "multisea"])
+@pytest.mark.parametrize("model", ["alip", "albef", "clip", "multisea"])
 def test_cached_gradients_are_those_of_the_whole_batch(model: str, world: Path) -> None:
     calm = (*NO_DROPOUT[model], *TERMS.get(model, ()))
     if model == "alip":
@@ -157,7 +157,7 @@ def test_every_recomputed_block_is_called_and_keeps_less(model: str, world: Path
     assert recomputed < (0.5 if model == "multisea" else 1.0) * plain
 
 
-@pytest.mark.parametrize("model", ["alip", "albef", "multisea"])
+@pytest.mark.parametrize("model", ["alip", "albef", "clip", "multisea"])
 def test_gradient_caching_keeps_few_activations(model: str, world: Path) -> None:
     """At its largest, one chunk in the encoders or the loss of the whole batch."""
     parts = parts_of(model, world, *TERMS.get(model, ()))

@@ -43,6 +43,16 @@ class TokenTable:
         return shift + np.arange(lengths.sum()), lengths
 
 
+def truncation_notes(name: str, table: TokenTable, view: TextView) -> list[str]:
+    """A line if captions of ``table``, of the split ``name``, were cut to the view's length."""
+    if not table.truncated:
+        return []
+    return [
+        f"{name}: {table.truncated} of {len(table)} captions exceed the {view.max_length} token "
+        "ids that the model reads, and are truncated"
+    ]
+
+
 @dataclass
 class CaptionPadder:
     """Pads captions of ``table`` as ``view`` requires.

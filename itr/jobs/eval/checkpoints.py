@@ -17,6 +17,7 @@ from itr.data.layouts.region_arrays import check_regions_finite
 from itr.data.layouts.registry import DataConfig, open_split
 from itr.data.records import Split
 from itr.data.text.token_cache import tokenize_cached
+from itr.data.text.token_table import truncation_notes
 from itr.errors import CheckpointError, ConfigError, DataError
 from itr.evaluation import stored_embeddings
 from itr.evaluation.evaluator import Evaluator
@@ -244,10 +245,14 @@ def make_evaluator(
             "was trained on"
         )
     rerank = {key: value for key, value in config.rerank.items() if value is not None}
+    text = model.view.text_eval
+    tokens = tokenize_cached(loaded.tokenizer, split.texts, text, Path(data.cache))
+    for line in truncation_notes(name, tokens, text):
+        log.warning("%s", line)
     return Evaluator(
         split,
         model.view,
-        tokenize_cached(loaded.tokenizer, split.texts, model.view.text_eval, Path(data.cache)),
+        tokens,
         protocols=["full"] if bank else data.protocols,
         batch_size=config.runtime.eval_batch_size,
         tie_break=config.tie_break or loaded.ties,

@@ -15,6 +15,7 @@ from itr.data.checks.fingerprint import DIGITS
 from itr.data.classification.dataset import ClassificationConfig, ClassificationDataset
 from itr.data.loading.eval_batches import caption_batches
 from itr.data.records import Record, Split
+from itr.data.text.token_table import truncation_notes
 from itr.errors import ConfigError
 from itr.evaluation.encode import Encoder, Progress
 from itr.evaluation.zeroshot import accuracies, class_embeddings, class_logits, predictions
@@ -88,4 +89,6 @@ def encode_prompts(
     view = dataclasses.replace(view, text_eval=dataclasses.replace(view.text_eval, prompt=""))
     split = Split("prompts", "files", [Record(0, "", tuple(texts), tuple(range(len(texts))))])
     tokens = loaded.tokenizer.tokenize(texts, view.text_eval)
+    for line in truncation_notes("prompts", tokens, view.text_eval):
+        log.warning("%s", line)
     return encoder.texts(caption_batches(split, view, tokens, size), len(texts), "prompts").pooled

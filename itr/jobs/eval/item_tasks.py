@@ -9,6 +9,7 @@ from itr import parallel
 from itr.data.checks.decodable import require_decodable
 from itr.data.checks.fingerprint import content_hash
 from itr.data.text.token_cache import tokenize_cached
+from itr.data.text.token_table import truncation_notes
 from itr.errors import CheckpointError, ConfigError
 from itr.evaluation.encode import Progress
 from itr.jobs.eval.checkpoints import data_config
@@ -37,6 +38,8 @@ def evaluate_items(
         split = require_decodable(task.open_split(data, config.split, model.view), data.cache)
         view = model.view
         tokens = tokenize_cached(loaded.tokenizer, split.texts, view.text_eval, Path(data.cache))
+    for line in truncation_notes(config.split, tokens, view.text_eval):
+        log.warning("%s", line)
     for note in split.notes:
         log.info("%s: %s", config.split, note)
     for line in task.restore(loaded.task_state, data):
