@@ -168,6 +168,13 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def _yaml_loader() -> Any:
+    """PyYAML's safe loader, where there is one the one in C, which takes a sixth of the time."""
+    import yaml
+
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def parse_yaml(text: str) -> Any:
     """``yaml.safe_load`` of a file's text. Raises ValueError for whatever cannot be read.
 
@@ -179,11 +186,13 @@ def parse_yaml(text: str) -> Any:
     if len(text) > YAML_LIMIT:
         raise ValueError(f"it has {len(text):,} characters; at most {YAML_LIMIT:,} are read")
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_yaml_loader())
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     except Exception as error:  # YAMLError, and KeyError or AttributeError for odd tags
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        deep = "maximum nesting depth" in reason
+        raise ValueError("it is nested too deeply" if deep else reason) from error
     left, stack = YAML_NODES, [content]
     while stack:
         node, left = stack.pop(), left - 1

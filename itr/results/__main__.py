@@ -17,6 +17,7 @@ from itr.files import atomic_write, explain_write_error
 
 PROG = "itr results"
 COMMANDS: Commands = {  # beside table and compare
+    "page": ("itr.results.page.cli:main", "write one static page of all runs"),
     "plot": ("itr.results.plots.cli:main", "draw figures for a paper: PNG, PDF and CSV"),
     "dashboard": (
         "itr.sweep.dashboard_cli:main",

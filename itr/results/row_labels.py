@@ -27,7 +27,7 @@ def differing_options(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     other options are left out, because they follow from the name.
     """
     flat = [flatten(config) for config in configs]
-    keys = dict.fromkeys(key for config in flat for key in config if not _is_bookkeeping(key))
+    keys = dict.fromkeys(key for config in flat for key in config if not is_bookkeeping(key))
     differing = [k for k in keys if len({json.dumps(c.get(k), default=str) for c in flat}) > 1]
     renamed = {group for group in NAMED_GROUPS if f"{group}.name" in differing}
     differing = [
@@ -77,7 +77,8 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _is_bookkeeping(key: str) -> bool:
+def is_bookkeeping(key: str) -> bool:
+    """Whether an option does not describe an experiment."""
     return any(key == option or key.startswith(f"{option}.") for option in BOOKKEEPING)
 
 
