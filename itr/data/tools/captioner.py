@@ -76,7 +76,11 @@ class Captioner:
         if not prompt:
             return self.processor(images=pictures, return_tensors="pt")
         texts = [prompt] * len(pictures)
-        return self.processor(images=pictures, text=texts, padding=True, return_tensors="pt")
+        inputs = self.processor(images=pictures, text=texts, padding=True, return_tensors="pt")
+        if self.model.config.model_type == "git":  # its tokenizer ends a prompt as a caption ends
+            for name in ("input_ids", "attention_mask"):
+                inputs[name] = inputs[name][:, :-1]
+        return inputs
 
 
 def _load_processor(path: str) -> tuple[Any, Any]:
