@@ -105,7 +105,7 @@ class CLIP(RetrievalModel):
     def view_for(cls, config: CLIPModelConfig) -> View:
         """Pixels and texts as the tower's library prepares them.
 
-        Training crops at random. An epoch visits every pair.
+        Training crops at random. An epoch visits every caption.
         """
         architecture = architecture_of(config)
         text, pixels = architecture.text_view(), architecture.pixel_view()
@@ -114,7 +114,7 @@ class CLIP(RetrievalModel):
             kind="pixels",
             tokenizer=architecture.tokenizer,
             whole_tokenizer=architecture.whole_tokenizer,
-            unit="pair",
+            unit="caption",
             text=text,
             text_eval=dataclasses.replace(text, prompt=config.prompt),
             pixels=dataclasses.replace(

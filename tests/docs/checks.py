@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
@@ -108,7 +109,7 @@ def check_values(config_name: str, config: DictConfig, overrides: Sequence[str])
     config.pop("hydra")  # as `hydra.main` does
     values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     if config_name == "train":
-        check_config(values)
+        check_config(_with_a_tower(values))
         return
     options: EvalConfig = check(keep_typed_options(values, list(overrides)), EvalConfig, "")
     check_options(options)
@@ -117,6 +118,15 @@ def check_values(config_name: str, config: DictConfig, overrides: Sequence[str])
         check(data, ClassificationConfig, "data")
     elif "name" in data:
         check(data, DataConfig, "data")
+
+
+def _with_a_tower(values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with the tower of the scenes recipe: one on the hub would be asked for."""
+    if not (model := values["model"]).get("tower"):
+        return values
+    recipe = yaml.safe_load((CONF / f"recipe/{model['name']}_scenes_retrieval.yaml").read_text())
+    own = {"architecture": recipe["model"]["architecture"], "pretrained": False}
+    return {**values, "model": {**model, **own}}
 
 
 # Options in the text, without their command

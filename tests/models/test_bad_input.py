@@ -94,7 +94,7 @@ def test_invalid_sizes_are_rejected(name: str, override: str, message: str) -> N
 @pytest.mark.parametrize("name", MODELS)
 def test_views_cut_texts_to_the_position_embeddings(name: str) -> None:
     model = build(name)
-    positions = {"alip": 12, "albef": 20, "multisea": 18}.get(name, 32)
+    positions = {"alip": 12, "albef": 20, "multisea": 18, "clip": 64}.get(name, 32)
     for view in (model.view.text, model.view.text_eval):
         assert isinstance(view, TextView) and view.max_length is not None
         assert 2 <= view.max_length <= positions

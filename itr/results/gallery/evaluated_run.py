@@ -68,6 +68,9 @@ class EvaluatedRun:
                 f"python eval.py checkpoint={paths[0]} out=DIR, then itr gallery DIR"
             )
         path = paths[0] if paths else self.folder / BEST
+        tower = (self.log.metadata.get("model_options") or {}).get("tower")
+        if tower and not path.is_file():
+            return None, f"the scores are those of the tower {tower}, which has no checkpoint"
         return (path, "") if path.is_file() else (None, f"{path} does not exist any more")
 
 
