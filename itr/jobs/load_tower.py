@@ -60,6 +60,7 @@ def load_zero_shot(options: Mapping[str, Any], device: torch.device | str) -> Lo
         "model": options["name"],
         "tower": tower,
         "data": None,
+        "select_on": "zero-shot",
         "checkpoint_sha256": _weights_hash(model),
     }
     model.to(device).eval()

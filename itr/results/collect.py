@@ -25,7 +25,7 @@ from itr.tasks.columns import TASKS, columns_of
 
 SKIPPED_FOLDERS = ("wandb", "checkpoints")  # of a run; they contain no other run
 # Besides the configuration without its seed, the fields that the seeds of one row share.
-SHARED = ("model", "data", "loss", "select_on", "official", "ensemble", "trained_on")
+SHARED = ("model", "data", "loss", "select_on", "official", "ensemble", "trained_on", "tower")
 SHARED_BY_SPLIT = ("tie_break", "rerank_k", "n_images", "n_captions", "precision", "data_hash")
 INDICATORS = ("i2t_r1", "rsum", "top1", "accuracy")  # every protocol reports at least one
 PROTOCOL_FIELDS = ("n_images", "n_captions", "captions", "folds", "within_modality",

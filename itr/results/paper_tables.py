@@ -140,6 +140,8 @@ def _comparable(row: ResultRow, paper: PublishedRow) -> bool:
     """Whether ``row`` can be compared with ``paper``, apart from the training data."""
     count = row.ensemble
     same = (paper.model, paper.stage) == (row.fact("model"), row.stage)
+    if (tower := row.fact("tower")) or paper.tower:
+        same = same and tower in paper.tower
     return paper.reference and same and paper.ensemble in (count, min(count, 2))
 
 
@@ -147,9 +149,12 @@ def published_counterpart(row: ResultRow, papers: Sequence[PublishedRow]) -> Pub
     """The published row that ``row`` is compared with.
 
     It has the same model, training data and number of models (or two, for an ensemble of several).
-    Unknown training data match if there is only one candidate.
+    Unknown training data match if there is only one candidate. A tower that was not trained further
+    is compared with the row of its own name.
     """
     trained, model = row.fact("trained_on"), row.fact("model")
+    if row.fact("tower") and trained is None:
+        return next((paper for paper in papers if _comparable(row, paper)), None)
     trains = {paper.train for paper in papers if paper.reference and paper.model == model}
     if trained is None and len(trains) == 1:
         (trained,) = trains
@@ -279,7 +284,7 @@ def _delta_line(
     if known and selected_on_test(paper.selection) != selected_on_test(selection):
         marks = "‡"
         table.note("‡ checkpoints selected on different splits: the difference favors test")
-    if row.fact("trained_on") is None:
+    if row.fact("trained_on") is None and not paper.tower:
         table.note(f"{row.name}: training data unknown; compared with {paper.label}")
     if paper.ensemble != row.ensemble:
         table.note(f"{row.name}: {row.ensemble} models, compared with {paper.ensemble}")

@@ -39,6 +39,7 @@ class PublishedRow:
     split: str = "test"
     captions: int = 0  # number of captions ranked; 0: unknown
     pretrain: str = ""
+    tower: tuple[str, ...] = ()  # names of a pre-trained tower, as ``model.tower`` has them
     stage: str = ""  # "first_stage": without re-ranking
     reference: bool = False
     note: str = ""
@@ -99,6 +100,7 @@ def load_published(path: Path = FILE) -> PublishedResults:
                 f"{path}: '{row.label}' has source: {row.source}, which is not in sources"
             )
         key = (row.model, row.train, row.test, row.split, row.protocol, row.ensemble, row.stage)
+        key += (row.tower,)
         if row.reference and key in seen:
             raise DataError(
                 f"{path}: '{seen[key]}' and '{row.label}' both have reference: true; keep one"
@@ -150,7 +152,8 @@ def _row(path: Path, number: int, row: dict[str, Any]) -> PublishedRow:
     unknown = [key for key in row if key not in known]
     if unknown:
         raise DataError(f"{path}: row {number} has '{unknown[0]}'; expected {', '.join(known)}")
-    parsed = PublishedRow(**{**row, "i2t": tuple(row["i2t"]), "t2i": tuple(row["t2i"])})
+    lists = {key: tuple(row.get(key, ())) for key in ("i2t", "t2i", "tower")}
+    parsed = PublishedRow(**{**row, **lists})
     for key, value, allowed in (
         ("selection", parsed.selection, SELECTIONS),
         ("evidence", parsed.evidence, EVIDENCE),

@@ -13,6 +13,7 @@ import yaml
 from itr.errors import DataError
 from itr.evaluation.query_log import read_queries
 from itr.evaluation.statistics import METRICS, recall_intervals
+from itr.nn.tower.tower_names import open_clip_names
 from itr.results.__main__ import main
 from itr.results.collect import collect, find_results
 from itr.results.export import to_latex, to_markdown
@@ -191,3 +192,29 @@ def test_compare_refuses_different_queries(tmp_path: Path, capsys):
     assert "queries-test.npz: no such file" in capsys.readouterr().err
     assert main(["compare", str(a), str(a), "--protocol", "coco_5k"]) == 2
     assert "protocol coco_5k (available: full)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tower", "trained_on", "expected"),
+    [
+        ("ViT-B-32/laion2b_s34b_b79k", None, (84.1, 96.2, 98.3)),
+        ("google/siglip-base-patch16-224", None, (89.1, 98.0, 99.3)),
+        ("my/tower", None, None),
+        ("ViT-B-32/laion2b_s34b_b79k", "f30k", None),  # fine-tuned
+    ],
+)
+def test_a_tower_is_compared_with_the_row_of_its_own_name(
+    tmp_path: Path, tower: str, trained_on: str | None, expected: tuple[float, ...] | None
+) -> None:
+    facts = {"model": "clip", "tower": tower, "data": "f30k", "test/protocol": "f30k_1k"}
+    run(tmp_path / "run", select_on="zero-shot", trained_on=trained_on, **facts)
+    (row,) = collect(find_results([tmp_path]), resamples=0)
+    found = published_counterpart(row, load_published().of("f30k", "f30k_1k"))
+    assert (found and found.i2t) == expected
+
+
+def test_published_towers_are_names_that_open_clip_knows() -> None:
+    known = {f"{name}/{tag}" for name, tags in open_clip_names().items() for tag in tags}
+    named = {name for row in load_published().rows for name in row.tower}
+    hub = {"openai", "google", "laion"}
+    assert {name for name in named if name.partition("/")[0] not in hub} <= known
