@@ -8,6 +8,7 @@ code. Whether a bare interpreter finds everything is what a few tests with `subp
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -15,10 +16,14 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from itr.jobs.launch import workers
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 1800.0  # seconds; only a test that hangs waits so long, however busy the machine
@@ -135,3 +140,14 @@ def run_ranks(function: Callable[..., object], *arguments: Any, world: int) -> N
     from torch.multiprocessing import start_processes  # conftest sets the threads of torch first
 
     start_processes(function, arguments, nprocs=world, start_method="forkserver")
+
+
+@contextlib.contextmanager
+def forked_ranks() -> Iterator[None]:
+    """Inside, the ranks of a job are forked from the server, too, and need no imports.
+
+    For jobs that get no signal; how ranks start in use is what the tests of signals ask.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "START_METHOD", "forkserver")
+        yield

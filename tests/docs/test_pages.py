@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import re
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from itr.data.scenes import make
 from itr.errors import UserError
 from tests.conftest import CONF, ROOT
 from tests.docs import checks, pages
@@ -71,8 +73,10 @@ def prove(snippet: Snippet) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the placeholders that parsers look for."""
+    """A folder with the placeholders that parsers look for. No scenes are drawn."""
     (tmp_path / "DIR").mkdir()
+    undrawn = functools.wraps(make.prepare)(lambda **_: tmp_path / "DIR")
+    monkeypatch.setattr(make, "prepare", undrawn)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from itr.jobs.launch.workers import launch
 from itr.jobs.train import train
 from itr.training.config import check_config
 from tests.conftest import compose
+from tests.processes import forked_ranks
 from tests.training.sizes import NO_DROPOUT, overrides
 
 # Five updates with everything on: HREM's graph wakes at the third. With AdamW's usual eps a
@@ -25,6 +27,12 @@ from tests.training.sizes import NO_DROPOUT, overrides
 FIVE = ("batch_size=20", "trainer.max_steps=5", "trainer.log_every=1", "optim.eps=1e-3")
 OWN = {"hrem": ("model.graph.warmup=2",), "alip": ("model.gather_grad=full",)}
 ONE_LOSS = ("alip", "clip", "hrem", "user", "vse")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_ranks() -> Iterator[None]:
+    with forked_ranks():
+        yield
 
 
 def values_of(model: str, world: Path, out: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from tests.data.item_files import (
     write_snli_ve,
     write_vqa_lists,
 )
+from tests.processes import forked_ranks
 from tests.training.sizes import SIZES
 
 TASKS: dict[str, tuple[str, Callable[[Path], None], tuple[str, ...]]] = {
@@ -237,7 +238,8 @@ def test_two_processes_predict_each_item_once(runs: dict[str, Run], tmp_path: Pa
         }
 
     one = evaluate_all(jobs("one"))
-    two = launch(evaluate_all, jobs("two"), 2, 1, cuda=False)
+    with forked_ranks():
+        two = launch(evaluate_all, jobs("two"), 2, 1, cuda=False)
     for task in TASKS:
         assert two[task]["val/accuracy"] == one[task]["val/accuracy"]
         found, alone = (read_predictions(tmp_path / name / task, "val") for name in ("two", "one"))

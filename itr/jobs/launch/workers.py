@@ -33,6 +33,8 @@ from itr.training.signals import BEFORE_TRAINING, PREEMPTION, StopRequest
 
 Job = Callable[[dict[str, Any]], dict[str, Any]]
 FAILED, INTERRUPTED = 2, 130  # exit codes of a worker: it stored its error; it was interrupted
+# Not the faster forkserver: a signal to the process group would kill the server as well.
+START_METHOD = "spawn"
 KILL_AFTER = 5.0  # seconds between a second SIGINT and SIGKILL
 
 
@@ -56,6 +58,7 @@ def launch(job: Job, values: dict[str, Any], count: int, nodes: int, cuda: bool)
             local_addr="localhost",
             max_restarts=0,
             monitor_interval=0.1,
+            start_method=START_METHOD,
             signals_to_handle="SIGHUP",  # others are forwarded, so that workers can save
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
