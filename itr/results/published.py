@@ -99,8 +99,8 @@ def load_published(path: Path = FILE) -> PublishedResults:
             raise DataError(
                 f"{path}: '{row.label}' has source: {row.source}, which is not in sources"
             )
-        key = (row.model, row.train, row.test, row.split, row.protocol, row.ensemble, row.stage)
-        key += (row.tower,)
+        data = (row.train, row.test, row.split, row.protocol)
+        key = (row.model, row.tower, *data, row.ensemble, row.stage)
         if row.reference and key in seen:
             raise DataError(
                 f"{path}: '{seen[key]}' and '{row.label}' both have reference: true; keep one"

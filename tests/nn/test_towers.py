@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,19 @@ import transformers
 from PIL import Image
 from torch.nn import functional as F
 
+from itr import checkpoint
 from itr.batch import Batch
 from itr.clock import Clock
 from itr.data.loading.eval_batches import image_batches
 from itr.data.records import Record, Split
-from itr.data.text.known_tokenizers import tokenizer_from_json
 from itr.data.text.token_table import CaptionPadder
 from itr.draws import Draws
-from itr.jobs.load_checkpoint import LoadedCheckpoint
+from itr.jobs.load_checkpoint import LoadedCheckpoint, load_checkpoint
 from itr.jobs.load_tower import load_zero_shot
 from itr.losses.infonce import InfoNCE
 from itr.losses.sigmoid import Sigmoid
 from itr.losses.triplet import Triplet
+from itr.models.build import model_meta
 from tests.nn.tiny_towers import FAMILIES, OPEN_CLIP, POSITIONS, TEXTS, save_open_clip, save_tower
 
 NODE = {"_target_": "itr.models.clip.CLIP", "name": "clip"}
@@ -106,6 +108,15 @@ def _require_gradients(loaded: LoadedCheckpoint, pictures: list[str]) -> None:
     model.eval()
 
 
+def _restored(loaded: LoadedCheckpoint, folder: Path) -> LoadedCheckpoint:
+    """The same model and tokenizer, from a checkpoint of them."""
+    path, tensors = folder / "checkpoint.safetensors", loaded.model.state_dict()
+    meta = {**model_meta(loaded.model), "model_name": "clip", "loss": None}
+    meta["tokenizer"] = loaded.tokenizer.to_json()
+    checkpoint.write(path, {f"model/{key}": value for key, value in tensors.items()}, meta)
+    return load_checkpoint(path)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tower_of_transformers_equals_its_pipeline(
     family: str, pictures: list[str], tmp_path: Path
@@ -124,14 +135,16 @@ def test_a_tower_of_transformers_equals_its_pipeline(
         words = model.get_text_features(**given).pooler_output
     assert (images - F.normalize(expected, dim=-1)).abs().max() <= 1e-6
     assert torch.equal(texts, F.normalize(words, dim=-1))
-    _require_gradients(loaded, pictures)
-    again = tokenizer_from_json(loaded.tokenizer.to_json())
-    found, kept = (
-        t.tokenize(TEXTS, loaded.model.view.text_eval) for t in (loaded.tokenizer, again)
-    )
-    assert np.array_equal(found.flat, kept.flat) and np.array_equal(found.words, kept.words)
+    found = loaded.tokenizer.tokenize(TEXTS, loaded.model.view.text_eval)
     lengths = [len(ids) for ids in tokenizer(TEXTS).input_ids]
     assert found.truncated == sum(length > POSITIONS for length in lengths) > 0
+    shutil.rmtree(folder)  # a checkpoint needs it no more
+    restored = _restored(loaded, tmp_path)
+    again = restored.tokenizer.tokenize(TEXTS, restored.model.view.text_eval)
+    assert np.array_equal(found.flat, again.flat) and np.array_equal(found.words, again.words)
+    same = embeddings(restored, pictures, "torchvision")
+    assert torch.equal(same[0], images) and torch.equal(same[1], texts)
+    _require_gradients(loaded, pictures)
 
 
 @pytest.mark.parametrize("name", OPEN_CLIP)
@@ -156,4 +169,7 @@ def test_a_tower_of_open_clip_equals_its_pipeline(
         images, expected = images[shown], expected[shown]
     assert (images - expected).abs().max() <= 1e-6
     assert torch.equal(texts, words)
+    shutil.rmtree(tower.removeprefix("local-dir:"))
+    restored = embeddings(_restored(loaded, tmp_path), pictures, "pillow")
+    assert torch.equal(restored[1], texts)
     _require_gradients(loaded, pictures)

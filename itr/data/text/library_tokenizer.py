@@ -40,7 +40,7 @@ def library_tokenizer(name: str, key: str = "model.tower") -> LibraryTokenizer:
     except ImportError as error:  # the sentence names sentencepiece or protobuf
         raise ConfigError(
             f"{key}={name}: its tokenizer needs a package that is not installed "
-            f"({_line(error)}); run pip install 'itr-suite[clip]'"
+            f"({_line(error).partition('. ')[0]}); run pip install 'itr-suite[clip]'"
         ) from error
     except Exception as error:  # the library raises nearly anything for damaged files
         raise ConfigError(

@@ -138,11 +138,21 @@ def _hf_text_config(text: Mapping[str, Any], where: str) -> dict[str, Any] | Non
 
 
 def build(config: Mapping[str, Any], text_config: Mapping[str, Any] | None) -> nn.Module:
-    """A tower of ``config`` with random weights, in float32."""
+    """A tower of ``config`` with random weights, in float32.
+
+    Raises ConfigError for a part that would be looked up on the hub: the values may come from a
+    checkpoint, and a name in a file is never downloaded.
+    """
     import open_clip
 
     given = copy.deepcopy(dict(config))
     text, vision = given["text_cfg"], given["vision_cfg"]
+    looked_up = "hf_model_name" in text and text_config is None
+    if looked_up or ":" in str(vision.get("timm_model_name", "")):
+        raise ConfigError(
+            "model.architecture: a part of it would be looked up on the hub; expected all of its "
+            "configuration. Leave it out, to read it from model.tower"
+        )
     custom = given.pop("custom_text", False) or "hf_model_name" in text
     kind = open_clip.CLIP
     if custom:

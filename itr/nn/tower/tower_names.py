@@ -56,9 +56,11 @@ def find_tower(name: str | None, key: str = KEY) -> TowerName:
         raise ConfigError(f"{key}: names no tower; {EXPECTED}. Pass {key}=NAME")
     if name.startswith((LOCAL_DIR, HF_HUB)):
         require_open_clip(name, key)
-        if name.startswith(LOCAL_DIR):
-            _require_config(name, key, Path(name.removeprefix(LOCAL_DIR)).expanduser())
-        return TowerName("open_clip", name)
+        if not name.startswith(LOCAL_DIR):
+            return TowerName("open_clip", name)
+        folder = Path(name.removeprefix(LOCAL_DIR)).expanduser()
+        _require_config(name, key, folder)
+        return TowerName("open_clip", f"{LOCAL_DIR}{folder}")
     folder = Path(name).expanduser()
     if folder.is_dir():
         if (folder / CONFIG).is_file():

@@ -35,7 +35,7 @@ UNUSED = {
 }
 NOT_KEPT = (  # of a configuration
     "_name_or_path", "transformers_version", "torch_dtype", "dtype", "id2label", "label2id",
-    "architectures", "_attn_implementation_autoset",
+    "architectures", "auto_map",
 )  # fmt: skip
 
 
@@ -73,7 +73,9 @@ def read_config(source: str, kinds: tuple[str, ...], key: str) -> dict[str, Any]
 def _plain(value: Any) -> Any:
     """``value`` with the keys of JSON, less what says nothing about the architecture."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items() if k not in NOT_KEPT}
+        kept = {str(k): v for k, v in value.items() if k not in NOT_KEPT}
+        # An implementation of attention may be a name on the hub.
+        return {k: _plain(v) for k, v in kept.items() if "attn_implementation" not in k}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, torch.dtype) else value
@@ -93,7 +95,7 @@ def build(config: Mapping[str, Any], kinds: Mapping[str, str]) -> nn.Module:
     import transformers
 
     architecture = getattr(transformers, kinds[config["model_type"]])
-    return architecture(architecture.config_class.from_dict(dict(config)))
+    return architecture(architecture.config_class.from_dict(_plain(config)))
 
 
 def load(source: str, config: Mapping[str, Any], kinds: Mapping[str, str], key: str) -> nn.Module:
