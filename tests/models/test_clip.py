@@ -145,7 +145,9 @@ def test_a_tower_is_evaluated_zero_shot(towers: Path, world: Path, tmp_path: Pat
     ("tower", "told"),
     [
         ("null", "model.tower: .*expected.*model.tower=NAME"),
-        ("ViT-B-32/laion2b", r"no weights 'laion2b' for ViT-B-32; .*laion2b_s34b_b79k"),
+        ("ViT-B-32/laion2b_s34b", r"no weights 'laion2b_s34b' .*such as laion2b_s34b_b79k"),
+        ("ViT-B-16-SigLIP/webli", "tokenizer is that of .*hf download timm/ViT-B-16-SigLIP"),
+        ("google/siglip2-base-patch16-naflex", "variable resolution"),
         ("openai/clip-vit-base-patch33", "nearest: openai/clip-vit-base-patch32"),
         ("ViT-B-33/openai", "nearest: ViT-B-32/openai"),
         ("google/siglip-base-patch16-224", "hf download google/siglip-base-patch16-224"),

@@ -115,7 +115,13 @@ def _texts(
         return "open_clip", False, view
     if found.source.startswith(LOCAL_DIR):
         hf_name = str(Path(found.source.removeprefix(LOCAL_DIR)).expanduser())
-    left = library_tokenizer(hf_name, key).pad_left
+    try:
+        left = library_tokenizer(hf_name, key).pad_left
+    except ConfigError as error:
+        raise ConfigError(
+            f"{key}={name}: its tokenizer is that of '{hf_name}', which cannot be opened "
+            f"({error}). Where there is network: hf download {hf_name}"
+        ) from error
     return hf_name, True, dataclasses.replace(view, pad_left=left)
 
 

@@ -54,6 +54,8 @@ def find_tower(name: str | None, key: str = KEY) -> TowerName:
     """
     if not name:
         raise ConfigError(f"{key}: names no tower; {EXPECTED}. Pass {key}=NAME")
+    if "naflex" in name.lower() and not Path(name).expanduser().exists():
+        raise ConfigError(variable_resolution(name, key))
     if name.startswith((LOCAL_DIR, HF_HUB)):
         require_open_clip(name, key)
         if not name.startswith(LOCAL_DIR):
@@ -71,16 +73,27 @@ def find_tower(name: str | None, key: str = KEY) -> TowerName:
     architecture, _, tag = name.rpartition("/")
     if architecture in open_clip_names():
         if tag not in open_clip_names()[architecture]:
-            tags = ", ".join(open_clip_names()[architecture]) or "none"
+            tags = open_clip_names()[architecture]
+            near = difflib.get_close_matches(tag, tags, 3, 0.3) or tags[:3]
             raise ConfigError(
                 f"{key}={name}: open_clip has no weights '{tag}' for {architecture}; expected one "
-                f"of {tags}. Pass {key}={architecture}/ONE_OF_THEM"
+                f"of its {len(tags)}, such as {', '.join(near)}. Pass {key}={architecture}/"
+                f"{(near or ['NAME'])[0]}"
             )
         return TowerName("open_clip", architecture, tag)
     try:
         return TowerName("transformers", local_or_hub(name, key, (*WEIGHTS, CONFIG)))
     except ConfigError as error:
         raise ConfigError(_unknown(name, key, str(error))) from error
+
+
+def variable_resolution(name: str, key: str) -> str:
+    """Why a NaFlex tower is refused, and what to pass."""
+    return (
+        f"{key}={name}: reads images of variable resolution (NaFlex), but every image of a batch "
+        "has one size here; expected a tower of fixed resolution. Pass one, such as "
+        "google/siglip2-base-patch16-256"
+    )
 
 
 def require_open_clip(name: str, key: str = KEY) -> None:

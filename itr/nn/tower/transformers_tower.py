@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from itr.errors import ConfigError, nearest
 from itr.nn.bert.pretrained import load_pretrained
+from itr.nn.tower.tower_names import variable_resolution
 
 # Model types with `get_image_features` and `get_text_features`, and their classes
 DUAL_ENCODERS = {
@@ -57,15 +58,11 @@ def read_config(source: str, kinds: tuple[str, ...], key: str) -> dict[str, Any]
         ) from error
     kind = config.model_type
     if kind in VARIABLE:
-        raise ConfigError(
-            f"{key}={source}: '{kind}' reads images of variable resolution (NaFlex), but every "
-            "image of a batch has one size here; expected a tower of fixed resolution. Pass one, "
-            "such as google/siglip2-base-patch16-256"
-        )
+        raise ConfigError(variable_resolution(source, key))
     if kind not in kinds:
         raise ConfigError(
             f"{key}={source}: a '{kind}'{nearest(kind, kinds)}; expected one of "
-            f"{', '.join(kinds)}. Pass such a tower"
+            f"{', '.join(kinds)}. Pass such a tower{', or model=blip' if kind == 'blip' else ''}"
         )
     return _plain(config.to_dict())
 
