@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import json
 import os
 import zlib
@@ -63,10 +64,13 @@ class WholeTokenizer(Tokenizer):
 
     def to_json(self) -> str:
         """The complete tokenizer as JSON, for a checkpoint; a large vocabulary is compressed."""
-        packed = base64.b85encode(zlib.compress(self._fast.to_str().encode(), 6)).decode()
-        return json.dumps(
-            {"format": 1, "whole": packed, "special": dataclasses.asdict(self.special)}
-        )
+        special = dataclasses.asdict(self.special)
+        return json.dumps({"format": 1, "whole": self._packed, "special": special})
+
+    @functools.cached_property
+    def _packed(self) -> str:
+        """That takes seconds for 250,000 ids, and every checkpoint of a run holds it."""
+        return base64.b85encode(zlib.compress(self._fast.to_str().encode(), 6)).decode()
 
     @staticmethod
     def unpack(values: Mapping[str, Any]) -> WholeTokenizer:
