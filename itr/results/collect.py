@@ -25,7 +25,7 @@ from itr.tasks.columns import TASKS, columns_of
 
 SKIPPED_FOLDERS = ("wandb", "checkpoints")  # of a run; they contain no other run
 # Besides the configuration without its seed, the fields that the seeds of one row share.
-SHARED = ("model", "data", "loss", "select_on", "official", "ensemble", "trained_on", "tower")
+SHARED = ("model", "data", "loss", "select_on", "official", "ensemble", "trained_on")
 SHARED_BY_SPLIT = ("tie_break", "rerank_k", "n_images", "n_captions", "precision", "data_hash")
 INDICATORS = ("i2t_r1", "rsum", "top1", "accuracy")  # every protocol reports at least one
 PROTOCOL_FIELDS = ("n_images", "n_captions", "captions", "folds", "within_modality",
@@ -262,6 +262,8 @@ def _set_names(rows: Sequence[ResultRow]) -> None:
     for row in rows:
         model, loss = row.fact("model") or row.runs[0].name, row.fact("loss")
         row.name = str(model) if loss in (None, model) else f"{model}, loss {loss}"
+        if row.fact("tower") and row.fact("select_on") == "zero-shot":
+            row.name += f", {_tower_label(str(row.fact('tower')))}"
         if row.fact("official"):
             row.name += ", authors' checkpoint"
         if row.variant:
@@ -273,6 +275,12 @@ def _set_names(rows: Sequence[ResultRow]) -> None:
         labels = option_labels([row.runs[0].config for row in group])
         for row, label in zip(group, labels, strict=True):
             row.name += f" ({label or row.runs[0].name})"
+
+
+def _tower_label(tower: str) -> str:
+    """The name of a tower, or of its directory."""
+    path = Path(tower.removeprefix("local-dir:"))
+    return path.name if path.is_absolute() or tower.startswith("local-dir:") else tower
 
 
 def _intervals(

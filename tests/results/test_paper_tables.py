@@ -211,6 +211,7 @@ def test_a_tower_is_compared_with_the_row_of_its_own_name(
     (row,) = collect(find_results([tmp_path]), resamples=0)
     found = published_counterpart(row, load_published().of("f30k", "f30k_1k"))
     assert (found and found.i2t) == expected
+    assert row.name.startswith(f"clip, loss hrem, {tower}")
 
 
 def test_published_towers_are_names_that_open_clip_knows() -> None:
