@@ -6,7 +6,7 @@ import functools
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +41,9 @@ class Evaluator(SplitEvaluator):
     the usual case for a validation split smaller than the test split. With ``strict`` every
     protocol must fit. ``precision`` (fp32, tf32, bf16, fp16) applies to encoding; scores are always
     computed in float32. ``workers`` threads prefetch images. After `run`, ``ranks`` holds the ranks
-    of every query by protocol. Raises ConfigError for an invalid name or size.
+    of every query by protocol. ``second`` may be set to a model of another checkpoint, which then
+    re-ranks the candidates of the evaluated one as ``rerank`` says. Raises ConfigError for an
+    invalid name or size.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Evaluator(SplitEvaluator):
         self.precision, self.dtype = precision, AUTOCAST[precision]
         self.rerank = rerank or RerankConfig()
         self.ranks: dict[str, Ranks] = {}
+        self.second: SecondModel | None = None
         self.retrieval_set = RetrievalSet.from_split(data)
         self.protocols, self.skipped = applicable_protocols(
             find_protocols(protocols), self.retrieval_set
@@ -97,7 +100,7 @@ class Evaluator(SplitEvaluator):
         ``first_stage/<key>``. Raises DataError if embeddings are not finite.
         """
         reranks = self.reranks(model)
-        images, texts = encoded or self.encode_all(model, progress, tokens=reranks)
+        images, texts = encoded or self.encode_all(model, progress, self.needs_tokens(model))
         first = EmbeddingTable(images.pooled, texts.pooled)
         self.ranks, self.query_log = {}, None
         collected = None
@@ -110,8 +113,8 @@ class Evaluator(SplitEvaluator):
             return {**metrics, **self.metadata()}
         first_ranks = {f"first_stage/{name}": ranks for name, ranks in self.ranks.items()}
         self.ranks = {}
-        second = SecondStage(model, images, texts, self.rerank, self.dtype, progress)
-        with torch.inference_mode(), eval_mode(model):
+        second = self._second_stage(model, (images, texts), first, progress)
+        with torch.inference_mode(), eval_mode(second.model):
             final = evaluate_protocols(
                 second, self.retrieval_set, self.protocols, self.tie_break, self.ranks
             )
@@ -121,6 +124,20 @@ class Evaluator(SplitEvaluator):
         first_stage = {f"first_stage/{k}": v for k, v in metrics.items() if isinstance(v, float)}
         depth = min(self.rerank.k, max(self.data.n_images, self.data.n_captions))
         return {**final, **first_stage, **self.metadata(), "rerank_k": depth}
+
+    def _second_stage(
+        self,
+        model: RetrievalModel,
+        encoded: tuple[Encoded, Encoded],
+        first: EmbeddingTable,
+        progress: Progress | None,
+    ) -> SecondStage:
+        """The second stage of ``model``, or that of ``second``, which then encodes the split."""
+        dtype = self.dtype
+        if self.second is not None:
+            model, evaluator = self.second
+            encoded, dtype = evaluator.encode_all(model, progress, tokens=True), evaluator.dtype
+        return SecondStage(model, *encoded, self.rerank, dtype, progress, first)
 
     def log_queries(self, table: ScoreTable, collected: StatisticsCollector | None = None) -> None:
         """Fill ``query_log`` from the scores of ``table`` and the collected ``ranks``."""
@@ -142,10 +159,16 @@ class Evaluator(SplitEvaluator):
 
     def reranks(self, model: RetrievalModel) -> bool:
         """Whether ``model`` is re-ranked. Raises ConfigError if it should be but cannot."""
+        if self.second is not None:
+            return True
         enabled = model.has_rerank() if self.rerank.enabled is None else self.rerank.enabled
         if enabled:
             check_rerank(self.rerank, model.has_rerank(), type(model).__name__)
         return enabled
+
+    def needs_tokens(self, model: RetrievalModel) -> bool:
+        """Whether ``model`` itself re-ranks, which needs the tokens of `encode_all`."""
+        return self.second is None and self.reranks(model)
 
     def metadata(self) -> dict[str, Any]:
         """How the metrics were computed: strings and integers."""
@@ -208,3 +231,10 @@ class Evaluator(SplitEvaluator):
             encoder.images(images, data.n_images, f"images of split {data.name}"),
             encoder.texts(captions, data.n_captions, f"captions of split {data.name}"),
         )
+
+
+class SecondModel(NamedTuple):
+    """A model that re-ranks, and the evaluator that reads the split for it."""
+
+    model: RetrievalModel
+    evaluator: Evaluator

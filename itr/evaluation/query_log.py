@@ -166,6 +166,7 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
         and all(isinstance(path, str) for path in checkpoints),
         "model_options": isinstance(metadata.get("model_options"), dict | None),
         "rerank_k": isinstance(metadata.get("rerank_k"), int | None),
+        "rerank_checkpoint": isinstance(metadata.get("rerank_checkpoint"), str | None),
         "kind": metadata.get("kind") in ("pixels", "regions", None),
         "data": isinstance(metadata.get("data"), dict | None),
     }

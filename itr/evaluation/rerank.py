@@ -57,17 +57,21 @@ def rerank(
     config: RerankConfig,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    first: EmbeddingTable | None = None,
 ) -> tuple[Shortlist, Shortlist]:
     """Re-rank the best captions of each image and the best images of each caption.
 
+    The best are those of ``first``, which may be another model's embeddings of the same images and
+    captions; None: those of ``images`` and ``texts``.
     The process ranks share the pairs, and each gets all scores. ``dtype`` is the autocast type
     (None: float32). Pairs are scored image by image, so that a model prepares each image once. If
     the model's score does not depend on the direction, a pair that occurs in both is scored once.
     If padding does not change the result, captions of similar length are batched together. The
     model must be in eval mode, without gradients. Raises DataError if scores are not finite.
     """
-    i2t = nearest_candidates(images.pooled, texts.pooled, config.k)
-    t2i = nearest_candidates(texts.pooled, images.pooled, config.k)
+    first = first or EmbeddingTable(images.pooled, texts.pooled)
+    i2t = nearest_candidates(first.images, first.texts, config.k)
+    t2i = nearest_candidates(first.texts, first.images, config.k)
     count = len(texts.pooled)
     # Pair keys stay on the CPU: selecting the images of a chunk needs no device synchronization.
     forward = (torch.arange(len(i2t))[:, None] * count + i2t.cpu()).flatten()
@@ -206,7 +210,11 @@ def _score(
 
 
 class SecondStage:
-    """Re-ranks a subset; the last table is cached because protocols often rank the same subset."""
+    """Re-ranks a subset of ``first``, the first stage's embeddings of the whole split.
+
+    ``images`` and ``texts`` are those of ``model``. The last table is cached because protocols
+    often rank the same subset.
+    """
 
     def __init__(
         self,
@@ -216,8 +224,10 @@ class SecondStage:
         config: RerankConfig,
         dtype: torch.dtype | None,
         progress: Progress | None,
+        first: EmbeddingTable,
     ):
         self.model, self.encoded, self.config = model, (images, texts), config
+        self.first = first
         self.dtype, self.progress = dtype, progress
         self.last: tuple[Subset, ShortlistTable] | None = None
         self.whole: ShortlistTable | None = None  # of all images with all captions
@@ -228,8 +238,9 @@ class SecondStage:
             return self.last[1]
         images = _select(self.encoded[0], subset.images)
         texts = _select(self.encoded[1], subset.captions)
-        lists = rerank(self.model, images, texts, self.config, self.dtype, progress=self.progress)
-        table = ShortlistTable(*lists, EmbeddingTable(images.pooled, texts.pooled))
+        first = self.first.subset(subset.images, subset.captions)
+        lists = rerank(self.model, images, texts, self.config, self.dtype, self.progress, first)
+        table = ShortlistTable(*lists, first)
         self.last = (subset, table)
         if (len(images.pooled), len(texts.pooled)) == tuple(len(e.pooled) for e in self.encoded):
             self.whole = table

@@ -36,6 +36,7 @@ def save_queries(
         "checkpoints": [str(path.expanduser().absolute()) for path in checkpoints],
         "model_options": _with_absolute_paths(overrides or {}),
         "rerank_k": results.get(f"{split}/rerank_k"),
+        "rerank_checkpoint": results.get("rerank_checkpoint"),
         "kind": evaluator.view.kind,
         "data": dataclasses.asdict(dataclasses.replace(data, root=root)),
     }

@@ -25,7 +25,8 @@ from itr.tasks.columns import TASKS, columns_of
 
 SKIPPED_FOLDERS = ("wandb", "checkpoints")  # of a run; they contain no other run
 # Besides the configuration without its seed, the fields that the seeds of one row share.
-SHARED = ("model", "data", "loss", "select_on", "official", "ensemble", "trained_on")
+SHARED = ("model", "data", "loss", "select_on", "official", "ensemble", "trained_on",
+          "rerank_checkpoint_sha256")  # fmt: skip
 SHARED_BY_SPLIT = ("tie_break", "rerank_k", "n_images", "n_captions", "precision", "data_hash")
 INDICATORS = ("i2t_r1", "rsum", "top1", "accuracy")  # every protocol reports at least one
 PROTOCOL_FIELDS = ("n_images", "n_captions", "captions", "folds", "within_modality",
@@ -81,6 +82,8 @@ class ResultRow:
     @property
     def stage(self) -> str | None:
         """Stage of comparable published rows: "" or "first_stage"; None: there are none."""
+        if not self.variant and self.fact("rerank_checkpoint"):
+            return None  # of two models
         if self.member or not self.variant:
             return ""
         return self.variant if self.variant == "first_stage" else None
@@ -266,6 +269,8 @@ def _set_names(rows: Sequence[ResultRow]) -> None:
             row.name += f", {_tower_label(str(row.fact('tower')))}"
         if row.fact("official"):
             row.name += ", authors' checkpoint"
+        if row.fact("rerank_model") and row.variant != "first_stage":
+            row.name += f", re-ranked by {row.fact('rerank_model')}"
         if row.variant:
             row.name += f", {row.variant.replace('/', ', ').replace('_', ' ')}"
     groups: dict[tuple[str, ...], list[ResultRow]] = {}

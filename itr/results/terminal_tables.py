@@ -123,6 +123,10 @@ def _remarks(results: Mapping[str, Any], prefix: str = "") -> list[str]:
             split = start.rstrip("/") or results.get("split", "")
             images, captions = (results.get(f"{start}n_{name}") for name in ("images", "captions"))
             remarks.append(f"{split}: {images} images, {captions} captions, {rule} ties")
+    if "rerank_checkpoint" in results:
+        remarks.append(
+            f"first stage: {results['checkpoint']}; re-ranked by {results['rerank_checkpoint']}"
+        )
     if selected_on_test(results.get("select_on")):
         several = "," in str(results["select_on"])
         subject = "one of the checkpoints" if several else "the checkpoint"

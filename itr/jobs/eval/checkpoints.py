@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +12,24 @@ import numpy as np
 import torch
 
 from itr import parallel
-from itr.data.checks.decodable import require_decodable
-from itr.data.layouts.region_arrays import check_regions_finite
-from itr.data.layouts.registry import DataConfig, open_split
-from itr.data.records import Split
-from itr.data.text.token_cache import tokenize_cached
-from itr.data.text.token_table import truncation_notes
-from itr.errors import CheckpointError, ConfigError, DataError
+from itr.errors import ConfigError, DataError
 from itr.evaluation import stored_embeddings
 from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.hubness import QueryBank, hubness_rows
 from itr.evaluation.ranks import Ranks
-from itr.evaluation.rerank import Progress, RerankConfig
+from itr.evaluation.rerank import Progress
 from itr.evaluation.score_tables import EmbeddingTable, MeanTable, ScoreTable
-from itr.instantiate import check
-from itr.jobs.assemble import prepare_data, rerank_warnings
-from itr.jobs.eval.checkpoint_data import data_of_checkpoint
+from itr.jobs.assemble import rerank_warnings
 from itr.jobs.eval.config import EvalConfig
 from itr.jobs.eval.outcome import EvaluatedCheckpoints, EvaluationOutcome
+from itr.jobs.eval.retrieval_split import data_config, make_evaluator
+from itr.jobs.eval.second_stage import attach_second, load_second, second_facts
 from itr.jobs.load_checkpoint import LoadedCheckpoint, load_checkpoint
 from itr.models.base import Encoded
 from itr.results.trackers.tracker import chosen
 from itr.terminal import OutputConsole
 from itr.training.console import ProgressDisplay
-from itr.training.device import resolve_device, resolve_precision
-from itr.training.process_setup import resolve_num_workers
+from itr.training.device import resolve_device
 
 log = logging.getLogger("itr")
 # Fields that an ensemble joins with commas where its members differ.
@@ -64,15 +57,13 @@ def evaluate_checkpoints(
 ) -> EvaluationOutcome:
     """Evaluate the checkpoint of ``config``, or the ensemble of several; ``first`` is loaded."""
     device, members, metrics = resolve_device(config.device), [], dict[str, Any]()
+    second = load_second(config, device)
     log_queries = bool(config.out) or chosen(config.tracker)
     verify = config.runtime.verify_checkpoints
     for number, source in enumerate(config.sources):
         loaded = load_checkpoint(source, config.model, device, verify=verify) if number else first
         loaded.origin |= {} if config.trained_on is None else {"trained_on": config.trained_on}
-        with parallel.rank0_first():  # rank 0 makes what is cached; the others read it
-            evaluator = make_evaluator(config, loaded, config.split, device)
-        for line in rerank_warnings(evaluator, loaded.retriever):
-            log.warning("%s", line)
+        evaluator = _evaluator(config, loaded, second, device)
         with ProgressDisplay(console, 0, training=False) as display:
             member = _encode(config, loaded, evaluator, display.evaluation)
             members.append(member)
@@ -91,12 +82,28 @@ def evaluate_checkpoints(
     return EvaluationOutcome(
         " + ".join(config.sources),
         config.split,
-        _origin(sources),
+        _origin(sources) | ({} if second is None else second_facts(second)),
         metrics,
         checkpoints=EvaluatedCheckpoints(
             evaluator, data_config(config, sources[0]), [source.path for source in sources]
         ),
     )
+
+
+def _evaluator(
+    config: EvalConfig,
+    loaded: LoadedCheckpoint,
+    second: LoadedCheckpoint | None,
+    device: torch.device,
+) -> Evaluator:
+    """The evaluator of ``loaded``, whose candidates ``second`` re-ranks if it is given."""
+    with parallel.rank0_first():  # rank 0 makes what is cached; the others read it
+        evaluator = make_evaluator(config, loaded, config.split, device)
+        if second is not None:
+            attach_second(config, evaluator, loaded, second)
+    for line in rerank_warnings(evaluator, loaded.retriever):
+        log.warning("%s", line)
+    return evaluator
 
 
 def _rank_ensemble(members: Sequence[EncodedCheckpoint]) -> tuple[ScoreTable, dict[str, Any]]:
@@ -137,7 +144,7 @@ def _encode(
     config: EvalConfig, loaded: LoadedCheckpoint, evaluator: Evaluator, progress: Progress
 ) -> EncodedCheckpoint:
     """Embeddings of the split, read from ``embeddings=FILE`` if it exists, else written there."""
-    model, tokens = loaded.retriever, evaluator.reranks(loaded.retriever)
+    model, tokens = loaded.retriever, evaluator.needs_tokens(loaded.retriever)
     if config.ensemble and tokens:
         raise ConfigError(
             "ensemble=true: averages complete score matrices, but this model re-ranks short lists; "
@@ -202,74 +209,3 @@ def _origin(members: Sequence[LoadedCheckpoint]) -> dict[str, Any]:
         if key not in shared and any(key in origin for origin in origins):
             shared[key] = ",".join(str(origin.get(key)) for origin in origins)
     return {**shared, "ensemble": len(members)}
-
-
-def data_config(config: EvalConfig, loaded: LoadedCheckpoint) -> DataConfig:
-    """The dataset of ``data=NAME`` if one was chosen, else the checkpoint's.
-
-    Options that are not null replace the checkpoint's. Raises ConfigError if neither names one.
-    """
-    options = {key: value for key, value in config.data.items() if value is not None}
-    chosen = "name" in options and "splits" in options
-    if not chosen and loaded.data is None:
-        raise ConfigError(
-            f"checkpoint={loaded.path}: the file names no dataset; pass one, e.g. data=f30k"
-        )
-    data: DataConfig
-    if chosen:
-        data = prepare_data(check(options, DataConfig, "data"))
-    else:
-        data = data_of_checkpoint(loaded.path, loaded.data or {}, options)
-    loaded.origin["data"] = data.name
-    return data if config.protocols is None else replace(data, protocols=config.protocols)
-
-
-def make_evaluator(
-    config: EvalConfig,
-    loaded: LoadedCheckpoint,
-    name: str,
-    device: torch.device,
-    bank: bool = False,
-) -> Evaluator:
-    """An evaluator of the split ``name`` or, for a query ``bank``, of its first images.
-
-    Raises CheckpointError if the data does not fit the model.
-    """
-    model, data = loaded.model, data_config(config, loaded)
-    split = _open_split(config, data, name, model.view.kind, bank)
-    width = None if split.regions is None else int(split.regions.shape[2])
-    if width != model.facts.region_width:
-        raise CheckpointError(
-            f"{split.source}: region features have width {width}, but the model in "
-            f"{loaded.path} was trained on width {model.facts.region_width}; pass the features it "
-            "was trained on"
-        )
-    rerank = {key: value for key, value in config.rerank.items() if value is not None}
-    text = model.view.text_eval
-    tokens = tokenize_cached(loaded.tokenizer, split.texts, text, Path(data.cache))
-    for line in truncation_notes(name, tokens, text):
-        log.warning("%s", line)
-    return Evaluator(
-        split,
-        model.view,
-        tokens,
-        protocols=["full"] if bank else data.protocols,
-        batch_size=config.runtime.eval_batch_size,
-        tie_break=config.tie_break or loaded.ties,
-        device=device,
-        precision=resolve_precision(config.precision or loaded.precision, device),
-        strict=config.protocol is not None and not bank,
-        workers=resolve_num_workers(config.runtime.num_workers, split, device),
-        rerank=check({**loaded.rerank_on(data.name), **rerank}, RerankConfig, "rerank"),
-    )
-
-
-def _open_split(config: EvalConfig, data: DataConfig, name: str, kind: str, bank: bool) -> Split:
-    split = open_split(data, name, kind)
-    if bank:
-        return replace(split, records=split.records[: config.hubness.bank_size])
-    check_regions_finite(split, data.cache)
-    notes, split = len(split.notes), require_decodable(split, data.cache)
-    for note in split.notes[notes:]:
-        log.warning("%s: %s", name, note)
-    return split

@@ -64,6 +64,19 @@ class EvalConfig:
         return self.checkpoints or ([self.tower] if self.tower else [])
 
     @property
+    def second(self) -> str | None:
+        """The checkpoint that re-ranks the candidates of the evaluated one."""
+        return self.rerank.get("checkpoint")
+
+    @property
+    def typed_rerank(self) -> dict[str, Any]:
+        """Options of `RerankConfig` that replace those of a checkpoint."""
+        options = {key: value for key, value in self.rerank.items() if key != "checkpoint"}
+        if self.second is not None:
+            options["enabled"] = True
+        return {key: value for key, value in options.items() if value is not None}
+
+    @property
     def protocols(self) -> list[str] | None:
         """The values of ``protocol`` as a list; None: those of the dataset."""
         if self.protocol is None:
@@ -98,6 +111,7 @@ def check_options(config: EvalConfig) -> None:
             "retrieval, zeroshot, or no task: the checkpoint's own"
         )
     _check_source(config)
+    _check_second(config)
     if config.out and Path(config.out).exists() and not Path(config.out).is_dir():
         raise ConfigError(f"out={config.out}: is a file; pass the folder of the results, out=DIR")
     zeroshot, count = config.task.get("name") == "zeroshot", len(config.sources)
@@ -137,4 +151,26 @@ def _check_source(config: EvalConfig) -> None:
     if config.ensemble and len(checkpoints) < 2:
         raise ConfigError(
             "ensemble=true: needs at least two checkpoints; pass 'checkpoint=[RUN_A,RUN_B]'"
+        )
+
+
+def _check_second(config: EvalConfig) -> None:
+    """Raises ConfigError if a second checkpoint excludes what else is asked for."""
+    if config.second is None:
+        return
+    if not isinstance(config.second, str):
+        raise ConfigError(
+            f"rerank.checkpoint={config.second}: expected one checkpoint, which re-ranks; pass "
+            "rerank.checkpoint=RUN_DIR"
+        )
+    reasons = {
+        "task=zeroshot": config.task.get("name") == "zeroshot",
+        "scores": config.scores is not None,
+        "ensemble=true": config.ensemble,
+        "rerank.enabled=false": config.rerank.get("enabled") is False,
+    }
+    if others := [name for name, given in reasons.items() if given]:
+        raise ConfigError(
+            f"rerank.checkpoint={config.second}: re-ranks the candidates of one checkpoint or "
+            f"tower, and excludes {others[0]}; leave one of them out"
         )

@@ -12,9 +12,9 @@ from itr.data.text.token_cache import tokenize_cached
 from itr.data.text.token_table import truncation_notes
 from itr.errors import CheckpointError, ConfigError
 from itr.evaluation.encode import Progress
-from itr.jobs.eval.checkpoints import data_config
 from itr.jobs.eval.config import EvalConfig
 from itr.jobs.eval.outcome import EvaluatedItems, EvaluationOutcome
+from itr.jobs.eval.retrieval_split import data_config
 from itr.jobs.load_checkpoint import LoadedCheckpoint
 from itr.tasks.task import EvaluationSettings, Task
 from itr.training.device import resolve_device, resolve_precision

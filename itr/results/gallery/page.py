@@ -72,6 +72,8 @@ def _facts(run: EvaluatedRun) -> list[tuple[str, str]]:
     ]
     if log.metadata.get("rerank_k"):
         facts.append(("scores", f"re-ranked, top {log.metadata['rerank_k']} of each query"))
+    if log.metadata.get("rerank_checkpoint"):
+        facts.append(("re-ranked by", log.metadata["rerank_checkpoint"]))
     return facts
 
 
