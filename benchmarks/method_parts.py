@@ -16,9 +16,10 @@ from benchmarks.comparison import SideBySide
 from benchmarks.literal import hrem, multisea, vse
 from benchmarks.literal.plain import lengths_of, multinomial, update
 from itr.batch import Batch
-from itr.models.albef import ALBEF, MomentumFeatures
+from itr.models.albef import ALBEF
 from itr.models.alip import ALIP
 from itr.models.hrem import HREM, Instances, fragment_overlap
+from itr.models.momentum_contrast import MomentumFeatures
 from itr.models.multisea import EnhancedFeatures, MultiSEA
 from itr.models.user import USER, MomentumKeys, queue_scores
 from itr.models.vse import VSE

@@ -47,6 +47,9 @@ class RegionView:
     min_pad: int = 0  # pad to at least this many regions
 
 
+FLIPS = (True, False, "unless_sided")  # of the option model.flip
+
+
 @dataclass(frozen=True)
 class PixelView:
     """How an image becomes a tensor: resize or crop, flip, RandAugment, normalize."""

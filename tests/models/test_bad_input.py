@@ -154,6 +154,7 @@ WIDER = {
     "albef": "model.embed_size=16",
     "multisea": "model.embed_size=8",
     "clip": "model.architecture.config.projection_dim=8",
+    "blip": "model.architecture.config.image_text_hidden_size=16",
 }
 
 

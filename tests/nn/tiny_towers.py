@@ -197,6 +197,27 @@ def save_tower(family: str, folder: Path) -> Path:
     return folder
 
 
+def save_blip(folder: Path, added: int = 2, captioner: bool = False) -> Path:
+    """A random BLIP for retrieval, or a captioner, with ``added`` ids behind its vocabulary."""
+    folder.mkdir()
+    tokenizer = _bert_tokenizer(folder)
+    tokenizer.save_pretrained(folder)
+    _square("BlipImageProcessor").save_pretrained(folder)
+    text = {**SIZES, **LAYERS, "encoder_hidden_size": 16, "max_position_embeddings": POSITIONS}
+    text |= {"vocab_size": len(tokenizer) + added, "pad_token_id": tokenizer.pad_token_id}
+    vision = {**SIZES, **LAYERS, "image_size": PIXELS, "patch_size": 8}
+    config = transformers.BlipConfig(
+        text_config=text, vision_config=vision, image_text_hidden_size=12
+    )
+    torch.manual_seed(0)
+    kind = "ConditionalGeneration" if captioner else "ImageTextRetrieval"
+    model = getattr(transformers, f"BlipFor{kind}")(config)
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
+
+
 def _sizes(family: str, vocabulary: int, tokenizer: Any) -> dict[str, Any]:
     if family == "align":
         return _align(vocabulary)

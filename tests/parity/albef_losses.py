@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from itr.clock import Clock
 from itr.draws import ReplayedDraws
 from itr.losses.infonce import InfoNCE
-from itr.models.albef import ALBEF, ALBEFConfig, MomentumFeatures
+from itr.models.albef import ALBEF, ALBEFConfig
+from itr.models.momentum_contrast import MomentumFeatures
 from itr.nn.bert.fusion import FusionTextConfig
 from itr.nn.bert.masked_lm import mask_tokens
 from itr.nn.queue import queue_products

@@ -11,11 +11,11 @@ from itr.draws import ReplayedDraws
 from itr.losses.infonce import InfoNCE
 from itr.models.albef import (
     ALBEF,
-    MomentumFeatures,
     image_features,
     text_features,
 )
 from itr.models.albef.encoders import ALBEFEncoders
+from itr.models.momentum_contrast import MomentumFeatures
 from itr.nn.bert.halves import text_states
 from itr.nn.bert.masked_lm import mask_tokens
 from itr.nn.hard_negatives import HardNegatives

@@ -10,7 +10,6 @@ from itr.models.albef.config import ALBEFConfig
 from itr.models.albef.model import ALBEF
 from itr.models.albef.unimodal import (
     ALBEFFeatures,
-    MomentumFeatures,
     image_features,
     text_features,
 )
@@ -19,7 +18,6 @@ __all__ = [
     "ALBEF",
     "ALBEFConfig",
     "ALBEFFeatures",
-    "MomentumFeatures",
     "image_features",
     "text_features",
 ]

@@ -9,10 +9,9 @@ from itr.nn.bert.fusion import FusionTextConfig
 from itr.nn.momentum import TEACHERS
 from itr.nn.vit import ImageConfig
 from itr.options import configured, option
-from itr.view import Facts, PixelView, TextView, View
+from itr.view import FLIPS, Facts, PixelView, TextView, View
 
 TASKS = ("retrieval", "pretrain", "vqa", "entailment", "assignment", "nlvr2", "grounding")
-FLIPS = (True, False, "unless_sided")
 RANKED_LENGTH = 30  # ids of a caption that is ranked, where model.eval_length does not say
 QUESTION_CLEANERS = ("albef_question", "albef_question_test")  # in training, in evaluation
 

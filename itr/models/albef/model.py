@@ -13,42 +13,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from itr import parallel
 from itr.batch import Batch
 from itr.clock import Clock
 from itr.draws import Draws
 from itr.errors import ConfigError
-from itr.losses.score import ScoreLoss, Scores
+from itr.losses.score import ScoreLoss
 from itr.models.albef.config import ALBEFConfig
-from itr.models.albef.contrast import momentum_scores
 from itr.models.albef.encoders import ALBEFEncoders
 from itr.models.albef.entailment import ALBEFEntailment
 from itr.models.albef.grounding_maps import match_maps
 from itr.models.albef.image_pairs import ALBEFPairs
 from itr.models.albef.question_answering import ALBEFQuestionAnswering
 from itr.models.albef.text_assignment import ALBEFAssignment
-from itr.models.albef.unimodal import ALBEFFeatures, MomentumFeatures, image_features, text_features
+from itr.models.albef.unimodal import ALBEFFeatures, image_features, text_features
 from itr.models.albef.word_masking import masked_words
-from itr.models.base import Encoded, Model, RetrievalModel, SlotScores, Terms
+from itr.models.base import Encoded, Model, SlotScores, Terms
+from itr.models.momentum_contrast import TEMPERATURES, MomentumContrast, MomentumFeatures
 from itr.nn.bert.fusion import KeysValues, MLMHead
 from itr.nn.bert.halves import load_mlm_head
 from itr.nn.chunked import in_chunks
 from itr.nn.hard_negatives import (
     HardNegatives,
-    draw_negatives,
     matching_loss,
-    negative_weights,
 )
 from itr.nn.momentum import MomentumTwin
 from itr.nn.queue import FeatureQueue
 from itr.view import Facts
 
 OTHER_TASKS = (ALBEFQuestionAnswering, ALBEFEntailment, ALBEFPairs, ALBEFAssignment)
-TEMPERATURES = (0.001, 0.5)
 NEEDS_ITC = {"vision_proj", "text_proj", "slots.itc"}
 
 
-class ALBEF(ALBEFEncoders, RetrievalModel):
+class ALBEF(ALBEFEncoders, MomentumContrast):
     """ALBEF for pre-training, image-text retrieval and weakly supervised grounding.
 
     Slot ``itc`` scores each image against the captions of the batch and the queue, and each caption
@@ -90,7 +86,6 @@ class ALBEF(ALBEFEncoders, RetrievalModel):
             if whole is not None:
                 load_mlm_head(whole, self.words)
         self.build_twin(*self._copied())
-        self.pending: tuple[MomentumFeatures, Tensor] | None = None
 
     @classmethod
     def class_for(cls, config: Any) -> type[Model]:
@@ -203,38 +198,7 @@ class ALBEF(ALBEFEncoders, RetrievalModel):
             terms.losses["mlm"] = masked_words(self, tokens, mask, fused, keys, alpha, draws)
         return terms
 
-    def after_step(self, clock: Clock) -> None:
-        """Enqueue the momentum embeddings of all ranks, in rank order."""
-        if self.pending is None:
-            return
-        (keys, ids), self.pending = self.pending, None
-        self.image_queue.enqueue(parallel.all_gather(keys.images))
-        gathered = None if self.pretrains else parallel.all_gather(ids)
-        self.text_queue.enqueue(parallel.all_gather(keys.texts), gathered)
-
-    # 3.2 and 3.3 Image-text contrast with momentum distillation
-
-    def contrast(
-        self, v: Tensor, t: Tensor, keys: MomentumFeatures, ids: Tensor, alpha: float
-    ) -> Scores:
-        """Cosines of ``v``, ``t`` [B, E] with the momentum embeddings; see `momentum_scores`."""
-        return momentum_scores(self, v, t, keys, ids, alpha)
-
     # 3.2 Image-text matching with hard negatives
-
-    def negatives(self, scores: Scores, draws: Draws) -> HardNegatives:
-        """A negative image for each caption and a negative caption for each image."""
-        back = scores.reverse()
-        count, strength = len(scores.values), (1.0 / self.temperature).detach()
-        forbidden = scores.match[:, :count]
-        if not self.config.hard_negatives:
-            strength = torch.zeros_like(strength)
-        floor = self.config.negative_floor
-        return draw_negatives(
-            negative_weights(back.values[:, :count] * strength, forbidden, floor),
-            negative_weights(scores.values[:, :count] * strength, forbidden, floor),
-            draws,
-        )
 
     def matching_logits(
         self, states: Tensor, mask: Tensor, images: list[KeysValues], chosen: HardNegatives

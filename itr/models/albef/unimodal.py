@@ -20,14 +20,6 @@ class ALBEFFeatures(NamedTuple):
     tokens: Tensor  # [B, N, Dv] or [B, L, D]
 
 
-class MomentumFeatures(NamedTuple):
-    """Features of a batch from the momentum encoders, without gradient."""
-
-    images: Tensor  # [B, E]
-    texts: Tensor  # [B, E]
-    image_tokens: Tensor  # [B, N, Dv]
-
-
 def image_features(owner: nn.Module, pixels: Tensor) -> ALBEFFeatures:
     """Encode ``pixels`` [B, 3, H, W] with the encoders of ``owner``: the model or its twin."""
     tokens = owner.get_submodule("vision").forward_features(pixels)  # type: ignore[operator]

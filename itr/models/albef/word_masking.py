@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from itr.draws import Draws
-from itr.models.albef.unimodal import MomentumFeatures
+from itr.models.momentum_contrast import MomentumFeatures
 from itr.nn.bert.fusion import KeysValues
 from itr.nn.bert.masked_lm import mask_tokens, masked_positions, mlm_logits, mlm_loss
 
