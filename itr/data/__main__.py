@@ -1,4 +1,4 @@
-"""The commands of ``itr data``: check, convert, caption, bench, features, guides."""
+"""The commands of ``itr data``: check, convert, clipart, caption, bench, features, guides."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from itr.command import command, run_group
 COMMANDS = {  # command -> (module:function of arguments -> exit code, what it does)
     "check": ("itr.data.doctor.cli:main", "report what a folder holds and what is wrong with it"),
     "convert": ("itr.data.tools.convert:main", "convert a dataset from one layout to another"),
+    "clipart": ("itr.data.tools.clipart.cli:main", "write real pictures with human captions"),
     "caption": ("itr.data.tools.caption:main", "write synthetic captions of images"),
     "bench": ("itr.data.tools.bench:main", "measure the throughput of each stage of data loading"),
     "features": ("itr.data.tools.features:main", "extract region features with a timm backbone"),

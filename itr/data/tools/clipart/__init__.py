@@ -1,0 +1,1 @@
+"""Real pictures with human captions, from Debian's clip art: ``itr data clipart``."""
