@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.models.blip.modeling_blip_text import BlipTextLayer
 
 from itr.nn.tower import transformers_tower
 from itr.nn.tower.architecture import Architecture
@@ -40,13 +41,21 @@ def build_blip(architecture: Architecture, learned_vocabulary: int | None) -> nn
     config = copy.deepcopy(architecture.config)
     if learned_vocabulary is not None:
         config["text_config"]["vocab_size"] = learned_vocabulary + ADDED
-    return transformers_tower.build(config, RETRIEVAL)
+    return _with_own_layers(transformers_tower.build(config, RETRIEVAL))
 
 
 def load_blip(name: str, config: Mapping[str, Any], key: str) -> nn.Module:
     """The model ``name`` with its trained weights. Raises ConfigError, naming ``key``, for weights
     that are missing, damaged, or those of a captioner."""
-    return transformers_tower.load(find_tower(name, key).source, config, RETRIEVAL, key)
+    source = find_tower(name, key).source
+    return _with_own_layers(transformers_tower.load(source, config, RETRIEVAL, key))
+
+
+def _with_own_layers(tower: nn.Module) -> nn.Module:
+    """``tower``, whose text layers are called as `text_states` does. Its weights are the same."""
+    for layer in tower.get_submodule("text_encoder.encoder.layer"):  # type: ignore[attr-defined]
+        layer.__class__ = TextLayer
+    return tower
 
 
 def keys_values(encoder: nn.Module, images: Tensor) -> list[KeysValues]:
@@ -83,22 +92,38 @@ def text_states(
     layers = list(encoder.get_submodule("encoder.layer"))  # type: ignore[call-overload]
     for number, layer in enumerate(layers):
         last = first_only and number == len(layers) - 1
-        asking = states[:, :1] if last else states
-        own = layer.attention.self
+        keys, values = (None, None) if images is None else images[number]
+        states = layer(states, allowed, keys, values, image_of, last)
+    return states
+
+
+class TextLayer(BlipTextLayer):
+    """A layer of the text encoder that takes keys and values of images instead of their tokens."""
+
+    def forward(
+        self,
+        states: Tensor,
+        allowed: Tensor,
+        keys: Tensor | None = None,
+        values: Tensor | None = None,
+        image_of: Tensor | None = None,
+        first_only: bool = False,
+    ) -> Tensor:
+        """[P, L, D] -> [P, L, D], or with ``first_only`` [P, 1, D]; see `text_states`."""
+        asking = states[:, :1] if first_only else states
+        own = self.attention.self
         heads = own.num_attention_heads
-        context = _attend(
-            own,
+        queries, own_keys, own_values = (
             _heads(own.query(asking), heads),
             _heads(own.key(states), heads),
             _heads(own.value(states), heads),
-            allowed,
         )
-        states = layer.attention.output(context, asking)
-        if images is not None:
-            assert image_of is not None
-            states = _see(layer.crossattention, states, images[number], image_of)
-        states = layer.feed_forward_chunk(states)
-    return states
+        context = _attend(own, queries, own_keys, own_values, allowed)
+        states = self.attention.output(context, asking)
+        if keys is not None:
+            assert values is not None and image_of is not None
+            states = _see(self.crossattention, states, KeysValues(keys, values), image_of)
+        return self.feed_forward_chunk(states)
 
 
 def _see(cross: Any, states: Tensor, images: KeysValues, image_of: Tensor) -> Tensor:
