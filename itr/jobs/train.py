@@ -71,7 +71,9 @@ def _train(config: TrainConfig, values: dict[str, Any], stop: StopRequest) -> di
     try:
         components = assemble_run(config, values)
         sizes = parallel.broadcast_from_rank0(
-            lambda: checkpointing.check_space(folder, components.model)
+            lambda: checkpointing.check_space(
+                folder, components.model, config.trainer.ema is not None
+            )
         )
         with run_dir.lock_run(folder):
             if parallel.rank() == 0:
@@ -244,6 +246,11 @@ class TrainingJob:
             log.info("%s", line)
         for line in [*compatibility.notes(parts.model), *departures(config), *parts.warnings]:
             log.warning("%s", line)
+        if config.trainer.ema is not None:
+            log.info(
+                "trainer.ema=%g: a moving average of the weights is validated, selected and tested",
+                config.trainer.ema,
+            )
         if config.select_on == "test":
             log.warning(
                 "select_on=test: the checkpoint is selected on the TEST split, as the authors did; "

@@ -18,6 +18,7 @@ from itr.errors import CheckpointError, TrainingError
 from itr.models.base import Model
 from itr.training.console import log
 from itr.training.optim import load_state_tensors, state_tensors
+from itr.training.weight_average import WeightAverage
 
 BEST, LAST, PREVIOUS = "best.safetensors", "last.safetensors", "previous.safetensors"
 DAMAGED = "last.damaged"
@@ -45,15 +46,17 @@ def resolve_checkpoint(path: Path, key: str = "checkpoint") -> Path:
     )
 
 
-def check_space(folder: Path, model: Model) -> tuple[int, int]:
+def check_space(folder: Path, model: Model, averaged: bool = False) -> tuple[int, int]:
     """Check that the disk can hold the checkpoints of a run in ``folder``.
+
+    ``averaged``: ``last`` also holds an average of the weights.
 
     Returns the bytes of ``best`` and ``last``. Space that earlier checkpoints of the run occupy
     counts as free. Raises TrainingError if the disk is too small.
     """
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
-    best, last = weights, weights + moments
+    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+    best, last = weights, weights + (3 if averaged else 2) * parameters  # moments, average
     needed = best + 3 * last  # last, previous, and a temporary file
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free, used = shutil.disk_usage(existing).free, _used_bytes(folder)
@@ -94,6 +97,7 @@ def save_last(
     draws: Draws,
     meta: dict[str, Any],
     window: dict[str, Tensor],
+    average: WeightAverage | None = None,
 ) -> None:
     """Write everything that evolves, on every rank; ``window`` holds sums that are not logged yet.
 
@@ -108,6 +112,8 @@ def save_last(
         return
     tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"optim/{k}": v for k, v in state_tensors(model, optimizer).items()}
+    if average is not None:
+        tensors |= {f"ema/{k}": v for k, v in average.tensors().items()}
     for rank, states in enumerate(rngs):
         tensors |= {f"{_rank_prefix(rank, 'rng')}{key}": value for key, value in states.items()}
         tensors |= {f"{_rank_prefix(rank, 'window')}{key}": v for key, v in sums[rank].items()}
@@ -194,6 +200,7 @@ def load_last(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     draws: Draws,
+    average: WeightAverage | None = None,
 ) -> tuple[Clock, dict[str, Any], dict[str, Tensor]]:
     """Restore what `save_last` wrote. Returns the clock, the metadata and the sums not logged yet.
 
@@ -209,6 +216,8 @@ def load_last(
 
     checkpoint.load_weights(model, below("model/"), str(path))
     load_state_tensors(model, optimizer, below("optim/"))
+    if average is not None:
+        average.load(below("ema/"), str(path))
     if scaler.is_enabled() and meta["scaler"]:
         scaler.load_state_dict(meta["scaler"])
     kind = draws.generator.device.type

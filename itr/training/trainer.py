@@ -33,6 +33,7 @@ from itr.training.process_setup import SEED_STRIDE
 from itr.training.signals import PREEMPTION, StopRequest
 from itr.training.step import Step
 from itr.training.validation import Validator
+from itr.training.weight_average import WeightAverage
 
 SAVE = 1  # requests a checkpoint; all other requests are signal numbers, at least SIGINT's 2
 
@@ -58,7 +59,9 @@ class Trainer:
         stream = 0 if self.model.shares_batch_loss else parallel.rank()
         self.draws = Draws(config.seed + stream * SEED_STRIDE, self.device)
         self.clock = plan_clock(config, inputs.loader.batches_per_epoch)
-        self.validator = Validator(config, inputs, output)
+        decay = config.trainer.ema
+        self.average = None if decay is None else WeightAverage(self.model, decay)
+        self.validator = Validator(config, inputs, output, self.average)
         self.window = LogWindow()
         limit = config.trainer.skip_nonfinite
         self.guard = NonFiniteGuard(self.model) if limit else None
@@ -91,7 +94,7 @@ class Trainer:
     def resume(self, path: Path) -> None:
         """Restore the state of a ``last`` checkpoint; training then continues exactly."""
         self.clock, meta, sums = checkpointing.load_last(
-            path, self.model, self.optimizer, self.scaler, self.draws
+            path, self.model, self.optimizer, self.scaler, self.draws, self.average
         )
         self.validator.best = meta["best"]
         self.window.restore(sums, meta["window"])
@@ -204,6 +207,8 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.clock.updates += 1
+        if self.average is not None:
+            self.average.update(self.clock.updates)
         self.window.add({"grad_norm": norm})
 
     def _skip_update(self) -> None:
@@ -304,7 +309,7 @@ class Trainer:
         }
         path = self.output.folder / "checkpoints" / checkpointing.LAST
         parts = (self.model, self.optimizer, self.scaler, self.clock, self.draws)
-        checkpointing.save_last(path, *parts, meta, sums)
+        checkpointing.save_last(path, *parts, meta, sums, self.average)
 
     def _checked_window(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Sums that were not logged yet; a checkpoint never contains an update by a bad batch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,25 @@ from itr.training import checkpointing
 from itr.training.config import TrainConfig
 from itr.training.console import log
 from itr.training.inputs import RunOutput, TrainingInputs
+from itr.training.weight_average import WeightAverage
 
 
 class Validator:
     """Runs the evaluator of ``select_on``, logs its results, and saves the best weights.
 
     ``best`` holds the results, the update and the epoch (from 1) of the best validation so far; it
-    is empty before the first one.
+    is empty before the first one. With an ``average`` of the weights, it is what is evaluated and
+    saved.
     """
 
-    def __init__(self, config: TrainConfig, inputs: TrainingInputs, output: RunOutput):
-        self.config, self.inputs, self.output = config, inputs, output
+    def __init__(
+        self,
+        config: TrainConfig,
+        inputs: TrainingInputs,
+        output: RunOutput,
+        average: WeightAverage | None = None,
+    ):
+        self.config, self.inputs, self.output, self.average = config, inputs, output, average
         self.best: dict[str, Any] = {}
 
     @property
@@ -34,6 +43,10 @@ class Validator:
 
     def run(self, clock: Clock, progress: Progress) -> None:
         """Evaluate the model at ``clock``. Raises Stopped where ``progress`` does."""
+        with nullcontext() if self.average is None else self.average.in_place():
+            self._run(clock, progress)
+
+    def _run(self, clock: Clock, progress: Progress) -> None:
         started = time.perf_counter()
         if not self.config.runtime.sync_batchnorm:
             parallel.broadcast_tensors(statistics(self.inputs.model))
