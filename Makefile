@@ -27,6 +27,7 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP_INSTALL) -e '.[test]'
+	$(PIP_INSTALL) --no-deps 'trackio>=0.40,<1'
 	@touch $@
 
 lock: setup-test ## write the versions in .venv to requirements.lock

@@ -49,7 +49,6 @@ def drawn(tmp_path):
 
 
 def test_drawings_become_records_and_what_is_left_out_is_counted(drawn, tmp_path, capsys):
-    pytest.importorskip("lxml")
     out = tmp_path / "out"
     assert main([str(out), "--packages", str(drawn)]) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
