@@ -250,7 +250,7 @@ def _check_sweep(arguments: Sequence[str]) -> None:
 def flags() -> frozenset[str]:
     """Every ``--option`` that some command's help names."""
     commands = [[name] for name in cli.COMMANDS if name not in ("train", "eval")]
-    tools = ("bench", "caption", "check", "convert", "features", "guides")
+    tools = ("bench", "caption", "check", "clipart", "convert", "features", "guides")
     commands += [["data", name] for name in tools]
     commands += [["official", name] for name in ("inspect", "convert", "export")]
     commands += [["results", name] for name in SUBCOMMANDS["results"]]

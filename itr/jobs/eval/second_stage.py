@@ -36,7 +36,7 @@ def load_second(config: EvalConfig, device: torch.device) -> LoadedCheckpoint | 
     if not isinstance(model, RetrievalModel) or not model.has_rerank():
         raise ConfigError(
             f"rerank.checkpoint={source}: a {type(model).__name__}, which has no second stage for "
-            "retrieval; expected a checkpoint that scores pairs, of model=albef or model=multisea. "
+            "retrieval; expected a checkpoint that scores pairs, of model=albef, blip or multisea. "
             "Pass one, or leave rerank.checkpoint out"
         )
     return loaded
