@@ -171,6 +171,10 @@ class Model(nn.Module, ABC):
         """
         return frozenset()
 
+    def towers(self) -> dict[str, tuple[str, ...]]:
+        """The modules of the image and of the text encoder, for ``trainer.freeze``."""
+        return {"image": ("images",), "text": ("texts",)}
+
     def before_step(self, clock: Clock) -> None:
         """Called before each micro-batch, e.g. for momentum updates and clamps."""
 

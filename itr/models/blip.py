@@ -109,7 +109,6 @@ class BLIP(MomentumContrast):
         else:
             learned = facts.vocabulary if architecture.tokenizer in LEARNED else None
             self.tower = build_blip(architecture, learned)
-        self.text_encoder: Any = self.tower.get_submodule("text_encoder")
         self.first_id = self._first_id(facts.vocabulary)
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
         width = architecture.config["image_text_hidden_size"]
@@ -117,6 +116,11 @@ class BLIP(MomentumContrast):
         self.text_queue = FeatureQueue(width, config.queue_size, with_ids=True)
         sources = {name: self.tower.get_submodule(name) for name in COPIED}
         self.twin = MomentumTwin(sources, config.momentum)
+
+    @property
+    def text_encoder(self) -> Any:
+        """The tower's; a property, as an attribute would save it twice."""
+        return self.tower.get_submodule("text_encoder")
 
     def _first_id(self, vocabulary: int) -> int | None:
         """The id that a text begins with where it sees an image; None: its own."""
@@ -231,6 +235,10 @@ class BLIP(MomentumContrast):
         if not self.uses_term("itc"):
             asleep |= {"tower.vision_proj", "tower.text_proj", "slots.itc"}
         return frozenset(asleep)
+
+    def towers(self) -> dict[str, tuple[str, ...]]:
+        """The encoders; that of texts also sees images."""
+        return {"image": ("tower.vision_model",), "text": ("tower.text_encoder",)}
 
     @torch.no_grad()
     def before_step(self, clock: Clock) -> None:

@@ -188,6 +188,16 @@ class CLIP(RetrievalModel):
         read = self.reads_model_scale(["itc"])
         return frozenset({*idle, "tower.logit_bias", *([] if read else [scale])})
 
+    def towers(self) -> dict[str, tuple[str, ...]]:
+        """The modules of either side, as its library calls them."""
+        texts = {id(module) for module in self.adapter.text_modules(self.tower)}
+        names = {name: id(module) for name, module in self.tower.named_modules()}
+        image = next(name for name in ("vision_model", "visual") if name in names)
+        return {
+            "image": (f"tower.{image}",),
+            "text": tuple(f"tower.{name}" for name, own in names.items() if own in texts),
+        }
+
     @torch.no_grad()
     def before_step(self, clock: Clock) -> None:
         """Keep the scale at most 100, as CLIP does; SigLIP's begins above."""

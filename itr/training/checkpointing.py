@@ -18,7 +18,7 @@ from itr.errors import CheckpointError, TrainingError
 from itr.models.base import Model
 from itr.training.console import log
 from itr.training.optim import load_state_tensors, state_tensors
-from itr.training.weight_average import WeightAverage
+from itr.training.parameters.weight_average import WeightAverage
 
 BEST, LAST, PREVIOUS = "best.safetensors", "last.safetensors", "previous.safetensors"
 DAMAGED = "last.damaged"

@@ -50,6 +50,8 @@ class TrainerConfig:
     log_every: int = option(at_least=1)
     length_bucket_batches: int = option(at_least=0)
     skip_nonfinite: int | None = option(at_least=1)
+    freeze: list[str] = option()
+    thaw_at: int | None = option(at_least=1)
     ema: float | None = option(above=0, below=1)
     growth_interval: int = option(at_least=1)
 

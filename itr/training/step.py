@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -32,14 +33,16 @@ class Step:
     ):
         self.model, self.device, self.dtype, self.scaler = model, device, dtype, scaler
         self.sleeping: frozenset[str] | None = None
+        self.frozen: Callable[[Clock], frozenset[str]] = lambda clock: frozenset()
         self.wrapped: nn.Module | None = None
 
     def set_requires_grad(self, clock: Clock) -> None:
-        """Freeze the modules that the model lists as sleeping at ``clock``; unfreeze the others.
+        """Freeze the modules that the model lists as sleeping at ``clock``, and those of
+        ``frozen``; unfreeze the others.
 
         A frozen parameter gets no gradient, hence no update and no weight decay.
         """
-        sleeping = self.model.sleeping(clock)
+        sleeping = self.model.sleeping(clock) | self.frozen(clock)
         if sleeping == self.sleeping:
             return
         first, self.sleeping = self.sleeping is None, sleeping

@@ -29,11 +29,12 @@ from itr.training.grad_cache import GradCacheStep
 from itr.training.inputs import RunOutput, TrainingInputs, plan_clock
 from itr.training.log_window import LogWindow
 from itr.training.optim import apply_schedule, build_optimizer, clip_gradients
+from itr.training.parameters.freezing import Freezing
+from itr.training.parameters.weight_average import WeightAverage
 from itr.training.process_setup import SEED_STRIDE
 from itr.training.signals import PREEMPTION, StopRequest
 from itr.training.step import Step
 from itr.training.validation import Validator
-from itr.training.weight_average import WeightAverage
 
 SAVE = 1  # requests a checkpoint; all other requests are signal numbers, at least SIGINT's 2
 
@@ -55,6 +56,8 @@ class Trainer:
         parts = (self.model, self.device, AUTOCAST[inputs.precision], self.scaler)
         chunk = config.grad_cache
         self.step = Step(*parts) if chunk is None else GradCacheStep(chunk, *parts)
+        self.freezing = Freezing(self.model, config.trainer)
+        self.step.frozen = self.freezing.asleep
         # Ranks that each have a loss of their own also draw different random numbers.
         stream = 0 if self.model.shares_batch_loss else parallel.rank()
         self.draws = Draws(config.seed + stream * SEED_STRIDE, self.device)
@@ -129,6 +132,8 @@ class Trainer:
             self._validate(display)
             self._save_last()
         self.step.set_requires_grad(self.clock)
+        if line := self.freezing.describe():
+            log.info("%s", line)
         if self.config.runtime.estimate and not self.finished:
             log.info("%s", describe_memory(self.model))
         self.window.started = time.perf_counter()
@@ -170,6 +175,7 @@ class Trainer:
         self.step.set_requires_grad(self.clock)
         batch = batch.to(self.device)
         self.model.train()
+        self.freezing.hold(self.clock)
         self.model.before_step(self.clock)
         if self.guard is not None:
             self.guard.snapshot()

@@ -15,7 +15,7 @@ from itr.training import checkpointing
 from itr.training.config import TrainConfig
 from itr.training.console import log
 from itr.training.inputs import RunOutput, TrainingInputs
-from itr.training.weight_average import WeightAverage
+from itr.training.parameters.weight_average import WeightAverage
 
 
 class Validator:

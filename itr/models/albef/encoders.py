@@ -83,6 +83,10 @@ class ALBEFEncoders(Model):
             )
         return batch.tokens, batch.token_mask
 
+    def towers(self) -> dict[str, tuple[str, ...]]:
+        """The encoders of one modality; the fusion layers are neither."""
+        return {"image": ("vision",), "text": ("text",)}
+
     def before_step(self, clock: Clock) -> None:
         """Update the momentum copies."""
         if self.twin is not None:

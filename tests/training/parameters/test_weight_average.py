@@ -13,7 +13,7 @@ from torch import nn
 from itr.errors import ConfigError, Stopped
 from itr.jobs.evaluate import evaluate
 from itr.jobs.train import train
-from itr.training.weight_average import WeightAverage
+from itr.training.parameters.weight_average import WeightAverage
 from tests.conftest import compose, signal_at_update
 from tests.training.same_run import assert_same_run
 

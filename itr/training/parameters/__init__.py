@@ -1,0 +1,1 @@
+"""Which parameters are trained, and an average of them."""
