@@ -39,7 +39,7 @@ demo: setup ## train the default job, evaluate it, print the results (under 5 mi
 	$(BIN)/python train.py out=$(OUT) resume=auto
 	$(BIN)/python eval.py checkpoint=$(OUT) split=test
 
-test: setup-test ## run all tests in TEST_WORKERS processes (about 15 minutes on 2 cores)
+test: setup-test ## run all tests in TEST_WORKERS processes (15 to 20 minutes on 2 cores)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 ifneq ($(GOLDEN_ELSEWHERE),)
 	diff -rq -x README.md tests/golden $(GOLDEN_ELSEWHERE) || \
