@@ -33,6 +33,7 @@ from itr.training.console import ProgressDisplay, close_log, log, log_failure, o
 from itr.training.cost import RunCost
 from itr.training.device import resolve_device
 from itr.training.inputs import RunOutput, TrainingInputs
+from itr.training.parameters.freezing import Freezing
 from itr.training.process_setup import configure_torch
 from itr.training.signals import StopRequest
 from itr.training.trainer import Trainer
@@ -70,6 +71,7 @@ def _train(config: TrainConfig, values: dict[str, Any], stop: StopRequest) -> di
             log.warning("%s", line)
     try:
         components = assemble_run(config, values)
+        Freezing(components.model, config.trainer)  # refuses before a folder is written
         sizes = parallel.broadcast_from_rank0(
             lambda: checkpointing.check_space(
                 folder, components.model, config.trainer.ema is not None

@@ -89,3 +89,10 @@ def test_batch_normalization_of_a_frozen_module_is_in_eval_mode() -> None:
 def test_what_cannot_be_frozen_is_refused(options: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Freezing(build("hrem"), settings(*options))
+
+
+def test_a_wrong_name_leaves_no_run_folder(world: Path, tmp_path: Path) -> None:
+    given = overrides("vse", world, "trainer.freeze=[imge]", f"out={tmp_path / 'run'}")
+    with pytest.raises(ConfigError, match="nearest: image"):
+        train(compose("train", given))
+    assert not (tmp_path / "run").exists()
