@@ -20,11 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from itr import plugins
 from itr.errors import ConfigError, nearest
-from itr.options import bounds_of, faults
+from itr.options import MISSING, bounds_of, faults
 
 RESERVED = ("_target_", "name")  # keys of a node that are not arguments
 # OmegaConf interpolates "${". A Unicode noncharacter stands for its "$" while OmegaConf has it.
 INTERPOLATION, LITERAL = "${", "\ufdd0{"
+FREE = (dict[str, Any], dict[str, Any] | None)  # what a node of another schema is checked by later
 MOST_KEPT = 256  # of what `check` keeps: valid nodes, and schemas as OmegaConf has them
 
 _valid: dict[tuple[type, str, bytes], Any] = {}
@@ -64,7 +65,7 @@ def schema_of(function: Callable[..., Any]) -> type:
     for parameter in signature.parameters.values():
         kind = hints.get(parameter.name, Any)
         if parameter.default is inspect.Parameter.empty:
-            fields.append((parameter.name, kind, dataclasses.field(default="???")))
+            fields.append((parameter.name, kind, dataclasses.field(default=MISSING)))
         else:
             metadata = {"bounds": bounds[parameter.name]} if parameter.name in bounds else None
             field = dataclasses.field(default=parameter.default, metadata=metadata)
@@ -115,43 +116,100 @@ def check(node: Mapping[str, Any], schema: type, where: str) -> Any:
     within its bounds.
 
     Strings are taken literally: ``${...}`` is not interpolated. Raises ConfigError that names the
-    key, what was found and the nearest valid names. A run asks for the same nodes many times, at
-    up to 40 ms, so what was found valid is kept and copied.
+    key, what was found and the nearest valid names.
     """
     values = {str(key): value for key, value in node.items() if key != "_target_"}
+    if "name" not in {field.name for field in dataclasses.fields(schema)}:
+        values.pop("name", None)
+    if unknown := _unknown_keys(values, schema, where):
+        raise ConfigError("\n".join(unknown))
+    checked = _typed(values, schema, where)
+    if out_of_bounds := faults(checked, where):
+        raise ConfigError("\n".join(out_of_bounds))
+    return checked
+
+
+def _typed(values: dict[str, Any], schema: type, where: str) -> Any:
+    """``values`` as an instance of ``schema``, every value typed. What was found is kept and
+    copied: a run asks for the same nodes many times, at up to 40 ms."""
     try:
         written = marshal.dumps(values, 2)  # of plain values only, and 1, 1.0 and true differ
     except ValueError:
-        return _check(values, schema, where)
+        return _converted(values, schema, where)
     if (checked := _valid.get((schema, where, written))) is None:
-        checked = _check(values, schema, where)
+        checked = _converted(values, schema, where)
         if len(_valid) >= MOST_KEPT:
             _valid.clear()
         _valid[schema, where, written] = checked
     return copy.deepcopy(checked)
 
 
-def _check(values: dict[str, Any], schema: type, where: str) -> Any:
-    if "name" not in {field.name for field in dataclasses.fields(schema)}:
-        values.pop("name", None)
-    if unknown := _unknown_keys(values, schema, where):
-        raise ConfigError("\n".join(unknown))
+def _converted(values: dict[str, Any], schema: type, where: str) -> Any:
+    """Each nested dataclass by itself, since the next node may differ in another one; free
+    dictionaries as they are; the rest by OmegaConf."""
+    hints = get_type_hints(schema)
+    parts: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{where}.{key}".strip(".")
+        if isinstance(value, Mapping) and (nested := _dataclass_in(hints[key])) is not None:
+            parts[key] = _typed(dict(value), nested, path)
+        elif isinstance(value, dict) and hints[key] in FREE and all(map(_is_text, value)):
+            if missing := _missing_in(value, path):
+                raise _no_value(missing[0])
+            parts[key] = value
+    rest = {key: value for key, value in values.items() if key not in parts}
+    own = _by_omegaconf(rest, _without(schema, frozenset(parts)), where)
+    names = {field.name for field in dataclasses.fields(schema)} - set(parts)
+    return schema(**{name: getattr(own, name) for name in names}, **parts)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _missing_in(node: Mapping[str, Any], path: str) -> list[str]:
+    """The keys below ``path`` that have no value."""
+    found = []
+    for key, value in node.items():
+        if value == MISSING:
+            found.append(f"{path}.{key}")
+        elif isinstance(value, Mapping):
+            found.extend(_missing_in(value, f"{path}.{key}"))
+    return sorted(found)
+
+
+def _no_value(key: str) -> ConfigError:
+    return ConfigError(f"{key}: has no value; pass {key}=...")
+
+
+@functools.lru_cache(maxsize=MOST_KEPT)
+def _without(schema: type, names: frozenset[str]) -> type:
+    """The dataclass ``schema`` without the fields ``names``."""
+    hints, fields = get_type_hints(schema), []
+    for field in dataclasses.fields(schema):
+        if field.name in names:
+            continue
+        if field.default_factory is not dataclasses.MISSING:
+            copied = dataclasses.field(default_factory=field.default_factory)
+        else:
+            given = field.default
+            copied = dataclasses.field(default=MISSING if given is dataclasses.MISSING else given)
+        fields.append((field.name, hints[field.name], copied))
+    return dataclasses.make_dataclass("Options", fields)
+
+
+def _by_omegaconf(values: dict[str, Any], schema: type, where: str) -> Any:
     try:
         literal = _replaced(values, INTERPOLATION, LITERAL)
         merged = OmegaConf.merge(_structured(schema), literal)
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            key = f"{where}.{missing[0]}".strip(".")
-            raise ConfigError(f"{key}: has no value; pass {key}=...")
-        checked = _replaced(OmegaConf.to_object(merged), LITERAL, INTERPOLATION)
+        if missing := sorted(OmegaConf.missing_keys(merged)):
+            raise _no_value(f"{where}.{missing[0]}".strip("."))
+        return _replaced(OmegaConf.to_object(merged), LITERAL, INTERPOLATION)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
         path = f"{where}.{key}".strip(".")
         reason = str(error).splitlines()[0].replace(LITERAL, INTERPOLATION)
         raise ConfigError(f"{path}: {reason}") from error
-    if out_of_bounds := faults(checked, where):
-        raise ConfigError("\n".join(out_of_bounds))
-    return checked
 
 
 def build(node: Mapping[str, Any], where: str) -> Any:

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from itr.data.tools import caption
 from itr.jobs.launch import workers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,10 +145,11 @@ def run_ranks(function: Callable[..., object], *arguments: Any, world: int) -> N
 
 @contextlib.contextmanager
 def forked_ranks() -> Iterator[None]:
-    """Inside, the ranks of a job are forked from the server, too, and need no imports.
+    """Inside, the ranks of a job, and of the captioner, are forked from the server, too, and need no imports.
 
     For jobs that get no signal; how ranks start in use is what the tests of signals ask.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workers, "START_METHOD", "forkserver")
+        patch.setattr(caption, "START_METHOD", "forkserver")
         yield

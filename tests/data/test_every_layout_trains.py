@@ -53,6 +53,7 @@ def test_trains(here, tmp_path, model, layout):
         "trainer.validate_every=2",
         "tracker=none",
         "device=cpu",
+        "runtime.estimate=false",
         *(SIZES if model in REGIONS else ()),
         *SMALL[model],
     ]

@@ -42,9 +42,10 @@ def every_span() -> list[Snippet]:
 
 
 def failures(snippets: list[Snippet], prove: Callable[[Snippet], None]) -> str:
-    """One line for each snippet that cannot be proven."""
+    """One line for each snippet that cannot be proven. The same words under the same heading of a
+    page are proven once."""
     lines = []
-    for snippet in snippets:
+    for snippet in {(one.section, one.text): one for one in snippets}.values():
         try:
             prove(snippet)
         except (UserError, AssertionError, Exception) as error:  # noqa: BLE001

@@ -22,7 +22,7 @@ from tests.training.sizes import SIZES, overrides
 # Three batches per epoch; the stop lies between two log lines.
 LENGTH = (
     "batch_size=20",
-    "trainer.max_steps=15",
+    "trainer.max_steps=10",
     "trainer.log_every=4",
     "trainer.validate_every=8",
     "accumulate=1",

@@ -31,6 +31,7 @@ from itr.terminal import PlainConsole, say
 
 REPORT_EVERY = 10.0  # seconds between lines about the progress
 DEFAULTS = CaptionerOptions("")
+START_METHOD = "spawn"  # the threads of torch do not survive a fork
 
 
 class Job(NamedTuple):
@@ -204,8 +205,7 @@ def _run(jobs: list[Job], split: Split, names: list[str], total: int) -> None:
         for count in _caption(jobs[0], split, names):
             report.add(count)
         return
-    # Spawned, because the threads of torch do not survive a fork.
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(START_METHOD)
     queue = context.Queue()
     workers = [context.Process(target=_work, args=(job, queue), daemon=True) for job in jobs]
     for worker in workers:

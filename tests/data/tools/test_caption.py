@@ -16,6 +16,7 @@ from itr.data.layouts.registry import DataConfig, open_split
 from itr.data.tools import caption
 from itr.data.tools.captioner import Captioner, CaptionerOptions
 from tests.data import worlds
+from tests.processes import forked_ranks
 
 ITEMS = worlds.make_items((11, 2, 2))
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *worlds.WORDS]
@@ -98,7 +99,8 @@ def test_killed_and_resumed_on_two_devices(tmp_path, blip, monkeypatch, capsys):
         file.write(b'{"key": "000')  # killed while it wrote
     run(tmp_path / "set", out, blip, "--beams", "2", fails=True)
     assert "other options" in capsys.readouterr().err
-    run(tmp_path / "set", out, blip, "--devices", "2")
+    with forked_ranks():
+        run(tmp_path / "set", out, blip, "--devices", "2")
     assert rows(out) == rows(whole)  # every key once, the same captions
     assert "11 images, 4 have their captions" in capsys.readouterr().out
     assert not list(tmp_path.glob("out.jsonl.*"))
