@@ -145,7 +145,7 @@ def run_ranks(function: Callable[..., object], *arguments: Any, world: int) -> N
 
 @contextlib.contextmanager
 def forked_ranks() -> Iterator[None]:
-    """Inside, the ranks of a job, and of the captioner, are forked from the server, too, and need no imports.
+    """Inside, ranks of a job or of the captioner are forked from the server and need no imports.
 
     For jobs that get no signal; how ranks start in use is what the tests of signals ask.
     """
