@@ -151,5 +151,5 @@ def forked_ranks() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workers, "START_METHOD", "forkserver")
-        patch.setattr(caption, "START_METHOD", "forkserver")
+        patch.setattr(caption, "PROCESSES", CONTEXT)
         yield

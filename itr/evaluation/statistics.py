@@ -209,6 +209,15 @@ class PairedTest:
         return self.b - self.a
 
 
+def require_same_items(a: Predictions, b: Predictions) -> None:
+    """Raises DataError unless both runs predicted the same items in the same order."""
+    if (a.task, a.ids, a.image_ids, a.texts) != (b.task, b.ids, b.image_ids, b.texts):
+        raise DataError(
+            f"the two runs have different items ({len(a.ids)} of task={a.task} and {len(b.ids)} of "
+            f"task={b.task}, or in another order); evaluate both on the same files and split"
+        )
+
+
 def compare_predictions(
     a: Predictions, b: Predictions, seed: int = 0, resamples: int = 10_000
 ) -> dict[str, PairedTest]:
@@ -218,11 +227,7 @@ def compare_predictions(
     item per image and scores of 0 and 1, this is McNemar's test). Raises DataError if the two runs
     have different items, or if none has a known answer.
     """
-    if (a.task, a.ids, a.image_ids, a.texts) != (b.task, b.ids, b.image_ids, b.texts):
-        raise DataError(
-            f"the two runs have different items ({len(a.ids)} of task={a.task} and {len(b.ids)} of "
-            f"task={b.task}, or in another order); evaluate both on the same files and split"
-        )
+    require_same_items(a, b)
     tests = {}
     for subset, members in replace(a, scores=a.scores + b.scores).scored():  # NaN in either
         name = ACCURACY if subset is None else f"{subset} {ACCURACY}"

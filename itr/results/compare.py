@@ -32,14 +32,7 @@ def compare(
         items = read_predictions(a, split), read_predictions(b, split)
         return protocol or items[0].task, compare_predictions(*items)
     first, second = read_queries(a, split), read_queries(b, split)
-    numbered = any(_has_no_ids(log) for log in (first, second))
-    for name in IDENTICAL[:1] if numbered else IDENTICAL:
-        if not np.array_equal(getattr(first, name), getattr(second, name)):
-            raise DataError(
-                f"{query_log_path(a, split)} and {query_log_path(b, split)}: different queries "
-                f"({name}: {_summary(first, name)} and {_summary(second, name)}); a paired test "
-                "needs the same images and captions: evaluate both on the same dataset and split"
-            )
+    require_same_queries((first, second), (query_log_path(a, split), query_log_path(b, split)))
     known = [_comparable(log) for log in (first, second)]
     protocol = protocol or next(iter(known[0]))
     for folder, ranks in zip((a, b), known, strict=True):
@@ -50,6 +43,19 @@ def compare(
                 f"again with protocol={protocol}"
             )
     return protocol, compare_ranks(known[0][protocol], known[1][protocol], first.text_to_image)
+
+
+def require_same_queries(logs: tuple[QueryLog, QueryLog], names: tuple[Path, Path]) -> None:
+    """Raise DataError, naming the files, unless both were made of the same images and captions."""
+    first, second = logs
+    numbered = any(_has_no_ids(log) for log in logs)
+    for name in IDENTICAL[:1] if numbered else IDENTICAL:
+        if not np.array_equal(getattr(first, name), getattr(second, name)):
+            raise DataError(
+                f"{names[0]} and {names[1]}: different queries "
+                f"({name}: {_summary(first, name)} and {_summary(second, name)}); a comparison "
+                "needs the same images and captions: evaluate both on the same dataset and split"
+            )
 
 
 def _comparable(log: QueryLog) -> dict[str, Ranks]:

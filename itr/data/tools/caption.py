@@ -31,7 +31,7 @@ from itr.terminal import PlainConsole, say
 
 REPORT_EVERY = 10.0  # seconds between lines about the progress
 DEFAULTS = CaptionerOptions("")
-START_METHOD = "spawn"  # the threads of torch do not survive a fork
+PROCESSES = multiprocessing.get_context("spawn")  # the threads of torch do not survive a fork
 
 
 class Job(NamedTuple):
@@ -205,9 +205,8 @@ def _run(jobs: list[Job], split: Split, names: list[str], total: int) -> None:
         for count in _caption(jobs[0], split, names):
             report.add(count)
         return
-    context = multiprocessing.get_context(START_METHOD)
-    queue = context.Queue()
-    workers = [context.Process(target=_work, args=(job, queue), daemon=True) for job in jobs]
+    queue = PROCESSES.Queue()
+    workers = [PROCESSES.Process(target=_work, args=(job, queue), daemon=True) for job in jobs]
     for worker in workers:
         worker.start()
     running = len(workers)

@@ -14,11 +14,13 @@ from itr.jobs.load_checkpoint import load_checkpoint
 from itr.models.base import RetrievalModel
 from itr.results.gallery.evaluated_run import open_run
 from itr.results.gallery.item_page import (
+    build_item_comparison,
     build_item_page,
     has_predictions,
     open_predicted_run,
 )
 from itr.results.gallery.page import build_page
+from itr.results.gallery.side_by_side import build_comparison
 from itr.terminal import say
 
 
@@ -29,9 +31,17 @@ def main(arguments: Sequence[str]) -> None:
         prog="itr gallery", description="Write an HTML page of a run's hits and misses."
     )
     parser.add_argument("run", type=Path, help="run directory, or out=DIR of an evaluation")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="RUN_B",
+        help="show the queries that one of the two runs answers right and the other does not",
+    )
     parser.add_argument("--split", default="test", help="default: test")
     parser.add_argument("--protocol", help="default: the first one evaluated")
-    parser.add_argument("--out", type=Path, help="default: RUN/gallery-<split>.html")
+    parser.add_argument(
+        "--out", type=Path, help="default: RUN/gallery-<split>.html, -<split>-against-<RUN_B>.html"
+    )
     parser.add_argument(
         "--queries", type=int, default=8, help="queries (or items) per section (default: 8)"
     )
@@ -39,16 +49,31 @@ def main(arguments: Sequence[str]) -> None:
         "--heat", type=int, default=6, help="captions with heat maps (default: 6; 0: none)"
     )
     parser.add_argument(
+        "--heat-for",
+        default="",
+        metavar="WORDS",
+        help="heat maps of the captions that hold these words (default: near misses, random ones)",
+    )
+    parser.add_argument(
         "--seed", type=int, default=0, help="seed of the random section (default: 0)"
     )
     options = parser.parse_args(arguments)
-    out = options.out or options.run / f"gallery-{options.split}.html"
+    name = f"gallery-{options.split}"
+    if options.against is not None:
+        name += f"-against-{options.against.resolve().name}"
+    out = options.out or options.run / f"{name}.html"
     if has_predictions(options.run, options.split):
         predicted = open_predicted_run(options.run, options.split)
-        page = build_item_page(predicted, options.queries, options.seed)
+        if options.against is not None:
+            page = build_item_comparison(predicted, options.against, options.queries, options.seed)
+        else:
+            page = build_item_page(predicted, options.queries, options.seed)
+    elif options.against is not None:
+        run = open_run(options.run, options.split, options.protocol)
+        page = build_comparison(run, options.against, options.queries)
     else:
         run = open_run(options.run, options.split, options.protocol)
-        page = build_page(run, _load, options.queries, options.heat, options.seed)
+        page = build_page(run, _load, options.queries, options.heat, options.seed, options.heat_for)
     with explain_write_error(out, "the page", "pass --out elsewhere"), atomic_write(out) as file:
         file.write(page.encode("utf-8", "backslashreplace"))
     say(f"{out}: {out.stat().st_size / 1e6:.1f} MB, one file that needs no network")

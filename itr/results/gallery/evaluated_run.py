@@ -11,7 +11,7 @@ from itr.errors import DataError
 from itr.evaluation.query_log import QueryLog, read_queries
 from itr.instantiate import check
 from itr.results.gallery.query_cases import QueryCase
-from itr.results.gallery.thumbnails import Thumbnails, data_uri, image_label, open_thumbnails
+from itr.results.gallery.thumbnails import SIDE, Thumbnails, data_uri, image_label, open_thumbnails
 
 BEST = Path("checkpoints") / "best.safetensors"
 
@@ -29,6 +29,7 @@ class EvaluatedRun:
     protocol: str
     captions: list[str] = field(init=False)
     cached_uris: dict[int, str] = field(default_factory=dict)
+    side: int = SIDE  # of the thumbnails, in pixels
 
     def __post_init__(self) -> None:
         self.captions = self.split.captions()
@@ -46,7 +47,7 @@ class EvaluatedRun:
     def image_uri(self, image: int) -> str:
         """The thumbnail of an image as a data URI; empty if there is none."""
         if image not in self.cached_uris:
-            thumbnail = self.thumbnails.get(image)
+            thumbnail = self.thumbnails.get(image, self.side)
             self.cached_uris[image] = "" if thumbnail is None else data_uri(thumbnail)
         return self.cached_uris[image]
 
@@ -54,9 +55,18 @@ class EvaluatedRun:
         """The name of the image's file, or its id where it has no file of its own."""
         return image_label(self.split.records[image])
 
-    def rank_text(self, case: QueryCase) -> str:
-        """The rank; if the match is not among the re-ranked candidates, a lower bound."""
-        depth = self.log.metadata.get("rerank_k")
+    def resize_thumbnails(self, side: int) -> None:
+        """Make the thumbnails of `image_uri` at most ``side`` pixels wide and high."""
+        if side != self.side:
+            self.side = side
+            self.cached_uris.clear()
+
+    def rank_text(self, case: QueryCase, log: QueryLog | None = None) -> str:
+        """The rank; if the match is not among the re-ranked candidates, a lower bound.
+
+        ``log``: the one that the case is from (default: of this run).
+        """
+        depth = (log or self.log).metadata.get("rerank_k")
         return f"> {depth}" if depth and case.match_score is None else f"{case.rank:g}"
 
     def checkpoint(self) -> tuple[Path | None, str]:

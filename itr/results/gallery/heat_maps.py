@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image
 
 from itr.data.text.tokenizer import Tokenizer
+from itr.errors import DataError
 from itr.models.base import RetrievalModel
 from itr.results.gallery import saliency
 from itr.results.gallery.evaluated_run import EvaluatedRun
 from itr.results.gallery.overlay import overlay, smooth_map
-from itr.results.gallery.query_cases import QueryCase, choose
+from itr.results.gallery.query_cases import QueryCase, case_of, choose
 from itr.results.gallery.thumbnails import data_uri
 from itr.view import PixelView
 
@@ -28,13 +29,17 @@ class HeatMaps:
 
 
 def heat_maps(
-    run: EvaluatedRun, model: RetrievalModel, tokenizer: Tokenizer, count: int, seed: int
+    run: EvaluatedRun, model: RetrievalModel, tokenizer: Tokenizer, count: int, seed: int, text: str
 ) -> HeatMaps:
-    """Maps of ``count`` captions: near misses first, then random ones."""
-    cases = [
-        *choose(run.log, run.protocol, "t2i", "near", -(-count // 2), seed),
-        *choose(run.log, run.protocol, "t2i", "sample", count, seed),
-    ][:count]
+    """Maps of ``count`` captions: those that hold the words of ``text``, or, if it is empty, near
+    misses first, then random ones. Raises DataError if no caption holds them."""
+    if text:
+        cases = _captions_with(run, text)[:count]
+    else:
+        cases = [
+            *choose(run.log, run.protocol, "t2i", "near", -(-count // 2), seed),
+            *choose(run.log, run.protocol, "t2i", "sample", count, seed),
+        ][:count]
     pairs = [(image, case.query) for case in cases for image in _images(case)]
     maps = dict(zip(pairs, saliency.saliency_maps(model, tokenizer, run.split, pairs,
                                                   Path(run.data.cache)), strict=True))  # fmt: skip
@@ -52,6 +57,21 @@ def heat_maps(
         for case in cases
     )
     return HeatMaps(saliency.describe_maps(model), entries)
+
+
+def _captions_with(run: EvaluatedRun, text: str) -> list[QueryCase]:
+    words, ranks = text.lower().split(), run.log.ranks[run.protocol].t2i
+    found = [
+        case_of(run.log, "t2i", query, float(ranks[query]))
+        for query, caption in enumerate(run.captions)
+        if np.isfinite(ranks[query]) and all(word in caption.lower() for word in words)
+    ]
+    if not found:
+        raise DataError(
+            f"--heat-for {text!r}: no caption of the {run.split_name} split holds these words; "
+            "expected words of a caption that was a query. Pass others, or leave it out"
+        )
+    return found
 
 
 def _images(case: QueryCase) -> list[int]:

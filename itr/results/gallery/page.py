@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Callable, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 import numpy as np
 
 from itr.data.text.tokenizer import Tokenizer
@@ -17,8 +21,12 @@ from itr.results.gallery.charts import Curve, chart, density
 from itr.results.gallery.evaluated_run import EvaluatedRun
 from itr.results.gallery.heat_maps import HeatMaps, heat_maps
 from itr.results.gallery.query_cases import QueryCase, choose, hubs
+from itr.results.gallery.thumbnails import SIDE
 
 TEMPLATE = "page.html.j2"
+COUNT = 8  # queries per section and direction
+LARGEST = 5_000_000  # characters of a page with so many; a larger one gets smaller thumbnails
+SIDES = (SIDE, 160, 112)  # pixels
 SECTIONS = (
     ("worst", "Worst failures", "The queries whose match is ranked lowest."),
     (
@@ -35,35 +43,68 @@ Load = Callable[[Path, Mapping[str, Any]], tuple[RetrievalModel, Tokenizer]]
 
 
 def build_page(
-    run: EvaluatedRun, load: Load | None = None, count: int = 8, heat: int = 6, seed: int = 0
+    run: EvaluatedRun,
+    load: Load | None = None,
+    count: int = COUNT,
+    heat: int = 6,
+    seed: int = 0,
+    heat_for: str = "",
 ) -> str:
     """The page as an HTML string.
 
     ``count``: queries per section and direction. ``heat``: captions with heat maps of the model
-    that ``load`` returns; 0, or no ``load``: no heat maps.
+    that ``load`` returns; 0, or no ``load``: no heat maps. ``heat_for``: words that their captions
+    must hold; empty: near misses and random captions.
     """
     path, no_maps = run.checkpoint()
     maps = HeatMaps()
     if load is not None and heat and path is not None:
         model, tokenizer = load(path, run.log.metadata.get("model_options") or {})
-        maps = heat_maps(run, model, tokenizer, heat, seed)
-    environment = jinja2.Environment(
+        maps = heat_maps(run, model, tokenizer, heat, seed, heat_for)
+    page = ""
+    for side in SIDES if count <= COUNT else SIDES[:1]:
+        run.resize_thumbnails(side)
+        page = (
+            templates()
+            .get_template(TEMPLATE)
+            .render(
+                name=run.folder.resolve().name,
+                facts=facts_of(run),
+                recalls=_recalls(run),
+                charts=_charts(run.log, run.protocol),
+                hubs=[_hubs(run, direction) for direction in DIRECTIONS],
+                sections=_sections(run, count, seed),
+                heat_maps=maps,
+                no_maps=no_maps if load is not None and heat else "",
+                missing=run.thumbnails.missing,
+            )
+        )
+        if len(page) < LARGEST:
+            break
+    return page
+
+
+def templates() -> jinja2.Environment:
+    """The templates of the gallery's pages; what they show is escaped.
+
+    Their one script is a file of this package. Its hash is in the page's policy, so that a browser
+    runs no other, whatever the data holds.
+    """
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("itr.results.gallery", "."), autoescape=True, trim_blocks=True
     )
-    return environment.get_template(TEMPLATE).render(
-        name=run.folder.resolve().name,
-        facts=_facts(run),
-        recalls=_recalls(run),
-        charts=_charts(run.log, run.protocol),
-        hubs=[_hubs(run, direction) for direction in DIRECTIONS],
-        sections=_sections(run, count, seed),
-        heat_maps=maps,
-        no_maps=no_maps if load is not None and heat else "",
-        missing=run.thumbnails.missing,
+    script = resources.files(__package__).joinpath("gallery.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    made.globals["script"] = markupsafe.Markup(script)  # noqa: S704
+    made.globals["policy"] = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'"
     )
+    return made
 
 
-def _facts(run: EvaluatedRun) -> list[tuple[str, str]]:
+def facts_of(run: EvaluatedRun) -> list[tuple[str, str]]:
+    """What was evaluated, as (name, value)."""
     log = run.log
     facts = [
         ("data", f"{run.data.name}, {run.split_name} split"),
@@ -148,15 +189,18 @@ def _sections(run: EvaluatedRun, count: int, seed: int) -> list[dict[str, Any]]:
                     "id": f"{selection}-{direction}",
                     "title": f"{title}, {DIRECTION_NAMES[direction]}",
                     "text": text,
-                    "cases": [_card(run, case) for case in cases],
+                    "cases": [card(run, case) for case in cases],
                     "direction": direction,
                 }
             )
     return sections
 
 
-def _card(run: EvaluatedRun, case: QueryCase) -> dict[str, Any]:
-    """A query with its candidates, and its best match if that is not among them."""
+def card(run: EvaluatedRun, case: QueryCase, log: QueryLog | None = None) -> dict[str, Any]:
+    """A query with its candidates, and its best match if that is not among them.
+
+    ``log``: of another run on the same data, whose answers the case holds.
+    """
     from_image = case.direction == "i2t"
     candidates = [
         {
@@ -170,13 +214,13 @@ def _card(run: EvaluatedRun, case: QueryCase) -> dict[str, Any]:
     missed = None
     if not any(candidate.is_match for candidate in case.candidates):
         missed = {
-            "rank": run.rank_text(case),
+            "rank": run.rank_text(case, log),
             "score": case.match_score,
             "is_match": True,
             **_candidate(run, case.direction, case.best_match),
         }
     return {
-        "rank": run.rank_text(case),
+        "rank": run.rank_text(case, log),
         "is_first": case.rank <= 1,
         "query_text": "" if from_image else run.captions[case.query],
         "query_image": run.image_uri(case.query) if from_image else "",

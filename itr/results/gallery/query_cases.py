@@ -85,13 +85,14 @@ def choose(
         if image in images:
             continue
         images.add(image)
-        cases.append(_case(log, direction, query, float(ranks[query])))
+        cases.append(case_of(log, direction, query, float(ranks[query])))
         if len(cases) == count:
             break
     return cases
 
 
-def _case(log: QueryLog, direction: str, query: int, rank: float) -> QueryCase:
+def case_of(log: QueryLog, direction: str, query: int, rank: float) -> QueryCase:
+    """The query with its top candidates."""
     top, owner = log.top_candidates[direction], log.text_to_image
     if direction == "i2t":
         matches = tuple(int(i) for i in np.flatnonzero(owner == query))

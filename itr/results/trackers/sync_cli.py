@@ -70,6 +70,8 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: expected at least 1")
+    if not options.timeout > 0:
+        raise ConfigError(f"--timeout {options.timeout:g}: expected minutes, more than 0")
     from itr.terminal import PlainConsole
 
     console = PlainConsole()
@@ -90,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     _require_key()
     target = [*(("-p", options.project) if options.project else ())]
     target += ["-e", options.entity] if options.entity else []
-    return _upload(ready, target, options.jobs, console.print)
+    return _upload(ready, target, options.jobs, options.timeout, console.print)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,6 +102,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--jobs", type=int, default=4, metavar="N", help="uploads at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="MINUTES",
+        help="end an upload that takes longer, and go on with the next (default: %(default)g)",
     )
     parser.add_argument("--dry", action="store_true", help="only list what would be uploaded")
     parser.add_argument("--project", help="another W&B project than the runs name")
@@ -120,12 +129,16 @@ def _require_key() -> None:
 
 
 def _upload(
-    ready: Sequence[OfflineRuns], target: Sequence[str], jobs: int, say: Callable[..., None]
+    ready: Sequence[OfflineRuns],
+    target: Sequence[str],
+    jobs: int,
+    minutes: float,
+    say: Callable[..., None],
 ) -> int:
     failed = total = 0
     pool = ThreadPoolExecutor(jobs)
     try:
-        tasks = {pool.submit(_upload_one, each, target): each for each in ready}
+        tasks = {pool.submit(_upload_one, each, target, minutes): each for each in ready}
         for task in as_completed(tasks):
             for run, reason in task.result().items():
                 total += 1
@@ -140,20 +153,25 @@ def _upload(
     return SOME_FAILED if failed else ALL_SENT
 
 
-def _upload_one(runs: OfflineRuns, target: Sequence[str]) -> Mapping[Path, str]:
+def _upload_one(runs: OfflineRuns, target: Sequence[str], minutes: float) -> Mapping[Path, str]:
     """Upload the parts of one training in order. Run -> why it failed; empty: it did not.
 
     After a failure the later parts wait: the service would lack what comes before them.
     """
     told: dict[Path, str] = {}
     for run in runs.waiting:
-        ended = subprocess.run(
-            [*PROGRAM, *target, str(run)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
+        try:
+            ended = subprocess.run(
+                [*PROGRAM, *target, str(run)],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=60 * minutes,
+            )
+        except subprocess.TimeoutExpired:
+            told[run] = f"not uploaded (no end after {minutes:g} minutes; pass a longer --timeout)"
+            break
         told[run] = ""
         if not was_sent(run):
             lines = [line for line in (ended.stdout + ended.stderr).splitlines() if line.strip()]

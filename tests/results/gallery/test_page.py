@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import io
 import re
 import shutil
@@ -33,7 +34,7 @@ from itr.results.gallery.page import build_page
 from itr.results.gallery.query_cases import choose, hubs, worst
 from itr.results.gallery.thumbnails import image_label
 from itr.view import PixelView
-from tests.conftest import PATIENCE, compose
+from tests.conftest import PATIENCE, ROOT, compose
 from tests.results.synthetic_runs import run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -52,7 +53,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list) -> None:
         self.urls += [value for key, value in attrs if key in ("src", "href", "srcset")]
-        if tag not in ("meta", "img", "line", "polyline", "polygon"):
+        if tag not in ("meta", "img", "line", "polyline", "polygon", "input", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -84,10 +85,22 @@ def test_the_page_is_one_well_formed_self_contained_file(page: Path):
     found = Page(text)
     assert not found.open
     assert found.urls and all(link.startswith(("data:image/jpeg", "#")) for link in found.urls)
-    assert "url(" not in text and "@import" not in text and "<script" not in text
+    assert "url(" not in text and "@import" not in text
+    only_our_script(text)
     anchors = [link[1:] for link in found.urls if link.startswith("#")]
     assert all(f'id="{anchor}"' in text for anchor in anchors)
     assert 'name="viewport"' in text
+
+
+def only_our_script(text: str) -> None:
+    """One script, which is a file of the package, and a policy that lets no other one run."""
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert text.count("<script") == 1
+    assert script == (ROOT / "itr/results/gallery/gallery.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', text)
+    assert policy is not None and "default-src &#39;none&#39;" in policy[1]
+    assert policy[1].endswith(f"script-src &#39;sha256-{digest}&#39;")
 
 
 def test_the_page_shows_the_worst_queries_with_their_ranks(page: Path, finished: Path):
@@ -128,7 +141,8 @@ def test_text_of_the_data_is_escaped(finished: Path):
     evaluated = open_run(finished)
     evaluated.captions = ["<script>alert(1)</script> & more"] * len(evaluated.captions)
     text = build_page(evaluated, count=2, heat=0)
-    assert "<script" not in text and "&lt;script&gt;" in text
+    only_our_script(text)
+    assert "&lt;script&gt;" in text
 
 
 def test_data_that_has_changed_is_refused(finished: Path, tmp_path: Path, capsys):
@@ -304,19 +318,18 @@ def test_the_page_in_a_real_browser(
     """Rendered without a network: every image decodes, and nothing overflows the width."""
     assert CHROMIUM is not None
     width, page = WIDTHS[name], request.getfixturevalue(kind)
-    probe = (
-        "<script>onload=()=>{const i=[...document.images];i.forEach(x=>x.loading='eager');"
-        "Promise.all(i.map(x=>x.decode())).then(()=>{document.title='ok '+i.length+' '+"
-        "Math.max(...[...document.querySelectorAll('main *')].map("
-        "e=>e.closest('.scroll')?0:e.getBoundingClientRect().right))+' '+innerWidth})"
-        ".catch(e=>{document.title='broken '+e})}</script>"
-    )
-    (tmp_path / "page.html").write_text(page.read_text() + probe)
-    # A window is at least 500 pixels wide; a frame in it is as narrow as a phone.
+    (tmp_path / "page.html").write_text(page.read_text())
+    # A window is at least 500 pixels wide; a frame in it is as narrow as a phone. The page runs no
+    # script but its own, so the frame's owner looks at it.
     frame, shot = tmp_path / "frame.html", tmp_path / "shot.png"
     frame.write_text(
-        f'<title></title><iframe src="page.html" style="width:{width}px;height:2000px;border:0">'
-        "</iframe><script>setInterval(()=>{document.title=frames[0].document.title},50)</script>"
+        "<title></title><script>function look(){const d=frames[0].document,i=[...d.images];"
+        "i.forEach(x=>x.loading='eager');Promise.all(i.map(x=>x.decode())).then(()=>{"
+        "document.title='ok '+i.length+' '+Math.max(...[...d.querySelectorAll('main *')].map("
+        "e=>e.closest('.scroll')?0:e.getBoundingClientRect().right))+' '+frames[0].innerWidth})"
+        ".catch(e=>{document.title='broken '+e})}</script>"
+        f'<iframe src="page.html" onload="look()" style="width:{width}px;height:2000px;border:0">'
+        "</iframe>"
     )
     common = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
               "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}",

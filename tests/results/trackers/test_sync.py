@@ -14,13 +14,15 @@ from itr.results.trackers import sync_cli
 
 # Does what `wandb sync` leaves behind: a mark beside the file that was uploaded.
 STAND_IN = """
-import pathlib, sys
+import pathlib, sys, time
 run = pathlib.Path(sys.argv[-1])
 log = pathlib.Path(sys.argv[1])
 with open(log, "a") as file:
     file.write(" ".join(sys.argv[2:]) + "\\n")
 if (run.parent.parent / "refuse").exists():
     sys.exit("wandb: ERROR the network is down")
+if (run.parent.parent / "hang").exists():
+    time.sleep(1800)
 for file in run.glob("*.wandb"):
     file.with_name(file.name + ".synced").touch()
 """
@@ -64,6 +66,15 @@ def test_every_run_is_uploaded_once(uploading: Path, capsys: Any) -> None:
     assert "1 offline runs to upload, 3 uploaded before" in out
     assert len(uploads(uploading)) == 5 and "/c/" in uploads(uploading)[-1]
     assert main(["sync", runs]) == 0 and len(uploads(uploading)) == 5
+
+
+def test_an_upload_that_hangs_is_ended(uploading: Path, capsys: Any) -> None:
+    folder = uploading / "runs" / "sweep"
+    (folder / "c" / "refuse").rename(folder / "c" / "hang")
+    assert main(["sync", str(folder), "--timeout", "0.01"]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "no end after 0.01 minutes; pass a longer --timeout" in out and "1 failed" in out
+    assert main(["sync", str(folder), "--timeout", "0"]) == 2 and "--timeout 0" in _err(capsys)
 
 
 def test_what_cannot_be_uploaded_is_said(
