@@ -105,11 +105,12 @@ def explain_system_error(error: OSError | MemoryError | RecursionError) -> str:
 
 def print_error(message: str) -> None:
     """Print ``error: message`` on the standard error, as wide as the terminal."""
-    from itr.terminal import OutputConsole  # slow, and most commands print no error
+    from rich.text import Text  # slow, and most commands print no error
 
-    console = OutputConsole(stderr=True)
-    console.print("error:", style="bold red", end=" ")
-    console.print(message, soft_wrap=True)
+    from itr.terminal import OutputConsole, printable
+
+    text = Text.assemble(("error:", "bold red"), " ", printable(message))
+    OutputConsole(stderr=True).print(text, soft_wrap=True)
 
 
 Commands = Mapping[str, tuple[str, str]]  # command -> ("module:function", what it does)

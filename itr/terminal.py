@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import unicodedata
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -51,6 +53,18 @@ def repair_streams() -> None:
                 stream.reconfigure(errors="backslashreplace")
 
 
+def line_breaks(line: str, width: int) -> list[int]:
+    """Where to break ``line``, between words, so that no part of several words is wider than
+    ``width`` columns."""
+    breaks, used = [], 0
+    for word in re.finditer(r"(^\s+)?\S+\s*", line):
+        if used and used + cell_len(word[0].rstrip()) > width:
+            breaks.append(word.start())
+            used = 0
+        used += cell_len(word[0])
+    return breaks
+
+
 class PlainConsole(Console):
     """Shows text as it is: no markup, no highlighting, escaped by `printable`.
 
@@ -66,6 +80,26 @@ class PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """``text`` as the library shows it, escaped first."""
         return super().render_str(printable(text), **options)
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        """Like the library's; with ``soft_wrap`` lines are broken between words on a terminal, but
+        never in a word, so that a path can be copied."""
+        if soft_wrap and self.is_terminal:
+            objects = tuple(self._between_words(each) for each in objects)
+        super().print(*objects, soft_wrap=soft_wrap, **options)
+
+    def _between_words(self, shown: Any) -> Any:
+        if not isinstance(shown, str | Text):
+            return shown
+        text = Text(printable(shown)) if isinstance(shown, str) else shown
+        parts = [
+            part
+            for line in text.split("\n", allow_blank=True)
+            for part in line.divide(line_breaks(line.plain, self.width))
+        ]
+        for part in parts:
+            part.rstrip()
+        return Text("\n").join(parts)
 
     def on_broken_pipe(self) -> None:
         """Let `itr.command` end the process, instead of ending it here."""

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import logging
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
+from pathlib import Path
 
 import pytest
 
 from itr.command import command, explain_system_error, print_error
 from itr.terminal import ConsoleHandler, OutputConsole, printable
+from tests.conftest import ROOT
+from tests.results.synthetic_runs import run
 
 
 @pytest.mark.parametrize(
@@ -34,6 +43,55 @@ def test_lines_are_not_wrapped_or_padded_without_a_terminal() -> None:
     text = "x" * 300 + " [/y] \x1b"
     handler.emit(logging.LogRecord("itr", logging.INFO, "", 0, "%s", (text,), None))
     assert out.getvalue() == "x" * 300 + " [/y] \\x1b\n"
+
+
+def test_a_terminal_gets_lines_broken_between_words() -> None:
+    out = io.StringIO()
+    console = OutputConsole(file=out, force_terminal=True, width=20, color_system=None)
+    path = "/a/path/longer/than/the/line"
+    console.print(f"  two words and\n{path} and 数据 数据 数据 数据\n\nend", soft_wrap=True)
+    assert [line.rstrip() for line in out.getvalue().splitlines()] == [
+        "  two words and", path, "and 数据 数据 数据", "数据", "", "end",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_tables_and_errors_fit_a_real_terminal(finished_run: Path, columns: int) -> None:
+    command = ["-m", "itr", "results", str(finished_run)]
+    shown = on_a_terminal(columns, *command).replace("\r\n", "\n")
+    assert "i2t R@1" in shown and "|" not in shown and "selected on val" in shown
+    assert max(map(len, shown.split("\n"))) <= columns
+    told = on_a_terminal(columns, *command, str(finished_run / "nowhere"))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", told)
+    words = f"{finished_run / 'nowhere'}".split()
+    assert plain.startswith("error:") and all(word in plain for word in words)
+    assert all(len(line) <= columns or " " not in line for line in plain.split("\r\n"))
+    in_a_file = subprocess.run([sys.executable, *command], capture_output=True, text=True).stdout
+    assert in_a_file.startswith("## ") and "\x1b" not in in_a_file
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("runs") / "with-a-long-name-of-some-configuration")
+
+
+def on_a_terminal(columns: int, *words: str) -> str:
+    """What ``python WORDS`` writes to a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs,
+        env={**environment, "TERM": "xterm-256color"},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error
+        while part := os.read(ours, 65536):
+            shown += part
+    process.wait()
+    os.close(ours)
+    return shown.decode()
 
 
 def test_a_reader_that_goes_away_makes_it_quiet() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ COMMANDS: Commands = {  # beside table and compare
         "make a W&B workspace or report, or bring it up to date",
     ),
 }
+TEXT = "text"  # as wide as the terminal
 FORMATS = {"markdown": "results.md", "latex": "results.tex", "csv": "results.csv"}
 TABLE = """Print a table of results per dataset and protocol: published numbers, our runs with 95 %
 bootstrap intervals, mean and standard deviation over seeds, and the difference from the paper."""
@@ -86,7 +88,9 @@ def _add_table(commands: Any) -> None:
         "--split", default="test", help="split whose results are shown (default: %(default)s)"
     )
     table.add_argument(
-        "--format", choices=FORMATS, default="markdown", help="output format (default: %(default)s)"
+        "--format",
+        choices=(TEXT, *FORMATS),
+        help=f"output format (default: {TEXT} on a terminal, else markdown)",
     )
     table.add_argument(
         "--out",
@@ -132,7 +136,7 @@ def _table(options: argparse.Namespace) -> None:
     if not options.runs and not options.wandb:
         options.parser.error("pass run directories, a folder of runs, or --wandb GROUP")
     from itr.results.collect import StoredRun, collect, find_results
-    from itr.results.export import to_csv, to_latex, to_markdown
+    from itr.results.export import to_csv, to_latex, to_markdown, to_text
     from itr.results.paper_tables import paper_tables
     from itr.results.published import load_published
     from itr.results.wandb_runs import runs_of_group
@@ -147,7 +151,9 @@ def _table(options: argparse.Namespace) -> None:
         "latex": to_latex(tables),
         "csv": to_csv(rows, published, tables),
     }
-    sys.stdout.write(texts[options.format])
+    chosen = options.format or (TEXT if sys.stdout.isatty() else "markdown")
+    columns = shutil.get_terminal_size().columns
+    sys.stdout.write(to_text(tables, columns) if chosen == TEXT else texts[chosen])
     if options.out:
         _write(options.out, texts)
 

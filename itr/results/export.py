@@ -1,9 +1,10 @@
-"""Writes paper tables as Markdown, LaTeX and CSV."""
+"""Writes paper tables as Markdown, LaTeX, CSV, and as text for a terminal."""
 
 from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from itr.results.paper_tables import (
 )
 from itr.results.published import PublishedResults, PublishedRow
 from itr.tasks.columns import columns_of
+from itr.terminal import printable
 
 
 def _headings(table: PaperTable) -> tuple[str, ...]:
@@ -62,6 +64,43 @@ def _markdown(table: PaperTable) -> str:
 def _name(line: TableLine, escape: Callable[[str], str]) -> str:
     indent = "" if line.kind in ("paper", "ours") else "... "
     return f"{indent}{escape(line.name)}{' ' if line.marks else ''}{escape(line.marks)}"
+
+
+def to_text(tables: Sequence[PaperTable], width: int) -> str:
+    """Plain text for a terminal: what a line is called, its numbers, and below how they came about.
+
+    The longest numbers need 80 columns; names and notes are broken at ``width``.
+    """
+    return "\n".join(_text(table, width) for table in tables)
+
+
+def _text(table: PaperTable, width: int) -> str:
+    body = [[cell.replace(" ± ", "±") for cell in line.cells] for line in table.lines]
+    headings = table.columns.headings
+    widths = [max(map(len, column)) for column in zip(headings, *body, strict=True)]
+
+    def join(cells: Sequence[str]) -> str:
+        return "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
+
+    def broken(text: str, indent: str = "") -> str:
+        return textwrap.fill(
+            printable(text), width, subsequent_indent=indent, initial_indent=indent,
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+
+    lines = [broken(table.title), "", join(headings)]
+    for line, cells in zip(table.lines, body, strict=True):
+        lines += [broken(_name(line, str)), join(cells)]
+        facts = (
+            line.seeds and f"{line.seeds} seed{'s' * (line.seeds != '1')}",
+            line.training,
+            line.cost,
+            line.selection and f"selected on {line.selection}",
+            line.trained and f"trained on {line.trained}",
+        )
+        if any(facts):
+            lines.append(broken("; ".join(filter(None, facts)), "  "))
+    return "\n".join([*lines, "", *(broken(f"- {note}") for note in table.notes), ""])
 
 
 def to_latex(tables: Sequence[PaperTable]) -> str:

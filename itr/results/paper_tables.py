@@ -106,7 +106,9 @@ def _size(row: ResultRow) -> str:
     if not images:
         return ""
     if captions is None:
-        return f" ({images:,} images, {row.fact('n_classes')} classes)"
+        of_what = {name: row.fact(f"n_{name}") for name in ("items", "classes")}
+        known = [f", {count:,} {name}" for name, count in of_what.items() if count is not None]
+        return f" ({images:,} images{''.join(known)})"
     folds = f" in {row.fact('folds')} folds" if row.fact("folds") else ""
     return f" ({images:,} images, {captions:,} captions{folds}, {rule} ties)"
 
