@@ -13,7 +13,7 @@ from itr.plugins import conf_folders
 # Options that only eval.py accepts.
 EVAL_ONLY = {"data": ("imagefolder", "labeled_shards", "torchvision"), "task": ("zeroshot",)}
 TRAIN_ONLY = {"task": ("pretrain",)}
-INCLUDED = ("text/", "reading/")  # files that other files include
+INCLUDED = ("text/", "adapters/", "reading/")  # files that other files include
 EVAL_ARGUMENTS = "eval.py checkpoint=RUN_DIR task=zeroshot data=imagefolder data.root=DIR"
 REQUIRED = ("model", "data", "task", "loss", "optim", "runtime", "tracker")  # groups of train.py
 

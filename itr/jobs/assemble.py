@@ -34,6 +34,7 @@ from itr.evaluation.evaluator import Evaluator
 from itr.evaluation.split_evaluator import SplitEvaluator
 from itr.instantiate import build
 from itr.jobs.init_weights import initialize_from, skip_pretrained, stored_tokenizer
+from itr.models.adapters import adapt
 from itr.models.base import Model, RetrievalModel
 from itr.models.build import build_model, model_class, model_config
 from itr.tasks.known_tasks import build_task
@@ -206,6 +207,7 @@ def _build_model(
     node, facts = skip_pretrained(config.model, facts)
     model = build_model(node, values["loss"], facts).to(device)
     messages = [] if init is None else initialize_from(model, config.model["name"], init)
+    messages += adapt(model)
     messages += prepare_model(config, model)
     model.check_batch(config.batch_size // parallel.world_size())
     return tokenizer, model, messages

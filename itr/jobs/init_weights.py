@@ -13,8 +13,10 @@ from itr import checkpoint
 from itr.data.text.known_tokenizers import tokenizer_from_json
 from itr.data.text.tokenizer import Tokenizer
 from itr.errors import CheckpointError, first_of
+from itr.instantiate import check
 from itr.models.base import Model
 from itr.models.build import model_config, require_honest
+from itr.nn.lora import LoRAConfig, merged
 from itr.official.load import importer_of, recognize
 from itr.official.name_table import SHOWN, extra_options, listed
 from itr.training.checkpointing import resolve_checkpoint
@@ -176,7 +178,7 @@ def _read_weights(path: Path, name: str, model: Model) -> tuple[dict[str, Tensor
         if fault := model.init_fault(meta["model_config"]):
             raise CheckpointError(f"model.init={path}: {fault}")
         _check_task(path, model, meta["model_config"].get("task"))
-        return checkpoint.read_tensors(path, "model/"), []
+        return _plain_weights(path, meta["model_config"].get("lora") or {})
     importer = importer_of(name).module
     imported = importer.read(
         path, extra_options(importer.EXTRA_OPTIONS, dataclasses.asdict(model.config))
@@ -187,6 +189,17 @@ def _read_weights(path: Path, name: str, model: Model) -> tuple[dict[str, Tensor
         raise CheckpointError(f"model.init={path}: {fault}")
     _check_task(path, model, getattr(imported.config, "task", None))
     return imported.state, imported.report.lines(path)
+
+
+def _plain_weights(path: Path, lora: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights of a checkpoint of ours with its adapters, if it has any, merged into them."""
+    state = checkpoint.read_tensors(path, "model/")
+    if lora.get("rank") is None:
+        return state, []
+    options = check(lora, LoRAConfig, "model.lora")
+    return merged(state, options), [
+        f"model.init: the adapters of rank {options.rank} in {path} are merged into its weights"
+    ]
 
 
 def _check_task(path: Path, model: Model, task: str | None) -> None:

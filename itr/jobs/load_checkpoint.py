@@ -20,6 +20,7 @@ from itr.errors import CheckpointError, ConfigError
 from itr.evaluation.stored_embeddings import file_hash
 from itr.instantiate import check
 from itr.jobs import run_dir
+from itr.models.adapters import adapt
 from itr.models.base import Model, RetrievalModel
 from itr.models.build import restore
 from itr.official.load import importer_of, load_official, recognize
@@ -211,6 +212,7 @@ def resized(model: Model, size: Any) -> Model:
     functools.reduce(operator.getitem, groups, node)[option] = size
     config = check(node, type(model.config), "model")
     other = type(model)(config, model.slots, model.weights, model.facts)
+    adapt(other)
     try:
         other.load_state_dict(other.fit_weights(model.state_dict()))
     except RuntimeError as error:

@@ -37,6 +37,7 @@ from itr.models.base import (
 )
 from itr.nn.clip.resnet import CLIPResNet
 from itr.nn.clip.towers import CLIPTextTransformer, CLIPVisionTransformer
+from itr.nn.lora import LoRAConfig
 from itr.nn.position import resize_positions
 from itr.options import configured, option
 from itr.view import Facts, PixelView, TextView, View
@@ -93,6 +94,7 @@ class ALIPConfig:
 
     pretrained: bool = option()
     init: str | None = option()
+    lora: LoRAConfig = option()
     embed_size: int = option(at_least=1)
     quick_gelu: bool = option()
     temperature: float = option(at_least=0.01, at_most=1)

@@ -90,6 +90,7 @@ class Model(nn.Module, ABC):
         self.chunk_pairs: int | None = (
             None  # pairs that pass anything deep at once (``grad_cache``)
         )
+        self.frozen_weights: frozenset[str] = frozenset()  # parameters beside adapters (LoRA)
         self.view = self.training_view(config, self.weights)
 
     @classmethod
@@ -174,6 +175,10 @@ class Model(nn.Module, ABC):
     def towers(self) -> dict[str, tuple[str, ...]]:
         """The modules of the image and of the text encoder, for ``trainer.freeze``."""
         return {"image": ("images",), "text": ("texts",)}
+
+    def pretrained_modules(self) -> tuple[str, ...]:
+        """The encoders that begin with trained weights, which ``model.lora`` freezes and adapts."""
+        return tuple(name for names in self.towers().values() for name in names)
 
     def before_step(self, clock: Clock) -> None:
         """Called before each micro-batch, e.g. for momentum updates and clamps."""

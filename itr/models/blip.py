@@ -30,6 +30,7 @@ from itr.models.momentum_contrast import TEMPERATURES, MomentumContrast, Momentu
 from itr.nn.chunked import in_chunks
 from itr.nn.distillation import ramped_weight
 from itr.nn.hard_negatives import HardNegatives, matching_loss
+from itr.nn.lora import LoRAConfig
 from itr.nn.momentum import MomentumTwin
 from itr.nn.queue import FeatureQueue
 from itr.nn.tower.architecture import Architecture, read_architecture
@@ -59,6 +60,7 @@ class BLIPConfig:
     architecture: dict[str, Any] | None = option()
     pretrained: bool = option()
     init: str | None = option()
+    lora: LoRAConfig = option()
     fused_token: str = option(choices=("enc", "cls"))
     max_length: int | None = option(at_least=2)
     queue_size: int = option(at_least=0)
@@ -239,6 +241,10 @@ class BLIP(MomentumContrast):
     def towers(self) -> dict[str, tuple[str, ...]]:
         """The encoders; that of texts also sees images."""
         return {"image": ("tower.vision_model",), "text": ("tower.text_encoder",)}
+
+    def pretrained_modules(self) -> tuple[str, ...]:
+        """The whole tower, with its projections and the head that matches."""
+        return ("tower",)
 
     @torch.no_grad()
     def before_step(self, clock: Clock) -> None:

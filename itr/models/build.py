@@ -15,6 +15,7 @@ from itr import checkpoint
 from itr.errors import CheckpointError, ConfigError, nearest
 from itr.instantiate import build, check, locate
 from itr.losses.score import ScoreLoss
+from itr.models.adapters import adapt
 from itr.models.base import Model
 from itr.models.compatibility import judge
 from itr.plugins import trust_targets
@@ -180,7 +181,9 @@ def _build_stored(path: Path, meta: Mapping[str, Any]) -> Model:
         config = model_config(node)
         # A converted authors' checkpoint has no losses; it can only be evaluated.
         slots = build_slots(meta["loss"], cls, config) if meta["loss"] else nn.ModuleDict()
-        return cls(config, slots, meta["weights"], Facts(**meta["facts"]))
+        model = cls(config, slots, meta["weights"], Facts(**meta["facts"]))
+        adapt(model)
+        return model
     except Exception as error:  # a layer raises many types for sizes that cannot be
         reason = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, ConfigError):

@@ -33,6 +33,7 @@ from itr.models.base import (
     Terms,
     parameter_names,
 )
+from itr.nn.lora import LoRAConfig
 from itr.nn.tower.architecture import Architecture, read_architecture
 from itr.nn.tower.dual_tower import adapter_of, build_tower, load_tower
 from itr.nn.tower.tower_size import fit_positions, with_size
@@ -53,6 +54,7 @@ class CLIPModelConfig:
     architecture: dict[str, Any] | None = option()
     pretrained: bool = option()
     init: str | None = option()
+    lora: LoRAConfig = option()
     size: int | None = option(at_least=1)
     prompt: str = option()
     crop_scale: list[float] = option(above=0, at_most=1)
@@ -197,6 +199,10 @@ class CLIP(RetrievalModel):
             "image": (f"tower.{image}",),
             "text": tuple(f"tower.{name}" for name, own in names.items() if own in texts),
         }
+
+    def pretrained_modules(self) -> tuple[str, ...]:
+        """The whole tower, with its projections."""
+        return ("tower",)
 
     @torch.no_grad()
     def before_step(self, clock: Clock) -> None:

@@ -34,6 +34,7 @@ from itr.models.base import (
 )
 from itr.nn.attention import TransformerLayer
 from itr.nn.bert.bert import TextConfig, bert_states, build_bert, with_loaded_sizes
+from itr.nn.lora import LoRAConfig
 from itr.nn.pooling import l2_normalize, masked_mean, masked_top2_mean
 from itr.nn.region_layers import RegionMLP
 from itr.options import configured, option
@@ -67,6 +68,7 @@ class HREMConfig:
 
     pretrained: bool = option()
     init: str | None = option()
+    lora: LoRAConfig = option()
     embed_size: int = option(at_least=1)
     heads: int = option(at_least=1)
     dropout: float = option(at_least=0, below=1)
@@ -465,6 +467,10 @@ class HREM(RetrievalModel):
         warmup = self.config.graph.warmup
         used = any(map(self.uses_term, ("cross", "graph", "reg")))
         return warmup is None or clock.forwards < warmup or not used
+
+    def pretrained_modules(self) -> tuple[str, ...]:
+        """BERT; the image encoder begins with random weights."""
+        return ("texts.bert",)
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
         """BERT's pooler and the unused norm; the graph during its warm-up."""

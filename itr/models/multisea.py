@@ -45,6 +45,7 @@ from itr.nn.hard_negatives import (
     matching_loss,
     negative_weights,
 )
+from itr.nn.lora import LoRAConfig
 from itr.nn.position import resize_positions
 from itr.nn.queue import FeatureQueue
 from itr.options import configured, option
@@ -65,6 +66,7 @@ class MultiSEAConfig:
 
     pretrained: bool = option()
     init: str | None = option()
+    lora: LoRAConfig = option()
     embed_size: int = option(at_least=1)
     text_padding: int = option(at_least=1)
     enhance: bool = option()
@@ -474,11 +476,15 @@ class MultiSEA(RetrievalModel):
             fitted[name] = resize_positions(fitted[name], self.images.tower.grid)
         return fitted
 
+    def pretrained_modules(self) -> tuple[str, ...]:
+        """CLIP's image tower and RoBERTa."""
+        return ("images.tower", "texts.roberta")
+
     def sleeping(self, clock: Clock) -> frozenset[str]:
         """CLIP except its last blocks and final norm; modules used only by terms of weight 0."""
         image, part = self.config.image, self.config.aformer
         names: set[str] = set()
-        if image.trained_layers is not None:
+        if image.trained_layers is not None and self.config.lora.rank is None:  # else LoRA decides
             frozen = ["class_embedding", "positional_embedding", "conv1", "ln_pre"]
             first = image.depth - image.trained_layers
             frozen += [f"transformer.resblocks.{i}" for i in range(first)]

@@ -31,6 +31,7 @@ from itr.models.base import (
 )
 from itr.nn.bert.bert import TextConfig, bert_states, build_bert, with_loaded_sizes
 from itr.nn.gpo import GPO
+from itr.nn.lora import LoRAConfig
 from itr.nn.pooling import FirstTokenPool, MeanPool, l2_normalize
 from itr.nn.region_layers import RegionMLP
 from itr.options import configured, option
@@ -48,6 +49,7 @@ class VSEConfig:
 
     pretrained: bool = option()
     init: str | None = option()
+    lora: LoRAConfig = option()
     embed_size: int = option(at_least=1)
     normalize_images: bool = option()
     normalize_texts: bool = option()
@@ -191,6 +193,10 @@ class VSE(RetrievalModel):
         assert isinstance(loss, ScoreLoss)
         terms.losses[slot] = loss(scores, clock, draws)
         terms.report |= {f"{slot}_{key}": number for key, number in loss.report.items()}
+
+    def pretrained_modules(self) -> tuple[str, ...]:
+        """BERT; the image encoder begins with random weights."""
+        return ("texts.bert",)
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
         """BERT's pooler, the unused norm, and losses of terms of weight 0."""

@@ -42,6 +42,33 @@ class MomentumTwin(nn.Module):
         """Does nothing: the mode of the copies is fixed at construction."""
         return self
 
+    def follow(self, model: nn.Module) -> None:
+        """Give the copies the layers that now wrap layers of the sources, such as adapters.
+
+        A wrapper in ``model`` holds what it wraps as ``base_layer``. Its copy holds the copy's own.
+        """
+        wrappers = {
+            id(module.base_layer): module
+            for module in model.modules()
+            if isinstance(getattr(module, "base_layer", None), nn.Module)
+        }
+        for name, source in self._sources.items():
+            if (wrapper := wrappers.get(id(source))) is not None:
+                self._sources[name] = wrapper
+            self._wrap(name, self._sources[name])
+
+    def _wrap(self, name: str, source: nn.Module) -> None:
+        """Wrap the copy ``name`` and layers in it as those of ``source`` are, the outer ones
+        first."""
+        for below, module in source.named_modules():
+            if isinstance(getattr(module, "base_layer", None), nn.Module):
+                path = f"{name}.{below}".rstrip(".")
+                parent, _, leaf = path.rpartition(".")
+                own = self.get_submodule(path)
+                wrapper = _frozen_copy(module).train(own.training)
+                wrapper.base_layer = own
+                setattr(self.get_submodule(parent), leaf, wrapper)
+
     @torch.no_grad()
     def update(self) -> None:
         """k <- m k + (1 - m) q for every weight, in place and in one fused pass."""

@@ -10,39 +10,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from itr.nn.batch_norm import batch_norms
-from itr.nn.momentum import MomentumTwin
+from itr.nn.encoder_blocks import encoder_stacks
 
 
 def encoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The repeated blocks of ``model``'s encoders by name.
+    """The repeated blocks of ``model``'s encoders by name, see `encoder_stacks`.
 
-    These are the members of each outermost ``ModuleList`` or ``Sequential`` whose members share one
-    class and have submodules. Momentum encoders are excluded, and so are blocks with batch
-    normalization, which would count a batch twice when it is recomputed.
+    Blocks with batch normalization, which would count a batch twice when it is recomputed, are
+    excluded.
     """
-    blocks: dict[str, nn.Module] = {}
-
-    def walk(module: nn.Module, name: str) -> None:
-        if isinstance(module, MomentumTwin):
-            return
-        if isinstance(module, nn.ModuleList | nn.Sequential) and _is_stack(module):
-            members = ((f"{name}.{key}", block) for key, block in module.named_children())
-            blocks.update((key, block) for key, block in members if not batch_norms(block))
-            return
-        for key, child in module.named_children():
-            walk(child, f"{name}.{key}" if name else key)
-
-    walk(model, "")
-    return blocks
-
-
-def _is_stack(modules: nn.Module) -> bool:
-    members = list(modules.children())
-    return (
-        bool(members)
-        and len({type(member) for member in members}) == 1
-        and next(members[0].children(), None) is not None
-    )
+    names = (name for stack in encoder_stacks(model).values() for name in stack)
+    blocks = {name: model.get_submodule(name) for name in names}
+    return {name: block for name, block in blocks.items() if not batch_norms(block)}
 
 
 def checkpoint_activations(model: nn.Module) -> int:

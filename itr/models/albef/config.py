@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from itr.errors import ConfigError
 from itr.nn.bert.fusion import FusionTextConfig
+from itr.nn.lora import LoRAConfig
 from itr.nn.momentum import TEACHERS
 from itr.nn.vit import ImageConfig
 from itr.options import configured, option
@@ -24,6 +25,7 @@ class ALBEFConfig:
     task: str = option(choices=TASKS)
     pretrained: bool = option()
     init: str | None = option()
+    lora: LoRAConfig = option()
     embed_size: int = option(at_least=1)
     queue_size: int = option(at_least=0)
     temperature: float = option()

@@ -87,6 +87,10 @@ class ALBEFEncoders(Model):
         """The encoders of one modality; the fusion layers are neither."""
         return {"image": ("vision",), "text": ("text",)}
 
+    def pretrained_modules(self) -> tuple[str, ...]:
+        """The encoders of images and texts, and the fusion layers."""
+        return ("vision", "text", "fusion")
+
     def before_step(self, clock: Clock) -> None:
         """Update the momentum copies."""
         if self.twin is not None:

@@ -13,7 +13,8 @@ SHOWN = 12  # names in a message
 
 
 class Freezing:
-    """The modules of ``trainer.freeze``, which sleep until update ``trainer.thaw_at``.
+    """The modules of ``trainer.freeze``, which sleep until update ``trainer.thaw_at``, and the
+    weights beside adapters, which sleep for ever.
 
     A frozen parameter gets no gradient, hence no update, no decay and no moments. Batch
     normalization in a frozen module uses its running statistics and leaves them as they are.
@@ -29,6 +30,7 @@ class Freezing:
                 f"trainer.thaw_at={settings.thaw_at}: nothing is frozen; pass "
                 "trainer.freeze=[image], or leave it out"
             )
+        self.norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
         trained, total = self.counts()
         if not trained:
             raise ConfigError(
@@ -44,31 +46,37 @@ class Freezing:
 
     def _is_frozen(self, parameter: str) -> bool:
         below = tuple(f"{name}." for name in self.names)
-        return parameter in self.names or parameter.startswith(below)
+        return (
+            parameter in self.names
+            or parameter in self.model.frozen_weights
+            or parameter.startswith(below)
+        )
+
+    def _thawed(self, clock: Clock) -> bool:
+        return self.thaw_at is not None and clock.updates >= self.thaw_at
 
     def asleep(self, clock: Clock) -> frozenset[str]:
         """The names that are frozen at ``clock``."""
-        over = self.thaw_at is not None and clock.updates >= self.thaw_at
-        return frozenset() if over else self.names
+        beside_adapters = self.model.frozen_weights
+        return beside_adapters if self._thawed(clock) else self.names | beside_adapters
 
     def hold(self, clock: Clock) -> None:
         """Put batch normalization in frozen modules into eval mode; call it after `train`."""
-        for name in self.asleep(clock):
-            module = dict(self.model.named_modules()).get(name)  # None: a parameter
-            for norm in [] if module is None else module.modules():
-                if isinstance(norm, _BatchNorm):
-                    norm.eval()
+        names = frozenset() if self._thawed(clock) else self.names
+        below = tuple(f"{name}." for name in names)
+        for name, norm in self.norms.items():
+            beside_adapters = f"{name}.weight" in self.model.frozen_weights
+            if name in names or name.startswith(below) or beside_adapters:
+                norm.eval()
 
     def describe(self) -> str:
         """A line for the log; empty if nothing is frozen."""
-        if not self.names:
-            return ""
         trained, total = self.counts()
+        share = f"{trained:,} of {total:,} parameters are trained"
+        if not self.names:
+            return f"model.lora: {share}" if self.model.frozen_weights else ""
         until = "" if self.thaw_at is None else f" until update {self.thaw_at}"
-        return (
-            f"trainer.freeze: {', '.join(sorted(self.names))} frozen{until}: {trained:,} of "
-            f"{total:,} parameters are trained"
-        )
+        return f"trainer.freeze: {', '.join(sorted(self.names))} frozen{until}: {share}"
 
 
 def _expanded(model: Model, name: str) -> tuple[str, ...]:
