@@ -3,6 +3,7 @@ evaluated; what starts from one."""
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.training.same_run import assert_same_run
 from tests.training.sizes import NO_DROPOUT, overrides
 
 LORA = ("model.lora.rank=2", "trainer.ema=0.5", "optim.eps=1e-3")
+MODELS = ("clip", "alip")
 FIVE = ("batch_size=20", "trainer.max_steps=5", "trainer.log_every=1", "trainer.checkpoint_every=2")
 
 
@@ -41,38 +43,58 @@ def last_of(run: Path) -> dict[str, torch.Tensor]:
     return checkpoint.read_tensors(run / "checkpoints" / "last.safetensors")
 
 
-@pytest.mark.parametrize("model", ["clip", "alip"])
-def test_a_run_is_the_same_however_it_is_computed(
-    model: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = overrides(model, world, *NO_DROPOUT[model], *FIVE, *LORA)
-    runs = {name: tmp_path / name for name in ("plain", "killed", "cached", "ranks")}
+def values_of(model: str, world: Path, out: Path, *more: str) -> dict[str, Any]:
+    given = overrides(model, world, *NO_DROPOUT[model], *FIVE, *LORA, *more)
+    return compose("train", [*given, f"out={out / model}"])
 
-    def values(name: str, *more: str) -> dict[str, Any]:
-        return compose("train", [*given, *more, f"out={runs[name]}"])
 
-    results = train(values("plain"))
-    assert results["trained_parameters_millions"] < results["parameters_millions"] / 2
-    log = (runs["plain"] / "train.log").read_text()
-    assert "adapters of rank 2" in log and "parameters are trained" in log
-    process = run_function(killed_at_update_4, values("killed"))
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    train(values("killed", "resume=auto"))
-    assert_same_run(runs["plain"], runs["killed"])
+def train_all(jobs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """One job after the other in the same processes, which import peft once."""
+    return {values["model"]["name"]: train(values) for values in jobs}
 
-    train(values("cached", "grad_cache=8"))
-    launch(train, values("ranks"), 2, 1, cuda=False)
-    plain = last_of(runs["plain"])
-    assert any(name.startswith("optim/") for name in plain)
-    assert all(is_adapter(n) for n in plain if "optim/tower" in n and n.count(".") > 1)
+
+@pytest.fixture(scope="module")
+def places(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of the same runs, made in several ways."""
+    made = {name: tmp_path_factory.mktemp(name) for name in ("plain", "cached", "ranks")}
+    more = {"plain": (), "cached": ("grad_cache=8",), "ranks": ()}
+    jobs = {
+        name: [values_of(model, world, out, *more[name]) for model in MODELS]
+        for name, out in made.items()
+    }
+    train_all(jobs["plain"]), train_all(jobs["cached"])
+    launch(train_all, jobs["ranks"], 2, 1, cuda=False)
+    return made
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_is_the_same_however_it_is_computed(model: str, places: dict[str, Path]) -> None:
+    plain = last_of(places["plain"] / model)
+    moments = [name for name in plain if name.startswith("optim/tower.")]
+    assert all(is_adapter(name) or "logit_scale" in name for name in moments)
     for other in ("cached", "ranks"):
-        found = last_of(runs[other])
+        found = last_of(places[other] / model)
         for name, weight in plain.items():
             if name.startswith(("model/", "ema/")):
                 torch.testing.assert_close(found[name], weight, rtol=1e-5, atol=1e-5, msg=name)
 
-    assert verify([str(runs["plain"])]) == 0
-    found = evaluate(compose("eval", [f"checkpoint={runs['plain']}", "device=cpu"]))
+
+def test_a_killed_run_resumes_exactly(places: dict[str, Path], world: Path, tmp_path: Path) -> None:
+    """With the weights that attention packs, which get their adapters in each forward pass."""
+    process = run_function(killed_at_update_4, values_of("alip", world, tmp_path))
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    train(values_of("alip", world, tmp_path, "resume=auto"))
+    assert_same_run(places["plain"] / "alip", tmp_path / "alip")
+
+
+def test_a_run_tells_what_it_trains_and_is_evaluated(places: dict[str, Path]) -> None:
+    run = places["plain"] / "clip"
+    results = json.loads((run / "results.json").read_text())
+    assert results["trained_parameters_millions"] < results["parameters_millions"] / 2
+    log = (run / "train.log").read_text()
+    assert "adapters of rank 2" in log and "parameters are trained" in log
+    assert verify([str(run)]) == 0
+    found = evaluate(compose("eval", [f"checkpoint={run}", "device=cpu"]))
     assert found["test/rsum"] == results["test/rsum"]
 
 
