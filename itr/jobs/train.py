@@ -34,6 +34,7 @@ from itr.training.cost import RunCost
 from itr.training.device import resolve_device
 from itr.training.inputs import RunOutput, TrainingInputs
 from itr.training.parameters.freezing import Freezing
+from itr.training.parameters.layer_decay import layer_scales
 from itr.training.process_setup import configure_torch
 from itr.training.signals import StopRequest
 from itr.training.trainer import Trainer
@@ -71,7 +72,8 @@ def _train(config: TrainConfig, values: dict[str, Any], stop: StopRequest) -> di
             log.warning("%s", line)
     try:
         components = assemble_run(config, values)
-        Freezing(components.model, config.trainer)  # refuses before a folder is written
+        Freezing(components.model, config.trainer)  # refuses before a folder is written, as do
+        layer_scales(components.model, config.optim.layer_decay)  # layers without numbers
         sizes = parallel.broadcast_from_rank0(
             lambda: checkpointing.check_space(
                 folder, components.model, config.trainer.ema is not None

@@ -176,9 +176,14 @@ class Model(nn.Module, ABC):
         """The modules of the image and of the text encoder, for ``trainer.freeze``."""
         return {"image": ("images",), "text": ("texts",)}
 
+    def pretrained_towers(self) -> tuple[tuple[str, ...], ...]:
+        """The encoders that begin with trained weights, for ``optim.layer_decay``: the modules of
+        each, in the order in which a sample passes them."""
+        return tuple(self.towers().values())
+
     def pretrained_modules(self) -> tuple[str, ...]:
-        """The encoders that begin with trained weights, which ``model.lora`` freezes and adapts."""
-        return tuple(name for names in self.towers().values() for name in names)
+        """What begins with trained weights, which ``model.lora`` freezes and adapts."""
+        return tuple(name for tower in self.pretrained_towers() for name in tower)
 
     def before_step(self, clock: Clock) -> None:
         """Called before each micro-batch, e.g. for momentum updates and clamps."""

@@ -195,10 +195,13 @@ class CLIP(RetrievalModel):
         texts = {id(module) for module in self.adapter.text_modules(self.tower)}
         names = {name: id(module) for name, module in self.tower.named_modules()}
         image = next(name for name in ("vision_model", "visual") if name in names)
-        return {
-            "image": (f"tower.{image}",),
-            "text": tuple(f"tower.{name}" for name, own in names.items() if own in texts),
-        }
+        beside = [n for n in ("positional_embedding", "text_projection") if n in self._own()]
+        text = [*beside, *(name for name, own in names.items() if own in texts)]
+        return {"image": (f"tower.{image}",), "text": tuple(f"tower.{name}" for name in text)}
+
+    def _own(self) -> set[str]:
+        """Parameters of the tower that are in none of its modules; open_clip has texts' there."""
+        return {name for name, _ in self.tower.named_parameters(recurse=False)}
 
     def pretrained_modules(self) -> tuple[str, ...]:
         """The whole tower, with its projections."""

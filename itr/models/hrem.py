@@ -468,9 +468,9 @@ class HREM(RetrievalModel):
         used = any(map(self.uses_term, ("cross", "graph", "reg")))
         return warmup is None or clock.forwards < warmup or not used
 
-    def pretrained_modules(self) -> tuple[str, ...]:
+    def pretrained_towers(self) -> tuple[tuple[str, ...], ...]:
         """BERT; the image encoder begins with random weights."""
-        return ("texts.bert",)
+        return (("texts.bert",),)
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
         """BERT's pooler and the unused norm; the graph during its warm-up."""

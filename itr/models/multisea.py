@@ -476,9 +476,9 @@ class MultiSEA(RetrievalModel):
             fitted[name] = resize_positions(fitted[name], self.images.tower.grid)
         return fitted
 
-    def pretrained_modules(self) -> tuple[str, ...]:
+    def pretrained_towers(self) -> tuple[tuple[str, ...], ...]:
         """CLIP's image tower and RoBERTa."""
-        return ("images.tower", "texts.roberta")
+        return (("images.tower",), ("texts.roberta",))
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
         """CLIP except its last blocks and final norm; modules used only by terms of weight 0."""

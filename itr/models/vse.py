@@ -194,9 +194,9 @@ class VSE(RetrievalModel):
         terms.losses[slot] = loss(scores, clock, draws)
         terms.report |= {f"{slot}_{key}": number for key, number in loss.report.items()}
 
-    def pretrained_modules(self) -> tuple[str, ...]:
+    def pretrained_towers(self) -> tuple[tuple[str, ...], ...]:
         """BERT; the image encoder begins with random weights."""
-        return ("texts.bert",)
+        return (("texts.bert",),)
 
     def sleeping(self, clock: Clock) -> frozenset[str]:
         """BERT's pooler, the unused norm, and losses of terms of weight 0."""

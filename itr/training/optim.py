@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from itr.clock import Clock
 from itr.errors import ConfigError
 from itr.models.base import Model
 from itr.options import configured, faults, option
+from itr.training.parameters.layer_decay import layer_scales
 
 KINDS = ("constant", "step", "cosine", "linear", "onecycle", "warmup_cosine", "epoch_cosine")
 STAIR = 100  # updates per step of epoch_cosine's warm-up
@@ -66,6 +67,7 @@ class OptimConfig:
     betas: list[float] = option()
     eps: float = option()
     max_norm: float | None = option()
+    layer_decay: float | None = option(above=0, at_most=1)
     schedule: ScheduleConfig = option()
 
 
@@ -155,26 +157,39 @@ def _cosine(start: float, end: float, share: float) -> float:
 def build_optimizer(model: Model, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over the parameter groups of ``model``.
 
-    Each group also carries ``name``, ``names`` of its parameters, and ``base_lr``. AdamW skips a
-    parameter without gradient: no weight decay, no state.
+    Each group also carries ``name``, ``names`` of its parameters, and ``base_lr``. With
+    ``layer_decay`` a group is divided by the factors on its rate, the largest one first. AdamW
+    skips a parameter without gradient: no weight decay, no state.
     """
     parameters = dict(model.named_parameters())
+    scales = layer_scales(model, config.layer_decay)
     groups = []
     for group in model.parameter_groups(config.lr, config.weight_decay):
-        groups.append(
-            {
-                "params": [parameters.pop(name) for name in group.names],
-                "name": group.name,
-                "names": group.names,
-                "lr": group.lr,
-                "base_lr": group.lr,
-                "weight_decay": group.weight_decay,
-            }
-        )
+        for scale, names in _by_scale(group.names, scales):
+            groups.append(
+                {
+                    "params": [parameters.pop(name) for name in names],
+                    "name": group.name,
+                    "names": names,
+                    "lr": group.lr * scale,
+                    "base_lr": group.lr * scale,
+                    "weight_decay": group.weight_decay,
+                }
+            )
     if parameters:
         raise ValueError(f"parameters in no group: {', '.join(sorted(parameters))}")
     beta1, beta2 = config.betas
     return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=config.eps, fused=True)
+
+
+def _by_scale(
+    names: tuple[str, ...], scales: Mapping[str, float]
+) -> list[tuple[float, tuple[str, ...]]]:
+    """``names`` by their factors, the largest one first; 1 for a name without one."""
+    found: dict[float, list[str]] = {}
+    for name in names:
+        found.setdefault(scales.get(name, 1.0), []).append(name)
+    return [(scale, tuple(found[scale])) for scale in sorted(found, reverse=True)]
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

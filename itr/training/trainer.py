@@ -30,6 +30,7 @@ from itr.training.inputs import RunOutput, TrainingInputs, plan_clock
 from itr.training.log_window import LogWindow
 from itr.training.optim import apply_schedule, build_optimizer, clip_gradients
 from itr.training.parameters.freezing import Freezing
+from itr.training.parameters.layer_decay import describe_rates
 from itr.training.parameters.weight_average import WeightAverage
 from itr.training.process_setup import SEED_STRIDE
 from itr.training.signals import PREEMPTION, StopRequest
@@ -132,7 +133,8 @@ class Trainer:
             self._validate(display)
             self._save_last()
         self.step.set_requires_grad(self.clock)
-        if line := self.freezing.describe():
+        decay = describe_rates(self.optimizer, self.config.optim.layer_decay)
+        for line in filter(None, (self.freezing.describe(), decay)):
             log.info("%s", line)
         if self.config.runtime.estimate and not self.finished:
             log.info("%s", describe_memory(self.model))

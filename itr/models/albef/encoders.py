@@ -87,9 +87,9 @@ class ALBEFEncoders(Model):
         """The encoders of one modality; the fusion layers are neither."""
         return {"image": ("vision",), "text": ("text",)}
 
-    def pretrained_modules(self) -> tuple[str, ...]:
-        """The encoders of images and texts, and the fusion layers."""
-        return ("vision", "text", "fusion")
+    def pretrained_towers(self) -> tuple[tuple[str, ...], ...]:
+        """The image encoder, and BERT, whose upper half are the fusion layers."""
+        return (("vision",), ("text", "fusion"))
 
     def before_step(self, clock: Clock) -> None:
         """Update the momentum copies."""
