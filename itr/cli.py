@@ -27,6 +27,10 @@ COMMANDS: Commands = {
         "write embeddings of images and texts",
     ),
     "ask": ("itr.jobs.commands.ask_cli:ask", "ask a model about a picture of your own"),
+    "export": (
+        "itr.jobs.export.hub_cli:main",
+        "write a model as transformers, open_clip or peft load it",
+    ),
     "official": ("itr.official.__main__:main", "inspect, convert, export authors' checkpoints"),
     "options": ("itr.help:main", "print every option (--markdown: docs/configuration.md)"),
     "verify": ("itr.verify_cli:main", "compare checkpoints with their checksums"),

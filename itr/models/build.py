@@ -15,9 +15,10 @@ from itr import checkpoint
 from itr.errors import CheckpointError, ConfigError, nearest
 from itr.instantiate import build, check, locate
 from itr.losses.score import ScoreLoss
-from itr.models.adapters import adapt
+from itr.models.adapters import adapt, lora_of
 from itr.models.base import Model
 from itr.models.compatibility import judge
+from itr.nn.lora import merged
 from itr.plugins import trust_targets
 from itr.view import Facts
 
@@ -152,6 +153,20 @@ def restore(path: Path, meta: Mapping[str, Any], verify: bool = True) -> Model:
     model = _build_stored(path, meta)
     checkpoint.load_weights(model, checkpoint.read_tensors(path, "model/", verify), str(path))
     return model
+
+
+def restore_merged(
+    path: Path, meta: Mapping[str, Any], verify: bool = True
+) -> tuple[Model, int | None]:
+    """As `restore`, with adapters merged into the weights, and their rank; None: it has none."""
+    model = restore(path, meta, verify)
+    options = lora_of(model)
+    if options is None:
+        return model, None
+    config = {**meta["model_config"], "lora": {**meta["model_config"]["lora"], "rank": None}}
+    plain = _build_stored(path, {**meta, "model_config": config})
+    plain.load_state_dict(merged(model.state_dict(), options))
+    return plain, options.rank
 
 
 def require_honest(path: Path, meta: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from itr import checkpoint
 from itr.command import command
 from itr.errors import CheckpointError
 from itr.files import atomic_write, explain_write_error
-from itr.models.build import restore
+from itr.models.build import restore_merged
 from itr.official.load import convert, importers, open_file
 from itr.official.name_table import Imported
 from itr.terminal import say
@@ -31,7 +31,9 @@ def main(arguments: Sequence[str]) -> None:
         _, imported = open_file(options.source, None, options.heads, options.image_heads)
         _print_report(imported)
     else:
-        export(options.source, options.out)
+        rank = export(options.source, options.out)
+        if rank is not None:
+            say(f"the adapters of rank {rank} are merged into the weights")
         say(f"written: {options.out}")
 
 
@@ -59,8 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def export(source: Path, out: Path) -> None:
+def export(source: Path, out: Path) -> int | None:
     """Write our checkpoint ``source`` to ``out`` in the authors' format.
+
+    Adapters are merged into the weights; returns their rank, None if there are none.
 
     Raises CheckpointError for a method without an importer.
     """
@@ -71,12 +75,14 @@ def export(source: Path, out: Path) -> None:
             f"{source}: no authors' format is known for model={name}; expected one of "
             f"{', '.join(importers())}"
         )
-    payload = importers()[name].module.export(restore(source, meta))
+    model, rank = restore_merged(source, meta)
+    payload = importers()[name].module.export(model)
     with (
         explain_write_error(out, "the checkpoint", "pass OUT elsewhere"),
         atomic_write(out) as file,
     ):
         torch.save(payload, file)
+    return rank
 
 
 def _print_report(imported: Imported) -> None:

@@ -57,6 +57,10 @@ class WholeTokenizer(Tokenizer):
         self.special = special
         self.pad_id, self.unk_id, self.mask_id = special.pad, special.unk, special.mask
 
+    def pipeline(self) -> str:
+        """The text of a ``tokenizer.json``."""
+        return self._fast.to_str()
+
     @property
     def vocabulary_size(self) -> int:
         """One more than the largest id."""

@@ -11,12 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from torch import nn
 
+import itr
 from itr import checkpoint
 from itr.jobs.evaluate import evaluate
+from itr.jobs.export.hub_cli import main as hub
 from itr.jobs.launch.workers import launch
 from itr.jobs.train import train
 from itr.nn.lora import LoRAConfig, is_adapter, merged
+from itr.official.__main__ import export
+from itr.official.load import open_file
 from itr.verify_cli import main as verify
 from tests.conftest import compose, signal_at_update
 from tests.processes import forked_ranks, run_function
@@ -96,6 +102,29 @@ def test_a_run_tells_what_it_trains_and_is_evaluated(places: dict[str, Path]) ->
     assert verify([str(run)]) == 0
     found = evaluate(compose("eval", [f"checkpoint={run}", "device=cpu"]))
     assert found["test/rsum"] == results["test/rsum"]
+
+
+def test_a_run_is_exported_with_merged_adapters(
+    places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = places["plain"] / "clip", tmp_path / "out"
+    hub([str(run), "--out", str(out)])
+    assert "rank 2 are merged" in capsys.readouterr().out
+    caption = "a red circle left of a blue square"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    model = transformers.AutoModel.from_pretrained(out)
+    with torch.no_grad():
+        found = model.get_text_features(**tokenizer([caption], return_tensors="pt")).pooler_output
+    ours = torch.as_tensor(itr.load(run, device="cpu").encode_texts([caption]))
+    torch.testing.assert_close(nn.functional.normalize(found), ours, rtol=0, atol=1e-6)
+    assert hub([str(run), "--out", str(tmp_path / "adapters"), "--adapters"]) == 2
+    assert "pretrained=false" in capsys.readouterr().err
+
+    best = places["plain"] / "alip" / "checkpoints" / "best.safetensors"
+    assert export(best, tmp_path / "alip.pt") == 2
+    imported = open_file(tmp_path / "alip.pt", None, None, None)[1].state
+    expected = merged(checkpoint.read_tensors(best, "model/"), LoRAConfig(rank=2))
+    assert imported and all(torch.equal(value, expected[k]) for k, value in imported.items())
 
 
 def test_a_run_starts_from_weights_with_merged_adapters(world: Path, tmp_path: Path) -> None:

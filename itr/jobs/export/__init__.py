@@ -1,0 +1,1 @@
+"""Writes trained models in the layouts of other libraries."""
