@@ -55,8 +55,10 @@ def check_space(folder: Path, model: Model, averaged: bool = False) -> tuple[int
     counts as free. Raises TrainingError if the disk is too small.
     """
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
-    best, last = weights, weights + (3 if averaged else 2) * parameters  # moments, average
+    sizes = {n: p.numel() * p.element_size() for n, p in model.named_parameters()}
+    frozen = getattr(model, "frozen_weights", frozenset())  # beside adapters: without moments
+    moments = 2 * sum(size for name, size in sizes.items() if name not in frozen)
+    best, last = weights, weights + moments + (sum(sizes.values()) if averaged else 0)
     needed = best + 3 * last  # last, previous, and a temporary file
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free, used = shutil.disk_usage(existing).free, _used_bytes(folder)

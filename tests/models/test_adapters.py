@@ -20,6 +20,7 @@ from itr.models.adapters import adapt, lora_of
 from itr.models.base import Model
 from itr.models.build import build_model, model_meta, restore
 from itr.nn.lora import is_adapter, merged, plain_name
+from itr.training.block_wrappers import checkpoint_activations
 from itr.training.config import check_config
 from itr.training.parameters.freezing import Freezing
 from tests.conftest import compose
@@ -84,6 +85,21 @@ def test_adapters_are_trained_beside_frozen_weights(name: str, tmp_path: Path) -
     for own, again, folded in triples:
         torch.testing.assert_close(again, own, rtol=0, atol=LAST_BIT)
         torch.testing.assert_close(folded, own, rtol=0, atol=2e-6)
+
+
+def test_activation_checkpointing_changes_no_number() -> None:
+    """Of packed attention, whose weight has its adapter only while the block runs."""
+    found = []
+    for wrap in (lambda model: 0, checkpoint_activations):
+        model = build("alip", *LORA)
+        adapt(model)
+        wrap(model)
+        steps = steps_of("alip", model)
+        for _ in range(2):
+            steps(batch_for("alip"))
+        found.append({n: p.detach().clone() for n, p in model.named_parameters()})
+    for name, weight in found[0].items():
+        torch.testing.assert_close(found[1][name], weight, rtol=1e-5, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("task", ["vqa", "entailment", "nlvr2"])
