@@ -56,7 +56,9 @@ def check_space(folder: Path, model: Model, averaged: bool = False) -> tuple[int
     """
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     sizes = {n: p.numel() * p.element_size() for n, p in model.named_parameters()}
-    frozen = getattr(model, "frozen_weights", frozenset())  # beside adapters: without moments
+    frozen: frozenset[str] = getattr(
+        model, "frozen_weights", frozenset()
+    )  # beside adapters: without moments
     moments = 2 * sum(size for name, size in sizes.items() if name not in frozen)
     best, last = weights, weights + moments + (sum(sizes.values()) if averaged else 0)
     needed = best + 3 * last  # last, previous, and a temporary file
