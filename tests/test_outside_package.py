@@ -236,17 +236,16 @@ def test_a_registered_package(installed: Path, run: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
 
 
-def test_the_table_of_losses_shows_both(package: Path, installed: Path, tmp_path: Path) -> None:
-    conf = ["--config-dir", str(package / "toypack" / "conf")]
-    for folder, arguments in ((package, conf), (installed, [])):
-        done = itr("losses", *arguments, packages=folder, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if "|" in line]
-        header, *body = rows
-        column = header.index("toy") + 1
-        cells = {row[0]: row[column] for row in body if len(row) > 1}
-        assert cells["`loss=toy`"] == cells["`loss=toy loss.default.scale=5`"] == "yes"
-        assert cells["`loss=hrem`"] == "no"
+def test_the_table_of_losses_shows_both(package: Path, tmp_path: Path) -> None:
+    conf = ("--config-dir", str(package / "toypack" / "conf"))
+    done = itr("losses", *conf, packages=package, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if "|" in line]
+    header, *body = rows
+    column = header.index("toy") + 1
+    cells = {row[0]: row[column] for row in body if len(row) > 1}
+    assert cells["`loss=toy`"] == cells["`loss=toy loss.default.scale=5`"] == "yes"
+    assert cells["`loss=hrem`"] == "no"
 
 
 # Safety

@@ -149,7 +149,7 @@ def test_two_runs_of_a_task(tmp_path: Path, world: Path, capsys: Any) -> None:
     other = tmp_path / "b"
     other.mkdir()
     first.scores[:] = np.arange(len(first.scores)) % 3 == 0
-    first.predicted[0] = "<b>neutral</b>"
+    first.predicted[:] = ["<b>neutral</b>"] * len(first.scores)
     first.save(other, "test")
     out = tmp_path / "page.html"
     assert main([str(tmp_path / "a"), "--against", str(other), "--out", str(out)]) == 0
