@@ -10,6 +10,26 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+# Dense TFLOP/s that the makers of GPUs state: of half precision (bf16, fp16), tf32, fp32.
+PEAKS = {
+    "H200": (989.0, 495.0, 67.0),
+    "H100 PCIe": (756.0, 378.0, 51.0),
+    "H100 NVL": (835.0, 418.0, 60.0),
+    "H100": (989.0, 495.0, 67.0),
+    "A100": (312.0, 156.0, 19.5),
+    "L40S": (362.0, 183.0, 91.6),
+    "L4": (121.0, 60.0, 30.3),
+    "V100": (125.0, 15.7, 15.7),
+}
+PEAK_OF = {"bf16": 0, "fp16": 0, "tf32": 1, "fp32": 2}
+
+
+def peak_tflops(device_name: str, precision: str) -> float | None:
+    """The stated TFLOP/s of a GPU at ``precision``; None for one that `PEAKS` does not name."""
+    words = device_name.replace("-", " ")
+    found = [name for name in PEAKS if f" {name} " in f" {words} "]
+    return PEAKS[max(found, key=len)][PEAK_OF[precision]] if found else None
+
 
 class StepCost:
     """Measures the first micro-batch of a process that runs inside `measure`.
@@ -34,6 +54,21 @@ class StepCost:
         with FlopCounterMode(display=False) as counter:
             yield
         self.flops, self.pairs = counter.get_total_flops(), pairs
+
+    def rates(self, pairs_per_second: float, devices: int, precision: str) -> dict[str, float]:
+        """TFLOP/s of a device and, of a known GPU, its share of the stated peak (MFU).
+
+        Operations count as in the measured micro-batch, those for momentum encoders and for
+        recomputed activations included. Empty before anything was measured.
+        """
+        if not self.pairs:
+            return {}
+        tflops = self.flops / self.pairs * pairs_per_second / devices / 1e12
+        values = {"train/tflops_per_device": tflops}
+        if self.device.type == "cuda":
+            peak = peak_tflops(torch.cuda.get_device_name(self.device), precision)
+            values |= {} if peak is None else {"train/mfu": tflops / peak}
+        return values
 
     def describe_once(self) -> str:
         """One line for the log: operations of a step, and peak memory on a GPU. Empty from the

@@ -252,6 +252,8 @@ class Trainer:
         values["train/lr"] = self.optimizer.param_groups[0]["lr"]
         values["train/pairs_per_second"] = self.window.pairs / seconds
         values["train/data_wait"] = self.window.waited / seconds
+        world, precision = parallel.world_size(), self.inputs.precision
+        values |= self.cost.rates(values["train/pairs_per_second"], world, precision)
         if broken := self.broken.synchronize():
             values["train/broken_images"] = broken
         epoch = self.clock.epoch + 1

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-MEASURED = ("time", "pairs_per_second", "seconds", "data_wait")  # endings of keys
+# Endings of keys.
+MEASURED = ("time", "pairs_per_second", "seconds", "data_wait", "tflops_per_device", "mfu")
 
 
 def logged_values(run: Path) -> list[dict[str, Any]]:

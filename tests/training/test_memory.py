@@ -16,7 +16,7 @@ from itr.errors import ConfigError
 from itr.jobs.assemble import RunComponents, assemble_run
 from itr.training.block_wrappers import checkpoint_activations, encoder_blocks
 from itr.training.config import check_config
-from itr.training.cost import StepCost, describe_memory
+from itr.training.cost import StepCost, describe_memory, peak_tflops
 from itr.training.grad_cache import GradCacheStep
 from itr.training.step import Step
 from tests.conftest import compose
@@ -174,6 +174,21 @@ def test_gradient_caching_keeps_few_activations(model: str, world: Path) -> None
     loss = saved_bytes(model, lambda: chunked.forward(batch, clock, Draws()))
     # Matching and masked words are computed in chunks, too.
     assert 0 < encoders + loss < 0.3 * whole
+
+
+def test_rates_of_a_device() -> None:
+    cost = StepCost(torch.device("cpu"), count_operations=True)
+    assert cost.rates(10.0, 1, "fp32") == {}
+    cost.flops, cost.pairs = 10**12, 5
+    assert cost.rates(10.0, 2, "fp32") == {"train/tflops_per_device": 1.0}
+    for name, precision, peak in (
+        ("NVIDIA A100-SXM4-80GB", "bf16", 312.0),
+        ("NVIDIA H100 80GB HBM3", "tf32", 495.0),
+        ("NVIDIA H100 PCIe", "fp16", 756.0),
+        ("NVIDIA L40S", "fp32", 91.6),
+        ("NVIDIA A1000 Laptop GPU", "bf16", None),
+    ):
+        assert peak_tflops(name, precision) == peak, name
 
 
 def test_operations_are_counted_once_and_change_no_number(world: Path) -> None:
