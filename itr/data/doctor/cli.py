@@ -60,6 +60,7 @@ exit code:
   1  faults that training skips, converts or warns about
   2  training would refuse the data
   3  the check itself failed"""
+HOLD_OUT = ("table", "folder", "shards")  # layouts that `data.held_out` applies to
 UNNAMED = ("no file is named", "no folder is named")  # notes that only concern a named dataset
 # Notes with these phrases say that training skips something.
 SKIPPED = (
@@ -196,6 +197,14 @@ def _check_roles(
                 except DataError as error:
                     level = REFUSED if found else NOTE
                     report.add(level, layout, "", f"{error} (train.py needs it)")
+    if options.name is None and layout in HOLD_OUT and set(map(role_of, names)) == {"train"}:
+        report.add(
+            NOTE,
+            layout,
+            "",
+            "no split for val and test: data=table holds out images of train for them, which are "
+            "counted as train here; pass data=table to see what training reads (data.held_out)",
+        )
 
 
 def _progress(console: PlainConsole) -> Progress:

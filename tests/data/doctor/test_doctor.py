@@ -149,6 +149,11 @@ def test_a_layout_with_training_data_only_is_valid(tmp_path, capsys):
     code, report = report_of(capsys, f"data.root={tmp_path}", f"data.cache={tmp_path / 'c'}")
     assert code == 0, report["findings"]
     assert [(s["split"], s["images"]) for s in report["splits"]] == [("train", 6)]
+    assert "pass data=table to see what training reads" in str(report["findings"])
+    _, report = report_of(
+        capsys, "data=table", f"data.root={tmp_path}", f"data.cache={tmp_path / 'c'}"
+    )
+    assert [s["split"] for s in report["splits"]] == ["train", "val", "test"]
 
 
 def test_the_second_text_and_the_decoder_are_checked(tmp_path, capsys, monkeypatch):

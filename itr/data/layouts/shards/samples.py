@@ -52,13 +52,12 @@ class ShardSamples(Sequence[Record]):
         """All samples of the tars ``paths``. Raises DataError for a duplicate image id."""
         ids = np.concatenate([index.ids for index in indexes])
         has_id = ids >= 0
-        first = ids.max() + 1 if has_id.any() else 0  # first running number
         text_ids = np.concatenate([index.text_ids for index in indexes])
         samples = cls(
             [str(path) for path in paths],
             np.repeat(np.arange(len(indexes)), [len(index) for index in indexes]),
             np.concatenate([index.images for index in indexes]),
-            np.where(has_id, ids, first + np.arange(len(ids))),
+            np.where(has_id, ids, _running_numbers(ids)),
             has_id,
             np.concatenate([index.counts for index in indexes]),
             np.where(text_ids < 0, np.arange(len(text_ids)), text_ids),
@@ -154,3 +153,17 @@ class ShardSamples(Sequence[Record]):
             extra={"file": self.names[index], "key": self.keys[index]}
             | ({} if self.has_id[index] else {SEQUENTIAL_ID: True}),
         )
+
+
+def _running_numbers(ids: np.ndarray) -> np.ndarray:
+    """A number for each sample [N] that no other has: above all ``ids`` or, if there is no room
+    there, among those below N that are free. Negative ids are missing."""
+    places = np.arange(len(ids))
+    first = int(ids.max(initial=-1)) + 1
+    if first + len(ids) <= np.iinfo(np.int64).max:
+        return first + places
+    missing = ids < 0
+    free = np.setdiff1d(places, ids[~missing])[: missing.sum()]
+    numbers = np.zeros(len(ids), np.int64)
+    numbers[missing] = free
+    return numbers

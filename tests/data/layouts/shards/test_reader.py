@@ -132,6 +132,16 @@ def test_duplicate_image_ids_are_refused(tmp_path):
     assert opened(tmp_path).records[12].image_id > 77  # no file gives one: a new id
 
 
+@pytest.mark.filterwarnings("error:overflow")
+def test_new_ids_beside_the_largest_possible_one(tmp_path):
+    folder, largest = write_shards(tmp_path, count=1), 2**63 - 1
+    texts = [f'{{"image_id": {largest}, "synthetic_caption": "a"}}', '{"synthetic_caption": "b"}']
+    samples = {f"00001{n}": member(n, json=text) for n, text in enumerate(texts)}
+    write_tar(folder / "00001.tar", samples)
+    ids = [record.image_id for record in opened(tmp_path).records]
+    assert ids == [0, 7, 14, 21, largest, 1]
+
+
 BROKEN = {
     "no image": {"jpg": None},
     "an empty image": {"jpg": b""},
