@@ -25,7 +25,8 @@ KEY = re.compile(
     r"^(data|model|loss|trainer|runtime|optim|rerank|hubness|recipe|hydra)(\.[a-z_]+)+$"
 )
 ENVIRONMENT = re.compile(r"^[A-Z_]+=")
-FILE_ENDINGS = {"json", "yaml", "npy", "npz", "md", "py", "csv", "txt", "log", "jsonl", "toml"}
+FILE_ENDINGS = {"json", "yaml", "npy", "npz", "md", "py", "csv", "txt", "log", "jsonl", "toml",
+                "safetensors"}  # fmt: skip
 REPOSITORY = ("conf/", "itr/", "tests/", "docs/", "sweeps/", "benchmarks/")
 NOT_OPTIONS = ("LOCKED=", "ITR_CLIPART=")  # environment, make
 PACKAGE_OF_THE_READER = ("mymodel", "mylayout", "mypackage")
