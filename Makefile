@@ -13,7 +13,7 @@ GOLDEN_ELSEWHERE := $(wildcard ../shared/golden)
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test lock demo test soak parity lint format clean
+.PHONY: help setup setup-test lock demo test soak bench parity lint format clean
 
 help: ## print this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,7 +42,7 @@ demo: setup ## train the default job, evaluate it, print the results (under 5 mi
 	$(BIN)/python train.py out=$(OUT) resume=auto
 	$(BIN)/python eval.py checkpoint=$(OUT) split=test
 
-test: setup-test ## run all tests in TEST_WORKERS processes (15 to 20 minutes on 2 cores)
+test: setup-test ## run all tests in TEST_WORKERS processes (about 20 minutes on 2 cores)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 ifneq ($(GOLDEN_ELSEWHERE),)
 	diff -rq -x README.md tests/golden $(GOLDEN_ELSEWHERE) || \
@@ -51,6 +51,18 @@ endif
 
 soak: setup-test ## hours of kills, full disks and damaged files (ITR_CLIPART=DIR: also on real images)
 	$(BIN)/python -m pytest tests -m soak
+
+# Each times both sides in turn in one run, ours and the literal or usual code.
+BENCHMARKS := data_reading rank_speed rerank_speed answer_speed clip_step
+BENCH_OUT ?= build/bench
+
+bench: setup-test ## time everything again: BENCH_OUT/steps.md, and one file for each other benchmark
+	mkdir -p $(BENCH_OUT)
+	$(BIN)/python -m benchmarks.step_times --clock cpu --out $(BENCH_OUT)/steps.md
+	for name in $(BENCHMARKS); do \
+		echo "$$name ..." && \
+		$(BIN)/python -m benchmarks.$$name > $(BENCH_OUT)/$$name.txt || exit 1; \
+	done
 
 parity: setup-test ## run only the comparison with the authors' numbers
 	$(BIN)/python -m pytest tests/parity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from benchmarks.cases import tiny
 from benchmarks.comparison import Evaluations, compare_metrics, compare_step
 from benchmarks.methods import CASES
 from benchmarks.step_times import main
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -33,3 +35,17 @@ def test_the_script_prints_a_row_for_whatever_it_timed(
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith(("| alip", "| vse"))]
     assert len(rows) == 5 + 6  # a step, its parts, an evaluation
     assert min(float(row[4]) for row in rows) > 0
+
+
+def test_make_bench_runs_every_benchmark() -> None:
+    """Each named one is a module that runs, and a module that runs is named or compares runs."""
+    text = (ROOT / "Makefile").read_text()
+    named = re.search(r"^BENCHMARKS := (.*)$", text, re.MULTILINE)
+    assert named is not None
+    runs = {
+        path.stem
+        for path in (ROOT / "benchmarks").glob("*.py")
+        if '__name__ == "__main__"' in path.read_text()
+    }
+    needs_a_run = {"page_speed"}
+    assert {*named[1].split(), "step_times"} == runs - needs_a_run
